@@ -1,0 +1,191 @@
+"""The command line. Nothing heavy is imported before the arguments are known to be right."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from chiasm.core.errors import ChiasmError, ConfigError
+
+app = tyro.extras.SubcommandApp()
+Overrides = dict[str, str]
+
+
+@app.command
+def demo(out: Path = Path("runs/demo"), fast: bool = False, seed: int = 0) -> None:
+    """Train both routes on easy-VQA, evaluate them on the same test split, write a report.
+
+    Args:
+        out: Folder for the models, summary.json and report.html.
+        fast: Tiny settings that only show the path works (under 90 seconds; quality not claimed).
+        seed: Seed of everything random.
+    """
+    from chiasm.recipes.demo import run
+
+    report = run(out, fast, seed)
+    Console().print(f"\nThe report: [bold]{escape(str(report))}[/bold]")
+
+
+@app.command
+def train(
+    recipe: Positional[str],
+    out: Path | None = None,
+    data: str | None = None,
+    resume: bool = False,
+    show: bool = False,
+) -> None:
+    """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
+
+    Args:
+        recipe: encoder, tokenizer, mllm_smol, unified_nano, or a Python file with recipe().
+        out: Folder of the run (default runs/RECIPE).
+        data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file.
+        resume: Continue from the newest complete checkpoint in the folder.
+        show: Print the recipe's fields with their values and stop.
+    """
+    from chiasm.core.config import leaves
+    from chiasm.recipes.recipe import find, with_overrides
+
+    chosen = with_overrides(find(recipe), _overrides)
+    if data is not None:
+        chosen = replace(chosen, data=data)
+    if show:
+        for name, value in leaves(chosen).items():
+            Console().print(f"--{name} [bold]{escape(str(value))}[/bold]", highlight=False)
+        return
+    from chiasm.recipes.run import run
+
+    folder = out or Path("runs") / Path(recipe).stem
+    ledger = run(chosen, folder, resume)
+    Console().print(f"{folder}: {ledger.seconds:.0f} s, {ledger.flops:.3g} FLOPs")
+
+
+@app.command
+def eval(  # noqa: A001 - the command's name
+    run: Positional[Path],
+    task: str = "easy-vqa",
+    limit: int = 2000,
+    seed: int = 0,
+    blind: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Ask a model every question of a test set; accuracy with its interval, parse failures.
+
+    Args:
+        run: Folder of a trained model of either route.
+        task: "easy-vqa", a folder with test.jsonl, or a .jsonl file.
+        limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
+        seed: Seed of that draw.
+        blind: Give every question the picture of another: what is still right was guessed.
+        out: File for the predictions (default RUN/predictions-TASK.jsonl).
+    """
+    from chiasm.recipes.evaluate import evaluate_command
+
+    evaluate_command(run, task, limit, seed, blind, out)
+
+
+@app.command
+def chat(
+    run: Positional[Path],
+    image: Positional[Path | None] = None,
+    question: Positional[str | None] = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_tokens: int = 64,
+) -> None:
+    """Ask about a picture; without a question, an interactive session.
+
+    Args:
+        run: Folder of a trained model of either route.
+        image: A picture.
+        question: What to ask about it.
+        temperature: 0 is greedy.
+        top_k: Choose among the k likeliest tokens only (0: all).
+        top_p: Choose among the likeliest tokens that make up this probability.
+        max_tokens: Longest reply.
+    """
+    from chiasm.core.protocols import Sampling
+    from chiasm.recipes.talk import ask, session
+
+    sampling = Sampling(temperature, top_k, top_p, max_tokens=max_tokens)
+    if question is None:
+        session(run, image, sampling)
+    else:
+        ask(run, image, question, sampling)
+
+
+@app.command
+def draw(
+    run: Positional[Path],
+    text: Positional[str],
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("out.png"),
+    count: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    guidance: float = 3.0,
+    seed: int = 0,
+) -> None:
+    """Draw a picture from text with a unified model.
+
+    Args:
+        run: Folder of a trained unified model.
+        text: What to draw.
+        out: The picture; with a count above 1, a row of pictures.
+        count: How many.
+        temperature: 0 is greedy: the same picture every time.
+        top_k: Choose among the k likeliest codes only (0: all).
+        guidance: Scale of classifier-free guidance; 1 is none.
+        seed: Another seed, another picture.
+    """
+    from chiasm.core.protocols import Sampling
+    from chiasm.recipes.talk import draw_pictures
+
+    sampling = Sampling(temperature, top_k, guidance=guidance, max_images=1, draw_first=True,
+                        seed=seed)
+    draw_pictures(run, text, out, count, sampling)
+
+
+_overrides: Overrides = {}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line and exit code 2 for every error a user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _overrides.clear()
+        if arguments[:1] == ["train"]:
+            arguments, dotted = split_overrides(arguments)
+            _overrides.update(dotted)
+        app.cli(prog="chiasm", args=arguments, description=__doc__)
+    except ChiasmError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
+    """Arguments of `train` that are fields of the recipe (--model.width 384, --seed=1) apart from
+    the command's own."""
+    own = {"--out", "--data", "--resume", "--no-resume", "--show", "--no-show", "--help", "-h"}
+    kept, dotted = [], {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--") or name in own:
+            kept.append(argument)
+            continue
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise ConfigError(f"{name}: a value is missing; write {name} VALUE")
+        dotted[name[2:].replace("-", "_")] = value
+    return kept, dotted

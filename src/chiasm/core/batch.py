@@ -1,0 +1,163 @@
+"""From a sample to tensors: Slot -> Encoded -> Batch.
+
+Who sees whom is said by three integers a token, so that one rule serves both routes:
+
+    token t sees token u  iff  segment[u] == segment[t]
+                          and  branch[u] in (0, branch[t])
+                          and  block[u] <= block[t]
+
+`segment` is the sample within a pack (-1 is padding). `block` is the cumulative sum of PaliGemma's
+mask_ar: strictly rising is causal, constant over a span is bidirectional within it. `branch` 0 is
+the trunk; the others are alternatives that share it and never see each other:
+
+    trunk 0   image image
+    branch 1                what colour ? red
+    branch 2                what shape  ? circle      positions resume from the trunk's end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a token that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What stands for one picture in the token sequence.
+
+    ids [n] int64: placeholders (MLLM) or begin, code and end ids (unified).
+    patches [P d] float32 or None: pixels for a continuous encoder.
+    grid (rows, columns) of patches or codes.
+    """
+
+    ids: np.ndarray
+    patches: np.ndarray | None
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as arrays; every [T] array has one entry a token.
+
+    ids, targets (already shifted; IGNORE where no loss), block, branch, position: [T] int64.
+    patches [P d] float32 or None; grids [N 2] int64, one row a picture, in order of appearance.
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    block: np.ndarray
+    branch: np.ndarray
+    position: np.ndarray
+    patches: np.ndarray | None = None
+    grids: np.ndarray | None = None
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed samples as tensors. See the module's docstring for segment, block and branch.
+
+    ids, targets, segment, block, branch, position [B T] int64; patches [P d] and grids [N 2] run
+    over the pictures of all rows in reading order; names are the samples in it, for diagnoses.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    segment: Tensor
+    block: Tensor
+    branch: Tensor
+    position: Tensor
+    patches: Tensor | None = None
+    grids: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.segment >= 0).sum())
+
+    @property
+    def images(self) -> int:
+        return 0 if self.grids is None else len(self.grids)
+
+
+def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
+    """Lay encoded samples end to end, one list a row; rows are padded on the right.
+
+    length: pad every row to this many tokens (default: the longest row). Raises ValueError when a
+    row is longer.
+    """
+    if not rows or not any(rows):
+        raise ValueError("pack: no samples to pack")
+    longest = max(sum(len(e) for e in row) for row in rows)
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"pack: a row holds {longest} tokens, more than the {length} allowed")
+    shape = (len(rows), length)
+    columns = {
+        "ids": np.zeros(shape, np.int64),
+        "targets": np.full(shape, IGNORE, np.int64),
+        "segment": np.full(shape, -1, np.int64),
+        "block": np.zeros(shape, np.int64),
+        "branch": np.zeros(shape, np.int64),
+        "position": np.zeros(shape, np.int64),
+    }
+    for r, row in enumerate(rows):
+        start = 0
+        for s, sample in enumerate(row):
+            span = slice(start, start + len(sample))
+            columns["segment"][r, span] = s
+            for name in ("ids", "targets", "block", "branch", "position"):
+                columns[name][r, span] = getattr(sample, name)
+            start += len(sample)
+    samples = [sample for row in rows for sample in row]
+    patches = [s.patches for s in samples if s.patches is not None]
+    grids = [s.grids for s in samples if s.grids is not None and len(s.grids)]
+    return Batch(
+        **{name: torch.from_numpy(column) for name, column in columns.items()},
+        patches=torch.from_numpy(np.concatenate(patches)) if patches else None,
+        grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
+        names=tuple(s.name for s in samples),
+    )
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures for the autoencoder and the contrastive encoder.
+
+    patches [P d] float32 in [-1, 1] with grids [N 2]; texts [M L] int64 and lengths [M] are the
+    distinct captions, match [N M] bool says which of them describe which picture.
+    """
+
+    patches: Tensor
+    grids: Tensor
+    texts: Tensor | None = None
+    lengths: Tensor | None = None
+    match: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return len(self.patches)
+
+    @property
+    def images(self) -> int:
+        return len(self.grids)

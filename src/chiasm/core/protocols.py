@@ -1,0 +1,142 @@
+"""The five interfaces through which the rest of the code reaches both routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import PIL.Image
+from torch import Tensor, nn
+
+from chiasm.core.batch import Batch, Slot
+from chiasm.core.sample import Sample
+from chiasm.core.vocab import Vocabulary
+
+T_co = TypeVar("T_co", covariant=True)
+B_contra = TypeVar("B_contra", contravariant=True)
+
+
+class ImageCodec(Protocol):
+    """Pictures to what stands for them in a sequence, and back.
+
+    vocabulary: the numbering shared with text, None where pictures cannot be written.
+    codes_per_image: ids of one picture, without those around it; 0 where there are none.
+    """
+
+    vocabulary: Vocabulary | None
+    codes_per_image: int
+
+    def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
+        """One Slot a picture."""
+        ...
+
+    def decode(self, ids: Tensor) -> PIL.Image.Image:
+        """The picture of one image's ids [n]. Raises NotGenerativeError where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum and the count it is to be divided by, so that accumulation and ranks add exactly.
+
+    sum: scalar tensor with a graph, everything included. count: what to divide by (supervised
+    tokens, images). parts: name -> (sum, count) for the log, detached.
+    """
+
+    sum: Tensor
+    count: int
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one training step on a batch (forward and backward)."""
+
+    flops: float
+    tokens: int
+    images: int
+
+
+@runtime_checkable
+class Trainable(Protocol[B_contra]):
+    """What the loop can train: the encoder, the autoencoder and both routes."""
+
+    def loss(self, batch: B_contra) -> Loss: ...
+
+    def groups(self) -> dict[str, nn.Module]:
+        """Disjoint parts with names; a stage trains those it gives a learning rate."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """Units to shard, checkpoint or compile."""
+        ...
+
+    def cost(self, batch: B_contra) -> Cost: ...
+
+
+class VLM(Trainable[Batch], Protocol):
+    """A route: hidden states for a batch, logits where they are wanted."""
+
+    def forward(self, batch: Batch, cache: Any | None = None) -> Tensor:
+        """Hidden states [B T D]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[... D] -> [... V]"""
+        ...
+
+    def new_cache(self) -> Any: ...
+
+
+class Stream(Protocol[T_co]):
+    """An endless, resumable source."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 keep everything. guidance is the scale s of
+    classifier-free guidance u + s (c - u) on image tokens; 1 is none. max_tokens counts text
+    tokens of one reply; max_images pictures of one reply; draw_first makes a reply begin with one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    max_tokens: int = 64
+    max_images: int = 0
+    draw_first: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What generation yields, as soon as it is known: a piece of text, or a whole picture.
+
+    finish: None while more is to come; else "stop" (the model ended) or "length" (max_tokens).
+    """
+
+    text: str = ""
+    image: PIL.Image.Image | None = None
+    finish: str | None = None
+
+
+Respond = Callable[[Sequence[Sample], Sampling], Iterator[tuple[int, Piece]]]
+"""Replies to samples whose last turn is the user's: yields (index of the sample, piece)."""
+
+
+class Task(Protocol):
+    """A benchmark: samples with their references, and a score for a reply."""
+
+    name: str
+
+    def samples(self) -> Sequence[Sample]: ...
+
+    def score(self, sample: Sample, reply: str) -> dict[str, float]: ...

@@ -1,0 +1,152 @@
+"""What people have: conversations that mix text and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+
+from chiasm.core.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text inside a turn."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A picture, read only when it is needed.
+
+    `source` is a file, the encoded bytes of one, or a decoded picture; `where` names the place
+    that mentions it (file and line), so that an error can say where to look.
+    """
+
+    source: Path | bytes | PIL.Image.Image
+    where: str = ""
+
+    def load(self) -> PIL.Image.Image:
+        """The decoded picture, RGB. Raises DataError naming the file, the place and the remedy."""
+        if isinstance(self.source, PIL.Image.Image):
+            return self.source.convert("RGB")
+        name = self.source if isinstance(self.source, Path) else "embedded image"
+        place = f" ({self.where})" if self.where else ""
+        try:
+            data = self.source.read_bytes() if isinstance(self.source, Path) else self.source
+            with PIL.Image.open(io.BytesIO(data)) as picture:
+                return picture.convert("RGB")
+        except FileNotFoundError:
+            raise DataError(
+                f"{name}: no such image{place}; correct the path or remove the sample"
+            ) from None
+        except Exception as error:  # decoders raise what they like: AVIF's RuntimeError, for one
+            raise DataError(
+                f"{name}: not a readable image: {' '.join(str(error).split())}{place}; "
+                "replace the file or remove the sample"
+            ) from None
+
+    def digest(self) -> str:
+        """SHA-256 of the encoded bytes (of the pixels when there is no file): the cache key."""
+        if isinstance(self.source, PIL.Image.Image):
+            head = f"{self.source.mode}{self.source.size}".encode()
+            return hashlib.sha256(head + self.source.tobytes()).hexdigest()
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        try:
+            return hashlib.sha256(self.source.read_bytes()).hexdigest()
+        except OSError:
+            self.load()  # raises with the file, the place and the remedy
+            raise
+
+
+@dataclass(frozen=True)
+class Video:
+    """A clip on disk; carried through the formats, decoded by the routes that accept video."""
+
+    path: Path
+    where: str = ""
+
+
+Part = Text | Image | Video
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: parts in reading order."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation.
+
+    independent: the user/assistant pairs are separate questions about the pictures of the first
+        user turn, not a dialogue: no pair may see another. Encoded as branches of one trunk, so
+        that the pictures are computed once and training equals asking each question alone.
+    meta: anything the data set says about the sample (JSON).
+    """
+
+    turns: tuple[Turn, ...]
+    id: str = ""
+    source: str = ""
+    independent: bool = False
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Image))
+
+    @property
+    def where(self) -> str:
+        """How an error names this sample."""
+        return self.meta.get("where") or f"sample '{self.id or self.source or '?'}'"
+
+    def replace(self, **changes) -> Sample:
+        return dataclasses.replace(self, **changes)
+
+
+def question(*parts: Part | str) -> Turn:
+    """A user turn from pictures and strings."""
+    return Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+
+
+def answer(*parts: Part | str) -> Turn:
+    """An assistant turn from pictures and strings."""
+    return Turn("assistant", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+
+
+def split_independent(sample: Sample) -> list[Sample]:
+    """The separate conversations of an independent sample: the first user turn's pictures and any
+    system turn, with one question and its answer each. Other samples come back as they are."""
+    if not sample.independent:
+        return [sample]
+    system = tuple(t for t in sample.turns if t.role == "system")
+    rest = [t for t in sample.turns if t.role != "system"]
+    if not rest:
+        return [sample]
+    pictures = tuple(p for p in rest[0].parts if not isinstance(p, Text))
+    result = []
+    for i in range(0, len(rest), 2):
+        asked = Turn("user", (*pictures, *(p for p in rest[i].parts if isinstance(p, Text))))
+        reply = tuple(rest[i + 1 : i + 2])
+        result.append(
+            Sample((*system, asked, *reply), f"{sample.id}/{i // 2}", sample.source, False,
+                   sample.meta)
+        )
+    return result

@@ -1,0 +1,1 @@
+"""Data sets on disk, one file a format; each reads to and writes from `Sample`."""

@@ -1,0 +1,156 @@
+"""The one way from samples to arrays, used by training, evaluation, chat and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chiasm.core.batch import IGNORE, Encoded, Slot
+from chiasm.core.errors import DataError
+from chiasm.core.protocols import ImageCodec
+from chiasm.core.sample import Image, Sample, split_independent
+from chiasm.data.template import Template
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One conversation: ids, which are supervised, where its last picture ends."""
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    pictures_end: int
+
+
+class Processor:
+    """Template and codec together.
+
+    max_length: longest conversation in tokens; later turns are dropped to fit, never a picture.
+    supervise_images: codes of pictures in user turns carry loss as well (unified route).
+    remember: keep the slots of pictures already encoded (where encoding costs a network).
+    """
+
+    def __init__(self, template: Template, codec: ImageCodec, max_length: int = 2048,
+                 supervise_images: bool = False, remember: bool = False):
+        self.template, self.codec, self.max_length = template, codec, max_length
+        self.supervise_images, self.remember = supervise_images, remember
+        self._slots: dict[str, Slot] = {}
+
+    def encode(self, sample: Sample) -> Encoded:
+        """A training sample: its conversation, or its independent questions as branches of one
+        trunk. Raises DataError for a sample that cannot be used."""
+        _check(sample)
+        lines, slots = self._lines([sample], reply=False)
+        if not any(line.supervised.any() for line in lines):
+            raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
+        return _merge(lines, slots, sample.id)
+
+    def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:
+        """Prompts to answer: neighbours that ask about the same single picture share a trunk.
+
+        Returns (encoded, indices of its samples); sample j of the list is branch j + 1 (branch 0
+        where there is one sample only).
+        """
+        result = []
+        for members in _neighbours(samples):
+            for i in members:
+                _check(samples[i])
+            lines, slots = self._lines([samples[i] for i in members], reply=True)
+            result.append((_merge(lines, slots, samples[members[0]].id), members))
+        return result
+
+    def _lines(self, samples: Sequence[Sample], reply: bool) -> tuple[list[_Line], list[Slot]]:
+        parts = [part for sample in samples for part in split_independent(sample)]
+        slots = self._encode_pictures(parts[0])
+        return [self._line(part, slots, reply) for part in parts], slots
+
+    def _line(self, sample: Sample, slots: list[Slot], reply: bool) -> _Line:
+        turns = list(sample.turns)
+        while True:
+            tokens = self.template.render(turns, reply)
+            length = len(tokens.ids) + sum(len(s.ids) - 1 for s in slots)
+            if length <= self.max_length:
+                return self._expand(tokens.ids, tokens.supervised, slots)
+            if reply or len(turns) <= 3 or any(isinstance(p, Image) for t in turns[-2:] for p in t.parts):
+                raise DataError(
+                    f"{sample.where}: {length} tokens, more than the {self.max_length} allowed; "
+                    "shorten it or raise model.max_length")
+            turns = turns[:-2]
+
+    def _expand(self, ids: list[int], supervised: list[bool], slots: list[Slot]) -> _Line:
+        """Put each picture's slot where its marker stands."""
+        out_ids, out_loss, end, rest = [], [], 0, iter(slots)
+        for token, loss in zip(ids, supervised, strict=True):
+            if token != self.template.marker:
+                out_ids.append([token])
+                out_loss.append([loss])
+                continue
+            slot = next(rest)
+            learn = (loss or self.supervise_images) and slot.patches is None
+            out_ids.append(slot.ids)
+            out_loss.append([learn] * len(slot.ids))
+            end = sum(map(len, out_ids))
+        return _Line(np.concatenate(out_ids).astype(np.int64), np.concatenate(out_loss), end)
+
+    def _encode_pictures(self, sample: Sample) -> list[Slot]:
+        if not self.remember:
+            pictures = [image.load() for image in sample.images]
+            return self.codec.encode(pictures) if pictures else []
+        keys = [image.digest() for image in sample.images]
+        for key, image in zip(keys, sample.images, strict=True):
+            if key not in self._slots:
+                self._slots[key] = self.codec.encode([image.load()])[0]
+        return [self._slots[key] for key in keys]
+
+
+def _merge(lines: list[_Line], slots: list[Slot], name: str) -> Encoded:
+    """Conversations that begin alike (up to the end of their pictures) as trunk and branches."""
+    trunk = 0
+    if len(lines) > 1:
+        trunk = min(line.pictures_end for line in lines)
+        for line in lines[1:]:
+            same = line.ids[:trunk] == lines[0].ids[:trunk]
+            trunk = trunk if same.all() else int(same.argmin())
+    spans = [(lines[0].ids[:trunk], lines[0].supervised[:trunk], 0, 0)] if trunk else []
+    for number, line in enumerate(lines):
+        branch = number + 1 if len(lines) > 1 else 0
+        spans.append((line.ids[trunk:], line.supervised[trunk:], trunk, branch))
+    ids = np.concatenate([span[0] for span in spans])
+    targets = np.concatenate([_shift(span[0], span[1]) for span in spans])
+    position = np.concatenate([np.arange(len(s[0])) + s[2] for s in spans]).astype(np.int64)
+    branch = np.concatenate([np.full(len(s[0]), s[3]) for s in spans]).astype(np.int64)
+    patches = [slot.patches for slot in slots if slot.patches is not None]
+    return Encoded(
+        ids, targets, position.copy(), branch, position,
+        np.concatenate(patches) if patches else None,
+        np.array([slot.grid for slot in slots], np.int64) if slots else None,
+        name,
+    )
+
+
+def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
+    targets = np.full(len(ids), IGNORE, np.int64)
+    targets[:-1] = np.where(supervised[1:], ids[1:], IGNORE)
+    return targets
+
+
+def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:
+    """Runs of samples whose only picture is the same one, in their first user turn."""
+    runs: list[list[int]] = []
+    previous: str | None = None
+    for i, sample in enumerate(samples):
+        alone = len(sample.images) == 1
+        key = sample.images[0].digest() if alone else None
+        if key is not None and key == previous:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+        previous = key
+    return runs
+
+
+def _check(sample: Sample) -> None:
+    said = [part for turn in sample.turns for part in turn.parts]
+    if not said or not any(turn.role == "user" for turn in sample.turns):
+        raise DataError(f"{sample.where}: an empty conversation; give it a user turn or remove it")

@@ -1,0 +1,41 @@
+"""Samples that could not be used: counted, listed, never replaced in silence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Sample
+
+
+@dataclass
+class Quarantine:
+    """Bad samples by id with their reasons; written to quarantine.jsonl when a path is given.
+
+    Raises DataError when more than `limit` of the samples are bad: then it is the data set, not a
+    few files.
+    """
+
+    path: Path | None = None
+    limit: float = 0.5
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, sample: Sample, error: Exception, total: int) -> None:
+        key = sample.id or sample.where
+        if key in self.reasons:
+            return
+        self.reasons[key] = str(error)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"id": key, "reason": str(error)}) + "\n")
+        if len(self.reasons) > max(1, self.limit * total) or len(self.reasons) >= total:
+            raise DataError(
+                f"{len(self.reasons)} of {total} samples cannot be used, more than "
+                f"{self.limit:.0%}; the last: {error}"
+            )

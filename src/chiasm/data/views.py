@@ -1,0 +1,94 @@
+"""What a stage makes of a sample: the conversation itself, its caption, a request to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from chiasm.core.errors import ConfigError
+from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.data.caption import caption_of
+from chiasm.data.pictures import augment
+
+View = Callable[[Sample, np.random.Generator], Sample | None]
+
+
+def converse(sample: Sample, random: np.random.Generator) -> Sample | None:
+    """The sample as it is."""
+    return sample
+
+
+def describe(sample: Sample, random: np.random.Generator) -> Sample | None:
+    """Picture in, caption out; None for a sample without either."""
+    caption = caption_of(sample)
+    if not caption or not sample.images:
+        return None
+    turns = (question(sample.images[0]), answer(caption))
+    return replace(sample, turns=turns, independent=False)
+
+
+def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Sample | None:
+    """Caption in, picture out; with probability `drop` the caption is left out, which trains the
+    unconditional side of classifier-free guidance (Ho & Salimans, 2207.12598)."""
+    caption = caption_of(sample)
+    if not caption or not sample.images:
+        return None
+    asked = Turn("user", ()) if random.random() < drop else question(caption)
+    return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
+
+
+def moved(view: View, shift: int) -> View:
+    """The view with its pictures moved at random by up to `shift` pixels each way."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        seen = view(sample, random)
+        if seen is None or not seen.images:
+            return seen
+        fresh: dict[int, Image] = {}
+
+        def part(p):
+            if not isinstance(p, Image):
+                return p
+            if id(p) not in fresh:
+                fresh[id(p)] = Image(augment(p.load(), random, shift, False), p.where)
+            return fresh[id(p)]
+
+        turns = tuple(Turn(t.role, tuple(part(p) for p in t.parts)) for t in seen.turns)
+        return replace(seen, turns=turns)
+
+    return apply
+
+
+def at_most(view: View, count: int) -> View:
+    """The view with at most `count` of an independent sample's questions, chosen at random."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        seen = view(sample, random)
+        if seen is None or not seen.independent:
+            return seen
+        system = tuple(t for t in seen.turns if t.role == "system")
+        turns = [t for t in seen.turns if t.role != "system"]
+        if len(turns) <= 2 * count:
+            return seen
+        pictures = tuple(p for p in turns[0].parts if not isinstance(p, Text))
+        words = [tuple(p for p in t.parts if isinstance(p, Text)) for t in turns]
+        chosen = sorted(random.choice(len(turns) // 2, count, replace=False))
+        kept: list[Turn] = []
+        for n, i in enumerate(chosen):
+            kept.append(Turn("user", (pictures if n == 0 else ()) + words[2 * i]))
+            kept.append(turns[2 * i + 1])
+        return replace(seen, turns=(*system, *kept))
+
+    return apply
+
+
+def by_name(name: str, views: dict[str, View]) -> list[View]:
+    """ "converse+draw" -> both views; ConfigError for a name the recipe has not."""
+    chosen = []
+    for part in name.split("+"):
+        if part not in views:
+            raise ConfigError(f"unknown data view '{part}'; this recipe has {', '.join(views)}")
+        chosen.append(views[part])
+    return chosen

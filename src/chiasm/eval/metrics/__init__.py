@@ -1,0 +1,1 @@
+"""Measures as small free functions: of replies, of proportions, of pictures."""

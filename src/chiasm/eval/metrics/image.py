@@ -1,0 +1,55 @@
+"""How near two pictures are, and how different the pictures of a set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+
+def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of arrays of any equal shape; inf when they are equal.
+
+    The peak is 255 for uint8 and 2 for floating point, which is taken to be in [-1, 1]. Raises
+    ValueError when the shapes differ or one array is uint8 and the other is not.
+    """
+    if picture.shape != reference.shape:
+        raise ValueError(f"psnr of different shapes: {picture.shape} and {reference.shape}")
+    levels = [array.dtype == np.uint8 for array in (picture, reference)]
+    if levels[0] != levels[1]:
+        raise ValueError(f"psnr of different scales: {picture.dtype} and {reference.dtype}")
+    error = float(np.mean((picture.astype(np.float64) - reference.astype(np.float64)) ** 2))
+    peak = 255.0 if levels[0] else 2.0
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
+
+
+class Distinct(NamedTuple):
+    """count: how many different pictures. distance: mean absolute difference of two of them,
+    per channel value, over all pairs, as a fraction of the full range; 0 for a single picture."""
+
+    count: int
+    distance: float
+
+
+def distinct(images: Sequence[PIL.Image.Image | np.ndarray]) -> Distinct:
+    """Diversity of the samples of one caption (pictures of one size, or uint8 [H W 3] arrays)."""
+    if not images:
+        raise ValueError("distinct of no pictures")
+    arrays = [_levels(image) for image in images]
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError(f"distinct of different sizes: {sorted({a.shape for a in arrays})}")
+    flat = np.stack(arrays).reshape(len(arrays), -1).astype(np.int16)
+    pairs = [np.abs(flat[i + 1 :] - flat[i]).mean(1) for i in range(len(flat) - 1)]
+    distance = float(np.concatenate(pairs).mean()) / 255 if pairs else 0.0
+    return Distinct(len({array.tobytes() for array in arrays}), distance)
+
+
+def _levels(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, PIL.Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if image.dtype != np.uint8:
+        raise ValueError(f"pictures as arrays must be uint8, got {image.dtype}")
+    return image

@@ -1,0 +1,235 @@
+"""Asking every question of a task and adding up what came back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from chiasm.core.errors import DataError
+from chiasm.core.protocols import Respond, Sampling, Task
+from chiasm.core.sample import Sample
+from chiasm.eval.metrics.interval import bootstrap_mean, wilson
+from chiasm.eval.task import is_open, picture_key
+
+Reply = str | DataError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task came to. Accuracies are in [0, 1], None where there was no such question.
+
+    n: questions answered; those that could not be asked are in errors (id -> reason) and in no
+    accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole pictures,
+    wider where the questions of a picture stand or fall together. parse_failures: replies that
+    are none of the answers, counted wrong. categories: name -> {"n", "accuracy"}.
+    """
+
+    task: str
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    interval_by_picture: tuple[float, float]
+    open_accuracy: float | None
+    yes_no_accuracy: float | None
+    parse_failures: int
+    seconds: float
+    categories: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def evaluate(
+    task: Task,
+    respond: Respond,
+    sampling: Sampling,
+    out: Path | None = None,
+    progress: bool = True,
+    chunk: int = 256,
+) -> Result:
+    """Ask every sample of the task and score the replies.
+
+    out: a file for the predictions, one JSON object a line: id, image (absolute path, or null),
+    question, reference, reply, parsed, correct, and error where there is no reply. chunk: how many
+    samples the model is handed at once. A sample whose reply fails with DataError is an error, not
+    a wrong answer; the others of its chunk are asked again without it. Raises DataError when no
+    sample could be answered.
+    """
+    samples = task.samples()
+    began = time.perf_counter()
+    rows: list[_Row] = []
+    with _Live(task.name, len(samples), progress) as live:
+        for start in range(0, len(samples), chunk):
+            asked = samples[start : start + chunk]
+            replies = _ask(asked, respond, sampling, live.advance)
+            rows += [_row(task, s, reply) for s, reply in zip(asked, replies, strict=True)]
+            live.report(rows)
+    seconds = time.perf_counter() - began
+    if out is not None:
+        _write(out, rows)
+    return _summarise(task.name, rows, seconds)
+
+
+def majority_baseline(task: Task) -> dict[str, float | None]:
+    """Accuracy of always giving the commonest reference: of all questions, and of the open and the
+    yes/no ones apart, each with the commonest of its own."""
+    kinds = {"accuracy": (True, False), "open_accuracy": (True,), "yes_no_accuracy": (False,)}
+    references = [str(sample.meta["reference"]) for sample in task.samples()]
+    result: dict[str, float | None] = {}
+    for name, wanted in kinds.items():
+        counts = Counter(r for r in references if is_open(r) in wanted)
+        result[name] = counts.most_common(1)[0][1] / counts.total() if counts else None
+    return result
+
+
+@dataclass(frozen=True)
+class _Row:
+    sample: Sample
+    reply: Reply
+    score: dict[str, float]
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self.reply, DataError)
+
+
+def _ask(
+    samples: Sequence[Sample], respond: Respond, sampling: Sampling, done: Callable[[], None]
+) -> list[Reply]:
+    """One reply a sample. A DataError ends the whole stream of replies without saying whose it is,
+    so those not yet answered are asked again in halves until each failure stands alone."""
+    texts = [""] * len(samples)
+    finished: set[int] = set()
+    failure: DataError | None = None
+    try:
+        for index, piece in respond(samples, sampling):
+            texts[index] += piece.text
+            if piece.finish is not None and index not in finished:
+                finished.add(index)
+                done()
+    except DataError as error:
+        failure = error
+    replies: list[Reply] = list(texts)
+    left = [i for i in range(len(samples)) if i not in finished]
+    if failure is not None and len(samples) > 1:
+        middle = len(left) // 2
+        for half in filter(None, (left[:middle], left[middle:])):
+            again = _ask([samples[i] for i in half], respond, sampling, done)
+            for i, reply in zip(half, again, strict=True):
+                replies[i] = reply
+        return replies
+    for i in left:
+        replies[i] = failure or DataError(f"{samples[i].where}: the model never ended its reply")
+        done()
+    return replies
+
+
+def _row(task: Task, sample: Sample, reply: Reply) -> _Row:
+    return _Row(sample, reply, {} if isinstance(reply, DataError) else task.score(sample, reply))
+
+
+def _summarise(name: str, rows: Sequence[_Row], seconds: float) -> Result:
+    errors = {row.sample.id or row.sample.where: str(row.reply) for row in rows if row.failed}
+    rows = [row for row in rows if not row.failed]
+    if not rows:
+        first = next(iter(errors.values()), "the task is empty")
+        raise DataError(f"task '{name}': none of {len(errors)} samples could be asked; {first}")
+    correct = [row.score["correct"] for row in rows]
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        groups[str(row.sample.meta.get("category", "all"))].append(row.score["correct"])
+    return Result(
+        task=name,
+        n=len(rows),
+        accuracy=sum(correct) / len(rows),
+        accuracy_interval=wilson(sum(correct), len(rows)),
+        interval_by_picture=bootstrap_mean(correct, [picture_key(row.sample) for row in rows]),
+        open_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 1]),
+        yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
+        parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),
+        seconds=seconds,
+        categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in groups.items()},
+        errors=errors,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _write(out: Path, rows: Sequence[_Row]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
+
+
+def _record(row: _Row) -> dict:
+    images = row.sample.images
+    source = images[0].source if images else None
+    record = {
+        "id": row.sample.id,
+        "image": str(source.resolve()) if isinstance(source, Path) else None,
+        "question": row.sample.turns[-1].text.strip(),
+        "reference": row.sample.meta.get("reference"),
+    }
+    if isinstance(row.reply, DataError):
+        return {**record, "reply": None, "parsed": None, "correct": None, "error": str(row.reply)}
+    return {
+        **record,
+        "reply": row.reply,
+        "parsed": row.score.get("parsed"),
+        "correct": row.score["correct"],
+    }
+
+
+class _Live:
+    """A progress bar with accuracy so far, questions a second and the time left."""
+
+    def __init__(self, title: str, total: int, shown: bool):
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            disable=not shown,
+        )
+        self._task = self._bar.add_task(title, total=total, status="")
+        self._status, self._done, self._began = "", 0, time.perf_counter()
+
+    def __enter__(self) -> _Live:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        self._done += 1
+        rate = self._done / max(1e-9, time.perf_counter() - self._began)
+        self._bar.update(self._task, advance=1, status=f"{self._status}{rate:,.0f}/s")
+
+    def report(self, rows: Sequence[_Row]) -> None:
+        """Show what the rows so far come to."""
+        right = [row.score["correct"] for row in rows if not row.failed]
+        failed = len(rows) - len(right)
+        self._status = f"{sum(right) / len(right):.1%} right  " if right else ""
+        self._status += f"[red]{failed} failed[/]  " if failed else ""
+        self._bar.update(self._task, status=self._status)

@@ -1,0 +1,144 @@
+"""Benchmarks of questions and answers, and the blind control that goes with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Image, Sample, Turn, split_independent
+from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
+
+YES_NO = frozenset({"yes", "no"})
+
+
+class QuestionTask:
+    """Single questions with one right answer each; satisfies core.protocols.Task.
+
+    samples: conversations that end with the assistant's answer; independent ones are split. What
+        is asked ends with the question: the answer is kept in meta["reference"], which no model
+        reads, beside meta["category"] (the sample's own, else the reference or "open"/"yes/no").
+    answers: the closed set replies are parsed into; None compares folded text.
+    limit, seed: at most this many questions, whole pictures drawn at random by the seed.
+
+    Questions of one picture stand side by side: a generator can then read the picture once.
+    Raises DataError for a sample without an answer, or with one outside the closed set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        answers: tuple[str, ...] | None = None,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+    ):
+        self.name, self.answers = name, answers
+        asked = [self._ask(single) for sample in samples for single in split_independent(sample)]
+        if not asked:
+            raise DataError(f"task '{name}' has no questions")
+        self._samples = _by_picture(asked, limit, seed)
+
+    def samples(self) -> Sequence[Sample]:
+        return self._samples
+
+    def score(self, sample: Sample, reply: str) -> dict[str, float]:
+        """0 or 1 for correct, parsed (it is one of the answers) and open (neither yes nor no)."""
+        reference = sample.meta["reference"]
+        if self.answers is None:
+            correct, parsed = exact_match(reply, reference), bool(fold(reply))
+        else:
+            found = match_closed(reply, self.answers)
+            correct, parsed = found is not None and exact_match(found, reference), found is not None
+        return {
+            "correct": float(correct),
+            "parsed": float(parsed),
+            "open": float(is_open(reference)),
+        }
+
+    def blinded(self, seed: int = 0) -> QuestionTask:
+        """The same questions in the same order, each about a wrong picture."""
+        task = copy.copy(self)
+        task._samples = blind(self._samples, seed)
+        return task
+
+    def _ask(self, sample: Sample) -> Sample:
+        if not sample.turns:
+            raise DataError(f"{sample.where}: empty conversation; remove the sample")
+        if len(sample.turns) < 2 or sample.turns[-1].role != "assistant":
+            raise DataError(
+                f"{sample.where}: the conversation does not end with the assistant's answer; "
+                "add the reference answer or remove the sample"
+            )
+        reference = sample.turns[-1].text.strip()
+        if self.answers is not None and match_closed(reference, self.answers) is None:
+            raise DataError(
+                f"{sample.where}: the answer '{reference}' is not one of the task's "
+                f"{len(self.answers)} answers; correct it or extend the answers"
+            )
+        kind = ("open" if is_open(reference) else "yes/no") if self.answers is None else reference
+        meta = {
+            **sample.meta,
+            "reference": reference,
+            "category": sample.meta.get("category", kind),
+        }
+        return sample.replace(turns=sample.turns[:-1], meta=meta)
+
+
+def is_open(reference: str) -> bool:
+    """Whether a question with this answer asks for more than yes or no."""
+    return fold(reference) not in YES_NO
+
+
+def picture_key(sample: Sample) -> Hashable:
+    """Equal for samples about the same pictures. A sample without one is its own."""
+    return tuple(_key(image) for image in sample.images) or (sample.id or id(sample),)
+
+
+def _key(image: Image) -> Hashable:
+    # A path is not opened here: a missing file is that sample's error, found when it is asked.
+    return image.source if isinstance(image.source, Path) else image.digest()
+
+
+def _by_picture(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """Samples grouped by picture in order of first appearance, cut to a random subset."""
+    groups: dict[Hashable, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(picture_key(sample), []).append(sample)
+    pictures = list(groups.values())
+    if limit is None or limit >= len(samples):
+        return [sample for group in pictures for sample in group]
+    if limit < 1:
+        raise DataError(f"a task needs at least one question, limit is {limit}")
+    kept: dict[int, list[Sample]] = {}
+    for i in np.random.default_rng(seed).permutation(len(pictures)):
+        kept[int(i)] = pictures[i][:limit]
+        limit -= len(kept[int(i)])
+        if not limit:
+            break
+    return [sample for i in sorted(kept) for sample in kept[i]]
+
+
+def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Every picture replaced by another one: what is right now was not read from the picture.
+
+    A random cycle through all distinct pictures, so none stays and none is used more than once;
+    questions of one picture keep their places and share its wrong picture. Raises DataError when
+    there are not two different pictures.
+    """
+    pictures = {_key(image): image for sample in samples for image in sample.images}
+    if len(pictures) < 2:
+        raise DataError(f"a blind baseline needs two different pictures, found {len(pictures)}")
+    keys = list(pictures)
+    order = np.random.default_rng(seed).permutation(len(keys))
+    wrong = {keys[a]: pictures[keys[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
+
+    def swap(turn: Turn) -> Turn:
+        parts = (wrong[_key(p)] if isinstance(p, Image) else p for p in turn.parts)
+        return Turn(turn.role, tuple(parts))
+
+    return [s.replace(turns=tuple(swap(turn) for turn in s.turns)) for s in samples]

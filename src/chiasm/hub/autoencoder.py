@@ -1,0 +1,25 @@
+"""Image tokenizers on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chiasm.data.pictures import PictureProcessor
+from chiasm.hub import folder as files
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.config import AutoencoderConfig
+
+
+def save(path: Path, model: Autoencoder, _processor: PictureProcessor) -> None:
+    files.write(path, model.config, model)
+
+
+def load(path: Path) -> tuple[Autoencoder, PictureProcessor]:
+    config = files.read_config(path, AutoencoderConfig)
+    model = Autoencoder(config)
+    files.read_weights(path, model)
+    return model.eval(), picture_processor(config)
+
+
+def picture_processor(config: AutoencoderConfig) -> PictureProcessor:
+    return PictureProcessor(config.image_size, config.stride)

@@ -1,0 +1,27 @@
+"""Contrastive encoders on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chiasm.data.pictures import PictureProcessor
+from chiasm.hub import folder as files
+from chiasm.vision.config import ContrastiveConfig
+from chiasm.vision.contrastive import DualEncoder
+
+
+def save(path: Path, model: DualEncoder, processor: PictureProcessor) -> None:
+    files.write(path, model.config, model, processor.tokenizer)
+
+
+def load(path: Path) -> tuple[DualEncoder, PictureProcessor]:
+    config = files.read_config(path, ContrastiveConfig)
+    model = DualEncoder(config)
+    files.read_weights(path, model)
+    return model.eval(), picture_processor(config, files.read_tokenizer(path))
+
+
+def picture_processor(config: ContrastiveConfig, tokenizer) -> PictureProcessor:
+    vit = config.vision
+    return PictureProcessor(vit.image_size, vit.patch_size, vit.max_patches, tokenizer,
+                            config.context)

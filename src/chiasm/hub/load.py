@@ -1,0 +1,34 @@
+"""load(path): whatever a folder holds, by what its model.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chiasm.core.config import nearest
+from chiasm.core.errors import CheckpointError
+from chiasm.hub import autoencoder, contrastive, mllm, unified
+from chiasm.train.checkpoint import read_json
+
+LOADERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
+    "ContrastiveConfig": contrastive.load,
+    "AutoencoderConfig": autoencoder.load,
+    "SavedMLLM": mllm.load,
+    "UnifiedConfig": unified.load,
+}
+
+
+def load(path: str | Path) -> tuple[Any, Any]:
+    """(model in evaluation mode, its processor). Raises CheckpointError for a folder that holds
+    none, or one that cannot be read."""
+    path = Path(path)
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path}: no such folder{nearest(path.name, siblings)}; "
+                              "train one with 'chiasm train' or 'chiasm demo'")
+    kind = read_json(path / "model.json").get("kind")
+    if kind not in LOADERS:
+        raise CheckpointError(f"{path / 'model.json'}: unknown kind '{kind}', expected one of "
+                              f"{', '.join(LOADERS)}; was it made by a newer chiasm?")
+    return LOADERS[kind](path)

@@ -1,0 +1,64 @@
+"""MLLMs on disk: encoder and projector in model.safetensors, the language model (adapters merged)
+as a standard transformers checkpoint in `language/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chiasm.data.processor import Processor
+from chiasm.data.template import ChatTemplate
+from chiasm.hub import folder as files
+from chiasm.mllm.adapter import add_adapters, merge_adapters
+from chiasm.mllm.codec import MLLMCodec
+from chiasm.mllm.config import MLLMConfig, SavedMLLM
+from chiasm.mllm.language import load_language, quiet
+from chiasm.mllm.model import MLLM
+from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.vision.vit import ViT
+
+
+def build(config: MLLMConfig, vision: ViT) -> tuple[MLLM, Processor]:
+    """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
+    language, tokenizer = load_language(config.language)
+    with torch.no_grad():
+        table = language.get_input_embeddings().weight
+        scale = table.square().mean().sqrt().item()
+    model, processor = _assemble(config, vision, language, tokenizer, scale)
+    if config.lora is not None:
+        add_adapters(model.language, config.lora)
+    return model, processor
+
+
+def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
+    """Merges the adapters into the matrices: afterwards the model has none."""
+    merge_adapters(model.language)
+    files.write(path, SavedMLLM(config, model.vision.config), _ours(model))
+    with quiet():
+        model.language.save_pretrained(path / "language")
+        processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
+
+
+def load(path: Path) -> tuple[MLLM, Processor]:
+    saved = files.read_config(path, SavedMLLM)
+    language, tokenizer = load_language(str(path / "language"))
+    model, processor = _assemble(saved.model, ViT(saved.vision), language, tokenizer, 1.0)
+    files.read_weights(path, _ours(model))
+    return model.eval(), processor
+
+
+def _ours(model: MLLM) -> nn.ModuleDict:
+    return nn.ModuleDict({"vision": model.vision, "projector": model.projector})
+
+
+def _assemble(config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
+              ) -> tuple[MLLM, Processor]:
+    template = ChatTemplate(tokenizer)
+    projector = MLPProjector(
+        config.projector, vision.config.width, language.config.hidden_size, scale)
+    model = MLLM(vision, projector, language, template.marker)
+    codec = MLLMCodec(vision.config, projector, template.marker)
+    return model, Processor(template, codec, config.max_length)

@@ -1,0 +1,42 @@
+"""Unified models on disk: the transformer, its text tokenizer and its image tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from chiasm.data.processor import Processor
+from chiasm.data.template import RoleTemplate
+from chiasm.hub import autoencoder as autoencoders
+from chiasm.hub import folder as files
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.codec import UnifiedCodec
+from chiasm.unified.config import UnifiedConfig
+from chiasm.unified.model import Unified
+
+
+def build(config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder,
+          remember: bool = True) -> tuple[Unified, Processor]:
+    """A model to train over a text and an image tokenizer."""
+    template = RoleTemplate(tokenizer)
+    vocabulary = template.vocabulary(autoencoder.quantizer.codes)
+    codec = UnifiedCodec(autoencoder, vocabulary)
+    processor = Processor(template, codec, config.max_length, supervise_images=True,
+                          remember=remember)
+    return Unified(config, vocabulary), processor
+
+
+def save(path: Path, model: Unified, processor: Processor) -> None:
+    template, codec = processor.template, processor.codec
+    assert isinstance(template, RoleTemplate) and isinstance(codec, UnifiedCodec)
+    files.write(path, model.config, model, template.tokenizer)
+    files.write(path / "image_tokenizer", codec.autoencoder.config, codec.autoencoder)
+
+
+def load(path: Path) -> tuple[Unified, Processor]:
+    config = files.read_config(path, UnifiedConfig)
+    autoencoder, _ = autoencoders.load(path / "image_tokenizer")
+    model, processor = build(config, files.read_tokenizer(path), autoencoder)
+    files.read_weights(path, model)
+    return model.eval(), processor

@@ -1,0 +1,220 @@
+"""Replies, token by token, for both routes.
+
+Rows are prompts; questions about one picture are branches of one row, so the picture is computed
+once. Every step adds one token to each unfinished branch of every row. With guidance each row has a
+twin without the condition that is fed the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chiasm.core.batch import Batch, Encoded, pack
+from chiasm.core.errors import NotGenerativeError
+from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.sample import Sample, Turn
+from chiasm.data.processor import Processor
+from chiasm.infer.sampling import choose, guide
+
+
+@dataclass
+class _Sequence:
+    """One reply in the making: a branch of a row."""
+
+    sample: int
+    row: int
+    branch: int
+    position: int
+    text: list[int] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    drawing: bool = False
+    images: int = 0
+    shown: str = ""
+    token: int = 0
+    done: bool = False
+
+
+class Generator:
+    """Answers samples with a model: a `Respond` (core.protocols).
+
+    tokens: budget of padded prompt tokens that are computed together. Whether it can draw is the
+    codec's to say.
+    """
+
+    def __init__(self, model: Any, processor: Processor, tokens: int = 4096):
+        self.model, self.processor, self.tokens = model, processor, tokens
+        self.vocabulary = processor.codec.vocabulary
+        self.codes_per_image = processor.codec.codes_per_image
+        self.device = next(model.parameters()).device
+
+    def __call__(self, samples: Sequence[Sample], sampling: Sampling
+                 ) -> Iterator[tuple[int, Piece]]:
+        """Yields (index of the sample, piece) as soon as a piece is known; the last piece of a
+        reply has `finish` set. Raises NotGenerativeError if a picture is wanted of a model that
+        cannot draw, DataError for a sample that cannot be encoded."""
+        if (sampling.draw_first or sampling.max_images) and not self.codes_per_image:
+            raise NotGenerativeError(
+                "this model reads pictures but cannot draw them; use a unified model")
+        self.model.eval()
+        random = torch.Generator(device=self.device).manual_seed(sampling.seed)
+        prompts = self.processor.prompts(samples)
+        for chunk in _chunks(prompts, self.tokens):
+            yield from self._reply(chunk, samples, sampling, random)
+
+    def _reply(self, prompts: list[tuple[Encoded, list[int]]], samples: Sequence[Sample],
+               sampling: Sampling, random: torch.Generator) -> Iterator[tuple[int, Piece]]:
+        rows = [encoded for encoded, _ in prompts]
+        guided = sampling.guidance != 1.0 and sampling.draw_first
+        if guided:
+            twins = [_without_text(samples[members[0]]) for _, members in prompts]
+            rows += [self.processor.prompts([twin])[0][0] for twin in twins]
+        live = [
+            _Sequence(sample, row, branch + 1 if len(members) > 1 else 0, 0)
+            for row, (_, members) in enumerate(prompts)
+            for branch, sample in enumerate(members)
+        ]
+        shift = [len(rows[s.row + len(prompts)]) - len(rows[s.row]) for s in live] if guided else []
+        twin_shift = {s.row: d for s, d in zip(live, shift, strict=False)}
+        cache = self.model.new_cache()
+        batch = pack([[row] for row in rows])
+        place = self._last_tokens(live, rows, len(prompts) if guided else 0)
+        count = len(prompts)
+        while True:
+            # Inside the context only while computing: a generator must not leak it to its caller.
+            with torch.inference_mode():
+                hidden = self.model(batch.to(self.device), cache)
+                logits = self.model.logits(hidden[place[0], place[1]]).float()
+                ids = self._choose(logits, live, sampling, guided, random)
+            for sequence, token in zip(live, ids, strict=True):
+                yield from self._advance(sequence, token, sampling)
+            live = [s for s in live if not s.done]
+            if not live:
+                return
+            used = sorted({s.row for s in live})
+            if len(used) <= count // 2:  # finished rows leave the batch once they are the majority
+                keep = used + [row + count for row in used] if guided else used
+                cache.select(torch.tensor(keep, device=self.device))
+                twin_shift = {used.index(r): d for r, d in twin_shift.items() if r in used}
+                for sequence in live:
+                    sequence.row = used.index(sequence.row)
+                count = len(used)
+            batch, place = _next_batch(live, count, twin_shift if guided else None)
+
+    def _last_tokens(self, live: list[_Sequence], rows: list[Encoded], twins: int
+                     ) -> tuple[Tensor, Tensor]:
+        """(rows, columns) of each sequence's last prompt token, then of its twin's; sets where
+        the next token of each stands."""
+        row_of, column_of = [], []
+        for sequence in live:
+            column = int(np.flatnonzero(rows[sequence.row].branch == sequence.branch)[-1])
+            sequence.position = int(rows[sequence.row].position[column]) + 1
+            row_of.append(sequence.row)
+            column_of.append(column)
+        if twins:
+            column_of += [len(rows[s.row + twins]) - 1 for s in live]
+            row_of += [s.row + twins for s in live]
+        return torch.tensor(row_of), torch.tensor(column_of)
+
+    def _choose(self, logits: Tensor, live: list[_Sequence], sampling: Sampling, guided: bool,
+                random: torch.Generator) -> list[int]:
+        if guided:
+            logits = guide(logits[: len(live)], logits[len(live) :], sampling.guidance)
+        if self.vocabulary is not None:
+            logits = logits.masked_fill(~self._allowed(live, sampling), float("-inf"))
+        return choose(logits, sampling, random).tolist()
+
+    def _allowed(self, live: list[_Sequence], sampling: Sampling) -> Tensor:
+        """[N V] bool: the grammar. Text until begin-of-image, then exactly codes_per_image codes,
+        then end-of-image; a picture is begun only while one is still allowed."""
+        vocabulary = self.vocabulary
+        assert vocabulary is not None
+        text, codes = vocabulary.allow_text(self.device), vocabulary.allow_codes(self.device)
+        text[vocabulary.begin_image] = False
+        begin, end = torch.zeros_like(text), torch.zeros_like(text)
+        begin[vocabulary.begin_image], end[vocabulary.end_image] = True, True
+        rows = []
+        for s in live:
+            if s.drawing:
+                rows.append(codes if len(s.codes) < self.codes_per_image else end)
+            elif sampling.draw_first and not s.images:
+                rows.append(begin)
+            else:
+                rows.append(text | begin if s.images < sampling.max_images else text)
+        return torch.stack(rows)
+
+    def _advance(self, s: _Sequence, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
+        """Take a token in; yield what became known by it."""
+        s.token = token
+        s.position += 1
+        if self.vocabulary is not None and token == self.vocabulary.begin_image:
+            s.drawing, s.codes = True, []
+        elif self.vocabulary is not None and token == self.vocabulary.end_image:
+            s.drawing, s.images = False, s.images + 1
+            picture = self.processor.codec.decode(torch.tensor(s.codes))
+            s.done = s.images >= max(1, sampling.max_images) and sampling.draw_first
+            yield s.sample, Piece(image=picture, finish="stop" if s.done else None)
+        elif s.drawing:
+            s.codes.append(token)
+        elif token in self.processor.template.stop:
+            s.done = True
+            yield s.sample, Piece(finish="stop")
+        else:
+            s.text.append(token)
+            s.done = len(s.text) >= sampling.max_tokens
+            whole = self.processor.template.decode(s.text)
+            # An unfinished character decodes to U+FFFD: hold it back until its bytes are complete.
+            fresh = "" if whole.endswith("�") and not s.done else whole[len(s.shown) :]
+            s.shown += fresh
+            if fresh or s.done:
+                yield s.sample, Piece(fresh, finish="length" if s.done else None)
+
+
+def _next_batch(live: list[_Sequence], rows: int, twin_shift: dict[int, int] | None
+                ) -> tuple[Batch, tuple[Tensor, Tensor]]:
+    """The tokens just chosen, one column a branch, and where each sequence stands in it."""
+    column: dict[int, int] = {}
+    place = []
+    for s in live:
+        column[s.row] = column.get(s.row, -1) + 1
+        place.append((s.row, column[s.row]))
+    width = max(column.values()) + 1
+    height = rows if twin_shift is None else 2 * rows
+    ids = torch.zeros(height, width, dtype=torch.long)
+    segment, branch, position = torch.full_like(ids, -1), ids.clone(), ids.clone()
+    for s, (row, col) in zip(live, place, strict=True):
+        ids[row, col], segment[row, col] = s.token, 0
+        branch[row, col], position[row, col] = s.branch, s.position - 1
+    if twin_shift is not None:
+        for tensor in (ids, segment, branch, position):
+            tensor[rows:] = tensor[:rows]
+        for s, (row, col) in zip(live, place, strict=True):
+            position[row + rows, col] += twin_shift[s.row]
+        place += [(row + rows, col) for row, col in place]
+    index = torch.tensor(place)
+    batch = Batch(ids, torch.full_like(ids, -100), segment, position, branch, position)
+    return batch, (index[:, 0], index[:, 1])
+
+
+def _chunks(prompts: list, tokens: int) -> Iterator[list]:
+    """Runs of prompts whose padded size stays within the budget (at least one each)."""
+    chunk, longest = [], 0
+    for prompt in prompts:
+        longest_with = max(longest, len(prompt[0]))
+        if chunk and longest_with * (len(chunk) + 1) > tokens:
+            yield chunk
+            chunk, longest_with = [], len(prompt[0])
+        chunk.append(prompt)
+        longest = longest_with
+    if chunk:
+        yield chunk
+
+
+def _without_text(sample: Sample) -> Sample:
+    """The unconditional twin: the same turns without their words and pictures."""
+    return sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))

@@ -1,0 +1,37 @@
+"""From logits to tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chiasm.core.protocols import Sampling
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """logits [N V] (-inf is forbidden) -> ids [N]: greedy at temperature 0, else from the softmax
+    at the temperature after top-k and top-p."""
+    if sampling.temperature <= 0:
+        return logits.argmax(-1)
+    return torch.multinomial(probabilities(logits, sampling), 1, generator=generator)[:, 0]
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution [N V] that `choose` draws from."""
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        worst = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < worst, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, places = logits.sort(dim=-1, descending=True)
+        share = ordered.softmax(-1)
+        # A token stays while those before it have not yet reached top_p: the first always does.
+        late = share.cumsum(-1) - share >= sampling.top_p
+        logits = logits.scatter(-1, places, ordered.masked_fill(late, float("-inf")))
+    return logits.softmax(-1)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """u + s (c - u) on log-probabilities (classifier-free guidance, 2207.12598, eq. 6)."""
+    c, u = conditional.log_softmax(-1), unconditional.log_softmax(-1)
+    return u + scale * (c - u)

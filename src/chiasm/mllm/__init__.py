@@ -1,0 +1,1 @@
+"""Route A: a visual encoder, a projector and a pretrained language model."""

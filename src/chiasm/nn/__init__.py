@@ -1,0 +1,1 @@
+"""Small free functions and modules that every model here is made of."""

@@ -1,0 +1,71 @@
+"""The Llama-style block (RMSNorm, grouped-query attention with RoPE, SwiGLU)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chiasm.nn.attention import Layout, attend
+from chiasm.nn.norm import HeadNorm
+from chiasm.nn.rope import rotate
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with optional QK-norm. x [B T D] -> [B T D]."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool):
+        super().__init__()
+        size = width // heads
+        self.size = size
+        self.q_proj = nn.Linear(width, heads * size, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * size, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * size, bias=False)
+        self.o_proj = nn.Linear(heads * size, width, bias=False)
+        self.q_norm = HeadNorm(heads, size) if qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(kv_heads, size) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout,
+                cache: Any | None = None, layer: int = 0) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (
+            project(x).view(B, T, -1, self.size).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
+        mixed = attend(q, k, v, layout)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)) (Shazeer, 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + mlp(norm(·)), dropout after each branch."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, hidden: int, qk_norm: bool,
+                 dropout: float, eps: float = 1e-5):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(width, eps=eps)
+        self.self_attn = Attention(width, heads, kv_heads, qk_norm)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=eps)
+        self.mlp = SwiGLU(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout,
+                cache: Any | None = None, layer: int = 0) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, layout, cache, layer))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))

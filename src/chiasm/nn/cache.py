@@ -1,0 +1,72 @@
+"""Keys and values of the tokens already seen, and which of them a new token may see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chiasm.nn.attention import Index, Layout, cached_layout
+
+
+class KVCache:
+    """A growing cache of [rows, heads, tokens, head size] a layer.
+
+    All rows grow by the same number of entries; a row with less to say is padded with segment -1,
+    which nobody sees. `extend` comes first in a forward pass and gives the layout, then each layer
+    calls `update` (the method transformers' attention modules call, so their backbones use this
+    cache too).
+    """
+
+    def __init__(self) -> None:
+        self.index: Index | None = None
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._length = 0
+        self._before = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def extend(self, new: Index) -> Layout:
+        """Append tokens [B T]; the layout in which they see the cache and each other."""
+        old = self.index
+        self.index = new if old is None else Index(
+            torch.cat([old.segment, new.segment], 1),
+            torch.cat([old.block, new.block], 1),
+            torch.cat([old.branch, new.branch], 1),
+        )
+        self._before, self._length = self._length, self.index.segment.shape[1]
+        return cached_layout(new, self.index)
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs
+               ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values [B H T D]; all of its keys and values so far."""
+        key = self._write(self._keys, key, layer_idx)
+        value = self._write(self._values, value, layer_idx)
+        return key, value
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) these rows: finished ones leave the batch."""
+        assert self.index is not None
+        self.index = Index(
+            self.index.segment[rows], self.index.block[rows], self.index.branch[rows]
+        )
+        for store in (self._keys, self._values):
+            for layer in store:
+                store[layer] = store[layer][rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens held (transformers asks by this name)."""
+        return self._before
+
+    def _write(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
+        buffer = store.get(layer)
+        if buffer is None or buffer.shape[2] < self._length:
+            # Doubling: appending one token at a time must not copy the whole cache every step.
+            B, H, _, D = new.shape
+            grown = new.new_empty(B, H, max(64, 2 * self._length), D)
+            if buffer is not None:
+                grown[:, :, : self._before] = buffer[:, :, : self._before]
+            buffer = store[layer] = grown
+        buffer[:, :, self._before : self._length] = new
+        return buffer[:, :, : self._length]

@@ -1,0 +1,212 @@
+"""make demo: both routes on easy-VQA, trained, evaluated alike, and laid side by side."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from rich.console import Console
+
+import chiasm
+from chiasm.core.errors import CheckpointError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Sample, question
+from chiasm.data import easy_vqa
+from chiasm.eval.drawing import score_drawings
+from chiasm.eval.judge import judge_accuracy, train_judge
+from chiasm.eval.report import render
+from chiasm.eval.runner import Result, evaluate, majority_baseline
+from chiasm.eval.task import QuestionTask
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
+from chiasm.mllm.language import convert_gguf, smollm2_file
+from chiasm.recipes.jobs.encoder import zero_shot
+from chiasm.recipes.jobs.tokenizer import pixels_of, reconstruction
+from chiasm.recipes.recipe import Recipe, find
+from chiasm.recipes.run import run as run_recipe
+from chiasm.train.log import Ledger
+from chiasm.vision.patches import from_array
+
+ATTRIBUTES = {"color": easy_vqa.COLORS, "shape": easy_vqa.SHAPES}
+
+
+class Settings:
+    """How much of everything: the real demo, or the fast one that only shows the path works."""
+
+    def __init__(self, fast: bool):
+        self.fast = fast
+        self.mllm_questions = 40 if fast else 2500
+        self.unified_questions = 100 if fast else 0
+        self.blind_questions = 20 if fast else 600
+        self.drawings = 1 if fast else 20
+        self.judge_steps = 20 if fast else 400
+        self.test_pictures = 50 if fast else 1000
+        self.guidance = 3.0
+
+    def recipe(self, name: str) -> Recipe:
+        recipe = find(name)
+        if not self.fast:
+            return recipe
+        stages = tuple(replace(s, steps=4, batch=min(s.batch, 384), log_every=2)
+                       for s in recipe.stages)
+        return replace(recipe, stages=stages)
+
+
+def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
+    """The whole demo into a folder; the path of its report. Raises CheckpointError if the folder
+    holds a demo already."""
+    if (folder / "summary.json").exists():
+        raise CheckpointError(f"{folder}: holds a finished demo; choose another --out or delete it")
+    settings, console = Settings(fast), Console()
+    console.print("Reading SmolLM2-135M (converted once, then cached)")
+    convert_gguf(smollm2_file())
+    test = easy_vqa.load("test")[: settings.test_pictures]
+    began = time.perf_counter()
+    summary: dict = {"settings": {"fast": fast, "seed": seed, "threads": torch.get_num_threads()}}
+    for title, step in (
+        ("1/5  the visual encoder, contrastively", _encoder),
+        ("2/5  the image tokenizer", _tokenizer),
+        ("3/5  route A, MLLM: encoder + projector + SmolLM2-135M", _mllm),
+        ("4/5  route B, unified: one transformer from scratch", _unified),
+        ("5/5  what it draws, judged by an independent classifier", _drawings),
+    ):
+        console.rule(f"[bold]{title}", align="left")
+        step(folder, settings, seed, test, summary)
+        gc.collect()
+    task = QuestionTask("easy-vqa", easy_vqa.load("test"), easy_vqa.ANSWERS)
+    summary |= {
+        "majority": majority_baseline(task),
+        "data": {"name": "easy-VQA", "test_questions": len(task.samples())},
+        "wall_seconds": time.perf_counter() - began,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "versions": _versions(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    _say(console, summary)
+    return render(folder)
+
+
+def _train(name: str, folder: Path, settings: Settings, seed: int, **model) -> Ledger:
+    recipe = settings.recipe(name)
+    changed = replace(recipe.model, **model) if model else recipe.model
+    return run_recipe(replace(recipe, model=changed, seed=seed), folder)
+
+
+def _encoder(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
+    ledger = _train("encoder", folder / "encoder", settings, seed)
+    model, processor = load(folder / "encoder")
+    result = zero_shot(model, processor, [s for s in test if s.meta["caption"]])
+    summary["encoder"] = {
+        "zero_shot_accuracy": result["accuracy"], "n": result["n"],
+        "train_seconds": ledger.seconds}
+
+
+def _tokenizer(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
+    ledger = _train("tokenizer", folder / "tokenizer", settings, seed)
+    model, processor = load(folder / "tokenizer")
+    summary["tokenizer"] = {
+        **reconstruction(model, processor, test), "train_seconds": ledger.seconds}
+    pixels = pixels_of(processor, test[:10])
+    rows = [np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1)
+            for side in (pixels, model.decode(model.encode(pixels)).detach())]
+    from_array(np.concatenate(rows)).save(folder / "tokenizer" / "reconstructions.png")
+
+
+def _mllm(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
+    ledger = _train("mllm_smol", folder / "mllm", settings, seed,
+                    encoder=str(folder / "encoder"))
+    summary["mllm"] = _answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger)
+
+
+def _unified(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
+    ledger = _train("unified_nano", folder / "unified", settings, seed,
+                    tokenizer=str(folder / "tokenizer"))
+    summary["unified"] = _answers(
+        folder, "unified", settings, settings.unified_questions, seed, ledger)
+    summary["unified"] |= {key: summary["tokenizer"][key] for key in ("psnr", "code_usage")}
+
+
+def _answers(folder: Path, route: str, settings: Settings, limit: int, seed: int, ledger: Ledger
+             ) -> dict:
+    """Accuracy on the test split, and with the pictures shuffled."""
+    respond, samples = Generator(*load(folder / route)), easy_vqa.load("test")
+    task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
+    result = evaluate(task, respond, Sampling(max_tokens=8), folder / route / "predictions.jsonl")
+    few = QuestionTask("blind", samples, easy_vqa.ANSWERS, limit=settings.blind_questions,
+                       seed=seed)
+    blind = evaluate(few.blinded(seed), respond, Sampling(max_tokens=8),
+                     folder / route / "blind.jsonl")
+    return {**_numbers(result), "blind_accuracy": blind.accuracy,
+            "blind_open_accuracy": blind.open_accuracy, "blind_n": blind.n,
+            "train_seconds": ledger.seconds, "train_flops": ledger.flops,
+            "parts": [asdict(entry) for entry in ledger.stages]}
+
+
+def _numbers(result: Result) -> dict:
+    names = ("n", "accuracy", "accuracy_interval", "open_accuracy", "yes_no_accuracy",
+             "parse_failures", "seconds")
+    return {name if name != "seconds" else "eval_seconds": getattr(result, name) for name in names}
+
+
+def _drawings(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
+    judge = train_judge([s for s in easy_vqa.load("train") if s.meta["caption"]], ATTRIBUTES,
+                        steps=settings.judge_steps, seed=seed + 1)
+    known = [s for s in test if s.meta["caption"]]
+    summary["judge"] = judge_accuracy(judge, known)
+    drawn = draw_all(Generator(*load(folder / "unified"), tokens=16384), settings.drawings,
+                     settings.guidance, seed)
+    place = folder / "unified" / "drawings"
+    place.mkdir(exist_ok=True)
+    for caption, pictures in drawn.items():
+        for number, picture in enumerate(pictures):
+            picture.save(place / f"{caption.replace(' ', '-')}-{number}.png")
+    wanted = {f"a {color} {shape}": {"color": color, "shape": shape}
+              for color in easy_vqa.COLORS for shape in easy_vqa.SHAPES}
+    score = score_drawings(judge, drawn, wanted)
+    summary["unified"] |= {
+        "t2i_joint_accuracy": score["joint"], "t2i_color_accuracy": score["color"],
+        "t2i_shape_accuracy": score["shape"], "t2i_distinct": score["distinct"],
+        "t2i_per_caption": score["per_caption"],
+        "t2i_n": settings.drawings * len(easy_vqa.CAPTIONS)}
+
+
+def draw_all(respond: Generator, count: int, guidance: float, seed: int
+             ) -> dict[str, list[PIL.Image.Image]]:
+    """`count` pictures of each of the 24 captions."""
+    samples = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS for _ in range(count)]
+    sampling = Sampling(temperature=1.0, guidance=guidance, max_images=1, draw_first=True,
+                        seed=seed)
+    pictures: dict[int, PIL.Image.Image] = {}
+    for index, piece in respond(samples, sampling):
+        if piece.image is not None:
+            pictures[index] = piece.image
+    return {caption: [pictures[i * count + j] for j in range(count)]
+            for i, caption in enumerate(easy_vqa.CAPTIONS)}
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    return {"chiasm": chiasm.__version__, "python": sys.version.split()[0], **packages,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+
+
+def _say(console: Console, summary: dict) -> None:
+    for route in ("mllm", "unified"):
+        part = summary[route]
+        console.print(f"[bold]{route:8}[/bold] accuracy {part['accuracy']:.1%}, open questions "
+                      f"{part['open_accuracy']:.1%}, blind {part['blind_accuracy']:.1%}, "
+                      f"trained in {part['train_seconds']:.0f} s")
+    part = summary["unified"]
+    console.print(f"drawings: {part['t2i_joint_accuracy']:.1%} right in colour and shape; "
+                  f"reconstruction {part['psnr']:.1f} dB; "
+                  f"the whole demo took {summary['wall_seconds']:.0f} s")

@@ -1,0 +1,52 @@
+"""The contrastive encoder's job."""
+
+from __future__ import annotations
+
+import torch
+
+from chiasm.core.sample import Sample
+from chiasm.data.caption import caption_of
+from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.text import train_bpe
+from chiasm.hub import contrastive
+from chiasm.recipes.jobs.job import Context, Job
+from chiasm.vision.config import ContrastiveConfig
+from chiasm.vision.contrastive import DualEncoder, zero_shot_weights
+
+
+def build(context: Context) -> Job:
+    config = context.recipe.model
+    assert isinstance(config, ContrastiveConfig)
+    captions = [c for c in map(caption_of, context.train) if c]
+    processor = contrastive.picture_processor(config, train_bpe(captions, config.vocabulary))
+    model = DualEncoder(config)
+
+    def stream_of(stage):
+        return PictureStream(context.train, processor, stage.batch, context.recipe.seed,
+                             config.shift, config.mirror, context.quarantine)
+
+    labelled = [s for s in context.test if caption_of(s) and s.images]
+
+    def evaluate() -> dict[str, float]:
+        return {"zero_shot_accuracy": zero_shot(model, processor, labelled[:256])["accuracy"]}
+
+    return Job(model, processor, stream_of, lambda path: contrastive.save(path, model, processor),
+               evaluate if labelled else None)
+
+
+@torch.no_grad()
+def zero_shot(model: DualEncoder, processor: PictureProcessor, samples: list[Sample],
+              batch: int = 64) -> dict[str, float]:
+    """Which of the samples' distinct captions is nearest to each picture: accuracy and n."""
+    model.eval()
+    captions = [str(caption_of(sample)) for sample in samples]
+    classes = sorted(set(captions))
+    ids, lengths = processor.texts(classes)
+    heads = zero_shot_weights(model, [[pair] for pair in zip(ids, lengths, strict=True)])
+    right = 0
+    for i in range(0, len(samples), batch):
+        pictures = [s.images[0].load() for s in samples[i : i + batch]]
+        nearest = (model.embed_images(*processor.pictures(pictures)) @ heads.T).argmax(1)
+        right += sum(classes[j] == c for j, c in
+                     zip(nearest.tolist(), captions[i : i + batch], strict=True))
+    return {"accuracy": right / max(1, len(samples)), "n": len(samples), "classes": len(classes)}

@@ -1,0 +1,55 @@
+"""The image tokenizer's job."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from chiasm.core.sample import Sample
+from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.eval.metrics.image import psnr
+from chiasm.hub import autoencoder
+from chiasm.recipes.jobs.job import Context, Job
+from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
+from chiasm.unified.config import AutoencoderConfig
+
+
+def build(context: Context) -> Job:
+    config = context.recipe.model
+    assert isinstance(config, AutoencoderConfig)
+    processor = autoencoder.picture_processor(config)
+    model = Autoencoder(config)
+
+    def stream_of(stage):
+        return PictureStream(context.train, processor, stage.batch, context.recipe.seed,
+                             config.shift, config.mirror, context.quarantine)
+
+    pictured = [s for s in context.test if s.images]
+
+    def evaluate() -> dict[str, float]:
+        return reconstruction(model, processor, pictured[:128])
+
+    return Job(model, processor, stream_of, lambda path: autoencoder.save(path, model, processor),
+               evaluate if pictured else None)
+
+
+@torch.no_grad()
+def reconstruction(model: Autoencoder, processor: PictureProcessor, samples: list[Sample],
+                   batch: int = 64) -> dict[str, float]:
+    """Mean PSNR (dB) of reconstructed pictures, share and perplexity of the codebook used."""
+    model.eval()
+    scores: list[float] = []
+    codes = []
+    for i in range(0, len(samples), batch):
+        pixels = pixels_of(processor, samples[i : i + batch])
+        codes.append(model.encode(pixels))
+        for original, again in zip(pixels, model.decode(codes[-1]), strict=True):
+            scores.append(psnr(original.numpy(), again.numpy()))
+    return {"psnr": float(np.mean(scores)), **codebook_use(torch.cat(codes), model.quantizer.codes)}
+
+
+def pixels_of(processor: PictureProcessor, samples: list[Sample]) -> torch.Tensor:
+    """[N 3 H W] of the samples' first pictures."""
+    patches, grids = processor.pictures([s.images[0].load() for s in samples])
+    height, width = grids[0].tolist()
+    return to_pixels(patches, (height, width), processor.patch_size)

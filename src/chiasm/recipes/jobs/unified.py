@@ -1,0 +1,39 @@
+"""Route B's job."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from chiasm.core.errors import CheckpointError
+from chiasm.data.stream import SampleStream
+from chiasm.data.text import train_bpe
+from chiasm.data.views import at_most, by_name, converse, draw, moved
+from chiasm.hub import unified
+from chiasm.hub.load import load
+from chiasm.recipes.jobs.job import Context, Job, corpus
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.config import UnifiedConfig
+
+
+def build(context: Context) -> Job:
+    recipe, config = context.recipe, context.recipe.model
+    assert isinstance(config, UnifiedConfig)
+    source = Path(config.tokenizer) if config.tokenizer else context.prepare(
+        "tokenizer", context.folder / "tokenizer")
+    autoencoder, _ = load(source)
+    if not isinstance(autoencoder, Autoencoder):
+        raise CheckpointError(f"{source}: holds a {type(autoencoder).__name__}, not an image "
+                              "tokenizer; give model.tokenizer the folder of one")
+    words = train_bpe(corpus(context.train), config.text_vocabulary)
+    # Moved pictures are never the same twice: only still ones are worth remembering.
+    model, processor = unified.build(config, words, autoencoder, remember=not recipe.shift)
+    questions = at_most(converse, recipe.questions) if recipe.questions else converse
+    drawing = partial(draw, drop=config.drop_condition)
+    views = {"converse": moved(questions, recipe.shift), "draw": moved(drawing, recipe.shift)}
+
+    def stream_of(stage):
+        return SampleStream(context.train, by_name(stage.data or "converse+draw", views), processor,
+                            stage.batch, recipe.seed, context.quarantine)
+
+    return Job(model, processor, stream_of, lambda path: unified.save(path, model, processor))

@@ -1,0 +1,12 @@
+"""Route A on a laptop: our encoder, an MLP projector and SmolLM2-135M-Instruct with LoRA."""
+
+from chiasm.mllm.config import MLLMConfig
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.stage import Stage
+
+
+def recipe() -> Recipe:
+    align = Stage("align", steps=60, lr={"projector": 2e-3}, data="describe", batch=512)
+    tune = Stage("tune", steps=150, data="converse", batch=512,
+                 lr={"projector": 5e-4, "vision": 1e-4, "adapter": 1e-3})
+    return Recipe(MLLMConfig(), (align, tune), shift=8)

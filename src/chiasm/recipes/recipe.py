@@ -1,0 +1,71 @@
+"""What a recipe says; importable without torch so that a typo is told at once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.core.config import from_dict, nearest, override
+from chiasm.core.errors import ConfigError
+from chiasm.mllm.config import MLLMConfig
+from chiasm.train.stage import Stage
+from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
+from chiasm.vision.config import ContrastiveConfig
+
+Model = ContrastiveConfig | AutoencoderConfig | MLLMConfig | UnifiedConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run: a model, its stages, its data.
+
+    data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file. shift: pixels
+    of random translation of pictures while training the two routes. questions: at most this many
+    questions of an independent sample are used at a time (0: all). keep: checkpoints kept.
+    """
+
+    model: Model
+    stages: tuple[Stage, ...]
+    data: str = "easy-vqa"
+    seed: int = 0
+    shift: int = 0
+    questions: int = 0
+    keep: int = 2
+
+
+NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano")
+"""The recipes that come with chiasm."""
+
+
+def find(name: str) -> Recipe:
+    """A recipe by name, or from a Python file that defines `recipe() -> Recipe`."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file; give a recipe's file or one of {_list()}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "recipe"):
+            raise ConfigError(f"{path}: defines no function recipe(); add one that returns a Recipe")
+        return module.recipe()
+    if name not in NAMES:
+        raise ConfigError(f"unknown recipe '{name}'{nearest(name, NAMES)}; there are {_list()}")
+    return importlib.import_module(f"chiasm.recipes.{name}").recipe()
+
+
+def with_overrides(recipe: Recipe, settings: dict[str, str]) -> Recipe:
+    """The recipe with dotted fields replaced; ConfigError names the nearest field."""
+    return override(recipe, settings)
+
+
+def from_saved(saved: dict) -> Recipe:
+    """The recipe of a run's recipe.json."""
+    return from_dict(Recipe, saved, "recipe.json")
+
+
+def _list() -> str:
+    return ", ".join(NAMES)

@@ -1,0 +1,92 @@
+"""chat and draw on the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from rich.console import Console
+
+from chiasm.core.errors import DataError, NotGenerativeError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.data.processor import Processor
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
+
+
+def responder(run: Path) -> Generator:
+    """A loaded model as a Respond. DataError if the folder holds an encoder or a tokenizer."""
+    model, processor = load(run)
+    if not isinstance(processor, Processor):
+        raise DataError(f"{run}: holds a {type(model).__name__}, which does not talk; "
+                        "give the folder of an MLLM or a unified model")
+    return Generator(model, processor)
+
+
+def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
+    """Print the reply to one question as it is written."""
+    parts: list[Any] = [Image(image)] if image else []
+    for part in parts:
+        part.load()  # a bad picture is told before the model is read
+    sample = Sample((question(*parts, text),))
+    _say(responder(run), sample, sampling)
+
+
+def session(run: Path, image: Path | None, sampling: Sampling) -> None:
+    """Read questions until the input ends. A line "/image PATH" brings a new picture and starts
+    the conversation afresh."""
+    console = Console()
+    respond = responder(run)
+    pending = [Image(image)] if image else []
+    turns: list[Turn] = []
+    console.print("Ask away. /image PATH brings a picture, an empty line or Ctrl-D ends.")
+    while line := _read(console):
+        if line.startswith("/image "):
+            pending, turns = [Image(Path(line.removeprefix("/image ").strip()).expanduser())], []
+            continue
+        asked = question(*pending, line)
+        try:
+            reply = _say(respond, Sample((*turns, asked)), sampling)
+        except DataError as error:
+            console.print(f"[red]{error}[/red]")
+            continue
+        turns += [asked, answer(reply)]
+        pending = []
+
+
+def draw_pictures(run: Path, text: str, out: Path, count: int, sampling: Sampling) -> None:
+    """Draw `count` pictures of a text into one file, side by side. NotGenerativeError if the model
+    cannot draw."""
+    respond = responder(run)
+    if not respond.codes_per_image:
+        raise NotGenerativeError(f"{run}: this model reads pictures but cannot draw them; "
+                                 "use a unified model")
+    samples = [Sample((question(text),))] * count
+    pictures = [piece.image for _, piece in respond(samples, sampling) if piece.image is not None]
+    width, height = pictures[0].size
+    row = PIL.Image.new("RGB", (width * count, height))
+    for place, picture in enumerate(pictures):
+        row.paste(picture, (place * width, 0))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    row.save(out)
+    Console().print(f"{out}: {count} of {width}×{height} pixels")
+
+
+def _say(respond: Generator, sample: Sample, sampling: Sampling) -> str:
+    reply = ""
+    for _, piece in respond([sample], sampling):
+        reply += piece.text
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return reply
+
+
+def _read(console: Console) -> str:
+    try:
+        return console.input("[bold]> [/bold]").strip()
+    except EOFError:
+        return ""

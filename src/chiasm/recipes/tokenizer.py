@@ -1,0 +1,11 @@
+"""The image tokenizer: 64×64 pictures to 8×8 codes of 512 (FSQ 8·8·8)."""
+
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.stage import Stage
+from chiasm.unified.config import AutoencoderConfig
+
+
+def recipe() -> Recipe:
+    stage = Stage("autoencoder", steps=300, lr={"encoder": 2e-3, "decoder": 2e-3}, batch=32,
+                  optimizer="muon", warmup=0.02)
+    return Recipe(AutoencoderConfig(), (stage,))

@@ -1,0 +1,189 @@
+"""The image tokenizer: a convolutional autoencoder with a discrete bottleneck."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chiasm.core.batch import PictureBatch
+from chiasm.core.protocols import Cost, Loss
+from chiasm.unified.config import AutoencoderConfig
+from chiasm.unified.quantizers import build_quantizer
+
+
+def to_pixels(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """patches [N·h·w, 3·p·p] of pictures with one grid -> [N 3 h·p w·p]."""
+    h, w = grid
+    tiles = patches.view(-1, h, w, 3, size, size)
+    pixels = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, h * size, w * size)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions with GroupNorm and SiLU before each (taming-transformers' shape)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, inputs, eps=1e-6)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(32, outputs, eps=1e-6)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(F.silu(self.norm2(y)))
+        return self.nin_shortcut(x) + y
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution padded on the right and bottom, as the published encoders."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Encoder(nn.Module):
+    """[N 3 H W] -> [N latent H/stride W/stride], the layers of ChameleonVQVAE's encoder without
+    attention, in its order."""
+
+    def __init__(self, config: AutoencoderConfig, latent: int):
+        super().__init__()
+        channels = config.base_channels
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        levels = []
+        for number, multiplier in enumerate(config.multipliers):
+            blocks = []
+            for _ in range(config.res_blocks):
+                blocks.append(ResBlock(channels, config.base_channels * multiplier))
+                channels = config.base_channels * multiplier
+            last = number == len(config.multipliers) - 1
+            levels.append(nn.Sequential(*blocks, *([] if last else [Downsample(channels)])))
+        self.down = nn.ModuleList(levels)
+        self.mid = nn.Sequential(ResBlock(channels, channels), ResBlock(channels, channels))
+        self.norm_out = nn.GroupNorm(32, channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, latent, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.conv_in(pixels)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """[N latent h w] -> [N 3 h·stride w·stride].
+
+    Most of the work is done on the code grid and at twice its resolution, where it is cheap;
+    sub-pixel convolutions bring the rest (Shi et al., 1609.05158)."""
+
+    def __init__(self, config: AutoencoderConfig, latent: int):
+        super().__init__()
+        wide, narrow = config.decoder_channels, config.decoder_channels // 2
+        rest = config.stride // 2
+        self.conv_in = nn.Conv2d(latent, wide, 3, padding=1)
+        self.coarse = nn.Sequential(*(ResBlock(wide, wide) for _ in range(config.decoder_blocks)))
+        self.up = nn.Sequential(nn.Conv2d(wide, 4 * narrow, 1), nn.PixelShuffle(2))
+        self.fine = nn.Sequential(*(ResBlock(narrow, narrow) for _ in range(config.decoder_blocks)))
+        self.norm_out = nn.GroupNorm(32, narrow, eps=1e-6)
+        self.conv_out = nn.Sequential(
+            nn.Conv2d(narrow, 3 * rest * rest, 3, padding=1), nn.PixelShuffle(rest)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.up(self.coarse(self.conv_in(z)))
+        return self.conv_out(F.silu(self.norm_out(self.fine(x))))
+
+
+class Autoencoder(nn.Module):
+    """Pictures to codes and back; trained by the common loop on the squared error."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.quantizer = build_quantizer(config.quantizer)
+        self.encoder = Encoder(config, self.quantizer.width)
+        self.decoder = Decoder(config, self.quantizer.width)
+        # Convolutions of few channels run about twice as fast in this layout on a CPU.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels [N 3 H W] in [-1, 1], H and W multiples of the stride -> codes [N h w]."""
+        return self.quantizer(self.encoder(pixels)).codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [N h w] -> pixels [N 3 H W], clipped to [-1, 1]."""
+        return self.decoder(self.quantizer.lookup(codes).movedim(-1, 1)).clamp(-1, 1)
+
+    def loss(self, batch: PictureBatch) -> Loss:
+        total = batch.patches.new_zeros(())
+        used, count, squared = set(), len(batch.grids), 0.0
+        for pixels in self._by_grid(batch):
+            quantized = self.quantizer(self.encoder(pixels))
+            error = F.mse_loss(self.decoder(quantized.values), pixels)
+            total = total + (error + quantized.penalty) * len(pixels)
+            used.update(quantized.codes.unique().tolist())
+            squared += error.item() * len(pixels)
+        parts = {"mse": (squared, count), "codes_in_batch": (len(used), 1)}
+        return Loss(total, count, parts)
+
+    def groups(self) -> dict[str, nn.Module]:
+        return {"encoder": nn.ModuleList([self.encoder, self.quantizer]), "decoder": self.decoder}
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder]
+
+    def cost(self, batch: PictureBatch) -> Cost:
+        forward = self._forward_flops_per_pixel() * len(batch.patches) * self.config.stride**2
+        return Cost(3 * forward, len(batch.patches), len(batch.grids))
+
+    def _by_grid(self, batch: PictureBatch) -> list[Tensor]:
+        """The batch's pictures as pixel tensors, one a resolution."""
+        counts = batch.grids.prod(1).tolist()
+        groups: dict[tuple[int, int], list[Tensor]] = {}
+        for patches, (h, w) in zip(batch.patches.split(counts), batch.grids.tolist(), strict=True):
+            groups.setdefault((h, w), []).append(patches)
+        size = self.config.stride
+        return [to_pixels(torch.cat(rows), grid, size) for grid, rows in groups.items()]
+
+    def _forward_flops_per_pixel(self) -> float:
+        """Two operations a weight and output position of every convolution, over the input's
+        pixels; measured once on one picture because strides decide the positions."""
+        if not hasattr(self, "_flops_per_pixel"):
+            total = 0.0
+
+            def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+                nonlocal total
+                assert isinstance(layer, nn.Conv2d)
+                total += 2.0 * layer.weight.numel() * output.shape[-1] * output.shape[-2]
+
+            handles = [m.register_forward_hook(count) for m in self.modules()
+                       if isinstance(m, nn.Conv2d)]
+            side = 4 * self.config.stride
+            training = self.training
+            device = next(self.parameters()).device
+            with torch.no_grad():
+                self.eval()
+                self.decoder(self.quantizer(
+                    self.encoder(torch.zeros(1, 3, side, side, device=device))).values)
+            self.train(training)
+            for handle in handles:
+                handle.remove()
+            self._flops_per_pixel = total / side**2
+        return self._flops_per_pixel
+
+
+@torch.no_grad()
+def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
+    """code_usage: share of the codebook that occurs; codebook_perplexity: exp of the entropy of
+    the codes' frequencies (nats)."""
+    frequency = torch.bincount(codes.reshape(-1), minlength=size).double()
+    p = frequency / frequency.sum()
+    entropy = -(p[p > 0] * p[p > 0].log()).sum()
+    return {"code_usage": float((frequency > 0).double().mean()),
+            "codebook_perplexity": float(entropy.exp())}

@@ -1,0 +1,31 @@
+"""What every quantizer gives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """values [B C h w] with straight-through gradients, codes [B h w] int64, penalty: a scalar
+    mean to add to the reconstruction loss (0 where the quantizer needs none)."""
+
+    values: Tensor
+    codes: Tensor
+    penalty: Tensor
+
+
+class Quantizer(nn.Module):
+    """codes: size of the codebook; width: channels of the values."""
+
+    codes: int
+    width: int
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z [B width h w]"""
+        raise NotImplementedError
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """codes [...] -> values [... width]"""
+        raise NotImplementedError

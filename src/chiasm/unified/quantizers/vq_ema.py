@@ -1,0 +1,89 @@
+"""Vector quantisation with a moving-average codebook (VQ-VAE, 1711.00937, appendix A.1) and
+replacement of dead codes (Jukebox, 2005.00341, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chiasm.unified.config import VQConfig
+from chiasm.unified.quantizers.base import Quantized, Quantizer
+
+
+class VQEMA(Quantizer):
+    """The nearest codebook vector by Euclidean distance; the codebook follows the encoder.
+
+    Buffers: embedding [codes width]; cluster_size [codes] and cluster_sum [codes width] are the
+    moving averages; idle [codes] counts training batches since a code was last chosen. The first
+    training batch initialises the codebook from encoder outputs.
+    """
+
+    embedding: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
+    idle: Tensor
+    started: Tensor
+
+    def __init__(self, config: VQConfig):
+        super().__init__()
+        self.codes, self.width, self.config = config.codes, config.width, config
+        self.register_buffer("embedding", torch.randn(config.codes, config.width))
+        self.register_buffer("cluster_size", torch.ones(config.codes))
+        self.register_buffer("cluster_sum", self.embedding.clone())
+        self.register_buffer("idle", torch.zeros(config.codes, dtype=torch.long))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, z: Tensor) -> Quantized:
+        points = z.movedim(1, -1)
+        flat = points.reshape(-1, self.width)
+        if self.training and not self.started:
+            self._start(flat.detach())
+        distance = (
+            flat.square().sum(1, keepdim=True) + self.embedding.square().sum(1)
+            - 2 * flat @ self.embedding.T
+        )
+        codes = distance.argmin(1).view(points.shape[:-1])
+        values = self.lookup(codes)
+        penalty = self.config.commitment * F.mse_loss(points, values)
+        if self.training:
+            self._follow(flat.detach(), codes.reshape(-1))
+        values = points + (values - points).detach()
+        return Quantized(values.movedim(-1, 1), codes, penalty)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return self.embedding[codes]
+
+    @torch.no_grad()
+    def _start(self, flat: Tensor) -> None:
+        self.embedding.copy_(self._pick(flat, self.codes))
+        self.cluster_sum.copy_(self.embedding)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _follow(self, flat: Tensor, codes: Tensor) -> None:
+        keep = self.config.decay
+        count = torch.bincount(codes, minlength=self.codes).to(flat.dtype)
+        total = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
+        self.cluster_size.mul_(keep).add_(count, alpha=1 - keep)
+        self.cluster_sum.mul_(keep).add_(total, alpha=1 - keep)
+        # Laplace smoothing keeps rarely chosen codes from dividing by almost nothing.
+        n = self.cluster_size.sum()
+        smooth = (self.cluster_size + 1e-5) / (n + self.codes * 1e-5) * n
+        self.embedding.copy_(self.cluster_sum / smooth[:, None])
+        self.idle.add_(1).masked_fill_(count > 0, 0)
+        self._revive(flat)
+
+    def _revive(self, flat: Tensor) -> None:
+        dead = (self.idle >= self.config.patience).nonzero()[:, 0]
+        if len(dead):
+            fresh = self._pick(flat, len(dead))
+            self.embedding[dead] = fresh
+            self.cluster_sum[dead] = fresh
+            self.cluster_size[dead] = 1.0
+            self.idle[dead] = 0
+
+    @staticmethod
+    def _pick(flat: Tensor, count: int) -> Tensor:
+        chosen = torch.randint(len(flat), (count,), device=flat.device)
+        return flat[chosen] + 1e-3 * torch.randn(count, flat.shape[1], device=flat.device)

@@ -1,0 +1,1 @@
+"""Visual encoders and their contrastive training."""

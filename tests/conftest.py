@@ -1,0 +1,10 @@
+"""Shared by all tests: small and quick, one thread, nothing from the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,156 @@
+"""The attention seam against a brute-force loop over tokens."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chiasm.nn.attention import Index, attend, cached_layout, packed_layout, visible
+from chiasm.nn.cache import KVCache
+
+
+def brute_force(q, k, v, index, softcap=None):
+    """One query at a time, by the rule as written in core/batch.py."""
+    B, H, T, D = q.shape
+    out = torch.zeros_like(q)
+    for b in range(B):
+        for t in range(T):
+            if index.segment[b, t] < 0:
+                continue
+            seen = [
+                u for u in range(T)
+                if index.segment[b, u] == index.segment[b, t]
+                and index.block[b, u] <= index.block[b, t]
+                and index.branch[b, u] in (0, index.branch[b, t])
+            ]
+            for h in range(H):
+                g = h * k.shape[1] // H
+                logits = torch.stack([q[b, h, t] @ k[b, g, u] for u in seen]) * D**-0.5
+                if softcap:
+                    logits = softcap * torch.tanh(logits / softcap)
+                weights = logits.softmax(0)
+                out[b, h, t] = sum(w * v[b, g, u] for w, u in zip(weights, seen, strict=True))
+    return out
+
+
+@st.composite
+def packs(draw):
+    """Rows of segments, each causal, with a bidirectional span or with branches."""
+    rows, T = [], draw(st.integers(4, 14))
+    for _ in range(draw(st.integers(1, 3))):
+        segment, block, branch = [], [], []
+        number = 0
+        while len(segment) < T and draw(st.booleans()) | (number == 0):
+            length = draw(st.integers(1, T - len(segment)))
+            segment += [number] * length
+            kind = draw(st.sampled_from(["causal", "prefix", "branches"]))
+            trunk = draw(st.integers(0, length))
+            if kind == "causal":
+                block += list(range(length))
+                branch += [0] * length
+            elif kind == "prefix":
+                block += [0] * trunk + list(range(1, length - trunk + 1))
+                branch += [0] * length
+            else:
+                rest = length - trunk
+                cut = draw(st.integers(0, rest))
+                block += [*range(trunk), *range(trunk, trunk + cut),
+                          *range(trunk, trunk + rest - cut)]
+                branch += [0] * trunk + [1] * cut + [2] * (rest - cut)
+            number += 1
+        pad = T - len(segment)
+        rows.append((segment + [-1] * pad, block + [0] * pad, branch + [0] * pad))
+    return Index(*(torch.tensor([row[i] for row in rows]) for i in range(3)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(packs(), st.sampled_from([None, 2.0]), st.integers(0, 99))
+def test_attend_equals_brute_force(index, softcap, seed):
+    torch.manual_seed(seed)
+    B, T = index.segment.shape
+    q, k, v = torch.randn(B, 4, T, 8), torch.randn(B, 2, T, 8), torch.randn(B, 2, T, 8)
+    out = attend(q, k, v, packed_layout(index), softcap=softcap)
+    real = (index.segment >= 0)[:, None, :, None]
+    torch.testing.assert_close(out * real, brute_force(q, k, v, index, softcap), atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(packs(), st.integers(0, 99))
+def test_other_segments_change_nothing_at_all(index, seed):
+    """Perturbing every token outside a segment changes that segment's output by exactly 0."""
+    torch.manual_seed(seed)
+    B, T = index.segment.shape
+    q, k, v = (torch.randn(B, 2, T, 8) for _ in range(3))
+    layout = packed_layout(index)
+    mine = ((index.segment == 0) & (torch.arange(B)[:, None] == 0))[:, None, :, None]
+    noise = torch.randn_like(q) * ~mine
+    before = attend(q, k, v, layout)
+    after = attend(q + noise, k + noise, v + noise, layout)
+    assert torch.equal(before * mine, after * mine)
+
+
+def test_gradients_are_finite_with_padding():
+    segment = torch.tensor([[0, 0, 1, -1, -1]])
+    index = Index(segment, torch.zeros_like(segment), torch.zeros_like(segment))
+    q, k, v = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3))
+    attend(q, k, v, packed_layout(index)).sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
+
+
+def test_cached_attention_equals_one_pass():
+    torch.manual_seed(0)
+    T, step = 9, 4
+    q, k, v = (torch.randn(2, 2, T, 8) for _ in range(3))
+    segment = torch.zeros(2, T, dtype=torch.long)
+    index = Index(segment, torch.arange(T).expand(2, T), torch.zeros_like(segment))
+    whole = attend(q, k, v, packed_layout(index))
+    cache, parts = KVCache(), []
+    for start in range(0, T, step):
+        span = slice(start, min(T, start + step))
+        layout = cache.extend(Index(*(x[:, span] for x in
+                                      (index.segment, index.block, index.branch))))
+        keys, values = cache.update(k[:, :, span], v[:, :, span], 0)
+        parts.append(attend(q[:, :, span], keys, values, layout))
+    torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-6, rtol=1e-5)
+
+
+def test_cache_grows_and_selects_rows():
+    cache = KVCache()
+    k = torch.arange(3 * 200.0).view(3, 1, 200, 1)
+    for t in range(200):
+        one = torch.zeros(3, 1, dtype=torch.long)
+        cache.extend(Index(one, one + t, one))
+        keys, _ = cache.update(k[:, :, t : t + 1], k[:, :, t : t + 1], 0)
+    assert torch.equal(keys, k)
+    cache.select(torch.tensor([2, 0]))
+    one = torch.zeros(2, 1, dtype=torch.long)
+    cache.extend(Index(one, one + 200, one))
+    keys, _ = cache.update(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), 0)
+    assert torch.equal(keys[:, :, :200], k[[2, 0]])
+
+
+def test_visible_draws_the_picture_of_the_docstring():
+    segment = torch.tensor([[0, 0, 0, 0, 0, 1, 1]])
+    block = torch.tensor([[0, 0, 0, 1, 2, 0, 1]])
+    index = Index(segment, block, torch.zeros_like(block))
+    rows = ["".join("1" if x else "." for x in row) for row in visible(index, index)[0].tolist()]
+    assert rows == ["111....", "111....", "111....", "1111...", "11111..", ".....1.", ".....11"]
+
+
+def test_padded_queries_over_a_cache_are_finite():
+    query = Index(*(torch.tensor([[-1]]) for _ in range(3)))
+    key = Index(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
+    out = attend(torch.randn(1, 1, 1, 4), torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4),
+                 cached_layout(query, key))
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_softcap_of_a_huge_cap_is_no_cap(causal):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    segment = torch.zeros(1, 5, dtype=torch.long)
+    block = torch.arange(5)[None] if causal else segment
+    layout = packed_layout(Index(segment, block, segment))
+    torch.testing.assert_close(attend(q, k, v, layout, softcap=1e4), attend(q, k, v, layout),
+                               atol=1e-4, rtol=1e-4)
