@@ -10,7 +10,7 @@ import numpy as np
 from chiasm.core.batch import IGNORE, Encoded, Slot
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
-from chiasm.core.sample import Image, Sample, split_independent
+from chiasm.core.sample import Image, Sample, Turn, split_independent
 from chiasm.data.template import Template
 
 
@@ -44,6 +44,12 @@ class Processor:
         lines, slots = self._lines([sample], reply=False)
         if not any(line.supervised.any() for line in lines):
             raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
+        return _merge(lines, slots, sample.id)
+
+    def unconditional(self, sample: Sample) -> Encoded:
+        """The prompt without its words and pictures: the other side of guidance."""
+        bare = sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))
+        lines, slots = self._lines([bare], reply=True)
         return _merge(lines, slots, sample.id)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:

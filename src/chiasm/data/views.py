@@ -39,6 +39,19 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
     return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
 
 
+def with_caption(view: View, asked: str = "describe the image.") -> View:
+    """The view with one more independent question whose answer is the sample's own caption."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        seen = view(sample, random)
+        caption = sample.meta.get("caption")
+        if seen is None or not seen.independent or not caption:
+            return seen
+        return replace(seen, turns=(*seen.turns, question(asked), answer(caption)))
+
+    return apply
+
+
 def moved(view: View, shift: int) -> View:
     """The view with its pictures moved at random by up to `shift` pixels each way."""
 

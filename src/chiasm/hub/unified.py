@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from chiasm.data.processor import Processor
@@ -24,7 +25,9 @@ def build(config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder,
     codec = UnifiedCodec(autoencoder, vocabulary)
     processor = Processor(template, codec, config.max_length, supervise_images=True,
                           remember=remember)
-    return Unified(config, vocabulary), processor
+    model = Unified(config, vocabulary)
+    model.start_codes_from(autoencoder.quantizer.lookup(torch.arange(vocabulary.codes)))
+    return model, processor
 
 
 def save(path: Path, model: Unified, processor: Processor) -> None:

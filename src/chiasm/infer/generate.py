@@ -18,19 +18,20 @@ from torch import Tensor
 from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
-from chiasm.core.sample import Sample, Turn
+from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.sampling import choose, guide
 
 
 @dataclass
 class _Sequence:
-    """One reply in the making: a branch of a row."""
+    """One reply in the making: a branch of a row; shift is how much later its twin stands."""
 
     sample: int
     row: int
     branch: int
     position: int
+    shift: int = 0
     text: list[int] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
     drawing: bool = False
@@ -70,17 +71,14 @@ class Generator:
     def _reply(self, prompts: list[tuple[Encoded, list[int]]], samples: Sequence[Sample],
                sampling: Sampling, random: torch.Generator) -> Iterator[tuple[int, Piece]]:
         rows = [encoded for encoded, _ in prompts]
-        guided = sampling.guidance != 1.0 and sampling.draw_first
+        guided = sampling.guidance != 1.0 and bool(sampling.draw_first or sampling.max_images)
         if guided:
-            twins = [_without_text(samples[members[0]]) for _, members in prompts]
-            rows += [self.processor.prompts([twin])[0][0] for twin in twins]
+            rows += [self.processor.unconditional(samples[members[0]]) for _, members in prompts]
         live = [
             _Sequence(sample, row, branch + 1 if len(members) > 1 else 0, 0)
             for row, (_, members) in enumerate(prompts)
             for branch, sample in enumerate(members)
         ]
-        shift = [len(rows[s.row + len(prompts)]) - len(rows[s.row]) for s in live] if guided else []
-        twin_shift = {s.row: d for s, d in zip(live, shift, strict=False)}
         cache = self.model.new_cache()
         batch = pack([[row] for row in rows])
         place = self._last_tokens(live, rows, len(prompts) if guided else 0)
@@ -100,11 +98,10 @@ class Generator:
             if len(used) <= count // 2:  # finished rows leave the batch once they are the majority
                 keep = used + [row + count for row in used] if guided else used
                 cache.select(torch.tensor(keep, device=self.device))
-                twin_shift = {used.index(r): d for r, d in twin_shift.items() if r in used}
                 for sequence in live:
                     sequence.row = used.index(sequence.row)
                 count = len(used)
-            batch, place = _next_batch(live, count, twin_shift if guided else None)
+            batch, place = _next_batch(live, count, guided)
 
     def _last_tokens(self, live: list[_Sequence], rows: list[Encoded], twins: int
                      ) -> tuple[Tensor, Tensor]:
@@ -116,17 +113,24 @@ class Generator:
             sequence.position = int(rows[sequence.row].position[column]) + 1
             row_of.append(sequence.row)
             column_of.append(column)
-        if twins:
-            column_of += [len(rows[s.row + twins]) - 1 for s in live]
-            row_of += [s.row + twins for s in live]
+        for sequence in live if twins else ():
+            twin = rows[sequence.row + twins]
+            sequence.shift = len(twin) - sequence.position
+            row_of.append(sequence.row + twins)
+            column_of.append(len(twin) - 1)
         return torch.tensor(row_of), torch.tensor(column_of)
 
     def _choose(self, logits: Tensor, live: list[_Sequence], sampling: Sampling, guided: bool,
                 random: torch.Generator) -> list[int]:
         if guided:
-            logits = guide(logits[: len(live)], logits[len(live) :], sampling.guidance)
+            drawing = torch.tensor([[s.drawing] for s in live], device=logits.device)
+            plain, bare = logits.split(len(live))
+            logits = torch.where(drawing, guide(plain, bare, sampling.guidance), plain)
         if self.vocabulary is not None:
             logits = logits.masked_fill(~self._allowed(live, sampling), float("-inf"))
+        elif self.processor.template.marker < logits.shape[-1]:
+            # Said, it would stand for a picture that is not there.
+            logits[:, self.processor.template.marker] = float("-inf")
         return choose(logits, sampling, random).tolist()
 
     def _allowed(self, live: list[_Sequence], sampling: Sampling) -> Tensor:
@@ -163,7 +167,8 @@ class Generator:
             s.codes.append(token)
         elif token in self.processor.template.stop:
             s.done = True
-            yield s.sample, Piece(finish="stop")
+            rest = self.processor.template.decode(s.text)[len(s.shown) :]
+            yield s.sample, Piece(rest, finish="stop")
         else:
             s.text.append(token)
             s.done = len(s.text) >= sampling.max_tokens
@@ -175,7 +180,7 @@ class Generator:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
 
 
-def _next_batch(live: list[_Sequence], rows: int, twin_shift: dict[int, int] | None
+def _next_batch(live: list[_Sequence], rows: int, guided: bool
                 ) -> tuple[Batch, tuple[Tensor, Tensor]]:
     """The tokens just chosen, one column a branch, and where each sequence stands in it."""
     column: dict[int, int] = {}
@@ -184,17 +189,17 @@ def _next_batch(live: list[_Sequence], rows: int, twin_shift: dict[int, int] | N
         column[s.row] = column.get(s.row, -1) + 1
         place.append((s.row, column[s.row]))
     width = max(column.values()) + 1
-    height = rows if twin_shift is None else 2 * rows
+    height = 2 * rows if guided else rows
     ids = torch.zeros(height, width, dtype=torch.long)
     segment, branch, position = torch.full_like(ids, -1), ids.clone(), ids.clone()
     for s, (row, col) in zip(live, place, strict=True):
         ids[row, col], segment[row, col] = s.token, 0
         branch[row, col], position[row, col] = s.branch, s.position - 1
-    if twin_shift is not None:
+    if guided:
         for tensor in (ids, segment, branch, position):
             tensor[rows:] = tensor[:rows]
         for s, (row, col) in zip(live, place, strict=True):
-            position[row + rows, col] += twin_shift[s.row]
+            position[row + rows, col] += s.shift
         place += [(row + rows, col) for row, col in place]
     index = torch.tensor(place)
     batch = Batch(ids, torch.full_like(ids, -100), segment, position, branch, position)
@@ -214,7 +219,3 @@ def _chunks(prompts: list, tokens: int) -> Iterator[list]:
     if chunk:
         yield chunk
 
-
-def _without_text(sample: Sample) -> Sample:
-    """The unconditional twin: the same turns without their words and pictures."""
-    return sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))

@@ -51,15 +51,12 @@ class MLLM(nn.Module):
         slots = batch.ids == self.image_token
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
         if batch.patches is None or batch.grids is None:
+            _check_slots(slots, 0, 0)
             return x
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             features = self.vision(batch.patches, batch.grids)
         tokens = self.projector(features, batch.grids)
-        if len(tokens) != int(slots.sum()):
-            raise ValueError(
-                f"{int(slots.sum())} image placeholders but {len(tokens)} visual tokens from "
-                f"{len(batch.grids)} pictures; encode the batch with this model's own processor"
-            )
+        _check_slots(slots, len(tokens), len(batch.grids))
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -122,3 +119,12 @@ class MLLM(nn.Module):
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
         flops += passes(trained["language"], True) * head
         return Cost(flops, batch.tokens, batch.images)
+
+
+def _check_slots(slots: Tensor, tokens: int, pictures: int) -> None:
+    count = int(slots.sum())
+    if count != tokens:
+        raise ValueError(
+            f"{count} image placeholders but {tokens} visual tokens from {pictures} pictures; "
+            "encode the batch with this model's own processor"
+        )

@@ -76,6 +76,32 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
+class PatchEncoder(nn.Module):
+    """[N 3 H W] -> [N latent H/stride W/stride], each code from its own patch alone.
+
+    A code then means the same wherever it stands and whatever is around it, which a transformer
+    learns from far fewer pictures (LOG.md, "Local codes"); the decoder still sees neighbours.
+    """
+
+    def __init__(self, config: AutoencoderConfig, latent: int):
+        super().__init__()
+        self.stride, width = config.stride, config.patch_width
+        self.embed = nn.Linear(3 * config.stride**2, width)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(),
+                          nn.Linear(2 * width, width))
+            for _ in range(config.patch_layers)
+        )
+        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, latent))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(pixels, self.stride).permute(0, 2, 3, 1)
+        x = self.embed(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.project(x).permute(0, 3, 1, 2)
+
+
 class Decoder(nn.Module):
     """[N latent h w] -> [N 3 h·stride w·stride].
 
@@ -107,7 +133,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.quantizer = build_quantizer(config.quantizer)
-        self.encoder = Encoder(config, self.quantizer.width)
+        encoder = PatchEncoder if config.encoder == "patch" else Encoder
+        self.encoder = encoder(config, self.quantizer.width)
         self.decoder = Decoder(config, self.quantizer.width)
         # Convolutions of few channels run about twice as fast in this layout on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,11 +186,11 @@ class Autoencoder(nn.Module):
 
             def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
                 nonlocal total
-                assert isinstance(layer, nn.Conv2d)
-                total += 2.0 * layer.weight.numel() * output.shape[-1] * output.shape[-2]
+                assert isinstance(layer, nn.Conv2d | nn.Linear)
+                total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
             handles = [m.register_forward_hook(count) for m in self.modules()
-                       if isinstance(m, nn.Conv2d)]
+                       if isinstance(m, nn.Conv2d | nn.Linear)]
             side = 4 * self.config.stride
             training = self.training
             device = next(self.parameters()).device

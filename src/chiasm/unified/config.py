@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder with a discrete bottleneck, encoder in Chameleon's (taming) shape.
+    """An autoencoder with a discrete bottleneck.
+
+    encoder: "conv" has the shape of Chameleon's (taming), sees beyond its patch and exports to the
+    stock class; "patch" (patch_width, patch_layers) makes each code from its own patch alone.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
@@ -46,7 +50,10 @@ class AutoencoderConfig:
 
     quantizer: FSQConfig | VQConfig = FSQConfig()
     image_size: int = 64
-    base_channels: int = 64
+    encoder: Literal["conv", "patch"] = "conv"
+    patch_width: int = 256
+    patch_layers: int = 2
+    base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
     decoder_channels: int = 128

