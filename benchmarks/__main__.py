@@ -23,8 +23,9 @@ FIELDS = {"name", "ours", "peer", "ratio", "unit", "spread"}
 
 def names() -> list[str]:
     """Every benchmark of this folder."""
-    return [m.name for m in pkgutil.iter_modules(benchmarks.__path__)
-            if m.name not in NOT_BENCHMARKS]
+    return [
+        m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in NOT_BENCHMARKS
+    ]
 
 
 def run(name: str, options: list[str]) -> dict:
@@ -55,12 +56,21 @@ def parse(name: str, line: str) -> dict:
 
 def table(found: dict, where: str) -> str:
     """A benchmark's table: one row, or one a part."""
-    rows = [{**part, "name": f"{found['name']}: {name}"}
-            for name, part in found.get("parts", {}).items()] or [found]
-    lines = [where, "", "| what | ours | peer | unit | ours / peer | spread |",
-             "|---|--:|--:|---|--:|--:|"]
-    lines += [f"| {r['name']} | {_number(r['ours'])} | {_number(r['peer'])} | {r['unit']} "
-              f"| **{r['ratio']:.2f}** | {r['spread']:.1%} |" for r in rows]
+    rows = [
+        {**part, "name": f"{found['name']}: {name}"}
+        for name, part in found.get("parts", {}).items()
+    ] or [found]
+    lines = [
+        where,
+        "",
+        "| what | ours | peer | unit | ours / peer | spread |",
+        "|---|--:|--:|---|--:|--:|",
+    ]
+    lines += [
+        f"| {r['name']} | {_number(r['ours'])} | {_number(r['peer'])} | {r['unit']} "
+        f"| **{r['ratio']:.2f}** | {r['spread']:.1%} |"
+        for r in rows
+    ]
     extra = {k: v for k, v in found.items() if k not in FIELDS | {"parts"}}
     if extra:
         lines += ["", "; ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in extra.items())]
@@ -77,8 +87,10 @@ def machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return (f"{datetime.date.today()}, {processor()}, {cores} cores, torch threads "
-            f"{torch.get_num_threads()}, {packages}, Python {platform.python_version()}")
+    return (
+        f"{datetime.date.today()}, {processor()}, {cores} cores, torch threads "
+        f"{torch.get_num_threads()}, {packages}, Python {platform.python_version()}"
+    )
 
 
 def processor() -> str:

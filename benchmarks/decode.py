@@ -79,22 +79,30 @@ def drawing(config: UnifiedConfig, samples: Sequence[Sample]) -> Sides:
     if not config.qk_norm:
         copy_weights(model, peer)
     asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // PICTURES]]
-    rows = [[*encoded.ids.tolist(), vocabulary.begin_image]
-            for encoded, _ in processor.prompts(asked)]
+    rows = [
+        [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
+    ]
     ids, mask = _left_padded(rows, vocabulary.pad)
     generator = Generator(model, processor)
     sampling = Sampling(max_images=1, draw_first=True)
 
     def ours() -> Replies:
-        pieces = sorted(((i, p.image) for i, p in generator(asked, sampling) if p.image),
-                        key=lambda piece: piece[0])
+        pieces = sorted(
+            ((i, p.image) for i, p in generator(asked, sampling) if p.image),
+            key=lambda piece: piece[0],
+        )
         return [image.tobytes() for _, image in pieces]
 
     def theirs() -> Replies:
         with torch.inference_mode():
             out = peer.generate(
-                ids, attention_mask=mask, max_new_tokens=codec.codes_per_image, do_sample=False,
-                suppress_tokens=list(range(vocabulary.text)), pad_token_id=vocabulary.pad)
+                ids,
+                attention_mask=mask,
+                max_new_tokens=codec.codes_per_image,
+                do_sample=False,
+                suppress_tokens=list(range(vocabulary.text)),
+                pad_token_id=vocabulary.pad,
+            )
             return [codec.decode(row).tobytes() for row in out[:, ids.shape[1] :]]
 
     return Sides(ours, theirs, PICTURES * codec.codes_per_image)
@@ -137,8 +145,13 @@ def answering(samples: Sequence[Sample]) -> Sides:
             tokens = model.projector(model.vision(patches, grids), grids)
             x = peer.get_input_embeddings()(ids.masked_fill(slots, 0))
             x = x.masked_scatter(slots[..., None], tokens.repeat(QUESTIONS, 1))
-            out = peer.generate(inputs_embeds=x, attention_mask=mask, do_sample=False,
-                                max_new_tokens=NEW_TOKENS, pad_token_id=0)
+            out = peer.generate(
+                inputs_embeds=x,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=0,
+            )
         return [" ".join(map(str, row)) for row in out.tolist()]
 
     return Sides(ours, theirs, QUESTIONS * NEW_TOKENS)
@@ -149,11 +162,20 @@ def _mllm() -> tuple[MLLM, LlamaForCausalLM]:
     AttentionInterface.register("chiasm", attention)
     # At 0.02 attention is so flat that every question gets the same reply: nothing to check.
     config = LlamaConfig(
-        initializer_range=0.06, vocab_size=49152, hidden_size=576, intermediate_size=1536,
-        num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0})
+        initializer_range=0.06,
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    )
     peer = LlamaForCausalLM(config).eval()
     # A copy: the model writes its attn_implementation into the config it is given.
     ours = LlamaForCausalLM._from_config(deepcopy(config), attn_implementation="chiasm")

@@ -31,8 +31,9 @@ class Comparison:
         return self.ours / self.peer
 
 
-def alternate(ours: Run, peer: Run, rounds: int, clock: Callable[[], float] = time.perf_counter
-              ) -> Comparison:
+def alternate(
+    ours: Run, peer: Run, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Comparison:
     """Run both in turns, `rounds` times each after one round that does not count. ValueError for
     fewer than one round."""
     if rounds < 1:
@@ -50,16 +51,23 @@ def alternate(ours: Run, peer: Run, rounds: int, clock: Callable[[], float] = ti
                 seconds[name].append(spent)
                 rates[name].append(units / spent)
     return Comparison(
-        float(np.median(rates["ours"])), float(np.median(rates["peer"])),
+        float(np.median(rates["ours"])),
+        float(np.median(rates["peer"])),
         max(_spread(rates["ours"]), _spread(rates["peer"])),
-        float(np.median(seconds["ours"])), float(np.median(seconds["peer"])))
+        float(np.median(seconds["ours"])),
+        float(np.median(seconds["peer"])),
+    )
 
 
 def result(unit: str, measured: Comparison, **extra: object) -> dict:
     """What the JSON line says of a comparison, to four digits."""
     numbers = {"ours": measured.ours, "peer": measured.peer, "ratio": measured.ratio}
-    return {**{k: round_to(v) for k, v in numbers.items()}, "unit": unit,
-            "spread": round_to(measured.spread), **extra}
+    return {
+        **{k: round_to(v) for k, v in numbers.items()},
+        "unit": unit,
+        "spread": round_to(measured.spread),
+        **extra,
+    }
 
 
 def report(name: str, said: dict) -> None:
@@ -75,8 +83,9 @@ def round_to(value: float, digits: int = 4) -> float:
 def rounds_argument(description: str | None, default: int) -> int:
     """--rounds of the command line."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=default,
-                        help=f"rounds that count (default {default})")
+    parser.add_argument(
+        "--rounds", type=int, default=default, help=f"rounds that count (default {default})"
+    )
     return parser.parse_args().rounds
 
 

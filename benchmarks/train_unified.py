@@ -64,13 +64,22 @@ def build(config: UnifiedConfig, samples: Sequence[Sample]) -> tuple[Unified, Pr
 
 def llama(config: UnifiedConfig, vocabulary: int) -> LlamaForCausalLM:
     """The stock model of the same shape; it never stops by itself."""
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=config.width, intermediate_size=config.hidden,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads, rms_norm_eps=1e-5,
-        max_position_embeddings=config.max_length, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        bos_token_id=None, eos_token_id=None))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.width,
+            intermediate_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            rms_norm_eps=1e-5,
+            max_position_embeddings=config.max_length,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
 
 
 def copy_weights(model: Unified, peer: LlamaForCausalLM) -> None:
@@ -79,8 +88,9 @@ def copy_weights(model: Unified, peer: LlamaForCausalLM) -> None:
     peer.load_state_dict({prefix[k] + k: v for k, v in model.state_dict().items()})
 
 
-def make_steps(samples: Sequence[Sample], processor: Processor, vocabulary: Vocabulary
-               ) -> list[Step]:
+def make_steps(
+    samples: Sequence[Sample], processor: Processor, vocabulary: Vocabulary
+) -> list[Step]:
     """STEPS steps whose side of ours fills a row of TOKENS."""
     steps: list[Step] = []
     row: list[Encoded] = []
@@ -105,8 +115,9 @@ def _views(samples: Sequence[Sample]) -> Iterator[Sample]:
             yield seen
 
 
-def _rows(sample: Sample, processor: Processor, vocabulary: Vocabulary
-          ) -> list[tuple[np.ndarray, np.ndarray]]:
+def _rows(
+    sample: Sample, processor: Processor, vocabulary: Vocabulary
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """ids and labels of every pair by itself; a picture is learnt in its first row only."""
     rows = []
     for number, part in enumerate(split_independent(sample)):
@@ -184,14 +195,23 @@ def main() -> None:
     peer = llama(config, model.vocabulary.size)
     mine = sum(step.ours.tokens for step in steps)
     theirs = sum(int(step.peer["attention_mask"].sum()) for step in steps)
-    print(f"{STEPS} steps: {sum(s.pairs for s in steps)} pairs, {mine} tokens for ours, "
-          f"{theirs} for the peer; {rounds} rounds", flush=True)
+    print(
+        f"{STEPS} steps: {sum(s.pairs for s in steps)} pairs, {mine} tokens for ours, "
+        f"{theirs} for the peer; {rounds} rounds",
+        flush=True,
+    )
     measured = alternate(ours_run(model.train(), steps), peer_run(peer.train(), steps), rounds)
-    report("train_unified", result(
-        "pairs/s", measured,
-        ours_tokens_per_second=round_to(mine / measured.ours_seconds),
-        peer_tokens_per_second=round_to(theirs / measured.peer_seconds),
-        ours_tokens_per_step=mine // STEPS, peer_tokens_per_step=theirs // STEPS))
+    report(
+        "train_unified",
+        result(
+            "pairs/s",
+            measured,
+            ours_tokens_per_second=round_to(mine / measured.ours_seconds),
+            peer_tokens_per_second=round_to(theirs / measured.peer_seconds),
+            ours_tokens_per_step=mine // STEPS,
+            peer_tokens_per_step=theirs // STEPS,
+        ),
+    )
 
 
 if __name__ == "__main__":

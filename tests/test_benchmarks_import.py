@@ -15,8 +15,7 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.mark.parametrize(
-    "name", [m.name for m in pkgutil.iter_modules([str(ROOT / "benchmarks")])])
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(ROOT / "benchmarks")])])
 def test_every_module_imports(name):
     module = importlib.import_module(f"benchmarks.{name}")
     assert name == "harness" or callable(module.main)
@@ -47,8 +46,12 @@ def test_alternate_takes_medians_of_the_rounds_after_the_first():
     from benchmarks.harness import alternate
 
     clock = Clock()
-    measured = alternate(clock.side("o", 8, [100, 1, 2, 4]), clock.side("p", 8, [100, 8, 8, 8]),
-                         rounds=3, clock=clock)
+    measured = alternate(
+        clock.side("o", 8, [100, 1, 2, 4]),
+        clock.side("p", 8, [100, 8, 8, 8]),
+        rounds=3,
+        clock=clock,
+    )
     assert (measured.ours, measured.peer, measured.ratio) == (4.0, 1.0, 4.0)
     assert (measured.ours_seconds, measured.peer_seconds) == (2.0, 8.0)
     assert measured.spread == pytest.approx(0.75)  # rates 8, 4, 2: quartiles 6 and 3, median 4
@@ -59,8 +62,9 @@ def test_alternate_takes_the_larger_spread_of_the_two():
     from benchmarks.harness import alternate
 
     clock = Clock()
-    measured = alternate(clock.side("o", 1, [1, 1, 1, 1]), clock.side("p", 8, [1, 1, 2, 4]),
-                         rounds=3, clock=clock)
+    measured = alternate(
+        clock.side("o", 1, [1, 1, 1, 1]), clock.side("p", 8, [1, 1, 2, 4]), rounds=3, clock=clock
+    )
     assert measured.spread == pytest.approx(0.75)
 
 
@@ -78,8 +82,15 @@ def test_the_reported_line_becomes_the_table_of_the_readme(capsys):
     said = result("codes/s", Comparison(12604.3, 10000.0, 0.05, 1.0, 2.0), batch=8)
     report("decode", said)
     found = parse("decode", capsys.readouterr().out.splitlines()[-1])
-    assert found == {"name": "decode", "ours": 12600, "peer": 10000, "ratio": 1.26,
-                     "unit": "codes/s", "spread": 0.05, "batch": 8}
+    assert found == {
+        "name": "decode",
+        "ours": 12600,
+        "peer": 10000,
+        "ratio": 1.26,
+        "unit": "codes/s",
+        "spread": 0.05,
+        "batch": 8,
+    }
     readme = (ROOT / "benchmarks" / "README.md").read_text()
     for name in names():
         once = rewrite(readme, name, table(found, "today"))

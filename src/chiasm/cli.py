@@ -68,7 +68,7 @@ def train(
 
 
 @app.command
-def eval(  # noqa: A001 - the command's name
+def eval(
     run: Positional[Path],
     task: str = "easy-vqa",
     limit: int = 2000,
@@ -148,8 +148,9 @@ def draw(
     from chiasm.core.protocols import Sampling
     from chiasm.recipes.talk import draw_pictures
 
-    sampling = Sampling(temperature, top_k, guidance=guidance, max_images=1, draw_first=True,
-                        seed=seed)
+    sampling = Sampling(
+        temperature, top_k, guidance=guidance, max_images=1, draw_first=True, seed=seed
+    )
     draw_pictures(run, text, out, count, sampling)
 
 

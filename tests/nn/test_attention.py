@@ -18,7 +18,8 @@ def brute_force(q, k, v, index, softcap=None):
             if index.segment[b, t] < 0:
                 continue
             seen = [
-                u for u in range(T)
+                u
+                for u in range(T)
                 if index.segment[b, u] == index.segment[b, t]
                 and index.block[b, u] <= index.block[b, t]
                 and index.branch[b, u] in (0, index.branch[b, t])
@@ -54,8 +55,11 @@ def packs(draw):
             else:
                 rest = length - trunk
                 cut = draw(st.integers(0, rest))
-                block += [*range(trunk), *range(trunk, trunk + cut),
-                          *range(trunk, trunk + rest - cut)]
+                block += [
+                    *range(trunk),
+                    *range(trunk, trunk + cut),
+                    *range(trunk, trunk + rest - cut),
+                ]
                 branch += [0] * trunk + [1] * cut + [2] * (rest - cut)
             number += 1
         pad = T - len(segment)
@@ -71,7 +75,9 @@ def test_attend_equals_brute_force(index, softcap, seed):
     q, k, v = torch.randn(B, 4, T, 8), torch.randn(B, 2, T, 8), torch.randn(B, 2, T, 8)
     out = attend(q, k, v, packed_layout(index), softcap=softcap)
     real = (index.segment >= 0)[:, None, :, None]
-    torch.testing.assert_close(out * real, brute_force(q, k, v, index, softcap), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        out * real, brute_force(q, k, v, index, softcap), atol=1e-5, rtol=1e-4
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,8 +113,9 @@ def test_cached_attention_equals_one_pass():
     cache, parts = KVCache(), []
     for start in range(0, T, step):
         span = slice(start, min(T, start + step))
-        layout = cache.extend(Index(*(x[:, span] for x in
-                                      (index.segment, index.block, index.branch))))
+        layout = cache.extend(
+            Index(*(x[:, span] for x in (index.segment, index.block, index.branch)))
+        )
         keys, values = cache.update(k[:, :, span], v[:, :, span], 0)
         parts.append(attend(q[:, :, span], keys, values, layout))
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-6, rtol=1e-5)
@@ -140,8 +147,12 @@ def test_visible_draws_the_picture_of_the_docstring():
 def test_padded_queries_over_a_cache_are_finite():
     query = Index(*(torch.tensor([[-1]]) for _ in range(3)))
     key = Index(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
-    out = attend(torch.randn(1, 1, 1, 4), torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4),
-                 cached_layout(query, key))
+    out = attend(
+        torch.randn(1, 1, 1, 4),
+        torch.randn(1, 1, 2, 4),
+        torch.randn(1, 1, 2, 4),
+        cached_layout(query, key),
+    )
     assert torch.isfinite(out).all()
 
 
@@ -152,5 +163,6 @@ def test_softcap_of_a_huge_cap_is_no_cap(causal):
     segment = torch.zeros(1, 5, dtype=torch.long)
     block = torch.arange(5)[None] if causal else segment
     layout = packed_layout(Index(segment, block, segment))
-    torch.testing.assert_close(attend(q, k, v, layout, softcap=1e4), attend(q, k, v, layout),
-                               atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        attend(q, k, v, layout, softcap=1e4), attend(q, k, v, layout), atol=1e-4, rtol=1e-4
+    )

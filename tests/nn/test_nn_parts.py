@@ -20,15 +20,20 @@ WIDTH, HEADS, KV_HEADS, HIDDEN = 32, 4, 2, 48
 
 def llama_config(theta=10000.0):
     return LlamaConfig(
-        hidden_size=WIDTH, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
-        intermediate_size=HIDDEN, rms_norm_eps=1e-5, attn_implementation="eager",
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        intermediate_size=HIDDEN,
+        rms_norm_eps=1e-5,
+        attn_implementation="eager",
         max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": theta})
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
 
 
-def causal(B, T):
-    zero = torch.zeros(B, T, dtype=torch.long)
-    return packed_layout(Index(zero, torch.arange(T).expand(B, T), zero))
+def causal(rows, length):
+    zero = torch.zeros(rows, length, dtype=torch.long)
+    return packed_layout(Index(zero, torch.arange(length).expand(rows, length), zero))
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
@@ -66,7 +71,8 @@ def test_head_norm_equals_numpy():
     mean, deviation = a.mean(-1, keepdims=True), np.sqrt(a.var(-1, keepdims=True) + 1e-5)
     gain, bias = (p.detach().numpy()[None, :, None] for p in (norm.weight, norm.bias))
     np.testing.assert_allclose(
-        norm(x).detach().numpy(), (a - mean) / deviation * gain + bias, atol=1e-5)
+        norm(x).detach().numpy(), (a - mean) / deviation * gain + bias, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [0.5, 100.0])
@@ -89,12 +95,13 @@ def test_scaling_the_query_matrix_leaves_normalised_attention_alone(scale):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(2, 9), st.floats(-50, 50), st.integers(0, 99))
-def test_token_loss_equals_cross_entropy(N, V, offset, seed):
+def test_token_loss_equals_cross_entropy(count, size, offset, seed):
     torch.manual_seed(seed)
-    logits, targets = 5 * torch.randn(N, V) + offset, torch.randint(0, V, (N,))
+    logits, targets = 5 * torch.randn(count, size) + offset, torch.randint(0, size, (count,))
     nll, z = token_loss(logits, targets)
-    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"),
-                               atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        nll, F.cross_entropy(logits, targets, reduction="none"), atol=1e-4, rtol=1e-4
+    )
     a = logits.double().numpy()
     np.testing.assert_allclose(z.numpy(), np.log(np.exp(a).sum(1)) ** 2, rtol=1e-4, atol=1e-4)
 

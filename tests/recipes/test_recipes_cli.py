@@ -21,11 +21,31 @@ needs_wheels = pytest.mark.skipif(
 )
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TINY_UNIFIED = [
-    "--model.width", "32", "--model.layers", "1", "--model.heads", "2", "--model.kv_heads", "2",
-    "--model.hidden", "64", "--stages.0.steps", "2", "--stages.0.batch", "256",
+    "--model.width",
+    "32",
+    "--model.layers",
+    "1",
+    "--model.heads",
+    "2",
+    "--model.kv_heads",
+    "2",
+    "--model.hidden",
+    "64",
+    "--stages.0.steps",
+    "2",
+    "--stages.0.batch",
+    "256",
 ]
-TINY_TOKENIZER = ["--stages.0.steps", "2", "--stages.0.batch", "4",
-                  "--model.decoder_channels", "64", "--model.decoder_blocks", "1"]
+TINY_TOKENIZER = [
+    "--stages.0.steps",
+    "2",
+    "--stages.0.batch",
+    "4",
+    "--model.decoder_channels",
+    "64",
+    "--model.decoder_blocks",
+    "1",
+]
 
 
 def fails(capsys, *arguments: object) -> str:
@@ -43,7 +63,8 @@ def runs(*arguments: object) -> None:
     try:
         cli.main([str(a) for a in arguments])
     except SystemExit as stop:
-        assert not stop.code
+        if stop.code:
+            pytest.fail(f"exit code {stop.code}")
 
 
 @pytest.fixture
@@ -64,12 +85,23 @@ def data(tmp_path) -> Path:
 def tiny_run(data, tmp_path) -> Path:
     """A unified model trained for two steps."""
     runs("train", "tokenizer", "--data", data, "--out", tmp_path / "tokenizer", *TINY_TOKENIZER)
-    runs("train", "unified_nano", "--data", data, "--out", tmp_path / "run", *TINY_UNIFIED,
-         "--model.tokenizer", tmp_path / "tokenizer")
+    runs(
+        "train",
+        "unified_nano",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        *TINY_UNIFIED,
+        "--model.tokenizer",
+        tmp_path / "tokenizer",
+    )
     return tmp_path / "run"
 
 
-def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(tiny_run, data, tmp_path, capsys):
+def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
+    tiny_run, data, tmp_path, capsys
+):
     runs("eval", tiny_run, "--task", data)
     assert "accuracy" in capsys.readouterr().out
     predictions = (tiny_run / "predictions-own.jsonl").read_text().splitlines()
@@ -79,8 +111,15 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(tiny_run, da
     runs("draw", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--count", "2")
     assert PIL.Image.open(tmp_path / "drawn.png").size == (128, 64)
     names = {p.name for p in tiny_run.iterdir()}
-    assert {"recipe.json", "model.json", "model.safetensors", "tokenizer.json", "metrics.jsonl",
-            "ledger.json", "image_tokenizer"} <= names
+    assert {
+        "recipe.json",
+        "model.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "ledger.json",
+        "image_tokenizer",
+    } <= names
 
 
 def test_interactive_session_answers_until_the_input_ends(tiny_run, data, monkeypatch, capsys):
@@ -96,7 +135,10 @@ def test_recipe_typos_name_the_nearest_field_within_two_seconds(name):
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "chiasm", "train", name, "--stages.0.stpes", "5"],
-        capture_output=True, text=True, check=False)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert time.perf_counter() - began < 2
     assert done.returncode == 2
     assert "did you mean 'stages.0.steps'" in done.stderr
@@ -108,8 +150,9 @@ def test_bad_settings_are_one_line(capsys, tmp_path):
     assert "no such file" in fails(capsys, "train", tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text("x = 1")
     assert "recipe()" in fails(capsys, "train", tmp_path / "mine.py")
-    assert "no such" in fails(capsys, "train", "encoder", "--data", tmp_path / "nothing",
-                              "--out", tmp_path / "o")
+    assert "no such" in fails(
+        capsys, "train", "encoder", "--data", tmp_path / "nothing", "--out", tmp_path / "o"
+    )
 
 
 def test_own_recipe_file(data, tmp_path):
@@ -118,7 +161,8 @@ def test_own_recipe_file(data, tmp_path):
         "from chiasm.recipes.tokenizer import recipe as base\n"
         "def recipe():\n"
         "    r = base()\n"
-        "    return replace(r, stages=(replace(r.stages[0], steps=1, batch=2),))\n")
+        "    return replace(r, stages=(replace(r.stages[0], steps=1, batch=2),))\n"
+    )
     runs("train", tmp_path / "mine.py", "--data", data, "--out", tmp_path / "o")
     assert json.loads((tmp_path / "o" / "recipe.json").read_text())["stages"][0]["steps"] == 1
 
@@ -159,13 +203,27 @@ def test_bad_samples_are_quarantined_while_training(data, tmp_path, capsys):
     empty = json.loads(lines[6]) | {"messages": []}
     lines[5:7] = [json.dumps(twice), json.dumps(empty), "{not json"]
     (data / "train.jsonl").write_text("\n".join(lines))
-    runs("train", "tokenizer", "--data", data, "--out", tmp_path / "t", *TINY_TOKENIZER,
-         "--stages.0.batch", "12")
+    runs(
+        "train",
+        "tokenizer",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "t",
+        *TINY_TOKENIZER,
+        "--stages.0.batch",
+        "12",
+    )
     bad = [json.loads(x) for x in (tmp_path / "t/quarantine.jsonl").read_text().splitlines()]
     reasons = " | ".join(x["reason"] for x in bad)
     assert len(bad) == 5
-    for words in ("no such image", "not a readable image", "2 image parts but 1", "messages",
-                  "train.jsonl:8"):
+    for words in (
+        "no such image",
+        "not a readable image",
+        "2 image parts but 1",
+        "messages",
+        "train.jsonl:8",
+    ):
         assert words in reasons
     assert "5 samples could not be used" in capsys.readouterr().err
 
@@ -178,8 +236,15 @@ def test_a_finished_run_is_not_overwritten(tiny_run, data, capsys):
 def test_resume_on_the_command_line_equals_one_go(data, tmp_path):
     """Stop by a short stage count is not the same schedule, so a kill is imitated by deleting
     what came after the first checkpoint."""
-    settings = ["--data", data, *TINY_TOKENIZER, "--stages.0.steps", "4",
-                "--stages.0.save_every", "2"]
+    settings = [
+        "--data",
+        data,
+        *TINY_TOKENIZER,
+        "--stages.0.steps",
+        "4",
+        "--stages.0.save_every",
+        "2",
+    ]
     runs("train", "tokenizer", "--out", tmp_path / "a", *settings)
     runs("train", "tokenizer", "--out", tmp_path / "b", *settings)
     before = (tmp_path / "a/model.safetensors").read_bytes()
@@ -201,14 +266,22 @@ def test_fast_demo_does_the_whole_path(tmp_path, capsys):
     print(f"chiasm demo --fast took {seconds:.0f} s")
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert {"accuracy", "open_accuracy", "blind_accuracy", "train_seconds"} <= set(summary["mllm"])
-    assert {"accuracy", "open_accuracy", "blind_accuracy", "train_seconds", "psnr", "code_usage",
-            "t2i_joint_accuracy", "t2i_distinct"} <= set(summary["unified"])
+    assert {
+        "accuracy",
+        "open_accuracy",
+        "blind_accuracy",
+        "train_seconds",
+        "psnr",
+        "code_usage",
+        "t2i_joint_accuracy",
+        "t2i_distinct",
+    } <= set(summary["unified"])
     assert "zero_shot_accuracy" in summary["encoder"]
     assert summary["wall_seconds"] > 0
     assert summary["versions"]["torch"]
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<html" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     for part in ("encoder", "tokenizer", "mllm", "unified"):
         assert (tmp_path / "demo" / part / "model.safetensors").exists()
     assert "holds a finished demo" in fails(capsys, "demo", "--fast", "--out", tmp_path / "demo")

@@ -1,6 +1,7 @@
 """The loop: exact resume, exact accumulation, freezing, and what must never reach the weights."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ STAGES = (
 )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -83,11 +84,11 @@ def interrupted(model, folder, after, resume=False):
             nonlocal seen
             for batch in super().__iter__():
                 if seen == after:
-                    raise Killed
+                    raise KilledError
                 seen += 1
                 yield batch
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(model, STAGES, lambda _: Dying(), folder, show=False, resume=resume)
 
 
@@ -182,8 +183,14 @@ def test_unreadable_checkpoint_is_one_line(tmp_path):
 def test_resuming_with_other_stages_is_refused(tmp_path):
     train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=False)
     with pytest.raises(CheckpointError, match="stages are other"):
-        train(toy(), [Stage("other", 2, lr={"head": 1.0})], lambda _: ToyStream(), tmp_path,
-              show=False, resume=True)
+        train(
+            toy(),
+            [Stage("other", 2, lr={"head": 1.0})],
+            lambda _: ToyStream(),
+            tmp_path,
+            show=False,
+            resume=True,
+        )
 
 
 def test_an_uncommitted_checkpoint_is_not_seen(tmp_path):
@@ -205,7 +212,7 @@ def test_schedules_rise_then_fall_to_the_floor(schedule):
     stage = Stage("s", 100, warmup=0.1, schedule=schedule, floor=0.1)
     values = [factor(stage, step) for step in range(100)]
     assert 0 < values[0] < values[5] < values[10] == 1.0
-    assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[10:]))
     assert values[-1] == pytest.approx(1.0 if schedule == "constant" else 0.1, abs=0.02)
 
 

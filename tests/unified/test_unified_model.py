@@ -38,8 +38,9 @@ def sample(length, seed, kind="causal"):
     """Random ids of both modalities with a target on about half of the tokens."""
     random = np.random.default_rng((length, seed))
     ids = random.integers(0, VOCABULARY.size, length)
-    targets = np.where(random.random(length) < 0.5, random.integers(0, VOCABULARY.size, length),
-                       IGNORE)
+    targets = np.where(
+        random.random(length) < 0.5, random.integers(0, VOCABULARY.size, length), IGNORE
+    )
     targets[-1] = random.integers(0, VOCABULARY.size)
     position, branch = np.arange(length), np.zeros(length, np.int64)
     block = position.copy()
@@ -65,9 +66,12 @@ def assert_gradients_equal(a, b):
 
 
 SAMPLES = st.lists(
-    st.tuples(st.integers(3, 17), st.integers(0, 99),
-              st.sampled_from(["causal", "prefix", "branches"])),
-    min_size=2, max_size=5)
+    st.tuples(
+        st.integers(3, 17), st.integers(0, 99), st.sampled_from(["causal", "prefix", "branches"])
+    ),
+    min_size=2,
+    max_size=5,
+)
 
 
 @settings(max_examples=12, deadline=None)
@@ -114,16 +118,28 @@ def test_perturbing_a_sample_changes_the_others_by_exactly_zero(shapes, cut, whi
 def test_logits_equal_a_llama_of_the_same_weights():
     """Without QK-norm the model is transformers' Llama, layer for layer."""
     ours = model(qk_norm=False)
-    theirs = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY.size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        attn_implementation="eager")).eval()
-    names = {k if k.startswith("lm_head") else f"model.{k}": v for k, v in ours.state_dict().items()}
-    theirs.load_state_dict(names)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY.size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            attn_implementation="eager",
+        )
+    ).eval()
+    state = ours.state_dict()
+    theirs.load_state_dict(
+        {k if k.startswith("lm_head") else f"model.{k}": v for k, v in state.items()}
+    )
     batch = pack([[sample(11, 0)], [sample(11, 1)]])
-    torch.testing.assert_close(ours.logits(ours(batch)), theirs(batch.ids).logits,
-                               atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours.logits(ours(batch)), theirs(batch.ids).logits, atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -138,8 +154,10 @@ def test_parts_and_sum_equal_numpy():
         if target == IGNORE:
             continue
         log_z = np.log(np.exp(logits[b, t]).sum())
-        for name, value in (("image" if target >= 20 else "text", log_z - logits[b, t, target]),
-                            ("log_z_squared", log_z**2)):
+        for name, value in (
+            ("image" if target >= 20 else "text", log_z - logits[b, t, target]),
+            ("log_z_squared", log_z**2),
+        ):
             parts[name][0] += value
             parts[name][1] += 1
     for name, (value, count) in parts.items():
@@ -162,8 +180,13 @@ def route():
     """A tiny unified model with its processor."""
     torch.manual_seed(0)
     tokens = AutoencoderConfig(
-        quantizer=FSQConfig((4, 3)), image_size=8, base_channels=32, multipliers=(1, 1, 1),
-        decoder_channels=64, decoder_blocks=1)
+        quantizer=FSQConfig((4, 3)),
+        image_size=8,
+        base_channels=32,
+        multipliers=(1, 1, 1),
+        decoder_channels=64,
+        decoder_blocks=1,
+    )
     words = train_bpe(["what colour is it? red circle"] * 4, 290)
     made, processor = hub.build(CONFIG, words, Autoencoder(tokens))
     with torch.no_grad():
@@ -176,8 +199,17 @@ def asked():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     picture = Image(PIL.Image.fromarray(pixels))
     return Sample(
-        (question(picture, "what colour?"), answer("red"), question("shape"), answer("a circle"),
-         question("is it blue, really?"), answer("no")), "s", independent=True)
+        (
+            question(picture, "what colour?"),
+            answer("red"),
+            question("shape"),
+            answer("a circle"),
+            question("is it blue, really?"),
+            answer("no"),
+        ),
+        "s",
+        independent=True,
+    )
 
 
 def text_outside(encoded, processor):

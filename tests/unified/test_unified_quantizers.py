@@ -34,7 +34,8 @@ def test_fsq_reaches_every_code_and_finds_it_again(levels):
     n = np.array(levels)
     half, offset = (n - 1) * 1.001 / 2, np.where(n % 2 == 0, 0.5, 0.0)
     wanted = fsq.lookup(codes).double().numpy() * (n // 2)
-    z = np.arctanh(np.clip((wanted + offset) / half, -1 + 1e-9, 1 - 1e-9)) - np.arctanh(offset / half)
+    squashed = np.clip((wanted + offset) / half, -1 + 1e-9, 1 - 1e-9)
+    z = np.arctanh(squashed) - np.arctanh(offset / half)
     out = fsq(torch.from_numpy(z).float()[:, :, None, None])
     assert torch.equal(out.codes[:, 0, 0], codes)
     torch.testing.assert_close(out.values[:, :, 0, 0], fsq.lookup(codes))
@@ -77,8 +78,9 @@ def test_vq_chooses_the_nearest_by_brute_force():
     for b, i, j in np.ndindex(2, 4, 5):
         distance = [float((z[b, :, i, j] - e).square().sum()) for e in model.embedding]
         assert out.codes[b, i, j] == int(np.argmin(distance))
-        torch.testing.assert_close(out.values[b, :, i, j],
-                                   model.embedding[out.codes[b, i, j]], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            out.values[b, :, i, j], model.embedding[out.codes[b, i, j]], atol=1e-6, rtol=1e-5
+        )
 
 
 def test_vq_gradients_are_straight_through_plus_commitment():
@@ -144,8 +146,14 @@ def test_vq_revives_dead_codes_near_present_outputs():
     assert int(model.idle.max()) < 3
     used = set()
     for _ in range(3):
-        used.update(model(5 * torch.randn(1, 1, 8, 8).sign().expand(1, 3, 8, 8)
-                          + 0.5 * torch.randn(1, 3, 8, 8)).codes.flatten().tolist())
+        used.update(
+            model(
+                5 * torch.randn(1, 1, 8, 8).sign().expand(1, 3, 8, 8)
+                + 0.5 * torch.randn(1, 3, 8, 8)
+            )
+            .codes.flatten()
+            .tolist()
+        )
     assert len(used) > 2
 
 

@@ -23,10 +23,16 @@ TINY = ViTConfig(image_size=32, patch_size=8, width=32, layers=2, heads=4, mlp_r
 def siglip():
     """A random tiny tower whose biases and norms are not at their trivial starting values."""
     torch.manual_seed(0)
-    model = SiglipVisionModel(SiglipVisionConfig(
-        hidden_size=TINY.width, intermediate_size=TINY.width * TINY.mlp_ratio,
-        num_hidden_layers=TINY.layers, num_attention_heads=TINY.heads,
-        image_size=TINY.image_size, patch_size=TINY.patch_size)).eval()
+    model = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=TINY.width,
+            intermediate_size=TINY.width * TINY.mlp_ratio,
+            num_hidden_layers=TINY.layers,
+            num_attention_heads=TINY.heads,
+            image_size=TINY.image_size,
+            patch_size=TINY.patch_size,
+        )
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -70,9 +76,9 @@ def test_tower_and_pool_equal_siglips():
     patches, grids = patches_of(pixels)
     features = vit(patches, grids)
     torch.testing.assert_close(
-        features.view(3, 16, -1), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        head(features, grids), expected.pooler_output, atol=1e-5, rtol=1e-5)
+        features.view(3, 16, -1), expected.last_hidden_state, atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(head(features, grids), expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -83,8 +89,9 @@ def test_patchify_and_a_matrix_equal_a_patch_convolution():
     patches, grids = patches_of(pixels, 4)
     ours = F.linear(patches, conv.weight.flatten(1), conv.bias)
     assert grids.tolist() == [[3, 5], [3, 5]]
-    torch.testing.assert_close(ours.view(2, 3, 5, 16).permute(0, 3, 1, 2), conv(pixels),
-                               atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours.view(2, 3, 5, 16).permute(0, 3, 1, 2), conv(pixels), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_patchify_refuses_what_it_cannot_divide():
@@ -96,8 +103,10 @@ def test_patchify_refuses_what_it_cannot_divide():
 def test_mixed_grids_equal_each_picture_alone():
     torch.manual_seed(0)
     vit, head = ViT(TINY), AttentionPool(TINY)
-    parts = [patches_of(torch.randn(1, 3, h, w))
-             for h, w in ((32, 32), (8, 64), (24, 16), (32, 32), (8, 8))]
+    parts = [
+        patches_of(torch.randn(1, 3, h, w))
+        for h, w in ((32, 32), (8, 64), (24, 16), (32, 32), (8, 8))
+    ]
     patches, grids = torch.cat([p for p, _ in parts]), torch.cat([g for _, g in parts])
     together = vit(patches, grids)
     alone = torch.cat([vit(*part) for part in parts])
@@ -122,7 +131,9 @@ SIDES = st.integers(1, 300)
 
 
 @settings(max_examples=60, deadline=None)
-@given(SIDES, SIDES, st.sampled_from([4, 8, 14]), st.integers(1, 60), st.sampled_from([32, 64, 224]))
+@given(
+    SIDES, SIDES, st.sampled_from([4, 8, 14]), st.integers(1, 60), st.sampled_from([32, 64, 224])
+)
 def test_fit_keeps_step_budget_size_and_aspect(width, height, step, budget, size):
     result = fit(PIL.Image.new("RGB", (width, height)), size, step, budget)
     w, h = result.size
@@ -157,8 +168,13 @@ def test_pixels_come_back_from_their_array():
 
 
 CONTRASTIVE = ContrastiveConfig(
-    vision=dataclasses.replace(TINY, layers=1), embedding=16, text_width=16, text_layers=1,
-    vocabulary=20, context=6)
+    vision=dataclasses.replace(TINY, layers=1),
+    embedding=16,
+    text_width=16,
+    text_layers=1,
+    vocabulary=20,
+    context=6,
+)
 
 
 def pictures(count=8, captions=4):
@@ -189,12 +205,28 @@ def test_contrastive_loss_falls_in_a_small_overfit(kind):
 
 
 @torch.no_grad()
+def test_pixels_embed_as_their_patches():
+    torch.manual_seed(0)
+    model, pixels = DualEncoder(CONTRASTIVE), torch.rand(2, 3, 32, 32) * 2 - 1
+    embedded = model.embed_pixels(pixels)
+    torch.testing.assert_close(
+        embedded, model.embed_images(*patches_of(pixels)), atol=1e-6, rtol=1e-5
+    )
+    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(2))
+    assert model.embed_pixels(torch.rand(2, 3, 16, 24)).shape == (2, 16)
+
+
+@torch.no_grad()
 def test_padding_of_texts_changes_nothing():
     torch.manual_seed(0)
     model, batch = DualEncoder(CONTRASTIVE), pictures()
     wider = F.pad(batch.texts, (0, 2), value=7)
-    torch.testing.assert_close(model.embed_texts(wider, batch.lengths),
-                               model.embed_texts(batch.texts, batch.lengths), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        model.embed_texts(wider, batch.lengths),
+        model.embed_texts(batch.texts, batch.lengths),
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @torch.no_grad()

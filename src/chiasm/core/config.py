@@ -53,7 +53,9 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             choices = ", ".join(map(str, arguments))
-            raise ConfigError(f"{where}: '{value}' is not one of {choices}{nearest(value, arguments)}")
+            raise ConfigError(
+                f"{where}: '{value}' is not one of {choices}{nearest(value, arguments)}"
+            )
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -146,7 +146,8 @@ def split_independent(sample: Sample) -> list[Sample]:
         asked = Turn("user", (*pictures, *(p for p in rest[i].parts if isinstance(p, Text))))
         reply = tuple(rest[i + 1 : i + 2])
         result.append(
-            Sample((*system, asked, *reply), f"{sample.id}/{i // 2}", sample.source, False,
-                   sample.meta)
+            Sample(
+                (*system, asked, *reply), f"{sample.id}/{i // 2}", sample.source, False, sample.meta
+            )
         )
     return result

@@ -38,8 +38,11 @@ def _sample(root: Path, split: str, number: int, pairs: list[tuple[str, str]]) -
     for asked, reply in pairs[1:]:
         turns += [question(asked), answer(reply)]
     color, shape = determine(pairs, COLORS), determine(pairs, SHAPES)
-    meta = {"color": color, "shape": shape,
-            "caption": f"a {color} {shape}" if color and shape else None}
+    meta = {
+        "color": color,
+        "shape": shape,
+        "caption": f"a {color} {shape}" if color and shape else None,
+    }
     return Sample(tuple(turns), f"easy-vqa-{split}-{number}", "easy-vqa", True, meta)
 
 

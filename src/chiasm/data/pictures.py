@@ -18,6 +18,7 @@ from chiasm.data.order import index_at, randomness_at
 from chiasm.data.quarantine import Quarantine
 from chiasm.vision.patches import fit, patchify, to_array
 
+
 @dataclass(frozen=True)
 class PictureProcessor:
     """Pictures to patches and captions to ids, for training and for use alike.
@@ -56,7 +57,8 @@ class PictureProcessor:
 class PictureStream:
     """Endless batches of `count` pictures in an order that depends on (seed, cursor) alone.
 
-    A processor with a tokenizer adds the captions, and samples without one are left out. shift and mirror augment (pixels of random translation with edge padding, random mirror).
+    A processor with a tokenizer adds the captions, and samples without one are left out. shift and
+    mirror augment (pixels of random translation filled from the edge, mirroring half of the time).
     A picture that cannot be read goes to the quarantine and the next one takes its turn.
     """
 
@@ -120,8 +122,9 @@ class PictureStream:
         )
 
 
-def augment(picture: PIL.Image.Image, random: np.random.Generator, shift: int, mirror: bool
-            ) -> PIL.Image.Image:
+def augment(
+    picture: PIL.Image.Image, random: np.random.Generator, shift: int, mirror: bool
+) -> PIL.Image.Image:
     """Move by up to `shift` pixels each way, filling from the edge; mirror half of the time."""
     if mirror and random.random() < 0.5:
         picture = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)

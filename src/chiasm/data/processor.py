@@ -31,8 +31,14 @@ class Processor:
     remember: keep the slots of pictures already encoded (where encoding costs a network).
     """
 
-    def __init__(self, template: Template, codec: ImageCodec, max_length: int = 2048,
-                 supervise_images: bool = False, remember: bool = False):
+    def __init__(
+        self,
+        template: Template,
+        codec: ImageCodec,
+        max_length: int = 2048,
+        supervise_images: bool = False,
+        remember: bool = False,
+    ):
         self.template, self.codec, self.max_length = template, codec, max_length
         self.supervise_images, self.remember = supervise_images, remember
         self._slots: dict[str, Slot] = {}
@@ -78,10 +84,15 @@ class Processor:
             length = len(tokens.ids) + sum(len(s.ids) - 1 for s in slots)
             if length <= self.max_length:
                 return self._expand(tokens.ids, tokens.supervised, slots)
-            if reply or len(turns) <= 3 or any(isinstance(p, Image) for t in turns[-2:] for p in t.parts):
+            if (
+                reply
+                or len(turns) <= 3
+                or any(isinstance(p, Image) for t in turns[-2:] for p in t.parts)
+            ):
                 raise DataError(
                     f"{sample.where}: {length} tokens, more than the {self.max_length} allowed; "
-                    "shorten it or raise model.max_length")
+                    "shorten it or raise model.max_length"
+                )
             turns = turns[:-2]
 
     def _expand(self, ids: list[int], supervised: list[bool], slots: list[Slot]) -> _Line:
@@ -128,7 +139,11 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str) -> Encoded:
     branch = np.concatenate([np.full(len(s[0]), s[3]) for s in spans]).astype(np.int64)
     patches = [slot.patches for slot in slots if slot.patches is not None]
     return Encoded(
-        ids, targets, position.copy(), branch, position,
+        ids,
+        targets,
+        position.copy(),
+        branch,
+        position,
         np.concatenate(patches) if patches else None,
         np.array([slot.grid for slot in slots], np.int64) if slots else None,
         name,
@@ -142,18 +157,29 @@ def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:
-    """Runs of samples whose only picture is the same one, in their first user turn."""
+    """Runs of samples whose only picture is the same one, with the same before it."""
     runs: list[list[int]] = []
-    previous: str | None = None
+    previous: tuple | None = None
     for i, sample in enumerate(samples):
-        alone = len(sample.images) == 1
-        key = sample.images[0].digest() if alone else None
+        key = _opening(sample) if len(sample.images) == 1 else None
         if key is not None and key == previous:
             runs[-1].append(i)
         else:
             runs.append([i])
         previous = key
     return runs
+
+
+def _opening(sample: Sample) -> tuple:
+    """Roles and words up to the first picture, and which picture it is."""
+    said: list[object] = []
+    for turn in sample.turns:
+        said.append(turn.role)
+        for part in turn.parts:
+            if isinstance(part, Image):
+                return (*said, part.digest())
+            said.append(part)
+    return tuple(said)
 
 
 def _check(sample: Sample) -> None:

@@ -21,8 +21,15 @@ class SampleStream:
     used goes to the quarantine. A sample longer than `tokens` makes a batch of its own.
     """
 
-    def __init__(self, samples: Sequence[Sample], views: Sequence[View], processor: Processor,
-                 tokens: int, seed: int, quarantine: Quarantine | None = None):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        views: Sequence[View],
+        processor: Processor,
+        tokens: int,
+        seed: int,
+        quarantine: Quarantine | None = None,
+    ):
         if not samples:
             raise DataError("no samples to train on; check the path given as --data")
         self.samples, self.views, self.processor = samples, views, processor
@@ -70,5 +77,7 @@ class SampleStream:
             self.cursor += 1
             barren += 1
             if barren > 2 * total:
-                raise DataError("no sample of the data suits this stage's view; "
-                                "captions are needed to describe or draw")
+                raise DataError(
+                    "no sample of the data suits this stage's view; "
+                    "captions are needed to describe or draw"
+                )

@@ -48,8 +48,11 @@ class RoleTemplate:
         tokenizer.encode_special_tokens = True
         self.roles = {
             role: self._id(name)
-            for role, name in (("system", names.SYSTEM), ("user", names.USER),
-                               ("assistant", names.ASSISTANT))
+            for role, name in (
+                ("system", names.SYSTEM),
+                ("user", names.USER),
+                ("assistant", names.ASSISTANT),
+            )
         }
         self.begin, self.end = self._id(names.BEGIN), self._id(names.END)
         self.stop = (self.end,)
@@ -57,14 +60,22 @@ class RoleTemplate:
     def _id(self, name: str) -> int:
         found = self.tokenizer.token_to_id(name)
         if found is None:
-            raise DataError(f"the tokenizer has no {name}; train it with chiasm.data.text.train_bpe")
+            raise DataError(
+                f"the tokenizer has no {name}; train it with chiasm.data.text.train_bpe"
+            )
         return found
 
     def vocabulary(self, codes: int) -> Vocabulary:
         """The shared numbering of this tokenizer's ids and `codes` image codes."""
         return Vocabulary(
-            self.tokenizer.get_vocab_size(), codes, self._id(names.PAD), self.begin, self.end,
-            self._id(names.BEGIN_IMAGE), self._id(names.END_IMAGE))
+            self.tokenizer.get_vocab_size(),
+            codes,
+            self._id(names.PAD),
+            self.begin,
+            self.end,
+            self._id(names.BEGIN_IMAGE),
+            self._id(names.END_IMAGE),
+        )
 
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
         ids, supervised = [self.begin], [False]
@@ -112,7 +123,10 @@ class ChatTemplate:
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         text = self._text(messages, reply)
         spans = [
-            (len(self._prefix(text, messages[:i], True)), len(self._prefix(text, messages[: i + 1], False)))
+            (
+                len(self._prefix(text, messages[:i], True)),
+                len(self._prefix(text, messages[: i + 1], False)),
+            )
             for i, turn in enumerate(turns)
             if turn.role == "assistant"
         ]
@@ -121,7 +135,8 @@ class ChatTemplate:
         supervised = [False] * len(ids)
         for first, last in spans:
             for place, (start, stop) in enumerate(offsets):
-                if first <= start and stop <= last and stop > start:
+                # A token of spaces alone is empty where the tokenizer trims offsets (Llama 3).
+                if first <= start and first < stop <= last:
                     supervised[place] = True
                     if ids[place] in self.stop:
                         break
@@ -135,14 +150,16 @@ class ChatTemplate:
 
     def _text(self, messages: list[dict], reply: bool) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=reply)
+            messages, tokenize=False, add_generation_prompt=reply
+        )
 
     def _prefix(self, text: str, messages: list[dict], reply: bool) -> str:
         prefix = self._text(messages, reply)
         if not text.startswith(prefix):
             raise DataError(
                 "this chat template rewrites earlier turns, so what the assistant said cannot be "
-                "found; split the conversation into single replies")
+                "found; split the conversation into single replies"
+            )
         return prefix
 
     def _content(self, turn: Turn) -> str:
@@ -150,7 +167,9 @@ class ChatTemplate:
         for part in turn.parts:
             if isinstance(part, Text):
                 if self.picture in part.text:
-                    raise DataError(f"the text contains '{self.picture}', which stands for a picture")
+                    raise DataError(
+                        f"the text contains '{self.picture}', which stands for a picture"
+                    )
                 words.append(part.text)
             elif isinstance(part, Image):
                 words.append(self.picture)

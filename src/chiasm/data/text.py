@@ -17,7 +17,9 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     Any text encodes without loss. Raises ValueError if size leaves no room for the bytes.
     """
     if size < len(SPECIALS) + 256:
-        raise ValueError(f"a byte-level vocabulary needs at least {len(SPECIALS) + 256} ids, got {size}")
+        raise ValueError(
+            f"a byte-level vocabulary needs at least {len(SPECIALS) + 256} ids, got {size}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

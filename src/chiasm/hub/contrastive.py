@@ -23,5 +23,6 @@ def load(path: Path) -> tuple[DualEncoder, PictureProcessor]:
 
 def picture_processor(config: ContrastiveConfig, tokenizer) -> PictureProcessor:
     vit = config.vision
-    return PictureProcessor(vit.image_size, vit.patch_size, vit.max_patches, tokenizer,
-                            config.context)
+    return PictureProcessor(
+        vit.image_size, vit.patch_size, vit.max_patches, tokenizer, config.context
+    )

@@ -15,13 +15,19 @@ from chiasm.core.errors import CheckpointError
 from chiasm.train.checkpoint import load_strictly, read_json, read_tensors
 
 
-def write(folder: Path, config: Any, module: nn.Module, tokenizer: Tokenizer | None = None,
-          ) -> None:
+def write(
+    folder: Path,
+    config: Any,
+    module: nn.Module,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """model.json, model.safetensors and tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = module.state_dict()
-    save_file({name: value.detach().contiguous().cpu() for name, value in state.items()},
-              folder / "model.safetensors")
+    save_file(
+        {name: value.detach().contiguous().cpu() for name, value in state.items()},
+        folder / "model.safetensors",
+    )
     (folder / "model.json").write_text(json.dumps(to_dict(config), indent=2))
     if tokenizer is not None:
         tokenizer.save(str(folder / "tokenizer.json"))

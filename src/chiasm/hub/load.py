@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.train.checkpoint import read_json
+
+M = TypeVar("M")
 
 LOADERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     "ContrastiveConfig": contrastive.load,
@@ -25,10 +27,25 @@ def load(path: str | Path) -> tuple[Any, Any]:
     path = Path(path)
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"{path}: no such folder{nearest(path.name, siblings)}; "
-                              "train one with 'chiasm train' or 'chiasm demo'")
+        raise CheckpointError(
+            f"{path}: no such folder{nearest(path.name, siblings)}; "
+            "train one with 'chiasm train' or 'chiasm demo'"
+        )
     kind = read_json(path / "model.json").get("kind")
     if kind not in LOADERS:
-        raise CheckpointError(f"{path / 'model.json'}: unknown kind '{kind}', expected one of "
-                              f"{', '.join(LOADERS)}; was it made by a newer chiasm?")
+        raise CheckpointError(
+            f"{path / 'model.json'}: unknown kind '{kind}', expected one of "
+            f"{', '.join(LOADERS)}; was it made by a newer chiasm?"
+        )
     return LOADERS[kind](path)
+
+
+def load_as(path: Path, kind: type[M], field: str) -> tuple[M, Any]:
+    """load, or CheckpointError if the folder holds another kind of model than `field` wants."""
+    model, processor = load(path)
+    if not isinstance(model, kind):
+        raise CheckpointError(
+            f"{path}: holds a {type(model).__name__}, but {field} needs the "
+            f"folder of a {kind.__name__}"
+        )
+    return model, processor

@@ -54,11 +54,13 @@ def _ours(model: MLLM) -> nn.ModuleDict:
     return nn.ModuleDict({"vision": model.vision, "projector": model.projector})
 
 
-def _assemble(config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
-              ) -> tuple[MLLM, Processor]:
+def _assemble(
+    config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
+) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer)
     projector = MLPProjector(
-        config.projector, vision.config.width, language.config.hidden_size, scale)
+        config.projector, vision.config.width, language.config.hidden_size, scale
+    )
     model = MLLM(vision, projector, language, template.marker)
     codec = MLLMCodec(vision.config, projector, template.marker)
     return model, Processor(template, codec, config.max_length)

@@ -17,14 +17,16 @@ from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
 
 
-def build(config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder,
-          remember: bool = True) -> tuple[Unified, Processor]:
+def build(
+    config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder, remember: bool = True
+) -> tuple[Unified, Processor]:
     """A model to train over a text and an image tokenizer."""
     template = RoleTemplate(tokenizer)
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary)
-    processor = Processor(template, codec, config.max_length, supervise_images=True,
-                          remember=remember)
+    processor = Processor(
+        template, codec, config.max_length, supervise_images=True, remember=remember
+    )
     model = Unified(config, vocabulary)
     model.start_codes_from(autoencoder.quantizer.lookup(torch.arange(vocabulary.codes)))
     return model, processor
@@ -32,9 +34,10 @@ def build(config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder,
 
 def save(path: Path, model: Unified, processor: Processor) -> None:
     template, codec = processor.template, processor.codec
-    assert isinstance(template, RoleTemplate) and isinstance(codec, UnifiedCodec)
+    assert isinstance(template, RoleTemplate)
+    assert isinstance(codec, UnifiedCodec)
     files.write(path, model.config, model, template.tokenizer)
-    files.write(path / "image_tokenizer", codec.autoencoder.config, codec.autoencoder)
+    autoencoders.save(path / "image_tokenizer", codec.autoencoder)
 
 
 def load(path: Path) -> tuple[Unified, Processor]:

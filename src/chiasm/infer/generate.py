@@ -54,22 +54,29 @@ class Generator:
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
 
-    def __call__(self, samples: Sequence[Sample], sampling: Sampling
-                 ) -> Iterator[tuple[int, Piece]]:
+    def __call__(
+        self, samples: Sequence[Sample], sampling: Sampling
+    ) -> Iterator[tuple[int, Piece]]:
         """Yields (index of the sample, piece) as soon as a piece is known; the last piece of a
         reply has `finish` set. Raises NotGenerativeError if a picture is wanted of a model that
         cannot draw, DataError for a sample that cannot be encoded."""
         if (sampling.draw_first or sampling.max_images) and not self.codes_per_image:
             raise NotGenerativeError(
-                "this model reads pictures but cannot draw them; use a unified model")
+                "this model reads pictures but cannot draw them; use a unified model"
+            )
         self.model.eval()
         random = torch.Generator(device=self.device).manual_seed(sampling.seed)
         prompts = self.processor.prompts(samples)
         for chunk in _chunks(prompts, self.tokens):
             yield from self._reply(chunk, samples, sampling, random)
 
-    def _reply(self, prompts: list[tuple[Encoded, list[int]]], samples: Sequence[Sample],
-               sampling: Sampling, random: torch.Generator) -> Iterator[tuple[int, Piece]]:
+    def _reply(
+        self,
+        prompts: list[tuple[Encoded, list[int]]],
+        samples: Sequence[Sample],
+        sampling: Sampling,
+        random: torch.Generator,
+    ) -> Iterator[tuple[int, Piece]]:
         rows = [encoded for encoded, _ in prompts]
         guided = sampling.guidance != 1.0 and bool(sampling.draw_first or sampling.max_images)
         if guided:
@@ -103,8 +110,9 @@ class Generator:
                 count = len(used)
             batch, place = _next_batch(live, count, guided)
 
-    def _last_tokens(self, live: list[_Sequence], rows: list[Encoded], twins: int
-                     ) -> tuple[Tensor, Tensor]:
+    def _last_tokens(
+        self, live: list[_Sequence], rows: list[Encoded], twins: int
+    ) -> tuple[Tensor, Tensor]:
         """(rows, columns) of each sequence's last prompt token, then of its twin's; sets where
         the next token of each stands."""
         row_of, column_of = [], []
@@ -120,8 +128,14 @@ class Generator:
             column_of.append(len(twin) - 1)
         return torch.tensor(row_of), torch.tensor(column_of)
 
-    def _choose(self, logits: Tensor, live: list[_Sequence], sampling: Sampling, guided: bool,
-                random: torch.Generator) -> list[int]:
+    def _choose(
+        self,
+        logits: Tensor,
+        live: list[_Sequence],
+        sampling: Sampling,
+        guided: bool,
+        random: torch.Generator,
+    ) -> list[int]:
         if guided:
             drawing = torch.tensor([[s.drawing] for s in live], device=logits.device)
             plain, bare = logits.split(len(live))
@@ -162,13 +176,13 @@ class Generator:
             s.drawing, s.images = False, s.images + 1
             picture = self.processor.codec.decode(torch.tensor(s.codes))
             s.done = s.images >= max(1, sampling.max_images) and sampling.draw_first
-            yield s.sample, Piece(image=picture, finish="stop" if s.done else None)
+            held = self._held(s) if s.done else ""
+            yield s.sample, Piece(held, picture, "stop" if s.done else None)
         elif s.drawing:
             s.codes.append(token)
         elif token in self.processor.template.stop:
             s.done = True
-            rest = self.processor.template.decode(s.text)[len(s.shown) :]
-            yield s.sample, Piece(rest, finish="stop")
+            yield s.sample, Piece(self._held(s), finish="stop")
         else:
             s.text.append(token)
             s.done = len(s.text) >= sampling.max_tokens
@@ -179,9 +193,14 @@ class Generator:
             if fresh or s.done:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
 
+    def _held(self, s: _Sequence) -> str:
+        """What was held back as an unfinished character, now that the reply is over."""
+        return self.processor.template.decode(s.text)[len(s.shown) :]
 
-def _next_batch(live: list[_Sequence], rows: int, guided: bool
-                ) -> tuple[Batch, tuple[Tensor, Tensor]]:
+
+def _next_batch(
+    live: list[_Sequence], rows: int, guided: bool
+) -> tuple[Batch, tuple[Tensor, Tensor]]:
     """The tokens just chosen, one column a branch, and where each sequence stands in it."""
     column: dict[int, int] = {}
     place = []
@@ -218,4 +237,3 @@ def _chunks(prompts: list, tokens: int) -> Iterator[list]:
         longest = longest_with
     if chunk:
         yield chunk
-

@@ -19,7 +19,8 @@ def add_adapters(model: nn.Module, config: LoRAConfig) -> None:
     import peft
 
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))  # type: ignore[arg-type]
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets)
+    )  # type: ignore[arg-type]
     peft.inject_adapter_in_model(settings, model)
 
 

@@ -30,7 +30,8 @@ class MLLMCodec:
 
     def decode(self, ids: Tensor) -> PIL.Image.Image:
         raise NotGenerativeError(
-            "this model reads pictures but cannot draw them; use a unified model (chiasm draw)")
+            "this model reads pictures but cannot draw them; use a unified model (chiasm draw)"
+        )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:
         size, patch = self.config.image_size, self.config.patch_size

@@ -14,20 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.errors import CheckpointError, MissingExtraError
+from chiasm.core.errors import CheckpointError, DataError, MissingExtraError
 from chiasm.nn.attention import Layout, attend
 
 CACHE = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm"))
 """Where converted language models are kept."""
 
 
-def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any,
-              scaling: float | None = None, layout: Layout | None = None,
-              softcap: float | None = None, **_unused: Any) -> tuple[Tensor, None]:
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Any,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
     """transformers' attention interface over ours: [B H T D] -> [B T H D]. Whatever mask
     transformers would build is ignored, so packed samples cannot leak by a default."""
     if layout is None:
         raise RuntimeError("the language model was called without a layout; call it through MLLM")
+    if sliding_window is not None:
+        longest = max((g.index.shape[1] for g in layout.groups), default=key.shape[2])
+        if longest > sliding_window:  # full attention here would be another function, silently
+            raise DataError(
+                f"a conversation of {longest} tokens is longer than the {sliding_window} that this "
+                "language model looks back, which is not supported; lower model.max_length"
+            )
     mixed = attend(query, key, value, layout, scaling, softcap)
     return mixed.transpose(1, 2).contiguous(), None
 
@@ -43,7 +59,8 @@ def load_language(source: str) -> tuple[Any, Any]:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="chiasm")
+                folder, dtype=torch.float32, attn_implementation="chiasm"
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(

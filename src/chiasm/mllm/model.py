@@ -81,11 +81,19 @@ class MLLM(nn.Module):
             return {"vision": self.vision, "projector": self.projector, "language": self.language}
         adapter = nn.ModuleList(m for layer in adapted for m in (layer.lora_A, layer.lora_B))
         inside = {id(m) for m in adapter.modules()}
-        leaves = [m for m in self.language.modules()
-                  if not any(m.children()) and id(m) not in inside
-                  and any(True for _ in m.parameters(recurse=False))]
-        return {"vision": self.vision, "projector": self.projector,
-                "language": nn.ModuleList(leaves), "adapter": adapter}
+        leaves = [
+            m
+            for m in self.language.modules()
+            if not any(m.children())
+            and id(m) not in inside
+            and any(True for _ in m.parameters(recurse=False))
+        ]
+        return {
+            "vision": self.vision,
+            "projector": self.projector,
+            "language": nn.ModuleList(leaves),
+            "adapter": adapter,
+        }
 
     def blocks(self) -> list[nn.Module]:
         layers = getattr(self.backbone, "layers", None) or getattr(self.backbone, "h", [])
@@ -100,20 +108,31 @@ class MLLM(nn.Module):
         if batch.patches is not None and batch.grids is not None:
             vision = 2.0 * matrix_parameters(self.vision) * len(batch.patches)
             vision += attention_flops(
-                batch.grids.prod(1), self.vision.config.width, self.vision.config.layers)
+                batch.grids.prod(1), self.vision.config.width, self.vision.config.layers
+            )
             flops += passes(trained["vision"], False) * vision
             visual = int((batch.ids == self.image_token).sum())
             flops += passes(trained["projector"], trained["vision"]) * (
-                2.0 * matrix_parameters(self.projector) * visual)
+                2.0 * matrix_parameters(self.projector) * visual
+            )
         config = self.language.config
-        adapter = sum(p.numel() for m in adapters_of(self.language)
-                      for part in (m.lora_A, m.lora_B) for p in part.parameters())
+        adapter = sum(
+            p.numel()
+            for m in adapters_of(self.language)
+            for part in (m.lora_A, m.lora_B)
+            for p in part.parameters()
+        )
         base = matrix_parameters(self.backbone) - adapter
         lengths = torch.bincount(
-            (batch.segment + 1 + torch.arange(len(batch.segment))[:, None]
-             * (int(batch.segment.max()) + 2))[batch.segment >= 0])
+            (
+                batch.segment
+                + 1
+                + torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
+            )[batch.segment >= 0]
+        )
         language = 2.0 * base * batch.tokens + attention_flops(
-            lengths, config.hidden_size, config.num_hidden_layers)
+            lengths, config.hidden_size, config.num_hidden_layers
+        )
         flops += passes(trained["language"], upstream or lm_trained) * language
         flops += passes(lm_trained, upstream) * 2.0 * adapter * batch.tokens
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())

@@ -1,14 +1,14 @@
 """The one attention seam: who sees whom, said by segment, block and branch (core/batch.py).
 
-    segment  0 0 0 0 0 1 1        rows: the token that looks, columns: the token looked at
-    block    0 0 0 1 2 0 1
-                                  1 1 1 . . . .
-    an image of three tokens      1 1 1 . . . .
-    that see each other, two      1 1 1 . . . .
-    causal text tokens, then      1 1 1 1 . . .
-    another sample                1 1 1 1 1 . .
-                                  . . . . . 1 .
-                                  . . . . . 1 1
+segment  0 0 0 0 0 1 1        rows: the token that looks, columns: the token looked at
+block    0 0 0 1 2 0 1
+                              1 1 1 . . . .
+an image of three tokens      1 1 1 . . . .
+that see each other, two      1 1 1 . . . .
+causal text tokens, then      1 1 1 1 . . .
+another sample                1 1 1 1 1 . .
+                              . . . . . 1 .
+                              . . . . . 1 1
 """
 
 from __future__ import annotations
@@ -149,8 +149,15 @@ def attend(
     return out.view(B, T, H, D).transpose(1, 2)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool,
-                       scale: float | None, softcap: float | None) -> Tensor:
+def _softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
     if k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)

@@ -26,8 +26,14 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(heads, size) if qk_norm else nn.Identity()
         self.k_norm = HeadNorm(kv_heads, size) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout,
-                cache: Any | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        layout: Layout,
+        cache: Any | None = None,
+        layer: int = 0,
+    ) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.size).transpose(1, 2)
@@ -56,8 +62,16 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(·)), dropout after each branch."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, hidden: int, qk_norm: bool,
-                 dropout: float, eps: float = 1e-5):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        hidden: int,
+        qk_norm: bool,
+        dropout: float,
+        eps: float = 1e-5,
+    ):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(width, eps=eps)
         self.self_attn = Attention(width, heads, kv_heads, qk_norm)
@@ -65,7 +79,13 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], layout: Layout,
-                cache: Any | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        layout: Layout,
+        cache: Any | None = None,
+        layer: int = 0,
+    ) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, layout, cache, layer))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))

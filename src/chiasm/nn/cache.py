@@ -30,16 +30,21 @@ class KVCache:
     def extend(self, new: Index) -> Layout:
         """Append tokens [B T]; the layout in which they see the cache and each other."""
         old = self.index
-        self.index = new if old is None else Index(
-            torch.cat([old.segment, new.segment], 1),
-            torch.cat([old.block, new.block], 1),
-            torch.cat([old.branch, new.branch], 1),
+        self.index = (
+            new
+            if old is None
+            else Index(
+                torch.cat([old.segment, new.segment], 1),
+                torch.cat([old.block, new.block], 1),
+                torch.cat([old.branch, new.branch], 1),
+            )
         )
         self._before, self._length = self._length, self.index.segment.shape[1]
         return cached_layout(new, self.index)
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs
-               ) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs
+    ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values [B H T D]; all of its keys and values so far."""
         key = self._write(self._keys, key, layer_idx)
         value = self._write(self._values, value, layer_idx)

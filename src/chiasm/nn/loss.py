@@ -24,8 +24,9 @@ def token_loss(logits: Tensor, targets: Tensor) -> TokenLoss:
     return TokenLoss(log_z - chosen, log_z.square())
 
 
-def sigmoid_contrastive(image: Tensor, text: Tensor, match: Tensor, scale: Tensor, bias: Tensor
-                        ) -> Tensor:
+def sigmoid_contrastive(
+    image: Tensor, text: Tensor, match: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
     """SigLIP's loss summed over images (2303.15343, section 3.2).
 
     image [N D] and text [M D] are unit vectors, match [N M] bool says which texts describe which

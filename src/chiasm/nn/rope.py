@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., RoFormer, 2104.09864, section 3.2), half-split as Llama's."""
+"""Rotary position embedding (RoFormer, 2104.09864, section 3.2), half-split as Llama's."""
 
 import torch
 from torch import Tensor

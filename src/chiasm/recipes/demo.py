@@ -57,8 +57,9 @@ class Settings:
         recipe = find(name)
         if not self.fast:
             return recipe
-        stages = tuple(replace(s, steps=4, batch=min(s.batch, 384), log_every=2)
-                       for s in recipe.stages)
+        stages = tuple(
+            replace(s, steps=4, batch=min(s.batch, 384), log_every=2) for s in recipe.stages
+        )
         return replace(recipe, stages=stages)
 
 
@@ -107,106 +108,154 @@ def _encoder(folder: Path, settings: Settings, seed: int, test: list[Sample], su
     model, processor = load(folder / "encoder")
     result = zero_shot(model, processor, [s for s in test if s.meta["caption"]])
     summary["encoder"] = {
-        "zero_shot_accuracy": result["accuracy"], "n": result["n"],
-        "train_seconds": ledger.seconds}
+        "zero_shot_accuracy": result["accuracy"],
+        "n": result["n"],
+        "train_seconds": ledger.seconds,
+    }
 
 
 def _tokenizer(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
     ledger = _train("tokenizer", folder / "tokenizer", settings, seed)
     model, processor = load(folder / "tokenizer")
     summary["tokenizer"] = {
-        **reconstruction(model, processor, test), "train_seconds": ledger.seconds}
+        **reconstruction(model, processor, test),
+        "train_seconds": ledger.seconds,
+    }
     pixels = pixels_of(processor, test[:10])
-    rows = [np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1)
-            for side in (pixels, model.decode(model.encode(pixels)).detach())]
+    rows = [
+        np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1)
+        for side in (pixels, model.decode(model.encode(pixels)).detach())
+    ]
     from_array(np.concatenate(rows)).save(folder / "tokenizer" / "reconstructions.png")
 
 
 def _mllm(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train("mllm_smol", folder / "mllm", settings, seed,
-                    encoder=str(folder / "encoder"))
+    ledger = _train("mllm_smol", folder / "mllm", settings, seed, encoder=str(folder / "encoder"))
     summary["mllm"] = _answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger)
 
 
 def _unified(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train("unified_nano", folder / "unified", settings, seed,
-                    tokenizer=str(folder / "tokenizer"))
+    ledger = _train(
+        "unified_nano", folder / "unified", settings, seed, tokenizer=str(folder / "tokenizer")
+    )
     summary["unified"] = _answers(
-        folder, "unified", settings, settings.unified_questions, seed, ledger)
+        folder, "unified", settings, settings.unified_questions, seed, ledger
+    )
     summary["unified"] |= {key: summary["tokenizer"][key] for key in ("psnr", "code_usage")}
 
 
-def _answers(folder: Path, route: str, settings: Settings, limit: int, seed: int, ledger: Ledger
-             ) -> dict:
+def _answers(
+    folder: Path, route: str, settings: Settings, limit: int, seed: int, ledger: Ledger
+) -> dict:
     """Accuracy on the test split, and with the pictures shuffled."""
     respond, samples = Generator(*load(folder / route)), easy_vqa.load("test")
     task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
     result = evaluate(task, respond, Sampling(max_tokens=8), folder / route / "predictions.jsonl")
-    few = QuestionTask("blind", samples, easy_vqa.ANSWERS, limit=settings.blind_questions,
-                       seed=seed)
-    blind = evaluate(few.blinded(seed), respond, Sampling(max_tokens=8),
-                     folder / route / "blind.jsonl")
-    return {**_numbers(result), "blind_accuracy": blind.accuracy,
-            "blind_open_accuracy": blind.open_accuracy, "blind_n": blind.n,
-            "train_seconds": ledger.seconds, "train_flops": ledger.flops,
-            "parts": [asdict(entry) for entry in ledger.stages]}
+    few = QuestionTask(
+        "blind", samples, easy_vqa.ANSWERS, limit=settings.blind_questions, seed=seed
+    )
+    blind = evaluate(
+        few.blinded(seed), respond, Sampling(max_tokens=8), folder / route / "blind.jsonl"
+    )
+    return {
+        **_numbers(result),
+        "blind_accuracy": blind.accuracy,
+        "blind_open_accuracy": blind.open_accuracy,
+        "blind_n": blind.n,
+        "train_seconds": ledger.seconds,
+        "train_flops": ledger.flops,
+        "parts": [asdict(entry) for entry in ledger.stages],
+    }
 
 
 def _numbers(result: Result) -> dict:
-    names = ("n", "accuracy", "accuracy_interval", "open_accuracy", "yes_no_accuracy",
-             "parse_failures", "seconds")
+    names = (
+        "n",
+        "accuracy",
+        "accuracy_interval",
+        "open_accuracy",
+        "yes_no_accuracy",
+        "parse_failures",
+        "seconds",
+    )
     return {name if name != "seconds" else "eval_seconds": getattr(result, name) for name in names}
 
 
 def _drawings(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    judge = train_judge([s for s in easy_vqa.load("train") if s.meta["caption"]], ATTRIBUTES,
-                        steps=settings.judge_steps, seed=seed + 1)
+    judge = train_judge(
+        [s for s in easy_vqa.load("train") if s.meta["caption"]],
+        ATTRIBUTES,
+        steps=settings.judge_steps,
+        seed=seed + 1,
+    )
     known = [s for s in test if s.meta["caption"]]
     summary["judge"] = judge_accuracy(judge, known)
-    drawn = draw_all(Generator(*load(folder / "unified"), tokens=16384), settings.drawings,
-                     settings.guidance, seed)
+    drawn = draw_all(
+        Generator(*load(folder / "unified"), tokens=16384),
+        settings.drawings,
+        settings.guidance,
+        seed,
+    )
     place = folder / "unified" / "drawings"
     place.mkdir(exist_ok=True)
     for caption, pictures in drawn.items():
         for number, picture in enumerate(pictures):
             picture.save(place / f"{caption.replace(' ', '-')}-{number}.png")
-    wanted = {f"a {color} {shape}": {"color": color, "shape": shape}
-              for color in easy_vqa.COLORS for shape in easy_vqa.SHAPES}
+    wanted = {
+        f"a {color} {shape}": {"color": color, "shape": shape}
+        for color in easy_vqa.COLORS
+        for shape in easy_vqa.SHAPES
+    }
     score = score_drawings(judge, drawn, wanted)
     summary["unified"] |= {
-        "t2i_joint_accuracy": score["joint"], "t2i_color_accuracy": score["color"],
-        "t2i_shape_accuracy": score["shape"], "t2i_distinct": score["distinct"],
+        "t2i_joint_accuracy": score["joint"],
+        "t2i_color_accuracy": score["color"],
+        "t2i_shape_accuracy": score["shape"],
+        "t2i_distinct": score["distinct"],
         "t2i_per_caption": score["per_caption"],
-        "t2i_n": settings.drawings * len(easy_vqa.CAPTIONS)}
+        "t2i_n": settings.drawings * len(easy_vqa.CAPTIONS),
+    }
 
 
-def draw_all(respond: Generator, count: int, guidance: float, seed: int
-             ) -> dict[str, list[PIL.Image.Image]]:
+def draw_all(
+    respond: Generator, count: int, guidance: float, seed: int
+) -> dict[str, list[PIL.Image.Image]]:
     """`count` pictures of each of the 24 captions."""
     samples = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS for _ in range(count)]
-    sampling = Sampling(temperature=1.0, guidance=guidance, max_images=1, draw_first=True,
-                        seed=seed)
+    sampling = Sampling(
+        temperature=1.0, guidance=guidance, max_images=1, draw_first=True, seed=seed
+    )
     pictures: dict[int, PIL.Image.Image] = {}
     for index, piece in respond(samples, sampling):
         if piece.image is not None:
             pictures[index] = piece.image
-    return {caption: [pictures[i * count + j] for j in range(count)]
-            for i, caption in enumerate(easy_vqa.CAPTIONS)}
+    return {
+        caption: [pictures[i * count + j] for j in range(count)]
+        for i, caption in enumerate(easy_vqa.CAPTIONS)
+    }
 
 
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-    return {"chiasm": chiasm.__version__, "python": sys.version.split()[0], **packages,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    return {
+        "chiasm": chiasm.__version__,
+        "python": sys.version.split()[0],
+        **packages,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
 
 
 def _say(console: Console, summary: dict) -> None:
     for route in ("mllm", "unified"):
         part = summary[route]
-        console.print(f"[bold]{route:8}[/bold] accuracy {part['accuracy']:.1%}, open questions "
-                      f"{part['open_accuracy']:.1%}, blind {part['blind_accuracy']:.1%}, "
-                      f"trained in {part['train_seconds']:.0f} s")
+        console.print(
+            f"[bold]{route:8}[/bold] accuracy {part['accuracy']:.1%}, open questions "
+            f"{part['open_accuracy']:.1%}, blind {part['blind_accuracy']:.1%}, "
+            f"trained in {part['train_seconds']:.0f} s"
+        )
     part = summary["unified"]
-    console.print(f"drawings: {part['t2i_joint_accuracy']:.1%} right in colour and shape; "
-                  f"reconstruction {part['psnr']:.1f} dB; "
-                  f"the whole demo took {summary['wall_seconds']:.0f} s")
+    console.print(
+        f"drawings: {part['t2i_joint_accuracy']:.1%} right in colour and shape; "
+        f"reconstruction {part['psnr']:.1f} dB; "
+        f"the whole demo took {summary['wall_seconds']:.0f} s"
+    )

@@ -25,8 +25,9 @@ def question_task(data: str, limit: int, seed: int) -> QuestionTask:
     return QuestionTask(Path(data).stem, samples, answers, limit=limit or None, seed=seed)
 
 
-def evaluate_command(run: Path, data: str, limit: int, seed: int, blind: bool, out: Path | None
-                     ) -> None:
+def evaluate_command(
+    run: Path, data: str, limit: int, seed: int, blind: bool, out: Path | None
+) -> None:
     """Evaluate, print the table, keep the predictions."""
     task = question_task(data, limit, seed)
     asked = task.blinded(seed) if blind else task
@@ -35,8 +36,9 @@ def evaluate_command(run: Path, data: str, limit: int, seed: int, blind: bool, o
     result = evaluate(asked, responder(run), Sampling(max_tokens=32), file)
     _print(result, majority_baseline(task), blind, file)
     if result.errors:
-        raise DataError(f"{len(result.errors)} questions could not be asked, see {file}; "
-                        "mend or remove them")
+        raise DataError(
+            f"{len(result.errors)} questions could not be asked, see {file}; mend or remove them"
+        )
 
 
 def _print(result: Result, majority: dict, blind: bool, file: Path) -> None:
@@ -52,5 +54,7 @@ def _print(result: Result, majority: dict, blind: bool, file: Path) -> None:
             table.add_row(label, f"{value:.1%}", interval, f"{base:.1%}")
     console = Console()
     console.print(table)
-    console.print(f"{result.parse_failures} replies were none of the answers; {result.n} in "
-                  f"{result.seconds:.0f} s; predictions: {file}")
+    console.print(
+        f"{result.parse_failures} replies were none of the answers; {result.n} in "
+        f"{result.seconds:.0f} s; predictions: {file}"
+    )

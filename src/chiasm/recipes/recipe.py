@@ -46,11 +46,14 @@ def find(name: str) -> Recipe:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give a recipe's file or one of {_list()}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if not hasattr(module, "recipe"):
-            raise ConfigError(f"{path}: defines no function recipe(); add one that returns a Recipe")
+            raise ConfigError(
+                f"{path}: defines no function recipe(); add one that returns a Recipe"
+            )
         return module.recipe()
     if name not in NAMES:
         raise ConfigError(f"unknown recipe '{name}'{nearest(name, NAMES)}; there are {_list()}")

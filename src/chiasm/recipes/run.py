@@ -47,16 +47,32 @@ def run(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -
     folder.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(to_dict(recipe), indent=2))
     quarantine = Quarantine(folder / "quarantine.jsonl")
-    context = Context(recipe, read(recipe.data, "train", quarantine), _test(recipe.data),
-                      folder, quarantine, lambda name, path: _prepare(recipe, name, path, show))
+    context = Context(
+        recipe,
+        read(recipe.data, "train", quarantine),
+        _test(recipe.data),
+        folder,
+        quarantine,
+        lambda name, path: _prepare(recipe, name, path, show),
+    )
     torch.manual_seed(recipe.seed)
     job = BUILDERS[type(recipe.model)](context)
-    ledger = train(job.model, recipe.stages, job.stream_of, folder, seed=recipe.seed,
-                   resume=resume, evaluate=job.evaluate, keep=recipe.keep, show=show)
+    ledger = train(
+        job.model,
+        recipe.stages,
+        job.stream_of,
+        folder,
+        seed=recipe.seed,
+        resume=resume,
+        evaluate=job.evaluate,
+        keep=recipe.keep,
+        show=show,
+    )
     job.save(folder)
     if len(quarantine):
         Console(stderr=True).print(
-            f"{len(quarantine)} samples could not be used: {folder / 'quarantine.jsonl'}")
+            f"{len(quarantine)} samples could not be used: {folder / 'quarantine.jsonl'}"
+        )
     return ledger
 
 
@@ -80,6 +96,10 @@ def _prepare(recipe: Recipe, name: str, folder: Path, show: bool) -> Path:
     """A part the recipe needs and was not given: trained on the same data, once."""
     if not (folder / "model.json").exists():
         part = find(name)
-        run(replace(part, data=recipe.data, seed=recipe.seed), folder,
-            resume=(folder / "recipe.json").exists(), show=show)
+        run(
+            replace(part, data=recipe.data, seed=recipe.seed),
+            folder,
+            resume=(folder / "recipe.json").exists(),
+            show=show,
+        )
     return folder

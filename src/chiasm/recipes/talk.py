@@ -21,8 +21,10 @@ def responder(run: Path) -> Generator:
     """A loaded model as a Respond. DataError if the folder holds an encoder or a tokenizer."""
     model, processor = load(run)
     if not isinstance(processor, Processor):
-        raise DataError(f"{run}: holds a {type(model).__name__}, which does not talk; "
-                        "give the folder of an MLLM or a unified model")
+        raise DataError(
+            f"{run}: holds a {type(model).__name__}, which does not talk; "
+            "give the folder of an MLLM or a unified model"
+        )
     return Generator(model, processor)
 
 
@@ -62,8 +64,9 @@ def draw_pictures(run: Path, text: str, out: Path, count: int, sampling: Samplin
     cannot draw."""
     respond = responder(run)
     if not respond.codes_per_image:
-        raise NotGenerativeError(f"{run}: this model reads pictures but cannot draw them; "
-                                 "use a unified model")
+        raise NotGenerativeError(
+            f"{run}: this model reads pictures but cannot draw them; use a unified model"
+        )
     samples = [Sample((question(text),))] * count
     pictures = [piece.image for _, piece in respond(samples, sampling) if piece.image is not None]
     width, height = pictures[0].size

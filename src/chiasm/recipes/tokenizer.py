@@ -6,6 +6,12 @@ from chiasm.unified.config import AutoencoderConfig
 
 
 def recipe() -> Recipe:
-    stage = Stage("autoencoder", steps=300, lr={"encoder": 2e-3, "decoder": 2e-3}, batch=32,
-                  optimizer="muon", warmup=0.02)
+    stage = Stage(
+        "autoencoder",
+        steps=300,
+        lr={"encoder": 2e-3, "decoder": 2e-3},
+        batch=32,
+        optimizer="muon",
+        warmup=0.02,
+    )
     return Recipe(AutoencoderConfig(), (stage,))

@@ -31,8 +31,10 @@ def load_state(model: Trainable, state: dict[str, Tensor], where: Path) -> None:
     groups = model.groups()
     for name in {key.split(".", 1)[0] for key in state}:
         if name not in groups:
-            raise CheckpointError(f"{where}: holds a group '{name}' that this model has not; "
-                                  "use the recipe saved beside it")
+            raise CheckpointError(
+                f"{where}: holds a group '{name}' that this model has not; "
+                "use the recipe saved beside it"
+            )
         part = {k.split(".", 1)[1]: v for k, v in state.items() if k.split(".", 1)[0] == name}
         load_strictly(groups[name], part, where)
 
@@ -75,7 +77,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> No
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, group in tensors.items():
-        save_file({k: v.contiguous() for k, v in group.items()}, temporary / f"{name}.safetensors")
+        save_file(_untied(group), temporary / f"{name}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state))
     for file in temporary.iterdir():
         _flush(file)
@@ -98,6 +100,17 @@ def prune(folder: Path, keep: int) -> None:
     found = sorted(folder.glob("step-*/COMMIT"), key=lambda f: int(f.parent.name.split("-")[1]))
     for file in found[:-keep]:
         shutil.rmtree(file.parent)
+
+
+def _untied(group: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: whole, and tied ones (head and embedding) copied."""
+    seen: set[int] = set()
+    separate = {}
+    for name, value in group.items():
+        value = value.contiguous()
+        separate[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return separate
 
 
 def _flush(path: Path) -> None:

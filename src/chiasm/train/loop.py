@@ -69,8 +69,15 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, model: Any, stages: Sequence[Stage], folder: Path,
-                 evaluate: Evaluate | None, keep: int, show: bool):
+    def __init__(
+        self,
+        model: Any,
+        stages: Sequence[Stage],
+        folder: Path,
+        evaluate: Evaluate | None,
+        keep: int,
+        show: bool,
+    ):
         self.model, self.stages, self.folder = model, stages, folder
         self.evaluate, self.keep, self.show = evaluate, keep, show
         self.ledger = Ledger()
@@ -90,9 +97,11 @@ class _Trainer:
         self.optimizer = make_optimizer(self.model, stage)
         entry = self.ledger.entry(number, stage.name)
         entry.trained_parameters = sum(
-            p.numel() for p in self.model.parameters() if p.requires_grad)
+            p.numel() for p in self.model.parameters() if p.requires_grad
+        )
         entry.frozen_parameters = sum(
-            p.numel() for p in self.model.parameters() if not p.requires_grad)
+            p.numel() for p in self.model.parameters() if not p.requires_grad
+        )
         if resumed and self._saved_stream is not None and self._saved_optimizer is not None:
             stream.load_state_dict(self._saved_stream)
             self.optimizer.load_tensors(self._saved_optimizer)
@@ -108,11 +117,20 @@ class _Trainer:
                 view.advance()
                 last = step + 1 == stage.steps
                 if last or (stage.log_every and (step + 1) % stage.log_every == 0):
-                    line = {"step": self.total, "stage": stage.name, **window.flush(),
-                            "skipped_steps": entry.skipped_steps, "elapsed": self.ledger.seconds}
+                    line = {
+                        "step": self.total,
+                        "stage": stage.name,
+                        **window.flush(),
+                        "skipped_steps": entry.skipped_steps,
+                        "elapsed": self.ledger.seconds,
+                    }
                     self.metrics.write(line)
                     view.status(f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tok/s")
-                if self.evaluate and stage.evaluate_every and (step + 1) % stage.evaluate_every == 0:
+                if (
+                    self.evaluate
+                    and stage.evaluate_every
+                    and (step + 1) % stage.evaluate_every == 0
+                ):
                     self._evaluate(stage)
                 if stage.save_every and ((step + 1) % stage.save_every == 0 or last):
                     self._save(number, step + 1, stream)
@@ -204,7 +222,8 @@ class _Trainer:
                 f"{', '.join(names)}; resume with the recipe saved beside it"
             )
         checkpoint.load_state(
-            self.model, checkpoint.read_tensors(place / "model.safetensors"), place)
+            self.model, checkpoint.read_tensors(place / "model.safetensors"), place
+        )
         self._saved_optimizer = checkpoint.read_tensors(place / "optimizer.safetensors")
         self._saved_stream = state["stream"]
         torch.set_rng_state(checkpoint.read_tensors(place / "random.safetensors")["torch"])

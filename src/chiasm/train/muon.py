@@ -20,7 +20,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[N rows columns] -> the nearest semi-orthogonal matrices, singular values within 0.7 to 1.2."""
+    """[N rows columns] -> the nearest semi-orthogonal matrices, singular values about 0.7 to 1.2."""
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -39,8 +39,9 @@ class Muon(torch.optim.Optimizer):
     mean square of AdamW's, so both share learning rates.
     """
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.95,
-                 weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -65,7 +65,9 @@ class Optimizers:
             i, number, name = key.split(".", 2)
             states[int(i)].setdefault(int(number), {})[name] = value
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+            part.load_state_dict(
+                {"state": state, "param_groups": part.state_dict()["param_groups"]}
+            )
 
 
 def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
@@ -91,7 +93,9 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     if muon:
         parts.append(Muon(muon))
     if not parts:
-        raise ConfigError(f"stage '{stage.name}' trains nothing: give at least one group a rate in lr")
+        raise ConfigError(
+            f"stage '{stage.name}' trains nothing: give at least one group a rate in lr"
+        )
     return Optimizers(*parts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,8 +90,12 @@ class PatchEncoder(nn.Module):
         self.stride, width = config.stride, config.patch_width
         self.embed = nn.Linear(3 * config.stride**2, width)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(),
-                          nn.Linear(2 * width, width))
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 2 * width),
+                nn.GELU(),
+                nn.Linear(2 * width, width),
+            )
             for _ in range(config.patch_layers)
         )
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, latent))
@@ -126,8 +132,27 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.fine(x))))
 
 
+class BagOfCodes(nn.Module):
+    """values [N C h w] -> embedding [N D]: each code is embedded by itself, then averaged.
+
+    What this can read, one attention layer can read: codes trained so carry what is in the picture
+    and not only how it looks (the idea of VILA-U, 2409.04429, with a teacher in place of texts).
+    """
+
+    def __init__(self, latent: int, embedding: int, width: int = 128):
+        super().__init__()
+        self.code = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, width))
+        self.project = nn.Sequential(nn.GELU(), nn.Linear(width, embedding))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.project(self.code(values.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
 class Autoencoder(nn.Module):
-    """Pictures to codes and back; trained by the common loop on the squared error."""
+    """Pictures to codes and back; trained by the common loop on the squared error, and, with a
+    teacher, on predicting its embedding of the picture from the bag of codes."""
+
+    teacher: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -147,20 +172,43 @@ class Autoencoder(nn.Module):
         """codes [N h w] -> pixels [N 3 H W], clipped to [-1, 1]."""
         return self.decoder(self.quantizer.lookup(codes).movedim(-1, 1)).clamp(-1, 1)
 
+    def learn_from(self, teacher: Callable[[Tensor], Tensor], embedding: int) -> None:
+        """Add the semantic loss. teacher: pixels [N 3 H W] -> unit vectors [N embedding]; it is
+        not part of the model, and the head that reads the bag of codes is not saved with it."""
+        self.teacher = teacher
+        self.semantics = BagOfCodes(self.quantizer.width, embedding)
+
     def loss(self, batch: PictureBatch) -> Loss:
         total = batch.patches.new_zeros(())
-        used, count, squared = set(), len(batch.grids), 0.0
+        used, count, squared, cosine = set(), len(batch.grids), 0.0, 0.0
         for pixels in self._by_grid(batch):
             quantized = self.quantizer(self.encoder(pixels))
             error = F.mse_loss(self.decoder(quantized.values), pixels)
             total = total + (error + quantized.penalty) * len(pixels)
+            if self.teacher is not None:
+                likeness = self._likeness(quantized.values, pixels)
+                total = total + self.config.semantic_weight * (1 - likeness).sum()
+                cosine += likeness.sum().item()
             used.update(quantized.codes.unique().tolist())
             squared += error.item() * len(pixels)
         parts = {"mse": (squared, count), "codes_in_batch": (len(used), 1)}
-        return Loss(total, count, parts)
+        return Loss(
+            total,
+            count,
+            parts | ({"semantic_cosine": (cosine, count)} if self.teacher is not None else {}),
+        )
+
+    def _likeness(self, values: Tensor, pixels: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            wanted = self.teacher(pixels)
+        return F.cosine_similarity(self.semantics(values), wanted)
 
     def groups(self) -> dict[str, nn.Module]:
-        return {"encoder": nn.ModuleList([self.encoder, self.quantizer]), "decoder": self.decoder}
+        encoder = [self.encoder, self.quantizer]
+        if self.teacher is not None:
+            encoder.append(self.semantics)
+        return {"encoder": nn.ModuleList(encoder), "decoder": self.decoder}
 
     def blocks(self) -> list[nn.Module]:
         return [self.encoder, self.decoder]
@@ -189,15 +237,21 @@ class Autoencoder(nn.Module):
                 assert isinstance(layer, nn.Conv2d | nn.Linear)
                 total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
-            handles = [m.register_forward_hook(count) for m in self.modules()
-                       if isinstance(m, nn.Conv2d | nn.Linear)]
+            handles = [
+                m.register_forward_hook(count)
+                for m in self.modules()
+                if isinstance(m, nn.Conv2d | nn.Linear)
+            ]
             side = 4 * self.config.stride
             training = self.training
             device = next(self.parameters()).device
             with torch.no_grad():
                 self.eval()
-                self.decoder(self.quantizer(
-                    self.encoder(torch.zeros(1, 3, side, side, device=device))).values)
+                self.decoder(
+                    self.quantizer(
+                        self.encoder(torch.zeros(1, 3, side, side, device=device))
+                    ).values
+                )
             self.train(training)
             for handle in handles:
                 handle.remove()
@@ -212,5 +266,7 @@ def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
     frequency = torch.bincount(codes.reshape(-1), minlength=size).double()
     p = frequency / frequency.sum()
     entropy = -(p[p > 0] * p[p > 0].log()).sum()
-    return {"code_usage": float((frequency > 0).double().mean()),
-            "codebook_perplexity": float(entropy.exp())}
+    return {
+        "code_usage": float((frequency > 0).double().mean()),
+        "codebook_perplexity": float(entropy.exp()),
+    }

@@ -46,6 +46,8 @@ class AutoencoderConfig:
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
     decoder_channels: width of the decoder at the code grid. shift, mirror: augmentation.
+    teacher: folder of a contrastive encoder whose picture embedding the bag of codes learns to
+    predict, `semantic_weight` times 1 - cosine; None: reconstruction only.
     """
 
     quantizer: FSQConfig | VQConfig = FSQConfig()
@@ -58,7 +60,9 @@ class AutoencoderConfig:
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
-    shift: int = 8
+    teacher: str | None = None
+    semantic_weight: float = 0.02
+    shift: int = 0
     mirror: bool = True
 
     @property

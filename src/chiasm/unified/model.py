@@ -18,15 +18,21 @@ from chiasm.unified.config import UnifiedConfig
 
 
 class Unified(nn.Module):
-    """Llama-style decoder with an untied head, in the shape of Chameleon (2405.09818, section 2)."""
+    """Llama-style decoder with an untied head, the shape of Chameleon (2405.09818, section 2)."""
 
     def __init__(self, config: UnifiedConfig, vocabulary: Vocabulary):
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.embed_tokens = nn.Embedding(vocabulary.size, config.width)
         self.layers = nn.ModuleList(
-            Block(config.width, config.heads, config.kv_heads, config.hidden, config.qk_norm,
-                  config.dropout)
+            Block(
+                config.width,
+                config.heads,
+                config.kv_heads,
+                config.hidden,
+                config.qk_norm,
+                config.dropout,
+            )
             for _ in range(config.layers)
         )
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
@@ -57,8 +63,9 @@ class Unified(nn.Module):
         """Hidden states [B T D] after the last norm."""
         index = Index(batch.segment, batch.block, batch.branch)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        turn = rotation(batch.position, self.config.width // self.config.heads,
-                        self.config.rope_theta)
+        turn = rotation(
+            batch.position, self.config.width // self.config.heads, self.config.rope_theta
+        )
         x = self.embed_tokens(batch.ids)
         for number, layer in enumerate(self.layers):
             x = layer(x, turn, layout, cache, number)
@@ -102,7 +109,8 @@ class Unified(nn.Module):
     def cost(self, batch: Batch) -> Cost:
         counts = torch.unique_consecutive(
             batch.segment + torch.arange(len(batch.segment))[:, None] * (batch.segment.max() + 2),
-            return_counts=True)[1]
+            return_counts=True,
+        )[1]
         supervised = int((batch.targets != IGNORE).sum())
         forward = 2.0 * matrix_parameters(self.layers) * batch.tokens
         forward += attention_flops(counts, self.config.width, self.config.layers)

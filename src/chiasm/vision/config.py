@@ -28,18 +28,21 @@ class ViTConfig:
 class ContrastiveConfig:
     """A visual and a text tower trained against each other.
 
-    loss: SigLIP's sigmoid or CLIP's softmax. text_*: the text tower's shape; vocabulary is the
-    size of its tokenizer, context the longest caption in tokens. augment: pixels of random shift
-    and whether mirrored pictures are as likely (only for captions that do not speak of sides).
+    loss: SigLIP's sigmoid or CLIP's softmax. start_bias: the sigmoid's first bias, SigLIP's -10;
+    few distinct captions have many more positives, for which it starts far too low. text_*: the
+    text tower's shape; vocabulary is the size of its tokenizer, context the longest caption in
+    tokens. shift: pixels of random translation; mirror: mirrored pictures are as likely (only for
+    captions that do not speak of sides).
     """
 
     vision: ViTConfig = ViTConfig()
     loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    start_bias: float = -10.0
     embedding: int = 128
     text_width: int = 64
     text_layers: int = 2
     text_heads: int = 2
     vocabulary: int = 512
     context: int = 16
-    shift: int = 8
+    shift: int = 0
     mirror: bool = True

@@ -56,22 +56,34 @@ class DualEncoder(nn.Module):
         self.image_projection = nn.Linear(config.vision.width, config.embedding)
         self.text = TextTower(config)
         self.text_projection = nn.Linear(config.text_width, config.embedding)
-        # Starting values of the papers: SigLIP t' = log 10, b = -10; CLIP t' = log(1/0.07).
+        # Starting temperatures of the papers: SigLIP t' = log 10, CLIP t' = log(1/0.07).
         sigmoid = config.loss == "sigmoid"
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0 if sigmoid else 1 / 0.07)))
-        self.bias = nn.Parameter(torch.tensor(-10.0 if sigmoid else 0.0))
+        self.bias = nn.Parameter(torch.tensor(config.start_bias if sigmoid else 0.0))
 
     def embed_images(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Unit vectors [N embedding]."""
         pooled = self.pool(self.vision(patches, grids), grids)
         return F.normalize(self.image_projection(pooled), dim=-1)
 
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Unit vectors [N embedding] of pixels [N 3 H W] in [-1, 1], resized to the encoder's."""
+        config = self.config.vision
+        size, patch = config.image_size, config.patch_size
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        patches = F.pixel_unshuffle(pixels, patch).permute(0, 2, 3, 1).reshape(-1, 3 * patch**2)
+        grids = torch.full((len(pixels), 2), size // patch, device=pixels.device)
+        return self.embed_images(patches, grids)
+
     def embed_texts(self, texts: Tensor, lengths: Tensor) -> Tensor:
         """Unit vectors [M embedding]."""
         return F.normalize(self.text_projection(self.text(texts, lengths)), dim=-1)
 
     def loss(self, batch: PictureBatch) -> Loss:
-        assert batch.texts is not None and batch.lengths is not None and batch.match is not None
+        assert batch.texts is not None
+        assert batch.lengths is not None
+        assert batch.match is not None
         image = self.embed_images(batch.patches, batch.grids)
         text = self.embed_texts(batch.texts, batch.lengths)
         scale = self.log_scale.exp().clamp(max=100.0)

@@ -27,8 +27,7 @@ def patchify(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, C * size * size)
 
 
-def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None
-        ) -> PIL.Image.Image:
+def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -> PIL.Image.Image:
     """Resize for an encoder.
 
     max_patches None: squeeze to size × size (fixed resolution, SigLIP's way). Otherwise keep the

@@ -112,8 +112,10 @@ class AttentionPool(nn.Module):
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         counts = grids.prod(dim=1).tolist()
         rows = nn.utils.rnn.pad_sequence(list(features.split(counts)), batch_first=True)
-        mask = torch.arange(rows.shape[1], device=rows.device) < torch.tensor(
-            counts, device=rows.device)[:, None]
+        mask = (
+            torch.arange(rows.shape[1], device=rows.device)
+            < torch.tensor(counts, device=rows.device)[:, None]
+        )
         layout = Layout(None if len(set(counts)) == 1 else mask[:, None, None])
         x = self.attention(rows, layout, self.probe.expand(len(rows), -1, -1))[:, 0]
         return x + self.mlp(self.layernorm(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ class MLPProjector(nn.Module):
         self.config = config
         hidden = config.hidden or language
         sizes = [vision * config.merge**2, *[hidden] * (config.layers - 1), language]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         # Visual tokens start as large as the language model's own embeddings: `scale` is their
         # root mean square; the last hidden activation's is about 0.6 of a unit normal's.
         last = self.layers[-1]

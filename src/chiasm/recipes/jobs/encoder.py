@@ -22,21 +22,34 @@ def build(context: Context) -> Job:
     model = DualEncoder(config)
 
     def stream_of(stage):
-        return PictureStream(context.train, processor, stage.batch, context.recipe.seed,
-                             config.shift, config.mirror, context.quarantine)
+        return PictureStream(
+            context.train,
+            processor,
+            stage.batch,
+            context.recipe.seed,
+            config.shift,
+            config.mirror,
+            context.quarantine,
+        )
 
     labelled = [s for s in context.test if caption_of(s) and s.images]
 
     def evaluate() -> dict[str, float]:
         return {"zero_shot_accuracy": zero_shot(model, processor, labelled[:256])["accuracy"]}
 
-    return Job(model, processor, stream_of, lambda path: contrastive.save(path, model, processor),
-               evaluate if labelled else None)
+    return Job(
+        model,
+        processor,
+        stream_of,
+        lambda path: contrastive.save(path, model, processor),
+        evaluate if labelled else None,
+    )
 
 
 @torch.no_grad()
-def zero_shot(model: DualEncoder, processor: PictureProcessor, samples: list[Sample],
-              batch: int = 64) -> dict[str, float]:
+def zero_shot(
+    model: DualEncoder, processor: PictureProcessor, samples: list[Sample], batch: int = 64
+) -> dict[str, float]:
     """Which of the samples' distinct captions is nearest to each picture: accuracy and n."""
     model.eval()
     captions = [str(caption_of(sample)) for sample in samples]
@@ -47,6 +60,7 @@ def zero_shot(model: DualEncoder, processor: PictureProcessor, samples: list[Sam
     for i in range(0, len(samples), batch):
         pictures = [s.images[0].load() for s in samples[i : i + batch]]
         nearest = (model.embed_images(*processor.pictures(pictures)) @ heads.T).argmax(1)
-        right += sum(classes[j] == c for j, c in
-                     zip(nearest.tolist(), captions[i : i + batch], strict=True))
+        right += sum(
+            classes[j] == c for j, c in zip(nearest.tolist(), captions[i : i + batch], strict=True)
+        )
     return {"accuracy": right / max(1, len(samples)), "n": len(samples), "classes": len(classes)}

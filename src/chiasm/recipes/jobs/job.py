@@ -41,6 +41,10 @@ class Context:
 def corpus(samples: Sequence[Sample]) -> list[str]:
     """Every text of the samples, captions included: what tokenizers are trained on."""
     said = [turn.text for sample in samples for turn in sample.turns]
-    captions = [str(c) for sample in samples
-                for c in (sample.meta.get("caption"), *sample.meta.get("captions", ())) if c]
+    captions = [
+        str(c)
+        for sample in samples
+        for c in (sample.meta.get("caption"), *sample.meta.get("captions", ()))
+        if c
+    ]
     return said + captions

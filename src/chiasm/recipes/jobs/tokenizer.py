@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,9 +11,11 @@ from chiasm.core.sample import Sample
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
+from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
 from chiasm.unified.config import AutoencoderConfig
+from chiasm.vision.contrastive import DualEncoder
 
 
 def build(context: Context) -> Job:
@@ -19,23 +23,39 @@ def build(context: Context) -> Job:
     assert isinstance(config, AutoencoderConfig)
     processor = autoencoder.picture_processor(config)
     model = Autoencoder(config)
+    if config.teacher:
+        teacher, _ = load_as(Path(config.teacher), DualEncoder, "model.teacher")
+        model.learn_from(teacher.requires_grad_(False).embed_pixels, teacher.config.embedding)
 
     def stream_of(stage):
-        return PictureStream(context.train, processor, stage.batch, context.recipe.seed,
-                             config.shift, config.mirror, context.quarantine)
+        return PictureStream(
+            context.train,
+            processor,
+            stage.batch,
+            context.recipe.seed,
+            config.shift,
+            config.mirror,
+            context.quarantine,
+        )
 
     pictured = [s for s in context.test if s.images]
 
     def evaluate() -> dict[str, float]:
         return reconstruction(model, processor, pictured[:128])
 
-    return Job(model, processor, stream_of, lambda path: autoencoder.save(path, model, processor),
-               evaluate if pictured else None)
+    return Job(
+        model,
+        processor,
+        stream_of,
+        lambda path: autoencoder.save(path, model),
+        evaluate if pictured else None,
+    )
 
 
 @torch.no_grad()
-def reconstruction(model: Autoencoder, processor: PictureProcessor, samples: list[Sample],
-                   batch: int = 64) -> dict[str, float]:
+def reconstruction(
+    model: Autoencoder, processor: PictureProcessor, samples: list[Sample], batch: int = 64
+) -> dict[str, float]:
     """Mean PSNR (dB) of reconstructed pictures, share and perplexity of the codebook used."""
     model.eval()
     scores: list[float] = []

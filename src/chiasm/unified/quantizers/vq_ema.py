@@ -40,7 +40,8 @@ class VQEMA(Quantizer):
         if self.training and not self.started:
             self._start(flat.detach())
         distance = (
-            flat.square().sum(1, keepdim=True) + self.embedding.square().sum(1)
+            flat.square().sum(1, keepdim=True)
+            + self.embedding.square().sum(1)
             - 2 * flat @ self.embedding.T
         )
         codes = distance.argmin(1).view(points.shape[:-1])

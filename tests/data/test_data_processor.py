@@ -1,0 +1,605 @@
+"""From conversations to arrays: what is supervised, what shares a trunk, what is dropped."""
+
+import itertools
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from chiasm.core.batch import IGNORE, Slot
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.sample import Image, Sample, Turn, answer, question, split_independent
+from chiasm.data.processor import Processor
+from chiasm.data.quarantine import Quarantine
+from chiasm.data.stream import SampleStream
+from chiasm.data.template import ChatTemplate, RoleTemplate
+from chiasm.data.text import SPECIALS, train_bpe
+from chiasm.data.views import at_most, by_name, converse, describe, draw, moved, with_caption
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BARE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}"
+    "{{ eos_token }}{% else %}[{{ m.role }}] {{ m.content }} [/]{% endif %}{% endfor %}"
+)
+WORDS = train_bpe(["what colour is the circle? it is red, really. system user assistant"] * 4, 320)
+
+
+def chat(template=CHATML, trim=False):
+    """A chat template over a byte-level BPE; trim: offsets leave out spaces, as Llama 3's do."""
+    words = train_bpe(["what colour is the circle?   it is red, really"] * 4, 320)
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.post_processor = processors.ByteLevel(trim_offsets=trim)
+    eos = "<|im_end|>" if template is CHATML else "</s>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        eos_token=eos,
+        bos_token="<s>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = template
+    return ChatTemplate(tokenizer)
+
+
+def role():
+    return RoleTemplate(WORDS)
+
+
+class Codec:
+    """Pictures as `width // 8` placeholders with patches, or as codes without."""
+
+    vocabulary = None
+    codes_per_image = 0
+
+    def __init__(self, marker, continuous=True):
+        self.marker, self.continuous, self.calls = marker, continuous, 0
+
+    def encode(self, images):
+        self.calls += len(images)
+        return [self._slot(image) for image in images]
+
+    def _slot(self, image):
+        count = image.width // 8
+        ids = np.full(count, self.marker)
+        if not self.continuous:
+            ids = 1000 + np.arange(count) + image.getpixel((0, 0))[0]
+        patches = np.full((count, 2), image.getpixel((0, 0))[0], np.float32)
+        return Slot(ids, patches if self.continuous else None, (1, count))
+
+
+def processor(template=None, continuous=True, marker=900, **options):
+    return Processor(template or role(), Codec(marker, continuous), **options)
+
+
+def picture(value=0, width=16):
+    return Image(PIL.Image.new("RGB", (width, 8), (value, 0, 0)))
+
+
+def runs(ids, supervised):
+    """The maximal runs of supervised ids."""
+    pairs = itertools.groupby(zip(ids, supervised, strict=True), key=lambda pair: pair[1])
+    return [[i for i, _ in group] for on, group in pairs if on]
+
+
+PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
+FIXED = st.text("ab cé\n🙂", max_size=12)
+
+
+# Templates.
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(PRINTABLE, PRINTABLE), min_size=1, max_size=4), st.booleans())
+def test_role_template_supervises_the_assistants_words_and_the_end(pairs, system):
+    template = role()
+    turns = [Turn("system", question("be brief").parts)] if system else []
+    for asked, reply in pairs:
+        turns += [question(asked), answer(reply)]
+    tokens = template.render(turns, reply=False)
+    spoken = runs(tokens.ids, tokens.supervised)
+    assert len(spoken) == len(pairs)
+    for ids, (_, reply) in zip(spoken, pairs, strict=True):
+        assert ids[-1] == template.end
+        assert template.decode(ids) == template.decode(ids[:-1]) == reply
+    assert tokens.ids[0] == template.begin
+    invited = template.render(turns[:-1], reply=True)
+    assert invited.ids == tokens.ids[: len(invited.ids)]
+    assert invited.ids[-1] == template.roles["assistant"]
+
+
+@pytest.mark.parametrize("name", SPECIALS)
+def test_words_that_look_like_special_tokens_stay_words(name):
+    template = role()
+    special = {WORDS.token_to_id(s) for s in SPECIALS}
+    asked, reply = f"what is {name}?", f"it is {name}{name} red"
+    tokens = template.render([question(asked), answer(reply)], reply=False)
+    structure = [i for i in tokens.ids if i in special]
+    assert structure == [
+        template.begin,
+        template.roles["user"],
+        template.roles["assistant"],
+        template.end,
+    ]
+    assert template.decode(runs(tokens.ids, tokens.supervised)[0]) == reply
+    assert template.marker not in tokens.ids
+
+
+def test_an_empty_reply_still_teaches_to_stop():
+    template = role()
+    tokens = template.render([question("what?"), answer("")], reply=False)
+    assert runs(tokens.ids, tokens.supervised) == [[template.end]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(FIXED, FIXED), min_size=1, max_size=4),
+    st.sampled_from(["plain", "trimmed", "bare"]),
+    st.booleans(),
+)
+def test_chat_template_supervises_the_assistants_words_and_the_first_end(pairs, kind, system):
+    template = CHATS[kind]
+    turns = [Turn("system", question("be brief").parts)] if system else []
+    for asked, reply in pairs:
+        turns += [question(asked), answer(reply)]
+    tokens = template.render(turns, reply=False)
+    spoken = runs(tokens.ids, tokens.supervised)
+    assert len(spoken) == len(pairs)
+    lead = " " if kind == "bare" else ""  # this template has no generation prompt to hold it
+    for ids, (_, reply) in zip(spoken, pairs, strict=True):
+        assert ids[-1] == template.tokenizer.eos_token_id
+        assert ids.count(template.tokenizer.eos_token_id) == 1
+        assert template.tokenizer.decode(ids[:-1]) == lead + reply
+    assert tokens.supervised[-1]
+    invited = template.render(turns[:-1], reply=True)
+    assert invited.ids == tokens.ids[: len(invited.ids)]
+
+
+CHATS = {"plain": chat(), "trimmed": chat(trim=True), "bare": chat(BARE)}
+
+
+def test_chat_template_puts_markers_where_pictures_are():
+    template = chat()
+    turns = [question("left ", picture(), " right ", picture()), answer("red")]
+    tokens = template.render(turns, reply=False)
+    assert tokens.ids.count(template.marker) == 2
+    text = template.tokenizer.decode(tokens.ids)
+    assert "user\nleft <image> right <image><|im_end|>" in text
+    assert not any(
+        s for i, s in zip(tokens.ids, tokens.supervised, strict=True) if i == template.marker
+    )
+
+
+def test_chat_template_refuses_what_it_cannot_do():
+    template = chat()
+    with pytest.raises(DataError, match="the text contains '<image>'"):
+        template.render([question("an <image> here"), answer("x")], reply=False)
+    template.tokenizer.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(DataError, match="rewrites earlier turns"):
+        template.render([question("a"), answer("b")], reply=False)
+    template.tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        ChatTemplate(template.tokenizer)
+
+
+# Encoding.
+
+
+def test_targets_are_the_next_supervised_ids():
+    maker = processor()
+    turns = (question(picture(), "what?"), answer("it is red"), question("is it?"), answer("yes"))
+    encoded = maker.encode(Sample(turns, "s"))
+    tokens = maker.template.render(turns, reply=False)
+    place = tokens.ids.index(-1)
+    ids = [*tokens.ids[:place], 900, 900, *tokens.ids[place + 1 :]]
+    loss = [*tokens.supervised[:place], False, False, *tokens.supervised[place + 1 :]]
+    assert encoded.ids.tolist() == ids
+    assert encoded.targets.tolist() == [
+        t if on else IGNORE for t, on in zip([*ids[1:], 0], [*loss[1:], False], strict=True)
+    ]
+    assert encoded.position.tolist() == encoded.block.tolist() == list(range(len(ids)))
+    assert not encoded.branch.any()
+    assert encoded.grids.tolist() == [[1, 2]]
+    assert encoded.name == "s"
+
+
+@pytest.mark.parametrize("supervise", [False, True])
+def test_codes_are_learned_where_the_assistant_draws_and_elsewhere_by_choice(supervise):
+    maker = processor(continuous=False, supervise_images=supervise)
+    read = maker.encode(Sample((question(picture(), "what?"), answer("red"))))
+    drawn = maker.encode(Sample((question("red"), answer(picture()))))
+    assert ({1000, 1001} <= set(read.targets)) == supervise
+    assert {1000, 1001} <= set(drawn.targets)
+    assert read.patches is drawn.patches is None
+
+
+def test_independent_questions_are_branches_that_equal_single_conversations():
+    maker = processor(continuous=False)
+    sample = Sample(
+        (
+            question("say ", picture(3)),
+            answer("red"),
+            question("shape?"),
+            answer("a circle"),
+            question("so?"),
+            answer("no"),
+        ),
+        "s",
+        independent=True,
+    )
+    joint = maker.encode(sample)
+    trunk = joint.branch == 0
+    for number, single in enumerate(split_independent(sample), 1):
+        alone = maker.encode(single)
+        mine = trunk | (joint.branch == number)
+        for name in ("ids", "targets", "block", "position"):
+            assert getattr(joint, name)[mine].tolist() == getattr(alone, name).tolist(), name
+    assert joint.ids.tolist().count(1003) == 1
+    assert joint.grids.tolist() == [[1, 2]]
+
+
+def prompts_alone(maker, sample):
+    return maker.prompts([sample])[0][0]
+
+
+def assert_branches_equal_single_prompts(maker, samples):
+    for encoded, members in maker.prompts(samples):
+        for number, index in enumerate(members, 1):
+            alone = prompts_alone(maker, samples[index])
+            mine = encoded.branch == (number if len(members) > 1 else 0)
+            mine |= encoded.branch == 0
+            for name in ("ids", "block", "position"):
+                assert getattr(encoded, name)[mine].tolist() == getattr(alone, name).tolist()
+        placeholders = int((encoded.ids == 900).sum())
+        patches = 0 if encoded.patches is None else len(encoded.patches)
+        assert placeholders == patches
+
+
+def test_prompts_of_neighbours_with_the_same_picture_share_it():
+    maker = processor()
+    asked = [
+        Sample((question(picture(n), text),))
+        for n, text in (
+            (1, "what?"),
+            (1, "red?"),
+            (2, "what?"),
+            (1, "so?"),
+            (1, "no?"),
+            (1, "shape?"),
+        )
+    ]
+    found = maker.prompts(asked)
+    assert [members for _, members in found] == [[0, 1], [2], [3, 4, 5]]
+    assert [len(e.patches) for e, _ in found] == [2, 2, 2]
+    assert_branches_equal_single_prompts(maker, asked)
+
+
+def test_prompts_without_pictures_or_with_several_stay_alone():
+    maker = processor()
+    asked = [
+        Sample((question("what?"),)),
+        Sample((question("what?"),)),
+        Sample((question(picture(1), picture(2), "?"),)),
+        Sample((question(picture(1), picture(2), "?"),)),
+    ]
+    assert [members for _, members in maker.prompts(asked)] == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (
+            Sample((question("what is ", picture(1), "?"),)),
+            Sample((question("is ", picture(1), "?"),)),
+        ),
+        (Sample((question(picture(1), "a"),)), Sample((question("b ", picture(1)),))),
+        (
+            Sample((Turn("system", question("be brief").parts), question(picture(1), "a"))),
+            Sample((question(picture(1), "a"),)),
+        ),
+        (
+            Sample((question("hello"), answer("hi"), question(picture(1), "a"))),
+            Sample((question(picture(1), "a"),)),
+        ),
+    ],
+)
+def test_neighbours_that_differ_before_the_picture_do_not_share_it(pair):
+    """Their trunk would end before the picture, and each branch would need its own."""
+    assert_branches_equal_single_prompts(processor(), list(pair))
+
+
+def test_a_dialogue_and_a_question_about_the_same_picture_share_it():
+    pair = [
+        Sample((question(picture(1), "a"),)),
+        Sample((question(picture(1), "a"), answer("b"), question("c"))),
+    ]
+    maker = processor()
+    assert [members for _, members in maker.prompts(pair)] == [[0, 1]]
+    assert_branches_equal_single_prompts(maker, pair)
+
+
+def test_the_longest_conversation_loses_its_later_turns():
+    turns = [question(picture(), "what?"), answer("red")]
+    for n in range(5):
+        turns += [question(f"and {n}?"), answer("it is red")]
+    whole = processor().encode(Sample(tuple(turns)))
+    for count in range(1, 6):
+        shorter = processor().encode(Sample(tuple(turns[: 2 * count])))
+        cut = processor(max_length=len(shorter)).encode(Sample(tuple(turns)))
+        assert cut.ids.tolist() == shorter.ids.tolist()
+        assert cut.targets.tolist() == shorter.targets.tolist()
+    assert len(processor(max_length=len(whole)).encode(Sample(tuple(turns)))) == len(whole)
+
+
+def test_what_does_not_fit_is_an_error_and_never_a_lost_picture():
+    sample = Sample((question(picture(width=80), "what?"), answer("red")), "s3")
+    length = len(processor().encode(sample))
+    with pytest.raises(DataError, match=f"'s3'.*{length} tokens, more than the {length - 1} all"):
+        processor(max_length=length - 1).encode(sample)
+    wide = question(picture(width=80))
+    late = Sample((question("hello"), answer("yes"), wide, answer("red")), "s4")
+    with pytest.raises(DataError, match=r"'s4'.*more than the 20 allowed"):
+        processor(max_length=20).encode(late)
+    with pytest.raises(DataError, match="more than the 20 allowed"):
+        processor(max_length=20).prompts([Sample((question("what colour is it? " * 9),))])
+
+
+@pytest.mark.parametrize("turns", [(), (Turn("user", ()),), (answer("hello"),)])
+def test_empty_conversations_are_named(turns):
+    for act in (processor().encode, lambda s: processor().prompts([s])):
+        with pytest.raises(DataError, match=r"train.jsonl:4.*an empty conversation"):
+            act(Sample(turns, "s", meta={"where": "train.jsonl:4"}))
+
+
+def test_nothing_to_learn_is_an_error():
+    with pytest.raises(DataError, match="no assistant words to learn from"):
+        processor().encode(Sample((question("what?"),), "s"))
+
+
+def test_pictures_are_remembered_by_content():
+    maker = processor(remember=True)
+    for value in (1, 2, 1, 1):
+        maker.encode(Sample((question(picture(value), "a"), answer("b"))))
+    assert maker.codec.calls == 2
+
+
+# Views.
+
+
+def captioned(n=0, caption="a red circle"):
+    return Sample(
+        (
+            question(picture(n), "q0"),
+            answer("a0"),
+            question("q1"),
+            answer("a1"),
+            question("q2"),
+            answer("a2"),
+            question("q3"),
+            answer("a3"),
+        ),
+        f"s{n}",
+        independent=True,
+        meta={"caption": caption},
+    )
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_describe_and_draw_are_each_others_mirror():
+    sample = captioned()
+    seen, drawn = describe(sample, rng()), draw(sample, rng())
+    assert [t.role for t in seen.turns] == [t.role for t in drawn.turns] == ["user", "assistant"]
+    assert seen.turns[0].parts == drawn.turns[1].parts == sample.images
+    assert seen.turns[1].text == drawn.turns[0].text == "a red circle"
+    assert not seen.independent
+    assert not drawn.independent
+    assert converse(sample, rng()) is sample
+
+
+def test_describe_and_draw_need_a_caption_and_a_picture():
+    for view in (describe, draw):
+        assert view(captioned(caption=None), rng()) is None
+        assert view(Sample((question("a"), answer("b"))), rng()) is None
+
+
+def test_drop_leaves_out_the_caption_as_often_as_said():
+    dropped = [draw(captioned(), rng(n), drop=0.25).turns[0].parts == () for n in range(2000)]
+    assert 0.2 < np.mean(dropped) < 0.3
+    assert all(draw(captioned(), rng(n), drop=1.0).turns[0].parts == () for n in range(20))
+    kept = [draw(captioned(), rng(n)) for n in range(20)]
+    assert all(s.turns[0].text == "a red circle" and s.turns[1].parts for s in kept)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 99), st.booleans())
+def test_at_most_keeps_whole_pairs_in_order_and_the_picture_first(count, seed, system):
+    sample = captioned()
+    if system:
+        sample = sample.replace(turns=(Turn("system", question("brief").parts), *sample.turns))
+    seen = at_most(converse, count)(sample, rng(seed))
+    turns = [t for t in seen.turns if t.role != "system"]
+    assert len(turns) == 2 * min(count, 4)
+    numbers = [int(t.text[1]) for t in turns[::2]]
+    assert [t.text for t in turns[1::2]] == [f"a{n}" for n in numbers]
+    assert numbers == sorted(set(numbers))
+    assert seen.images == sample.images
+    assert turns[0].parts[0] is sample.images[0]
+    assert (seen.turns[0].role == "system") == system
+
+
+def test_at_most_chooses_every_question_and_leaves_dialogues_whole():
+    view = at_most(converse, 1)
+    assert {view(captioned(), rng(n)).turns[0].text for n in range(60)} == {"q0", "q1", "q2", "q3"}
+    dialogue = captioned().replace(independent=False)
+    assert view(dialogue, rng()) is dialogue
+
+
+def test_with_caption_asks_one_more_question():
+    seen = with_caption(at_most(converse, 1), "what is there?")(captioned(), rng())
+    assert [t.text for t in seen.turns[2:]] == ["what is there?", "a red circle"]
+    assert len(split_independent(seen)) == 2
+    for sample in (captioned(caption=None), captioned().replace(independent=False)):
+        assert with_caption(converse)(sample, rng()) is sample
+
+
+def test_moved_moves_each_picture_once_and_nothing_else():
+    pixels = rng().integers(0, 256, (8, 8, 3), np.uint8)
+    image = Image(PIL.Image.fromarray(pixels), "there")
+    sample = Sample((question(image, "a"), answer("b"), question(image, "c"), answer("d")))
+    seen = moved(converse, 2)(sample, rng(1))
+    assert [t.text for t in seen.turns] == ["a", "b", "c", "d"]
+    assert seen.images[0] is seen.images[1]
+    assert seen.images[0].where == "there"
+    array = np.asarray(seen.images[0].load())
+    shifts = [
+        (y, x)
+        for y in range(-2, 3)
+        for x in range(-2, 3)
+        if np.array_equal(
+            array, pixels[np.clip(np.arange(8) - y, 0, 7)][:, np.clip(np.arange(8) - x, 0, 7)]
+        )
+    ]
+    assert len(shifts) == 1
+    assert np.array_equal(np.asarray(moved(converse, 0)(sample, rng()).images[0].load()), pixels)
+    assert moved(draw, 2)(captioned(caption=None), rng()) is None
+
+
+def test_views_by_name():
+    views = {"converse": converse, "draw": draw}
+    assert by_name("draw+converse", views) == [draw, converse]
+    with pytest.raises(ConfigError, match=r"unknown data view 'paint'; .*has converse, draw"):
+        by_name("paint", views)
+
+
+# The stream.
+
+
+def stream(samples, views=(converse,), tokens=120, seed=0, **options):
+    return SampleStream(samples, list(views), processor(continuous=False), tokens, seed, **options)
+
+
+def take(source, count):
+    return list(itertools.islice(source, count))
+
+
+def assert_batches_equal(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert x.names == y.names
+        for name in ("ids", "targets", "segment", "block", "branch", "position", "grids"):
+            assert torch.equal(getattr(x, name), getattr(y, name)), name
+
+
+def noisy(count=9):
+    """Samples whose pictures tell them and their shifts apart."""
+    made = []
+    for n in range(count):
+        pixels = rng(n).integers(0, 256, (8, 16, 3), np.uint8)
+        image = Image(PIL.Image.fromarray(pixels))
+        turns = (
+            question(image, "q0" * (n % 3 + 1)),
+            answer("a0"),
+            question("q1"),
+            answer("a1"),
+            question("q2"),
+            answer("a2"),
+        )
+        made.append(Sample(turns, f"s{n}", independent=True, meta={"caption": f"caption {n}"}))
+    return made
+
+
+VIEWS = (moved(at_most(converse, 2), 3), lambda s, r: draw(s, r, drop=0.5))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 5), st.sampled_from([1, 60, 150, 400]))
+def test_a_restored_stream_goes_on_bit_for_bit(done, seed, tokens):
+    """Saved anywhere, in the middle of an epoch or after several."""
+    whole = stream(noisy(), VIEWS, tokens, seed)
+    take(whole, done)
+    state = whole.state_dict()
+    expected = take(whole, 6)
+    again = stream(noisy(), VIEWS, tokens, seed)
+    again.load_state_dict(state)
+    assert_batches_equal(take(again, 6), expected)
+    used = stream(noisy(), VIEWS, tokens, seed)
+    take(used, 3)  # an object that has already read ahead
+    used.load_state_dict(state)
+    assert_batches_equal(take(used, 6), expected)
+
+
+def test_every_sample_passes_every_view_once_an_epoch():
+    source = stream(noisy(7), (converse, draw), tokens=1)
+    for _ in range(3):
+        seen = []
+        for batch in take(source, 14):
+            (name,) = batch.names
+            seen.append((name, bool((batch.branch > 0).any())))
+        assert sorted(seen) == sorted((f"s{n}", branched) for n in range(7) for branched in (0, 1))
+
+
+def test_batches_stay_within_the_budget_and_lose_nothing():
+    source = stream(noisy(9), tokens=150)
+    names = []
+    for batch in take(source, 12):
+        assert batch.ids.shape[0] == 1
+        assert batch.tokens <= 150 or len(batch.names) == 1
+        names += batch.names
+    whole, rest = divmod(len(names), 9)
+    assert whole
+    for epoch in range(whole):
+        assert len(set(names[9 * epoch : 9 * epoch + 9])) == 9
+    assert len(set(names[len(names) - rest :])) == rest
+
+
+def test_other_seeds_give_other_orders():
+    orders = [
+        tuple(n for b in take(stream(noisy(9), seed=seed), 5) for n in b.names) for seed in range(3)
+    ]
+    assert len(set(orders)) == 3
+
+
+def test_bad_samples_are_counted_and_left_out(tmp_path):
+    good = noisy(6)
+    bad = [
+        Sample((question(Image(tmp_path / "absent.png"), "a"), answer("b")), "absent"),
+        Sample((), "empty"),
+    ]
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    source = stream([*good, *bad], tokens=1, quarantine=quarantine)
+    names = [name for batch in take(source, 18) for name in batch.names]
+    assert sorted(names) == sorted(f"s{n}" for n in range(6) for _ in range(3))
+    assert set(quarantine.reasons) == {"absent", "empty"}
+    assert "no such image" in quarantine.reasons["absent"]
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+
+
+def test_mostly_bad_data_is_an_error(tmp_path):
+    bad = [Sample((), f"empty{n}") for n in range(5)]
+    with pytest.raises(DataError, match=r"of 7 samples cannot be used, more than 50%"):
+        take(stream([*noisy(2), *bad], tokens=1), 20)
+
+
+def test_a_view_that_suits_no_sample_is_an_error():
+    plain = [
+        Sample((question(picture(n), "a"), answer("b")), f"s{n}", meta={"caption": None})
+        for n in range(4)
+    ]
+    with pytest.raises(DataError, match="captions are needed to describe or draw"):
+        take(stream(plain, (draw,)), 1)
+    with pytest.raises(DataError, match="no samples to train on"):
+        stream([])
+
+
+def test_a_view_that_suits_some_samples_takes_those():
+    some = [captioned(n, "red" if n % 2 else None) for n in range(6)]
+    names = {name for batch in take(stream(some, (draw,), tokens=1), 9) for name in batch.names}
+    assert names == {"s1", "s3", "s5"}
