@@ -39,15 +39,15 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
     return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
 
 
-def with_caption(view: View, asked: str = "describe the image.") -> View:
-    """The view with one more independent question whose answer is the sample's own caption."""
+def with_caption(view: View) -> View:
+    """The view with one more branch: nothing asked, answered by the sample's own caption."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         seen = view(sample, random)
         caption = sample.meta.get("caption")
         if seen is None or not seen.independent or not caption:
             return seen
-        return replace(seen, turns=(*seen.turns, question(asked), answer(caption)))
+        return replace(seen, turns=(*seen.turns, question(), answer(caption)))
 
     return apply
 

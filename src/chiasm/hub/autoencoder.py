@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from chiasm.data.pictures import PictureProcessor
 from chiasm.hub import folder as files
@@ -14,10 +11,7 @@ from chiasm.unified.config import AutoencoderConfig
 
 
 def save(path: Path, model: Autoencoder) -> None:
-    """Encoder, quantizer and decoder; what only training needs stays behind."""
-    parts = nn.Module()
-    parts.quantizer, parts.encoder, parts.decoder = model.quantizer, model.encoder, model.decoder
-    files.write(path, replace(model.config, teacher=None), parts)
+    files.write(path, model.config, model)
 
 
 def load(path: Path) -> tuple[Autoencoder, PictureProcessor]:

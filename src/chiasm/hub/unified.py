@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from chiasm.data.processor import Processor
@@ -25,11 +24,9 @@ def build(
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary)
     processor = Processor(
-        template, codec, config.max_length, supervise_images=True, remember=remember
+        template, codec, config.max_length, remember=remember
     )
-    model = Unified(config, vocabulary)
-    model.start_codes_from(autoencoder.quantizer.lookup(torch.arange(vocabulary.codes)))
-    return model, processor
+    return Unified(config, vocabulary), processor
 
 
 def save(path: Path, model: Unified, processor: Processor) -> None:

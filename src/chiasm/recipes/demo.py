@@ -45,9 +45,9 @@ class Settings:
 
     def __init__(self, fast: bool):
         self.fast = fast
-        self.mllm_questions = 40 if fast else 2500
+        self.mllm_questions = 40 if fast else 2000
         self.unified_questions = 100 if fast else 0
-        self.blind_questions = 20 if fast else 600
+        self.blind_questions = 20 if fast else 400
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 400
         self.test_pictures = 50 if fast else 1000

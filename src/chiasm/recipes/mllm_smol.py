@@ -6,12 +6,7 @@ from chiasm.train.stage import Stage
 
 
 def recipe() -> Recipe:
-    align = Stage("align", steps=60, lr={"projector": 2e-3}, data="describe", batch=512)
-    tune = Stage(
-        "tune",
-        steps=150,
-        data="converse",
-        batch=512,
-        lr={"projector": 5e-4, "vision": 1e-4, "adapter": 1e-3},
-    )
-    return Recipe(MLLMConfig(), (align, tune), shift=8)
+    align = Stage("align", steps=50, lr={"projector": 2e-3}, data="describe", batch=384)
+    rates = {"projector": 1e-3, "vision": 1e-4, "adapter": 1e-3}
+    tune = Stage("tune", steps=110, lr=rates, data="converse", batch=512)
+    return Recipe(MLLMConfig(), (align, tune))

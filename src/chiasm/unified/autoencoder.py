@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,36 +76,6 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
-class PatchEncoder(nn.Module):
-    """[N 3 H W] -> [N latent H/stride W/stride], each code from its own patch alone.
-
-    A code then means the same wherever it stands and whatever is around it, which a transformer
-    learns from far fewer pictures (LOG.md, "Local codes"); the decoder still sees neighbours.
-    """
-
-    def __init__(self, config: AutoencoderConfig, latent: int):
-        super().__init__()
-        self.stride, width = config.stride, config.patch_width
-        self.embed = nn.Linear(3 * config.stride**2, width)
-        self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, 2 * width),
-                nn.GELU(),
-                nn.Linear(2 * width, width),
-            )
-            for _ in range(config.patch_layers)
-        )
-        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, latent))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(pixels, self.stride).permute(0, 2, 3, 1)
-        x = self.embed(x)
-        for layer in self.layers:
-            x = x + layer(x)
-        return self.project(x).permute(0, 3, 1, 2)
-
-
 class Decoder(nn.Module):
     """[N latent h w] -> [N 3 h·stride w·stride].
 
@@ -132,34 +100,14 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.fine(x))))
 
 
-class BagOfCodes(nn.Module):
-    """values [N C h w] -> embedding [N D]: each code is embedded by itself, then averaged.
-
-    What this can read, one attention layer can read: codes trained so carry what is in the picture
-    and not only how it looks (the idea of VILA-U, 2409.04429, with a teacher in place of texts).
-    """
-
-    def __init__(self, latent: int, embedding: int, width: int = 128):
-        super().__init__()
-        self.code = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, width))
-        self.project = nn.Sequential(nn.GELU(), nn.Linear(width, embedding))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.project(self.code(values.permute(0, 2, 3, 1)).mean((1, 2)))
-
-
 class Autoencoder(nn.Module):
-    """Pictures to codes and back; trained by the common loop on the squared error, and, with a
-    teacher, on predicting its embedding of the picture from the bag of codes."""
-
-    teacher: Callable[[Tensor], Tensor] | None = None
+    """Pictures to codes and back; trained by the common loop on the squared error."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
         self.quantizer = build_quantizer(config.quantizer)
-        encoder = PatchEncoder if config.encoder == "patch" else Encoder
-        self.encoder = encoder(config, self.quantizer.width)
+        self.encoder = Encoder(config, self.quantizer.width)
         self.decoder = Decoder(config, self.quantizer.width)
         # Convolutions of few channels run about twice as fast in this layout on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -172,43 +120,19 @@ class Autoencoder(nn.Module):
         """codes [N h w] -> pixels [N 3 H W], clipped to [-1, 1]."""
         return self.decoder(self.quantizer.lookup(codes).movedim(-1, 1)).clamp(-1, 1)
 
-    def learn_from(self, teacher: Callable[[Tensor], Tensor], embedding: int) -> None:
-        """Add the semantic loss. teacher: pixels [N 3 H W] -> unit vectors [N embedding]; it is
-        not part of the model, and the head that reads the bag of codes is not saved with it."""
-        self.teacher = teacher
-        self.semantics = BagOfCodes(self.quantizer.width, embedding)
-
     def loss(self, batch: PictureBatch) -> Loss:
         total = batch.patches.new_zeros(())
-        used, count, squared, cosine = set(), len(batch.grids), 0.0, 0.0
+        used, count, squared = set(), len(batch.grids), 0.0
         for pixels in self._by_grid(batch):
             quantized = self.quantizer(self.encoder(pixels))
             error = F.mse_loss(self.decoder(quantized.values), pixels)
             total = total + (error + quantized.penalty) * len(pixels)
-            if self.teacher is not None:
-                likeness = self._likeness(quantized.values, pixels)
-                total = total + self.config.semantic_weight * (1 - likeness).sum()
-                cosine += likeness.sum().item()
             used.update(quantized.codes.unique().tolist())
             squared += error.item() * len(pixels)
-        parts = {"mse": (squared, count), "codes_in_batch": (len(used), 1)}
-        return Loss(
-            total,
-            count,
-            parts | ({"semantic_cosine": (cosine, count)} if self.teacher is not None else {}),
-        )
-
-    def _likeness(self, values: Tensor, pixels: Tensor) -> Tensor:
-        assert self.teacher is not None
-        with torch.no_grad():
-            wanted = self.teacher(pixels)
-        return F.cosine_similarity(self.semantics(values), wanted)
+        return Loss(total, count, {"mse": (squared, count), "codes_in_batch": (len(used), 1)})
 
     def groups(self) -> dict[str, nn.Module]:
-        encoder = [self.encoder, self.quantizer]
-        if self.teacher is not None:
-            encoder.append(self.semantics)
-        return {"encoder": nn.ModuleList(encoder), "decoder": self.decoder}
+        return {"encoder": nn.ModuleList([self.encoder, self.quantizer]), "decoder": self.decoder}
 
     def blocks(self) -> list[nn.Module]:
         return [self.encoder, self.decoder]
@@ -234,13 +158,13 @@ class Autoencoder(nn.Module):
 
             def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
                 nonlocal total
-                assert isinstance(layer, nn.Conv2d | nn.Linear)
+                assert isinstance(layer, nn.Conv2d)
                 total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
             handles = [
                 m.register_forward_hook(count)
                 for m in self.modules()
-                if isinstance(m, nn.Conv2d | nn.Linear)
+                if isinstance(m, nn.Conv2d)
             ]
             side = 4 * self.config.stride
             training = self.training

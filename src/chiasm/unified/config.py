@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -38,30 +37,20 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """An autoencoder with a discrete bottleneck.
-
-    encoder: "conv" has the shape of Chameleon's (taming), sees beyond its patch and exports to the
-    stock class; "patch" (patch_width, patch_layers) makes each code from its own patch alone.
+    """A convolutional autoencoder with a discrete bottleneck, encoder in Chameleon's (taming) shape.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
     decoder_channels: width of the decoder at the code grid. shift, mirror: augmentation.
-    teacher: folder of a contrastive encoder whose picture embedding the bag of codes learns to
-    predict, `semantic_weight` times 1 - cosine; None: reconstruction only.
     """
 
     quantizer: FSQConfig | VQConfig = FSQConfig()
     image_size: int = 64
-    encoder: Literal["conv", "patch"] = "conv"
-    patch_width: int = 256
-    patch_layers: int = 2
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
-    teacher: str | None = None
-    semantic_weight: float = 0.02
     shift: int = 0
     mirror: bool = True
 
@@ -76,21 +65,22 @@ class UnifiedConfig:
 
     tokenizer: folder of a trained image tokenizer. text_vocabulary: size of the BPE. hidden is the
     SwiGLU's width. qk_norm, z_loss and dropout are Chameleon's stabilisers; image_weight scales
-    the loss of image ids against text. drop_condition: fraction of drawings trained without their
+    the loss of image ids against text: a picture has 64 of them and an answer two, which would
+    otherwise hardly count. drop_condition: fraction of drawings trained without their
     text, for classifier-free guidance.
     """
 
     tokenizer: str | None = None
     text_vocabulary: int = 400
-    width: int = 256
+    width: int = 192
     layers: int = 6
-    heads: int = 4
-    kv_heads: int = 4
-    hidden: int = 704
+    heads: int = 6
+    kv_heads: int = 6
+    hidden: int = 512
     qk_norm: bool = True
     z_loss: float = 1e-5
     dropout: float = 0.0
-    image_weight: float = 1.0
+    image_weight: float = 0.1
     drop_condition: float = 0.1
     rope_theta: float = 10000.0
     max_length: int = 1024

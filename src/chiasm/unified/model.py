@@ -48,17 +48,6 @@ class Unified(nn.Module):
                 scale = (2 * self.config.layers) ** -0.5 if writes else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
 
-    @torch.no_grad()
-    def start_codes_from(self, vectors: Tensor) -> None:
-        """Begin the image codes' embeddings and head rows as a random projection of the
-        tokenizer's code vectors [codes D], at the usual deviation: codes that look alike then
-        start alike, which saves learning each of them from scratch."""
-        vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
-        first = self.vocabulary.first_code
-        for table in (self.embed_tokens.weight, self.lm_head.weight):
-            basis = torch.randn(vectors.shape[1], table.shape[1])
-            table[first:] = 0.02 * vectors @ basis / vectors.shape[1] ** 0.5
-
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states [B T D] after the last norm."""
         index = Index(batch.segment, batch.block, batch.branch)

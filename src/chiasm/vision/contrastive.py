@@ -66,16 +66,6 @@ class DualEncoder(nn.Module):
         pooled = self.pool(self.vision(patches, grids), grids)
         return F.normalize(self.image_projection(pooled), dim=-1)
 
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Unit vectors [N embedding] of pixels [N 3 H W] in [-1, 1], resized to the encoder's."""
-        config = self.config.vision
-        size, patch = config.image_size, config.patch_size
-        if pixels.shape[-2:] != (size, size):
-            pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-        patches = F.pixel_unshuffle(pixels, patch).permute(0, 2, 3, 1).reshape(-1, 3 * patch**2)
-        grids = torch.full((len(pixels), 2), size // patch, device=pixels.device)
-        return self.embed_images(patches, grids)
-
     def embed_texts(self, texts: Tensor, lengths: Tensor) -> Tensor:
         """Unit vectors [M embedding]."""
         return F.normalize(self.text_projection(self.text(texts, lengths)), dim=-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -11,11 +9,9 @@ from chiasm.core.sample import Sample
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
-from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
 from chiasm.unified.config import AutoencoderConfig
-from chiasm.vision.contrastive import DualEncoder
 
 
 def build(context: Context) -> Job:
@@ -23,9 +19,6 @@ def build(context: Context) -> Job:
     assert isinstance(config, AutoencoderConfig)
     processor = autoencoder.picture_processor(config)
     model = Autoencoder(config)
-    if config.teacher:
-        teacher, _ = load_as(Path(config.teacher), DualEncoder, "model.teacher")
-        model.learn_from(teacher.requires_grad_(False).embed_pixels, teacher.config.embedding)
 
     def stream_of(stage):
         return PictureStream(

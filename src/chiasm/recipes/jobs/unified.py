@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.data.stream import SampleStream
 from chiasm.data.text import train_bpe
-from chiasm.data.views import at_most, by_name, converse, draw, moved
+from chiasm.data.views import at_most, by_name, converse, describe, draw, moved, with_caption
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job, corpus
@@ -28,8 +28,11 @@ def build(context: Context) -> Job:
     # Moved pictures are never the same twice: only still ones are worth remembering.
     model, processor = unified.build(config, words, autoencoder, remember=not recipe.shift)
     questions = at_most(converse, recipe.questions) if recipe.questions else converse
-    drawing = partial(draw, drop=config.drop_condition)
-    views = {"converse": moved(questions, recipe.shift), "draw": moved(drawing, recipe.shift)}
+    views = {
+        "converse": moved(with_caption(questions), recipe.shift),
+        "describe": moved(describe, recipe.shift),
+        "draw": moved(partial(draw, drop=config.drop_condition), recipe.shift),
+    }
 
     def stream_of(stage):
         return SampleStream(
