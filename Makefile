@@ -20,9 +20,10 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
-# No `ruff format --check`: the tree is formatted by hand where alignment helps the reader.
+
 lint: $(STAMP)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

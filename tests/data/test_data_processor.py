@@ -443,9 +443,9 @@ def test_at_most_chooses_every_question_and_leaves_dialogues_whole():
     assert view(dialogue, rng()) is dialogue
 
 
-def test_with_caption_asks_one_more_question():
-    seen = with_caption(at_most(converse, 1), "what is there?")(captioned(), rng())
-    assert [t.text for t in seen.turns[2:]] == ["what is there?", "a red circle"]
+def test_with_caption_adds_a_branch_that_asks_nothing():
+    seen = with_caption(at_most(converse, 1))(captioned(), rng())
+    assert [t.text for t in seen.turns[2:]] == ["", "a red circle"]
     assert len(split_independent(seen)) == 2
     for sample in (captioned(caption=None), captioned().replace(independent=False)):
         assert with_caption(converse)(sample, rng()) is sample

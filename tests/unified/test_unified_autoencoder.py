@@ -24,7 +24,6 @@ TINY = AutoencoderConfig(
     multipliers=(1, 1, 1),
     decoder_channels=64,
     decoder_blocks=1,
-    patch_width=32,
 )
 
 
@@ -41,11 +40,10 @@ def batch_of(pictures, stride=4):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("encoder", ["conv", "patch"])
 @pytest.mark.parametrize("quantizer", [FSQConfig((4, 4)), VQConfig(16, 4)])
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (16, 16), (8, 20), (12, 4)])
-def test_shapes_for_sizes_the_stride_divides(encoder, quantizer, height, width):
-    model = tiny(encoder=encoder, quantizer=quantizer).eval()
+def test_shapes_for_sizes_the_stride_divides(quantizer, height, width):
+    model = tiny(quantizer=quantizer).eval()
     codes = model.encode(torch.randn(2, 3, height, width))
     assert codes.shape == (2, height // 4, width // 4)
     assert codes.dtype == torch.long
@@ -74,9 +72,8 @@ def test_to_pixels_undoes_patchify(count, h, w, size):
     assert torch.equal(again, pixels)
 
 
-@pytest.mark.parametrize("encoder", ["conv", "patch"])
-def test_loss_of_mixed_grids_is_the_sum_of_each_picture_alone(encoder):
-    model = tiny(encoder=encoder)
+def test_loss_of_mixed_grids_is_the_sum_of_each_picture_alone():
+    model = tiny()
     pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((16, 16), (8, 12), (16, 16), (4, 8))]
     together = model.loss(batch_of(pictures))
     alone = [model.loss(batch_of([x])) for x in pictures]
@@ -95,39 +92,10 @@ def test_loss_is_the_squared_error_of_the_reconstruction():
     torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_teacher_adds_one_minus_cosine_and_only_the_student_learns():
-    model, x = tiny(), torch.rand(3, 3, 16, 16) * 2 - 1
-    plain = model.loss(batch_of(list(x))).sum
-    wanted = torch.nn.Linear(3 * 16 * 16, 5)
-    model.learn_from(lambda pixels: wanted(pixels.flatten(1)), 5)
-    loss = model.loss(batch_of(list(x)))
-    values = model.quantizer(model.encoder(x)).values
-    cosine = torch.nn.functional.cosine_similarity(model.semantics(values), wanted(x.flatten(1)))
-    expected = plain + model.config.semantic_weight * (3 - cosine.sum())
-    torch.testing.assert_close(loss.sum, expected, atol=1e-5, rtol=1e-5)
-    assert loss.parts["semantic_cosine"] == (pytest.approx(cosine.sum().item(), abs=1e-5), 3)
-    loss.sum.backward()
-    assert wanted.weight.grad is None
-    owned = [p for part in model.groups().values() for p in part.parameters()]
-    assert all(p.grad is not None for p in owned)
-    assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
-
-
-@torch.no_grad()
-def test_a_code_of_the_patch_encoder_depends_on_its_patch_alone():
-    model = tiny(encoder="patch").eval()
-    x = torch.rand(1, 3, 16, 12) * 2 - 1
-    codes = model.encode(x)
-    for i, j in np.ndindex(4, 3):
-        alone = x[:, :, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
-        assert model.encode(alone).item() == codes[0, i, j]
-
-
-@pytest.mark.parametrize("encoder", ["conv", "patch"])
 @pytest.mark.parametrize("quantizer", [FSQConfig((4, 4)), VQConfig(16, 4)])
-def test_every_parameter_learns_and_the_loss_falls(encoder, quantizer):
+def test_every_parameter_learns_and_the_loss_falls(quantizer):
     torch.manual_seed(0)
-    model = tiny(encoder=encoder, quantizer=quantizer)
+    model = tiny(quantizer=quantizer)
     flat = torch.rand(8, 3, 1, 1).mul(2).sub(1).expand(8, 3, 16, 16)
     batch = batch_of(list(flat))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -142,9 +110,8 @@ def test_every_parameter_learns_and_the_loss_falls(encoder, quantizer):
     assert values[-1] < 0.5 * values[0]
 
 
-@pytest.mark.parametrize("encoder", ["conv", "patch"])
-def test_cost_is_what_torch_counts(encoder):
-    model, batch = tiny(encoder=encoder), batch_of([torch.zeros(3, 16, 16)] * 4)
+def test_cost_is_what_torch_counts():
+    model, batch = tiny(), batch_of([torch.zeros(3, 16, 16)] * 4)
     with FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
     cost = model.cost(batch)

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.sample import Image, Sample, answer, question, split_independent
 from chiasm.core.vocab import Vocabulary
+from chiasm.data.processor import Processor
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified as hub
 from chiasm.unified.autoencoder import Autoencoder
@@ -225,8 +226,10 @@ def image_only(encoded, processor):
     return dataclasses.replace(encoded, targets=np.where(words, IGNORE, encoded.targets))
 
 
-def test_questions_as_branches_equal_questions_asked_separately(route):
-    made, processor = route
+@pytest.mark.parametrize("supervise", [False, True])
+def test_questions_as_branches_equal_questions_asked_separately(route, supervise):
+    made, codec = route[0], route[1].codec
+    processor = Processor(route[1].template, codec, supervise_images=supervise)
     joint = processor.encode(asked())
     single = [processor.encode(s) for s in split_independent(asked())]
     assert len(single) == 3
@@ -241,7 +244,8 @@ def test_questions_as_branches_equal_questions_asked_separately(route):
     total.backward()
     torch.testing.assert_close(whole.sum, total, atol=1e-5, rtol=1e-5)
     assert whole.count == sum(loss.count for loss in alone)
-    assert whole.parts["image"][1] == processor.codec.codes_per_image == 4
+    assert codec.codes_per_image == 4
+    assert whole.parts["image"][1] == (4 if supervise else 0)
     assert_gradients_equal(together, gradients(made))
 
 

@@ -205,18 +205,6 @@ def test_contrastive_loss_falls_in_a_small_overfit(kind):
 
 
 @torch.no_grad()
-def test_pixels_embed_as_their_patches():
-    torch.manual_seed(0)
-    model, pixels = DualEncoder(CONTRASTIVE), torch.rand(2, 3, 32, 32) * 2 - 1
-    embedded = model.embed_pixels(pixels)
-    torch.testing.assert_close(
-        embedded, model.embed_images(*patches_of(pixels)), atol=1e-6, rtol=1e-5
-    )
-    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(2))
-    assert model.embed_pixels(torch.rand(2, 3, 16, 24)).shape == (2, 16)
-
-
-@torch.no_grad()
 def test_padding_of_texts_changes_nothing():
     torch.manual_seed(0)
     model, batch = DualEncoder(CONTRASTIVE), pictures()

@@ -24,8 +24,11 @@ class ImageCodec(Protocol):
     codes_per_image: ids of one picture, without those around it; 0 where there are none.
     """
 
-    vocabulary: Vocabulary | None
-    codes_per_image: int
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+    @property
+    def codes_per_image(self) -> int: ...
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
         """One Slot a picture."""

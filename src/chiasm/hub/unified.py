@@ -23,9 +23,7 @@ def build(
     template = RoleTemplate(tokenizer)
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary)
-    processor = Processor(
-        template, codec, config.max_length, remember=remember
-    )
+    processor = Processor(template, codec, config.max_length, remember=remember)
     return Unified(config, vocabulary), processor
 
 

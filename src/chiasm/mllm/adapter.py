@@ -20,7 +20,7 @@ def add_adapters(model: nn.Module, config: LoRAConfig) -> None:
 
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets)
-    )  # type: ignore[arg-type]
+    )
     peft.inject_adapter_in_model(settings, model)
 
 
@@ -31,8 +31,9 @@ def adapters_of(model: nn.Module) -> list[Any]:
 
 def merge_adapters(model: nn.Module) -> None:
     """Fold every adapter into its matrix (W + alpha/r · B A) and leave plain layers behind."""
-    for name, layer in list(model.named_modules()):
-        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer"):
+    adapted = set(adapters_of(model))
+    for name, layer in list[tuple[str, Any]](model.named_modules()):
+        if layer in adapted:
             layer.merge()
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, layer.base_layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -100,7 +101,7 @@ def convert_gguf(file: Path) -> Path:
         quantised = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         # transformers refuses to save a model that remembers being quantised.
-        del quantised.config.quantization_config
+        delattr(quantised.config, "quantization_config")
         plain = type(quantised)(quantised.config)
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(temporary)
@@ -113,7 +114,8 @@ def convert_gguf(file: Path) -> Path:
 
 @contextlib.contextmanager
 def quiet():
-    """transformers without its progress bars and warnings, restored afterwards."""
+    """transformers without its progress bars and warnings, restored afterwards. Its GGUF reader
+    draws a bar past its own switch, hence the redirection."""
     from transformers.utils import logging as theirs
 
     logger = logging.getLogger("transformers")
@@ -121,7 +123,8 @@ def quiet():
     theirs.disable_progress_bar()
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
         if bars:

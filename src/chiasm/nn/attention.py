@@ -142,8 +142,8 @@ def attend(
     for group in layout.groups:
         S, L = group.index.shape
         place = group.index.reshape(-1)
-        parts = (x[place].view(S, L, -1, D).transpose(1, 2) for x in rows)
-        mixed = _softmax_attention(*parts, group.mask, group.causal, scale, softcap)
+        q, k, v = (x[place].view(S, L, -1, D).transpose(1, 2) for x in rows)
+        mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap)
         keep = group.valid.reshape(-1)
         out = out.index_copy(0, place[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep])
     return out.view(B, T, H, D).transpose(1, 2)

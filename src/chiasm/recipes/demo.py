@@ -58,7 +58,7 @@ class Settings:
         if not self.fast:
             return recipe
         stages = tuple(
-            replace(s, steps=4, batch=min(s.batch, 384), log_every=2) for s in recipe.stages
+            replace(s, steps=2, batch=min(s.batch, 384), log_every=1) for s in recipe.stages
         )
         return replace(recipe, stages=stages)
 

@@ -20,7 +20,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[N rows columns] -> the nearest semi-orthogonal matrices, singular values about 0.7 to 1.2."""
+    """[N rows columns] -> the nearest semi-orthogonal matrices, singular values near 1."""
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     if tall:

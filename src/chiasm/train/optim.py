@@ -76,7 +76,9 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     Each parameter group carries `name` and `peak`; the loop sets `lr` from the schedule. AdamW
     decays matrices and leaves vectors alone.
     """
-    hidden = {id(p) for block in model.blocks() for p in block.parameters() if p.dim() >= 2}
+    # By layer, not by shape: a norm with a vector a head is two-dimensional too.
+    layers = (m for block in model.blocks() for m in block.modules())
+    hidden = {id(m.weight) for m in layers if isinstance(m, nn.Linear | nn.Conv2d)}
     hidden = hidden if stage.optimizer == "muon" else set()
     adamw, muon = [], []
     for name, rate in stage.lr.items():

@@ -162,9 +162,7 @@ class Autoencoder(nn.Module):
                 total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
             handles = [
-                m.register_forward_hook(count)
-                for m in self.modules()
-                if isinstance(m, nn.Conv2d)
+                m.register_forward_hook(count) for m in self.modules() if isinstance(m, nn.Conv2d)
             ]
             side = 4 * self.config.stride
             training = self.training

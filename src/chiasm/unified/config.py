@@ -37,7 +37,7 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder with a discrete bottleneck, encoder in Chameleon's (taming) shape.
+    """A convolutional autoencoder with a discrete bottleneck, its encoder in Chameleon's shape.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
