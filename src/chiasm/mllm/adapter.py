@@ -19,7 +19,9 @@ def add_adapters(model: nn.Module, config: LoRAConfig) -> None:
     import peft
 
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets)
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides by it: any number will do
+        target_modules=list(config.targets),
     )
     peft.inject_adapter_in_model(settings, model)
 

@@ -22,7 +22,7 @@ class LoRAConfig:
     """Low-rank adapters on the language model's matrices (2106.09685)."""
 
     rank: int = 16
-    alpha: int = 32
+    alpha: float = 32.0
     targets: tuple[str, ...] = (
         "q_proj",
         "k_proj",
