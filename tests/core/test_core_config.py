@@ -175,3 +175,12 @@ def test_a_field_called_kind_is_refused_because_it_would_be_lost():
 def test_nearest_names_only_what_is_near():
     assert nearest("tabels-qa", ["tables-qa", "charts-qa"]) == "; did you mean 'tables-qa'?"
     assert nearest("zzz", ["tables-qa"]) == ""
+
+
+def test_a_whole_object_is_replaced_by_json():
+    from chiasm.recipes.recipe import find
+    from chiasm.unified.config import VQConfig
+
+    tokenizer = override(find("tokenizer"), {"model.quantizer": '{"kind": "VQConfig", "codes": 8}'})
+    assert tokenizer.model.quantizer == VQConfig(codes=8)
+    assert override(find("mllm_smol"), {"model.lora": "none"}).model.lora is None

@@ -75,7 +75,8 @@ def override(config: C, settings: dict[str, str], what: str = "recipe") -> C:
     for key, text in settings.items():
         parent = key.rpartition(".")[0]
         open_ended = isinstance(_at(tree, parent), dict) and "kind" not in _at(tree, parent)
-        if key not in known and not (parent and open_ended):
+        whole_object = isinstance(_at(tree, key), dict)
+        if key not in known and not whole_object and not (parent and open_ended):
             raise ConfigError(f"unknown field '{key}' in {what}{nearest(key, known)}")
         _put(tree, key, _parse(text, known.get(key)))
     return from_dict(type(config), tree, what)
