@@ -122,7 +122,9 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     def run(stream, accumulate):
         model = toy().eval()
         model.train = lambda mode=True: model  # dropout off: only the arithmetic is compared
-        stage = Stage("s", 3, lr={"head": 1e-2, "body": 1e-2}, accumulate=accumulate)
+        stage = Stage(
+            "s", 3, lr={"head": 1e-2, "body": 1e-2}, accumulate=accumulate, autocast="none"
+        )
         train(model, [stage], lambda _: stream, tmp_path / str(accumulate), show=False)
         return model
 

@@ -137,16 +137,22 @@ def attend(
     if not layout.groups:
         return _softmax_attention(q, k, v, layout.mask, layout.causal, scale, softcap)
     B, H, T, D = q.shape
-    rows = [x.transpose(1, 2).reshape(B * T, -1, D) for x in (q, k, v)]
+    rows = torch.cat([x.transpose(1, 2).reshape(B * T, -1, D) for x in (q, k, v)], 1)
+    sizes = [H, k.shape[1], v.shape[1]]
     out = q.new_zeros(B * T, H, D)
     for group in layout.groups:
         S, L = group.index.shape
-        place = group.index.reshape(-1)
-        q, k, v = (x[place].view(S, L, -1, D).transpose(1, 2) for x in rows)
+        own = rows.index_select(0, group.index.reshape(-1)).view(S, L, -1, D).transpose(1, 2)
+        q, k, v = own.split(sizes, dim=1)
         mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap)
         keep = group.valid.reshape(-1)
-        out = out.index_copy(0, place[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep])
+        out = out.index_copy(0, group.index.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep])
     return out.view(B, T, H, D).transpose(1, 2)
+
+
+# Up to this many keys plain products beat torch's fused kernel on a CPU: its backward takes six times
+# as long in bfloat16 (benchmarks/README.md). Beyond it, the matrix of logits no longer fits a cache.
+SHORT = 512
 
 
 def _softmax_attention(
@@ -161,14 +167,15 @@ def _softmax_attention(
     if k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    if softcap is None:
+    if softcap is None and not (q.device.type == "cpu" and k.shape[2] <= SHORT):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=scale
         )
     logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    logits = softcap * torch.tanh(logits / softcap)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     if causal:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf"))
-    return logits.softmax(dim=-1) @ v
+        logits = logits + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    return logits.softmax(dim=-1).to(v.dtype) @ v

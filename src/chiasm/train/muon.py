@@ -3,8 +3,8 @@
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); scaled to
 AdamW's update size as Moonshot's "Muon is scalable for LLM training" (2502.16982, section 2.2).
 torch.optim.Muon runs its iteration in bfloat16 one matrix at a time, which on a CPU without
-bfloat16 units costs six times the whole training step (LOG.md); this one keeps the gradient's dtype
-and orthogonalises all matrices of one shape together.
+bfloat16 units costs six times the whole training step (LOG.md); this one takes the dtype that is fast
+here and orthogonalises all matrices of one shape together.
 """
 
 from __future__ import annotations
@@ -36,12 +36,19 @@ class Muon(torch.optim.Optimizer):
     embeddings, heads, norms and biases belong to AdamW.
 
     The update is lr · 0.2 · sqrt(max(rows, columns)) · orthogonalize(Nesterov momentum): the root
-    mean square of AdamW's, so both share learning rates.
+    mean square of AdamW's, so both share learning rates. dtype: of the iteration only; bfloat16
+    is exact enough for it (Jordan et al.), momentum and weights keep theirs.
     """
 
     def __init__(
-        self, params: Iterable, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ):
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -63,7 +70,8 @@ class Muon(torch.optim.Optimizer):
             assert parameter.grad is not None
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-        updates = orthogonalize(torch.stack([d.reshape(shape[0], -1) for d in directions]))
+        flat = torch.stack([d.reshape(shape[0], -1) for d in directions])
+        updates = orthogonalize(flat.to(self.dtype)).to(flat.dtype)
         scale = group["lr"] * 0.2 * max(updates.shape[1:]) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
             update = update.view(shape)

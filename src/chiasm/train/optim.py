@@ -9,6 +9,7 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Trainable
 from chiasm.train.muon import Muon
+from chiasm.train.precision import working_dtype
 from chiasm.train.stage import Stage
 
 
@@ -93,7 +94,8 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     if adamw:
         parts.append(torch.optim.AdamW(adamw, betas=stage.betas, eps=stage.eps, fused=True))
     if muon:
-        parts.append(Muon(muon))
+        device = muon[0]["params"][0].device
+        parts.append(Muon(muon, dtype=working_dtype(stage.autocast, device)))
     if not parts:
         raise ConfigError(
             f"stage '{stage.name}' trains nothing: give at least one group a rate in lr"

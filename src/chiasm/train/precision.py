@@ -27,7 +27,13 @@ def bfloat16_speedup(device: str) -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
+def working_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """What a stage's matrix products are computed in: "auto" is bfloat16 where that is faster."""
+    fast = choice == "auto" and bfloat16_speedup(device.type) > 1.3
+    return torch.bfloat16 if fast or choice == "bfloat16" else torch.float32
+
+
 def autocast(choice: str, device: torch.device) -> torch.autocast:
     """The context a stage's forward passes run in."""
-    wanted = choice == "bfloat16" or (choice == "auto" and bfloat16_speedup(device.type) > 1.3)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    dtype = working_dtype(choice, device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
