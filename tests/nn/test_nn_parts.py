@@ -43,7 +43,8 @@ def test_rope_equals_transformers(theta):
     q, k = torch.randn(2, HEADS, 7, 8), torch.randn(2, KV_HEADS, 7, 8)
     cos, sin = llama.LlamaRotaryEmbedding(llama_config(theta))(q, position)
     theirs = llama.apply_rotary_pos_emb(q, k, cos, sin)
-    ours = [rotate(x, *rotation(position, 8, theta)) for x in (q, k)]
+    turn = rotation(position, 8, theta)
+    ours = [rotate(x.transpose(1, 2), *turn).transpose(1, 2) for x in (q, k)]
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -66,10 +67,10 @@ def test_head_norm_equals_numpy():
     norm = HeadNorm(3, 8)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = torch.randn(2, 3, 5, 8)
+    x = torch.randn(2, 5, 3, 8)
     a = x.numpy().astype(np.float64)
     mean, deviation = a.mean(-1, keepdims=True), np.sqrt(a.var(-1, keepdims=True) + 1e-5)
-    gain, bias = (p.detach().numpy()[None, :, None] for p in (norm.weight, norm.bias))
+    gain, bias = (p.detach().numpy() for p in (norm.weight, norm.bias))
     np.testing.assert_allclose(
         norm(x).detach().numpy(), (a - mean) / deviation * gain + bias, atol=1e-5
     )

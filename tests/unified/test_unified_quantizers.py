@@ -163,3 +163,26 @@ def test_both_come_from_their_configuration(config):
     assert quantizer.codes == config.codes == 12
     assert quantizer.width == config.width == 2
     assert quantizer.lookup(torch.zeros(3, 4, dtype=torch.long)).shape == (3, 4, 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(LEVELS)
+def test_fsq_features_lie_as_far_apart_as_the_digits(levels):
+    fsq = FSQ(FSQConfig(levels))
+    features = fsq.features().numpy()
+    digits = np.array(list(itertools.product(*(range(n) for n in reversed(levels)))))
+    apart = np.abs(digits[:, None] - digits[None]).sum(-1)
+    ours = np.abs(features[:, None] - features[None]).sum(-1)
+    np.testing.assert_array_equal(ours, apart)
+
+
+def test_vq_features_are_the_codebook_at_one_scale():
+    torch.manual_seed(0)
+    vq = VQEMA(VQConfig(codes=40, width=5))
+    vq.embedding.mul_(30).add_(7)
+    features = vq.features()
+    torch.testing.assert_close(features.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.std(0), torch.ones(5))
+    nearest = torch.cdist(features, features).fill_diagonal_(9e9).argmin(1)
+    scaled = vq.embedding / vq.embedding.std(0)
+    assert torch.equal(nearest, torch.cdist(scaled, scaled).fill_diagonal_(9e9).argmin(1))

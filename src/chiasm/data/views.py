@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.data.balance import Weight
 from chiasm.data.caption import caption_of
 from chiasm.data.pictures import augment
 
@@ -37,6 +38,25 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
         return None
     asked = Turn("user", ()) if random.random() < drop else question(caption)
     return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
+
+
+def match(captions: Sequence[str], negatives: int = 1) -> View:
+    """Does this text describe the picture? Asked of its own caption and of others' captions,
+    answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2)."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        own = caption_of(sample)
+        if not own or not sample.images:
+            return None
+        others = [captions[i] for i in random.integers(0, len(captions), negatives)]
+        asked = [own, *(c for c in others if c != own)]
+        turns = []
+        for n, caption in enumerate(asked):
+            picture = sample.images[:1] if n == 0 else ()
+            turns += [question(*picture, caption + "?"), answer("no" if n else "yes")]
+        return replace(sample, turns=tuple(turns), independent=True)
+
+    return apply
 
 
 def with_caption(view: View) -> View:
@@ -74,8 +94,9 @@ def moved(view: View, shift: int) -> View:
     return apply
 
 
-def at_most(view: View, count: int) -> View:
-    """The view with at most `count` of an independent sample's questions, chosen at random."""
+def at_most(view: View, count: int, weight: Weight | None = None) -> View:
+    """The view with at most `count` of an independent sample's questions, chosen at random, in
+    proportion to weight(question, answer) where given."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         seen = view(sample, random)
@@ -87,7 +108,12 @@ def at_most(view: View, count: int) -> View:
             return seen
         pictures = tuple(p for p in turns[0].parts if not isinstance(p, Text))
         words = [tuple(p for p in t.parts if isinstance(p, Text)) for t in turns]
-        chosen = sorted(random.choice(len(turns) // 2, count, replace=False))
+        share = None
+        if weight is not None:
+            texts = [turn.text for turn in turns]
+            share = np.array([weight(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True)])
+            share /= share.sum()
+        chosen = sorted(random.choice(len(turns) // 2, count, replace=False, p=share))
         kept: list[Turn] = []
         for n, i in enumerate(chosen):
             kept.append(Turn("user", (pictures if n == 0 else ()) + words[2 * i]))

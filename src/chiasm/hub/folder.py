@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from chiasm.core.config import from_dict, to_dict
 from chiasm.core.errors import CheckpointError
@@ -23,7 +24,7 @@ def write(
 ) -> None:
     """model.json, model.safetensors and tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = module.state_dict()
+    state = _plain(module)
     save_file(
         {name: value.detach().contiguous().cpu() for name, value in state.items()},
         folder / "model.safetensors",
@@ -31,6 +32,16 @@ def write(
     (folder / "model.json").write_text(json.dumps(to_dict(config), indent=2))
     if tokenizer is not None:
         tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    """The state with parametrised weights as what they amount to, under their plain names."""
+    state = {k: v for k, v in module.state_dict().items() if "parametrizations." not in k}
+    for name, part in module.named_modules():
+        if parametrize.is_parametrized(part):
+            for weight in part.parametrizations:  # type: ignore[union-attr]
+                state[f"{name}.{weight}"] = getattr(part, weight)
+    return state
 
 
 def read_config(folder: Path, kind: type) -> Any:

@@ -146,12 +146,14 @@ def attend(
         q, k, v = own.split(sizes, dim=1)
         mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap)
         keep = group.valid.reshape(-1)
-        out = out.index_copy(0, group.index.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep])
+        out = out.index_copy(
+            0, group.index.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep]
+        )
     return out.view(B, T, H, D).transpose(1, 2)
 
 
-# Up to this many keys plain products beat torch's fused kernel on a CPU: its backward takes six times
-# as long in bfloat16 (benchmarks/README.md). Beyond it, the matrix of logits no longer fits a cache.
+# Up to this many keys plain products beat torch's fused kernel on a CPU, whose backward takes six
+# times as long in bfloat16 (LOG.md). Beyond it the matrix of logits no longer fits a cache.
 SHORT = 512
 
 

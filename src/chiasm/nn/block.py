@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.nn.attention import Layout, attend
-from chiasm.nn.norm import HeadNorm
+from chiasm.nn.norm import HeadNorm, lowered
 from chiasm.nn.rope import rotate
 
 
@@ -36,10 +36,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (
-            project(x).view(B, T, -1, self.size).transpose(1, 2)
+            project(x).view(B, T, -1, self.size)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        q, k = (rotate(y, *turn).to(v.dtype) for y in (self.q_norm(q), self.k_norm(k)))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, layer)
         mixed = attend(q, k, v, layout)
@@ -87,5 +88,6 @@ class Block(nn.Module):
         cache: Any | None = None,
         layer: int = 0,
     ) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, layout, cache, layer))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        seen = lowered(self.input_layernorm(x))
+        x = x + self.dropout(self.self_attn(seen, turn, layout, cache, layer))
+        return x + self.dropout(self.mlp(lowered(self.post_attention_layernorm(x))))

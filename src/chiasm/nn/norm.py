@@ -1,4 +1,4 @@
-"""Norms that torch does not ship."""
+"""Norms that torch does not ship, and the way from a norm into products."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ class HeadNorm(nn.Module):
 
     The QK-norm of Chameleon (2405.09818, section 2.3) in the layout of its published weights:
     weight and bias [heads, head size], eps 1e-5, applied to queries and keys before RoPE. It makes
-    the attention logits independent of the scale of W_q and W_k. x [B H T D] -> same.
+    the attention logits independent of the scale of W_q and W_k. x [... heads size] -> same.
     """
 
     def __init__(self, heads: int, size: int, eps: float = 1e-5):
@@ -21,4 +21,10 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return x * self.weight[:, None] + self.bias[:, None]
+        return x * self.weight + self.bias
+
+
+def lowered(x: Tensor) -> Tensor:
+    """x in autocast's dtype where it is on: several layers that read it then share one cast."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -5,14 +5,14 @@ from torch import Tensor
 
 
 def rotation(position: Tensor, size: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [B 1 T size] for integer positions [B T]; size is the head's, even."""
+    """cos and sin [B T 1 size] for integer positions [B T]; size is the head's, even."""
     frequency = theta ** (-torch.arange(0, size, 2, device=position.device).float() / size)
     angle = position[..., None].float() * frequency
-    angle = torch.cat([angle, angle], dim=-1)[:, None]
+    angle = torch.cat([angle, angle], dim=-1)[:, :, None]
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B H T D] turned by its position: pairs are (i, i + D/2)."""
+    """x [B T H D] turned by its position: pairs are (i, i + D/2)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin

@@ -17,7 +17,7 @@ from chiasm.core.protocols import Stream, Trainable
 from chiasm.train import checkpoint
 from chiasm.train.log import Entry, Ledger, LiveView, MetricsFile
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
-from chiasm.train.precision import autocast
+from chiasm.train.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
 
@@ -107,7 +107,23 @@ class _Trainer:
             self.optimizer.load_tensors(self._saved_optimizer)
         batches = iter(stream)
         self.model.train()
-        window = _Window()
+        lowered = LoweredWeights(self.model, working_dtype(stage.autocast, self.device))
+        try:
+            self._steps(number, first, stream, batches, entry, lowered)
+        finally:
+            lowered.restore()
+        self.ledger.write(self.folder)
+
+    def _steps(
+        self,
+        number: int,
+        first: int,
+        stream: Stream,
+        batches: Iterator,
+        entry: Entry,
+        lowered: LoweredWeights,
+    ) -> None:
+        stage, window = self.stages[number], _Window()
         with LiveView(stage.name, stage.steps, first, self.show) as view:
             for step in range(first, stage.steps):
                 began = time.perf_counter()
@@ -131,10 +147,11 @@ class _Trainer:
                     and stage.evaluate_every
                     and (step + 1) % stage.evaluate_every == 0
                 ):
-                    self._evaluate(stage)
+                    with lowered.restored():
+                        self._evaluate(stage)
                 if stage.save_every and ((step + 1) % stage.save_every == 0 or last):
-                    self._save(number, step + 1, stream)
-        self.ledger.write(self.folder)
+                    with lowered.restored():
+                        self._save(number, step + 1, stream)
 
     def _step(self, stage: Stage, step: int, batches: Iterator, entry: Entry) -> dict[str, float]:
         """One optimiser step over stage.accumulate micro-batches; what happened, for the log."""

@@ -3,8 +3,8 @@
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); scaled to
 AdamW's update size as Moonshot's "Muon is scalable for LLM training" (2502.16982, section 2.2).
 torch.optim.Muon runs its iteration in bfloat16 one matrix at a time, which on a CPU without
-bfloat16 units costs six times the whole training step (LOG.md); this one takes the dtype that is fast
-here and orthogonalises all matrices of one shape together.
+bfloat16 units costs six times the whole training step (LOG.md); this one takes the dtype that is
+fast here and orthogonalises all matrices of one shape together.
 """
 
 from __future__ import annotations

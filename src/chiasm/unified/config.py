@@ -66,7 +66,8 @@ class UnifiedConfig:
     tokenizer: folder of a trained image tokenizer. text_vocabulary: size of the BPE. hidden is the
     SwiGLU's width. qk_norm, z_loss and dropout are Chameleon's stabilisers; image_weight scales
     the loss of image ids against text: a picture has 64 of them and an answer two, which would
-    otherwise hardly count. drop_condition: fraction of drawings trained without their
+    otherwise hardly count. share_codes: image codes train with what they have in common
+    (unified/code_sharing.py). drop_condition: fraction of drawings trained without their
     text, for classifier-free guidance.
     """
 
@@ -81,6 +82,7 @@ class UnifiedConfig:
     z_loss: float = 1e-5
     dropout: float = 0.0
     image_weight: float = 0.1
+    share_codes: bool = True
     drop_condition: float = 0.1
     rope_theta: float = 10000.0
     max_length: int = 1024

@@ -103,5 +103,5 @@ class Unified(nn.Module):
         supervised = int((batch.targets != IGNORE).sum())
         forward = 2.0 * matrix_parameters(self.layers) * batch.tokens
         forward += attention_flops(counts, self.config.width, self.config.layers)
-        forward += 2.0 * matrix_parameters(self.lm_head) * supervised
+        forward += 2.0 * self.vocabulary.size * self.config.width * supervised
         return Cost(3 * forward, batch.tokens, batch.images)

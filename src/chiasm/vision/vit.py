@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.nn.attention import Index, Layout, attend, full_layout, packed_layout
+from chiasm.nn.norm import lowered
 from chiasm.vision.config import ViTConfig
 
 
@@ -54,7 +55,7 @@ class EncoderBlock(nn.Module):
         self.mlp = MLP(width, hidden)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), layout)
+        x = x + self.self_attn(lowered(self.layer_norm1(x)), layout)
         return x + self.mlp(self.layer_norm2(x))
 
 

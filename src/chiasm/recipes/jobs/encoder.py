@@ -6,7 +6,7 @@ import torch
 
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
-from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.pictures import PictureProcessor
 from chiasm.data.text import train_bpe
 from chiasm.hub import contrastive
 from chiasm.recipes.jobs.job import Context, Job
@@ -21,17 +21,6 @@ def build(context: Context) -> Job:
     processor = contrastive.picture_processor(config, train_bpe(captions, config.vocabulary))
     model = DualEncoder(config)
 
-    def stream_of(stage):
-        return PictureStream(
-            context.train,
-            processor,
-            stage.batch,
-            context.recipe.seed,
-            config.shift,
-            config.mirror,
-            context.quarantine,
-        )
-
     labelled = [s for s in context.test if caption_of(s) and s.images]
 
     def evaluate() -> dict[str, float]:
@@ -40,7 +29,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        stream_of,
+        lambda stage: context.pictures(stage, processor),
         lambda path: contrastive.save(path, model, processor),
         evaluate if labelled else None,
     )

@@ -9,7 +9,13 @@ from typing import Any
 
 from chiasm.core.protocols import Stream
 from chiasm.core.sample import Sample
+from chiasm.data.balance import answer_rarity
+from chiasm.data.caption import caption_of
+from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.stream import SampleStream
+from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage
 
@@ -36,6 +42,44 @@ class Context:
     folder: Path
     quarantine: Quarantine
     prepare: Callable[[str, Path], Path]
+
+    def given_or_prepared(self, given: str | None, name: str) -> Path:
+        """The folder of a part the model needs: the one named in its configuration, or one of
+        the recipe `name` trained on the same data beside it."""
+        return Path(given) if given else self.prepare(name, self.folder / name)
+
+    def views(self) -> dict[str, View]:
+        """What both routes can make of a sample: see data/views.py."""
+        questions: View = converse
+        if self.recipe.questions:
+            questions = at_most(converse, self.recipe.questions, answer_rarity(self.train))
+        captions = [caption for caption in map(caption_of, self.train) if caption]
+        return {"converse": questions, "describe": describe, "match": match(captions)}
+
+    def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
+        """The packed batches of a stage."""
+        chosen = by_name(stage.data or "converse", views)
+        return SampleStream(
+            self.train,
+            [moved(view, self.recipe.shift) for view in chosen],
+            processor,
+            stage.batch,
+            self.recipe.seed,
+            self.quarantine,
+        )
+
+    def pictures(self, stage: Stage, processor: PictureProcessor) -> PictureStream:
+        """The pictures of a stage, moved and mirrored as the model's configuration says."""
+        model: Any = self.recipe.model
+        return PictureStream(
+            self.train,
+            processor,
+            stage.batch,
+            self.recipe.seed,
+            model.shift,
+            model.mirror,
+            self.quarantine,
+        )
 
 
 def corpus(samples: Sequence[Sample]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from chiasm.core.sample import Sample
-from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.pictures import PictureProcessor
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
 from chiasm.recipes.jobs.job import Context, Job
@@ -20,17 +20,6 @@ def build(context: Context) -> Job:
     processor = autoencoder.picture_processor(config)
     model = Autoencoder(config)
 
-    def stream_of(stage):
-        return PictureStream(
-            context.train,
-            processor,
-            stage.batch,
-            context.recipe.seed,
-            config.shift,
-            config.mirror,
-            context.quarantine,
-        )
-
     pictured = [s for s in context.test if s.images]
 
     def evaluate() -> dict[str, float]:
@@ -39,7 +28,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        stream_of,
+        lambda stage: context.pictures(stage, processor),
         lambda path: autoencoder.save(path, model),
         evaluate if pictured else None,
     )

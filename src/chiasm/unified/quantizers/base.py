@@ -29,3 +29,7 @@ class Quantizer(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """codes [...] -> values [... width]"""
         raise NotImplementedError
+
+    def features(self) -> Tensor:
+        """[codes F], near 1 in size: alike for codes that stand for alike things."""
+        raise NotImplementedError

@@ -39,6 +39,15 @@ class FSQ(Quantizer):
         half = self.levels // 2
         return (digits - half).float() / half
 
+    def features(self) -> Tensor:
+        """A thermometer a digit: level l of L is l times 1/2, then -1/2."""
+        digits = torch.arange(self.codes)[:, None].to(self.basis) // self.basis % self.levels
+        steps = [
+            digits[:, i, None] > torch.arange(int(level) - 1).to(digits)
+            for i, level in enumerate(self.levels)
+        ]
+        return torch.cat(steps, 1).float() - 0.5
+
     def _bound(self, z: Tensor) -> Tensor:
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)

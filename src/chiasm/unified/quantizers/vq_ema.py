@@ -55,6 +55,11 @@ class VQEMA(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.embedding[codes]
 
+    def features(self) -> Tensor:
+        """The codebook, normalised a channel."""
+        centred = self.embedding - self.embedding.mean(0)
+        return centred / centred.std(0).clamp(min=1e-6)
+
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
         self.embedding.copy_(self._pick(flat, self.codes))
