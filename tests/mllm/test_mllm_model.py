@@ -171,11 +171,11 @@ def test_packed_loss_and_gradients_equal_separate_ones(llama, order, cut, paddin
     encoded = [processor.encode(samples()[i]) for i in order]
     rows = [row for row in (encoded[:cut], encoded[cut:]) if row]
     packed = model.loss(pack(rows, max(sum(map(len, row)) for row in rows) + padding))
-    packed.sum.backward()
+    (packed.sum / packed.count).backward()
     together = gradients(model)
     alone = [model.loss(pack([[e]])) for e in encoded]
     total = torch.stack([loss.sum for loss in alone]).sum()
-    total.backward()
+    (total / packed.count).backward()
     torch.testing.assert_close(packed.sum, total, atol=1e-5, rtol=1e-5)
     assert packed.count == sum(loss.count for loss in alone)
     assert any(n.startswith("vision.") for n in together)

@@ -1,10 +1,13 @@
 """The attention seam against a brute-force loop over tokens."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chiasm.nn import attention
 from chiasm.nn.attention import Index, attend, cached_layout, packed_layout, visible
 from chiasm.nn.cache import KVCache
 
@@ -67,9 +70,16 @@ def packs(draw):
     return Index(*(torch.tensor([row[i] for row in rows]) for i in range(3)))
 
 
+@pytest.fixture(params=[0, attention.SHORT], ids=["fused", "plain"], scope="module")
+def kernel(request):
+    """Both ways that rows can attend."""
+    with mock.patch.object(attention, "SHORT", request.param):
+        yield
+
+
 @settings(max_examples=40, deadline=None)
 @given(packs(), st.sampled_from([None, 2.0]), st.integers(0, 99))
-def test_attend_equals_brute_force(index, softcap, seed):
+def test_attend_equals_brute_force(kernel, index, softcap, seed):
     torch.manual_seed(seed)
     B, T = index.segment.shape
     q, k, v = torch.randn(B, 4, T, 8), torch.randn(B, 2, T, 8), torch.randn(B, 2, T, 8)
@@ -82,7 +92,7 @@ def test_attend_equals_brute_force(index, softcap, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(packs(), st.integers(0, 99))
-def test_other_segments_change_nothing_at_all(index, seed):
+def test_other_segments_change_nothing_at_all(kernel, index, seed):
     """Perturbing every token outside a segment changes that segment's output by exactly 0."""
     torch.manual_seed(seed)
     B, T = index.segment.shape
@@ -95,7 +105,7 @@ def test_other_segments_change_nothing_at_all(index, seed):
     assert torch.equal(before * mine, after * mine)
 
 
-def test_gradients_are_finite_with_padding():
+def test_gradients_are_finite_with_padding(kernel):
     segment = torch.tensor([[0, 0, 1, -1, -1]])
     index = Index(segment, torch.zeros_like(segment), torch.zeros_like(segment))
     q, k, v = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3))

@@ -45,3 +45,18 @@ def test_convolutions_are_flattened():
     Muon([weight], lr=1.0).step()
     values = torch.linalg.svdvals(weight.detach().reshape(4, -1))
     assert values.min() / values.max() > 0.5
+
+
+def test_bfloat16_moves_the_weights_as_fp32_does():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(24, 40), torch.randn(24, 40)
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        optimizer = Muon([weight], lr=1e-2, dtype=dtype)
+        optimizer.step()
+        assert weight.dtype == optimizer.state[weight]["momentum"].dtype == torch.float32
+        moved.append((weight.detach() - start).ravel())
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.995
+    assert moved[1].norm() == pytest.approx(moved[0].norm().item(), rel=0.02)

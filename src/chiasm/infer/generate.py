@@ -21,6 +21,7 @@ from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.sampling import choose, guide
+from chiasm.nn.precision import Precision, autocast
 
 
 @dataclass
@@ -44,12 +45,16 @@ class _Sequence:
 class Generator:
     """Answers samples with a model: a `Respond` (core.protocols).
 
-    tokens: budget of padded prompt tokens that are computed together. Whether it can draw is the
-    codec's to say.
+    tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
+    bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
+    what else is in the batch. Whether it can draw is the codec's to say.
     """
 
-    def __init__(self, model: Any, processor: Processor, tokens: int = 4096):
+    def __init__(
+        self, model: Any, processor: Processor, tokens: int = 4096, precision: Precision = "none"
+    ):
         self.model, self.processor, self.tokens = model, processor, tokens
+        self.precision: Precision = precision
         self.vocabulary = processor.codec.vocabulary
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
@@ -92,7 +97,7 @@ class Generator:
         count = len(prompts)
         while True:
             # Inside the context only while computing: a generator must not leak it to its caller.
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(self.precision, self.device):
                 hidden = self.model(batch.to(self.device), cache)
                 logits = self.model.logits(hidden[place[0], place[1]]).float()
                 ids = self._choose(logits, live, sampling, guided, random)

@@ -148,7 +148,8 @@ def _answers(
     folder: Path, route: str, settings: Settings, limit: int, seed: int, ledger: Ledger
 ) -> dict:
     """Accuracy on the test split, and with the pictures shuffled."""
-    respond, samples = Generator(*load(folder / route)), easy_vqa.load("test")
+    respond = Generator(*load(folder / route), precision="auto")
+    samples = easy_vqa.load("test")
     task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
     result = evaluate(task, respond, Sampling(max_tokens=8), folder / route / "predictions.jsonl")
     few = QuestionTask(
@@ -191,7 +192,7 @@ def _drawings(folder: Path, settings: Settings, seed: int, test: list[Sample], s
     known = [s for s in test if s.meta["caption"]]
     summary["judge"] = judge_accuracy(judge, known)
     drawn = draw_all(
-        Generator(*load(folder / "unified"), tokens=16384),
+        Generator(*load(folder / "unified"), tokens=16384, precision="auto"),
         settings.drawings,
         settings.guidance,
         seed,

@@ -8,18 +8,25 @@ RATES = {"embedding": 2e-3, "transformer": 2e-3}
 
 
 def recipe() -> Recipe:
-    # Short samples first: what is in a picture is learned per picture seen, and a caption shows
-    # three pictures at the price of two with questions.
-    perceive = Stage(
-        "perceive",
-        steps=230,
-        lr=RATES,
-        data="describe+draw",
-        batch=2048,
-        optimizer="muon",
-        schedule="constant",
+    # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
+    # drawing teaches what pictures are made of, captions and matching what is in them, and only
+    # then can a question be compared with a picture.
+    def stage(name: str, steps: int, data: str, schedule="constant", warmup=0.0) -> Stage:
+        return Stage(
+            name,
+            steps,
+            RATES,
+            data,
+            batch=2048,
+            optimizer="muon",
+            schedule=schedule,
+            warmup=warmup,
+        )
+
+    stages = (
+        stage("draw", 250, "draw", warmup=0.05),
+        stage("perceive", 400, "describe+match+draw"),
+        stage("converse", 500, "converse+match+draw"),
+        stage("settle", 300, "converse+match+draw", "linear"),
     )
-    mixed = Stage(
-        "mixed", steps=150, lr=RATES, data="converse+draw", batch=2048, optimizer="muon", warmup=0.0
-    )
-    return Recipe(UnifiedConfig(), (perceive, mixed), questions=4)
+    return Recipe(UnifiedConfig(), stages, questions=4)

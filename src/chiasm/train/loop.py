@@ -14,10 +14,10 @@ from torch import nn
 
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Stream, Trainable
+from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
 from chiasm.train.log import Entry, Ledger, LiveView, MetricsFile
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
-from chiasm.train.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Trainable
+from chiasm.nn.precision import working_dtype
 from chiasm.train.muon import Muon
-from chiasm.train.precision import working_dtype
 from chiasm.train.stage import Stage
 
 

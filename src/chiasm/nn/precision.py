@@ -6,9 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Precision = Literal["auto", "bfloat16", "none"]
 
 
 @lru_cache(maxsize=4)
@@ -29,35 +32,28 @@ def bfloat16_speedup(device: str) -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def working_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """What a stage's matrix products are computed in: "auto" is bfloat16 where that is faster."""
+def working_dtype(choice: Precision, device: torch.device) -> torch.dtype:
+    """What matrix products are computed in: "auto" is bfloat16 where that is faster."""
     fast = choice == "auto" and bfloat16_speedup(device.type) > 1.3
     return torch.bfloat16 if fast or choice == "bfloat16" else torch.float32
 
 
-def autocast(choice: str, device: torch.device) -> torch.autocast:
-    """The context a stage's forward passes run in."""
+def autocast(choice: Precision, device: torch.device) -> torch.autocast:
+    """The context that forward passes run in."""
     dtype = working_dtype(choice, device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 class LoweredWeights:
-    """A model's untrained matrices, held in the dtype that autocast would cast them to in every
-    step: of a language model under adapters that is a fifth of the step (LOG.md).
+    """A model's untrained parameters, held in the dtype that autocast would cast them to in every
+    step; of a frozen language model the activations then stay in it as well (LOG.md).
 
-    The values at full precision stay in memory; `restored` puts them back for a while. Tables of
-    embeddings are left alone, since nothing casts what is looked up in them.
+    The values at full precision stay in memory; `restored` puts them back for a while.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        linear = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear)}
-        full = [
-            weight
-            for key, weight in linear.items()
-            if key not in tables and not weight.requires_grad
-            if weight.dtype == torch.float32 != dtype
-        ]
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        full = [p for p in frozen if p.dtype == torch.float32 != dtype]
         self._held = [(weight, weight.data, weight.data.to(dtype)) for weight in full]
         self._lower()
 

@@ -1,0 +1,74 @@
+"""Answers weighed against what their question suggests, and the matching view."""
+
+from collections import Counter
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.balance import answer_rarity
+from chiasm.data.views import at_most, converse, match
+
+PICTURE = Image(PIL.Image.new("RGB", (8, 8)))
+
+
+def asked(pairs, caption=None):
+    turns = []
+    for number, (words, reply) in enumerate(pairs):
+        turns += [question(*([PICTURE] if number == 0 else []), words), answer(reply)]
+    meta = {} if caption is None else {"caption": caption}
+    return Sample(tuple(turns), "s", independent=True, meta=meta)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), min_size=1, max_size=30))
+def test_weighted_answers_of_a_question_are_equally_frequent(pairs):
+    """Summed over the data, every answer of a question weighs the same, and their mean is 1."""
+    weight = answer_rarity([asked(pairs)])
+    totals = Counter()
+    for words, reply in pairs:
+        totals[words, reply] += weight(words, reply)
+    for words in {q for q, _ in pairs}:
+        sums = [total for (q, _), total in totals.items() if q == words]
+        np.testing.assert_allclose(sums, sums[0])
+        np.testing.assert_allclose(sum(sums), sum(q == words for q, _ in pairs))
+
+
+def test_unknown_questions_answers_and_free_conversations_weigh_one():
+    free = Sample((question("why?"), answer("so")), "free")
+    weight = answer_rarity([free, asked([("red?", "no"), ("red?", "no"), ("red?", "yes")])])
+    assert weight("why?", "so") == weight("never asked?", "x") == weight("red?", "maybe") == 1.0
+    assert weight("red?", "yes") == pytest.approx(1.5)
+    assert weight("red?", "no") == pytest.approx(0.75)
+
+
+def test_rare_answers_are_chosen_more_often():
+    sample = asked([("red?", "yes"), ("blue?", "no"), ("green?", "no"), ("grey?", "no")])
+    view = at_most(converse, 1, lambda q, a: 3.0 if a == "yes" else 1.0)
+    random = np.random.default_rng(0)
+    seen = Counter(view(sample, random).turns[1].text for _ in range(2000))
+    assert seen["yes"] / 2000 == pytest.approx(0.5, abs=0.05)
+    assert all(isinstance(view(sample, random).turns[0].parts[0], Image) for _ in range(5))
+
+
+def test_match_asks_of_its_own_caption_and_of_others():
+    view = match(["a cat", "a dog", "a cat"], negatives=3)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        seen = view(asked([("what?", "cat")], "a cat"), random)
+        words = [turn.text for turn in seen.turns]
+        assert words[:2] == ["a cat?", "yes"]
+        assert words[2:] == ["a dog?", "no"] * (len(words[2:]) // 2)  # its own is never a "no"
+        assert seen.independent
+        assert len(seen.images) == 1
+        assert seen.turns[0].parts[0] is PICTURE
+
+
+def test_match_needs_a_picture_and_a_caption():
+    view = match(["a cat"])
+    random = np.random.default_rng(0)
+    assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
+    assert view(Sample((question(PICTURE, "what?"),), "silent"), random) is None
