@@ -40,6 +40,9 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
     return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
 
 
+ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
+
+
 def match(captions: Sequence[str], negatives: int = 1) -> View:
     """Does this text describe the picture? Asked of its own caption and of others' captions,
     answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2)."""
@@ -49,11 +52,12 @@ def match(captions: Sequence[str], negatives: int = 1) -> View:
         if not own or not sample.images:
             return None
         others = [captions[i] for i in random.integers(0, len(captions), negatives)]
-        asked = [own, *(c for c in others if c != own)]
         turns = []
-        for n, caption in enumerate(asked):
-            picture = sample.images[:1] if n == 0 else ()
-            turns += [question(*picture, caption + "?"), answer("no" if n else "yes")]
+        for caption in (own, *(c for c in others if c != own)):
+            picture = () if turns else sample.images[:1]
+            phrase = ASKED[random.integers(len(ASKED))]
+            turns.append(question(*picture, phrase.format(caption)))
+            turns.append(answer("yes" if caption == own else "no"))
         return replace(sample, turns=tuple(turns), independent=True)
 
     return apply

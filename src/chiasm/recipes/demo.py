@@ -51,7 +51,7 @@ class Settings:
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 400
         self.test_pictures = 50 if fast else 1000
-        self.guidance = 3.0
+        self.guidance = 2.0
 
     def recipe(self, name: str) -> Recipe:
         recipe = find(name)

@@ -25,8 +25,8 @@ def recipe() -> Recipe:
 
     stages = (
         stage("draw", 250, "draw", warmup=0.05),
-        stage("perceive", 400, "describe+match+draw"),
-        stage("converse", 500, "converse+match+draw"),
-        stage("settle", 300, "converse+match+draw", "linear"),
+        stage("perceive", 450, "describe+match+draw"),
+        stage("converse", 400, "converse+match+draw"),
+        stage("settle", 600, "converse+draw", "linear"),
     )
     return Recipe(UnifiedConfig(), stages, questions=4)
