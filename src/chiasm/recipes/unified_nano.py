@@ -24,9 +24,9 @@ def recipe() -> Recipe:
         )
 
     stages = (
-        stage("draw", 250, "draw", warmup=0.05),
-        stage("perceive", 450, "describe+match+draw"),
-        stage("converse", 400, "converse+match+draw"),
-        stage("settle", 600, "converse+draw", "linear"),
+        stage("draw", 200, "draw", warmup=0.05),
+        stage("perceive", 300, "describe+match"),
+        stage("converse", 320, "converse+match"),
+        stage("settle", 600, "converse+draw+draw", "linear"),
     )
     return Recipe(UnifiedConfig(), stages, questions=4)

@@ -81,7 +81,7 @@ class UnifiedConfig:
     qk_norm: bool = True
     z_loss: float = 1e-5
     dropout: float = 0.0
-    image_weight: float = 0.05
+    image_weight: float = 0.1
     share_codes: bool = True
     drop_condition: float = 0.1
     rope_theta: float = 10000.0
