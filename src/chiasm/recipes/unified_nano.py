@@ -1,7 +1,7 @@
 """Route B on a laptop: 3M parameters from scratch over text and image codes."""
 
 from chiasm.recipes.recipe import Recipe
-from chiasm.train.stage import Stage
+from chiasm.train.stage import Schedule, Stage
 from chiasm.unified.config import UnifiedConfig
 
 RATES = {"embedding": 2e-3, "transformer": 2e-3}
@@ -11,7 +11,9 @@ def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
     # drawing teaches what pictures are made of, captions and matching what is in them, and only
     # then can a question be compared with a picture.
-    def stage(name: str, steps: int, data: str, schedule="constant", warmup=0.0) -> Stage:
+    def stage(
+        name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
+    ) -> Stage:
         return Stage(
             name,
             steps,
