@@ -20,7 +20,6 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
-
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -53,6 +53,14 @@ def test_learning_one_code_moves_its_neighbours_alike():
     model.loss(batch).sum.backward()
     maps = [m.parametrizations.weight[0].map.grad for m in (model.embed_tokens, model.lm_head)]
     assert all(g is not None and g.abs().max() > 0 for g in maps)
+    seen = set(model.vocabulary.id_to_code(batch.ids[model.vocabulary.is_code(batch.ids)]).tolist())
+    unseen = next(code for code in range(model.vocabulary.codes) if code not in seen)
+    row = model.vocabulary.text + unseen
+    before = model.embed_tokens.weight[row].detach().clone()
+    with torch.no_grad():
+        shared = model.embed_tokens.parametrizations.weight[0].map
+        shared -= shared.grad
+    assert not torch.equal(model.embed_tokens.weight[row], before)
 
 
 def test_saved_as_a_plain_table_that_computes_the_same(tmp_path):

@@ -78,6 +78,8 @@ def with_caption(view: View) -> View:
 
 def moved(view: View, shift: int) -> View:
     """The view with its pictures moved at random by up to `shift` pixels each way."""
+    if not shift:
+        return view
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         seen = view(sample, random)
