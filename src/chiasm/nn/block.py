@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.nn.attention import Layout, attend
-from chiasm.nn.norm import HeadNorm, lowered
+from chiasm.nn.norm import HeadNorm, RMSNorm, lowered
 from chiasm.nn.rope import rotate
 
 
@@ -74,9 +74,9 @@ class Block(nn.Module):
         eps: float = 1e-5,
     ):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(width, eps=eps)
+        self.input_layernorm = RMSNorm(width, eps=eps)
         self.self_attn = Attention(width, heads, kv_heads, qk_norm)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps=eps)
+        self.post_attention_layernorm = RMSNorm(width, eps=eps)
         self.mlp = SwiGLU(width, hidden)
         self.dropout = nn.Dropout(dropout)
 

@@ -13,6 +13,7 @@ from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, matrix_parameters
 from chiasm.nn.loss import token_loss
+from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation
 from chiasm.unified.config import UnifiedConfig
 
@@ -35,7 +36,7 @@ class Unified(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = RMSNorm(config.width, eps=1e-5)
         self.lm_head = nn.Linear(config.width, vocabulary.size, bias=False)
         self._initialise()
 
