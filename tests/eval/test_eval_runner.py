@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chiasm.core.errors import DataError
+from chiasm.core.progress import silent
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.eval.metrics.interval import wilson
@@ -51,7 +52,7 @@ def test_numbers_add_up(tmp_path):
     task = task_of(["yes", "no", "red", "blue", "red"])
     said = {"id0": "Yes.", "id1": "yes", "id2": "red", "id3": "red or blue", "id4": "the red one"}
     result = evaluate(
-        task, Fake(said), Sampling(), tmp_path / "x" / "predictions.jsonl", progress=False, chunk=2
+        task, Fake(said), Sampling(), tmp_path / "x" / "predictions.jsonl", show=silent, chunk=2
     )
     assert (result.n, result.accuracy) == (5, pytest.approx(0.6))
     assert result.accuracy_interval == wilson(3, 5)
@@ -80,7 +81,7 @@ def test_a_failing_sample_is_an_error_and_not_a_wrong_answer(tmp_path, chunk):
     task = task_of(references)
     fake = Fake({f"id{i}": "yes" for i in range(20)}, bad=["id3", "id11"])
     out = tmp_path / "predictions.jsonl"
-    result = evaluate(task, fake, Sampling(), out, progress=False, chunk=chunk)
+    result = evaluate(task, fake, Sampling(), out, show=silent, chunk=chunk)
     assert (result.n, result.accuracy, result.parse_failures) == (18, 1.0, 0)
     assert set(result.errors) == {"id3", "id11"}
     assert "id3.png: no such image" in result.errors["id3"]
@@ -96,19 +97,19 @@ def test_a_reply_that_never_ends_is_an_error():
         yield 0, Piece("yes", finish="stop")
         yield 1, Piece("yes")
 
-    result = evaluate(task_of(["yes", "yes"]), respond, Sampling(), progress=False)
+    result = evaluate(task_of(["yes", "yes"]), respond, Sampling(), show=silent)
     assert (result.n, result.accuracy) == (1, 1.0)
     assert "never ended" in result.errors["id1"]
 
 
 def test_nothing_answered_is_an_error():
     with pytest.raises(DataError, match="none of 2 samples could be asked; id"):
-        evaluate(task_of(["yes", "yes"]), Fake({}, ["id0", "id1"]), Sampling(), progress=False)
+        evaluate(task_of(["yes", "yes"]), Fake({}, ["id0", "id1"]), Sampling(), show=silent)
 
 
 def test_other_errors_are_not_swallowed():
     with pytest.raises(KeyError):
-        evaluate(task_of(["yes"]), Fake({}), Sampling(), progress=False)
+        evaluate(task_of(["yes"]), Fake({}), Sampling(), show=silent)
 
 
 def test_progress_is_shown(capsys):

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from chiasm.core.batch import IGNORE, pack
-from chiasm.core.errors import CheckpointError, DataError, NotGenerativeError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.errors import CheckpointError, ConfigError, DataError, NotGenerativeError
+from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.data.pictures import PictureStream
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
@@ -97,9 +98,10 @@ def gpt2(tmp_path_factory):
     return folder
 
 
-def build(folder, lora=None, merge=2):
+def build(folder, lora=None, merge=2, **settings):
     torch.manual_seed(1)
-    config = MLLMConfig(language=str(folder), projector=MLPConfig(merge=merge), lora=lora)
+    projector = MLPConfig(merge=merge)
+    config = MLLMConfig(language=str(folder), projector=projector, lora=lora, **settings)
     model, processor = hub.build(config, ViT(VISION))
     return model.eval(), processor
 
@@ -439,6 +441,69 @@ def test_cost_is_what_torch_counts(llama, trained):
     cost = model.cost(batch)
     assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert (cost.tokens, cost.images) == (len(encoded), 1)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trained"), [(1, ("language",)), (1, ("projector", "language"))]
+)
+def test_cost_with_frozen_layers_is_what_torch_counts(llama, frozen, trained):
+    model, processor = build(llama, frozen_layers=frozen)
+    encoded = processor.encode(samples()[0])
+    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(batch).sum.backward()
+    assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_frozen_layers_stay_and_the_rest_learns(llama):
+    model, processor = build(llama, frozen_layers=1)
+    set_trained(model, Stage("s", 1, lr={"language": 1.0}))
+    model.loss(pack([[processor.encode(samples()[0])]])).sum.backward()
+    moved = {name for name, p in model.language.named_parameters() if p.grad is not None}
+    held = {name for name, p in model.language.named_parameters() if p.grad is None}
+    assert {name for name in held if "layers.0." not in name} == {"model.embed_tokens.weight"}
+    assert all("layers.1." in name or name == "model.norm.weight" for name in moved)
+    with pytest.raises(ConfigError, match=r"frozen_layers: 3, but .* 2 layers"):
+        build(llama, frozen_layers=3)
+
+
+def test_alignment_brings_pictures_to_their_words(llama):
+    """The loss of pictures with captions reaches projector and encoder, not the language model,
+    and following it makes each visual token's nearest word its own."""
+    model, processor = build(llama, merge=6)  # one visual token a picture
+    pictures = [picture(24, 24, seed) for seed in range(2)]
+    captions = ["r", "c"]
+    said = [
+        Sample((question(p),), f"s{n}", meta={"caption": c})
+        for n, (p, c) in enumerate(zip(pictures, captions, strict=True))
+    ]
+    words = hub.word_processor(model, processor)
+    batch = next(iter(PictureStream(said, words, 2, seed=0)))
+    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0}))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(60):
+        loss = model.loss(batch)
+        assert loss.count == 2
+        optimizer.zero_grad()
+        loss.sum.backward()
+        optimizer.step()
+    assert all(p.grad is None for p in model.language.parameters())
+    table = torch.nn.functional.normalize(model.language.get_input_embeddings().weight, dim=-1)
+    patches, grids = words.pictures([p.load() for p in pictures])
+    nearest = (torch.nn.functional.normalize(model.see(patches, grids), dim=-1) @ table.T).argmax(1)
+    assert nearest.tolist() == words.texts(captions)[0][:, 0].tolist()
+    assert model.cost(batch).flops > 0
+
+
+def test_the_system_speaks_only_where_nobody_else_does(llama):
+    _, processor = build(llama, system="be brief")
+    plain = processor.template.decode(processor.encode(samples()[1]).ids)
+    assert "be brief" in plain
+    own = Sample((Turn("system", (Text("be long"),)), *samples()[1].turns), "own")
+    assert "be brief" not in processor.template.decode(processor.encode(own).ids)
+    _, bare = build(llama)
+    assert "be brief" not in bare.template.decode(bare.encode(samples()[1]).ids)
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.core.progress import silent
 from chiasm.core.protocols import Cost, Loss
 from chiasm.train import checkpoint
 from chiasm.train.loop import train
@@ -89,18 +90,18 @@ def interrupted(model, folder, after, resume=False):
                 yield batch
 
     with pytest.raises(KilledError):
-        train(model, STAGES, lambda _: Dying(), folder, show=False, resume=resume)
+        train(model, STAGES, lambda _: Dying(), folder, show=silent, resume=resume)
 
 
 @pytest.mark.parametrize("kills", [[3], [7], [9, 1], [2, 2, 2, 2]])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, kills):
     whole = toy()
-    train(whole, STAGES, lambda _: ToyStream(), tmp_path / "whole", show=False)
+    train(whole, STAGES, lambda _: ToyStream(), tmp_path / "whole", show=silent)
     folder = tmp_path / "cut"
     for number, after in enumerate(kills):
         interrupted(toy(), folder, after, resume=number > 0)
     model = toy()
-    ledger = train(model, STAGES, lambda _: ToyStream(), folder, show=False, resume=True)
+    ledger = train(model, STAGES, lambda _: ToyStream(), folder, show=silent, resume=True)
     for (name, a), b in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert [entry.steps for entry in ledger.stages] == [6, 6]
@@ -125,7 +126,7 @@ def test_accumulation_equals_one_large_batch(tmp_path):
         stage = Stage(
             "s", 3, lr={"head": 1e-2, "body": 1e-2}, accumulate=accumulate, autocast="none"
         )
-        train(model, [stage], lambda _: stream, tmp_path / str(accumulate), show=False)
+        train(model, [stage], lambda _: stream, tmp_path / str(accumulate), show=silent)
         return model
 
     one, two = run(ToyStream(6), 1), run(Uneven(), 2)
@@ -135,7 +136,7 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 
 def test_groups_without_a_rate_stay_as_they_are(tmp_path):
     model, before = toy(), toy()
-    ledger = train(model, [STAGES[0]], lambda _: ToyStream(), tmp_path, show=False)
+    ledger = train(model, [STAGES[0]], lambda _: ToyStream(), tmp_path, show=silent)
     assert torch.equal(model.body[0].weight, before.body[0].weight)
     assert not torch.equal(model.head.weight, before.head.weight)
     assert ledger.stages[0].trained_parameters == 9
@@ -145,7 +146,7 @@ def test_groups_without_a_rate_stay_as_they_are(tmp_path):
 def test_a_nan_never_reaches_the_weights_and_is_counted(tmp_path):
     model = toy()
     stage = Stage("s", 6, lr={"head": 1e-2, "body": 1e-2}, log_every=1)
-    ledger = train(model, [stage], lambda _: ToyStream(poison=2), tmp_path, show=False)
+    ledger = train(model, [stage], lambda _: ToyStream(poison=2), tmp_path, show=silent)
     assert ledger.stages[0].skipped_steps == 1
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -158,39 +159,41 @@ def test_a_batch_without_targets_is_skipped(tmp_path):
 
     model, before = toy(), toy()
     stage = Stage("s", 2, lr={"head": 1e-2})
-    ledger = train(model, [stage], lambda _: Empty(), tmp_path, show=False)
+    ledger = train(model, [stage], lambda _: Empty(), tmp_path, show=silent)
     assert ledger.stages[0].skipped_steps == 2
     assert torch.equal(model.head.weight, before.head.weight)
 
 
 def test_unknown_group_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'head'"):
-        train(toy(), [Stage("s", 1, lr={"haed": 1.0})], lambda _: ToyStream(), tmp_path, show=False)
+        train(
+            toy(), [Stage("s", 1, lr={"haed": 1.0})], lambda _: ToyStream(), tmp_path, show=silent
+        )
 
 
 def test_a_stage_that_trains_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="trains nothing"):
-        train(toy(), [Stage("s", 1)], lambda _: ToyStream(), tmp_path, show=False)
+        train(toy(), [Stage("s", 1)], lambda _: ToyStream(), tmp_path, show=silent)
 
 
 def test_unreadable_checkpoint_is_one_line(tmp_path):
-    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=False)
+    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=silent)
     file = checkpoint.newest(tmp_path / "checkpoints") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(CheckpointError, match="unreadable") as caught:
-        train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=False, resume=True)
+        train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=silent, resume=True)
     assert "\n" not in str(caught.value)
 
 
 def test_resuming_with_other_stages_is_refused(tmp_path):
-    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=False)
+    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=silent)
     with pytest.raises(CheckpointError, match="stages are other"):
         train(
             toy(),
             [Stage("other", 2, lr={"head": 1.0})],
             lambda _: ToyStream(),
             tmp_path,
-            show=False,
+            show=silent,
             resume=True,
         )
 
@@ -205,7 +208,7 @@ def test_an_uncommitted_checkpoint_is_not_seen(tmp_path):
 
 
 def test_keep_deletes_the_oldest(tmp_path):
-    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=False, keep=2)
+    train(toy(), STAGES, lambda _: ToyStream(), tmp_path, show=silent, keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-12"]
 
 
@@ -220,6 +223,6 @@ def test_schedules_rise_then_fall_to_the_floor(schedule):
 
 def test_periodic_evaluation_is_logged(tmp_path):
     stage = Stage("s", 4, lr={"head": 1e-2}, evaluate_every=2)
-    train(toy(), [stage], lambda _: ToyStream(), tmp_path, show=False, evaluate=lambda: {"x": 1.0})
+    train(toy(), [stage], lambda _: ToyStream(), tmp_path, show=silent, evaluate=lambda: {"x": 1.0})
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if "eval/x" in x] == [2, 4]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chiasm.core.batch import PictureBatch
 from chiasm.core.vocab import Vocabulary
-from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
+from chiasm.unified.autoencoder import Autoencoder, codebook_use, details, to_pixels
 from chiasm.unified.codec import UnifiedCodec
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, VQConfig
 from chiasm.vision.patches import patchify
@@ -85,7 +85,7 @@ def test_loss_of_mixed_grids_is_the_sum_of_each_picture_alone():
 
 
 def test_loss_is_the_squared_error_of_the_reconstruction():
-    model, x = tiny(), torch.rand(2, 3, 16, 16) * 2 - 1
+    model, x = tiny(detail=0.0), torch.rand(2, 3, 16, 16) * 2 - 1
     loss = model.loss(batch_of(list(x)))
     again = model.decoder(model.quantizer.lookup(model.encode(x)).movedim(-1, 1))
     expected = (again - x).square().flatten(1).mean(1).sum()
@@ -180,3 +180,25 @@ def test_codebook_use_equals_numpy(codes):
     found = codebook_use(torch.tensor(codes)[None, None], 7)
     assert found["code_usage"] == pytest.approx(len(set(codes)) / 7)
     assert found["codebook_perplexity"] == pytest.approx(np.exp(entropy))
+
+
+def test_details_are_where_a_picture_changes():
+    """A flat picture has none; of a square on a flat ground, its edge is all there is."""
+    flat = torch.full((1, 3, 24, 24), 0.8)
+    assert details(flat).sum() == 0
+    square = flat.clone()
+    square[..., 8:16, 8:16] = -1
+    found = details(square)[0, 0].bool()
+    edge = torch.zeros(24, 24, dtype=torch.bool)
+    edge[6:18, 6:18] = True
+    edge[10:14, 10:14] = False
+    assert not found[~edge].any()
+    assert found[8:16, 8].all()
+
+
+def test_the_logged_error_is_not_weighted():
+    torch.manual_seed(1)
+    batch = batch_of([torch.rand(3, 16, 16) * 2 - 1 for _ in range(2)])
+    plain, weighted = (tiny(detail=detail).loss(batch) for detail in (0.0, 5.0))
+    assert plain.parts["mse"] == weighted.parts["mse"]
+    assert weighted.sum > 2 * plain.sum

@@ -48,7 +48,8 @@ class PictureProcessor:
     def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids [M L] padded with 0, lengths [M]), cut at `context` tokens."""
         assert self.tokenizer is not None
-        cut = [e.ids[: self.context] or [0] for e in self.tokenizer.encode_batch(list(texts))]
+        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        cut = [e.ids[: self.context] or [0] for e in encoded]
         longest = max(map(len, cut))
         rows = [ids + [0] * (longest - len(ids)) for ids in cut]
         return torch.tensor(rows), torch.tensor([len(ids) for ids in cut])

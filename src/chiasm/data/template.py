@@ -108,18 +108,21 @@ class ChatTemplate:
 
     What the assistant says and its first end-of-turn token are supervised; they are found by
     rendering the conversation up to each turn, so any template that writes turns in order works.
+    system: the system's words where a conversation has none; None leaves them to the template.
     """
 
-    def __init__(self, tokenizer: Any, picture: str = "<image>"):
+    def __init__(self, tokenizer: Any, picture: str = "<image>", system: str | None = None):
         if not tokenizer.chat_template:
             raise DataError("this tokenizer has no chat template; use an instruction-tuned model")
-        self.tokenizer, self.picture = tokenizer, picture
+        self.tokenizer, self.picture, self.system = tokenizer, picture, system
         if picture not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [picture]})
         self.marker = tokenizer.convert_tokens_to_ids(picture)
         self.stop = (tokenizer.eos_token_id,)
 
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
+        if self.system is not None and (not turns or turns[0].role != "system"):
+            turns = [Turn("system", (Text(self.system),)), *turns]
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         text = self._text(messages, reply)
         spans = [

@@ -9,16 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from chiasm.core.errors import DataError
+from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.interval import bootstrap_mean, wilson
@@ -58,7 +50,7 @@ def evaluate(
     respond: Respond,
     sampling: Sampling,
     out: Path | None = None,
-    progress: bool = True,
+    show: Show = Bar,
     chunk: int = 256,
 ) -> Result:
     """Ask every sample of the task and score the replies.
@@ -72,12 +64,12 @@ def evaluate(
     samples = task.samples()
     began = time.perf_counter()
     rows: list[_Row] = []
-    with _Live(task.name, len(samples), progress) as live:
+    with show(task.name, len(samples), 0) as view:
         for start in range(0, len(samples), chunk):
             asked = samples[start : start + chunk]
-            replies = _ask(asked, respond, sampling, live.advance)
+            replies = _ask(asked, respond, sampling, view.advance)
             rows += [_row(task, s, reply) for s, reply in zip(asked, replies, strict=True)]
-            live.report(rows)
+            view.status(_so_far(rows, time.perf_counter() - began))
     seconds = time.perf_counter() - began
     if out is not None:
         _write(out, rows)
@@ -197,39 +189,11 @@ def _record(row: _Row) -> dict:
     }
 
 
-class _Live:
-    """A progress bar with accuracy so far, questions a second and the time left."""
-
-    def __init__(self, title: str, total: int, shown: bool):
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            disable=not shown,
-        )
-        self._task = self._bar.add_task(title, total=total, status="")
-        self._status, self._done, self._began = "", 0, time.perf_counter()
-
-    def __enter__(self) -> _Live:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._bar.stop()
-
-    def advance(self) -> None:
-        self._done += 1
-        rate = self._done / max(1e-9, time.perf_counter() - self._began)
-        self._bar.update(self._task, advance=1, status=f"{self._status}{rate:,.0f}/s")
-
-    def report(self, rows: Sequence[_Row]) -> None:
-        """Show what the rows so far come to."""
-        right = [row.score["correct"] for row in rows if not row.failed]
-        failed = len(rows) - len(right)
-        self._status = f"{sum(right) / len(right):.1%} right  " if right else ""
-        self._status += f"[red]{failed} failed[/]  " if failed else ""
-        self._bar.update(self._task, status=self._status)
+def _so_far(rows: Sequence[_Row], seconds: float) -> str:
+    right = [row.score["correct"] for row in rows if not row.failed]
+    failed = len(rows) - len(right)
+    return (
+        (f"{sum(right) / len(right):.1%} right  " if right else "")
+        + (f"[red]{failed} failed[/]  " if failed else "")
+        + f"{len(rows) / max(1e-9, seconds):,.0f}/s"
+    )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from chiasm.core.errors import ConfigError
+from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
@@ -30,7 +32,28 @@ def build(config: MLLMConfig, vision: ViT) -> tuple[MLLM, Processor]:
     model, processor = _assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
         add_adapters(model.language, config.lora)
+    _freeze(model, config.frozen_layers)
     return model, processor
+
+
+def word_processor(model: MLLM, processor: Processor, context: int = 64) -> PictureProcessor:
+    """Pictures with their captions in the language model's own words, for the alignment of visual
+    tokens with them; captions are cut at `context` tokens."""
+    vit = model.vision.config
+    words = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    return PictureProcessor(vit.image_size, vit.patch_size, vit.max_patches, words, context)
+
+
+def _freeze(model: MLLM, count: int) -> None:
+    """Hold the language model's embedding and first `count` layers in every stage (train.optim)."""
+    if count > len(model.layers()):
+        raise ConfigError(
+            f"model.frozen_layers: {count}, but the language model has {len(model.layers())} layers"
+        )
+    held = [model.language.get_input_embeddings(), *model.layers()[:count]] if count else []
+    for module in held:
+        for parameter in module.parameters():
+            parameter.frozen = True  # type: ignore[attr-defined]
 
 
 def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
@@ -57,7 +80,7 @@ def _ours(model: MLLM) -> nn.ModuleDict:
 def _assemble(
     config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
-    template = ChatTemplate(tokenizer)
+    template = ChatTemplate(tokenizer, system=config.system)
     projector = MLPProjector(
         config.projector, vision.config.width, language.config.hidden_size, scale
     )

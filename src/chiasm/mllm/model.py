@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.batch import IGNORE, Batch
+from chiasm.core.batch import IGNORE, Batch, PictureBatch
 from chiasm.core.protocols import Cost, Loss
 from chiasm.mllm.adapter import adapters_of
+from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.projectors.mlp import MLPProjector
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
@@ -53,11 +54,15 @@ class MLLM(nn.Module):
         if batch.patches is None or batch.grids is None:
             _check_slots(slots, 0, 0)
             return x
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
-            features = self.vision(batch.patches, batch.grids)
-        tokens = self.projector(features, batch.grids)
+        tokens = self.see(batch.patches, batch.grids)
         _check_slots(slots, len(tokens), len(batch.grids))
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
+
+    def see(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
+            features = self.vision(patches, grids)
+        return self.projector(features, grids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
@@ -66,13 +71,35 @@ class MLLM(nn.Module):
     def new_cache(self) -> KVCache:
         return KVCache()
 
-    def loss(self, batch: Batch) -> Loss:
-        """Next-token loss over the supervised text; logits only where there is a target."""
+    def loss(self, batch: Batch | PictureBatch) -> Loss:
+        """Next-token loss over the supervised text; logits only where there is a target. Pictures
+        with captions alone are aligned with the language model's words (mllm/alignment.py)."""
+        if isinstance(batch, PictureBatch):
+            return self._align(batch)
         wanted = batch.targets != IGNORE
         targets = batch.targets[wanted]
         nll, _ = token_loss(self.logits(self(batch)[wanted]), targets)
         total = nll.sum()
         return Loss(total, len(targets), {"text": (total.item(), len(targets))})
+
+    def _align(self, batch: PictureBatch) -> Loss:
+        assert batch.texts is not None
+        assert batch.lengths is not None
+        assert batch.match is not None
+        own = batch.match.float().argmax(1).tolist()
+        captions = [row[:n] for row, n in zip(batch.texts, batch.lengths.tolist(), strict=True)]
+        slots = [self.projector.tokens((h, w)) for h, w in batch.grids.tolist()]
+        words, shares = word_shares([captions[i] for i in own], slots)
+        with torch.no_grad():
+            embeddings = self.language.get_input_embeddings()(words)
+        tokens = self.see(batch.patches, batch.grids)
+        which, distance = alignment_loss(tokens, embeddings, shares)
+        n = len(tokens)
+        parts: dict[str, tuple[float, float]] = {
+            "word": (which.sum().item(), n),
+            "distance": (distance.sum().item(), n),
+        }
+        return Loss((which + distance).sum(), n, parts)
 
     def groups(self) -> dict[str, nn.Module]:
         """vision, projector, language (embeddings, matrices, norms) and, with LoRA, adapter."""
@@ -96,48 +123,54 @@ class MLLM(nn.Module):
         }
 
     def blocks(self) -> list[nn.Module]:
-        layers = getattr(self.backbone, "layers", None) or getattr(self.backbone, "h", [])
-        return [*self.vision.layers, *layers]
+        return [*self.vision.layers, *self.layers()]
 
-    def cost(self, batch: Batch) -> Cost:
-        """The cost model: vision, projector, language and head, each times its passes."""
+    def layers(self) -> list[nn.Module]:
+        """The language model's, first to last."""
+        return list(getattr(self.backbone, "layers", None) or getattr(self.backbone, "h", []))
+
+    def cost(self, batch: Batch | PictureBatch) -> Cost:
+        """The cost model: each part times its passes."""
         trained = {name: is_trained(part) for name, part in self.groups().items()}
-        lm_trained = trained["language"] or trained.get("adapter", False)
-        upstream = trained["vision"] or trained["projector"]
         flops = 0.0
         if batch.patches is not None and batch.grids is not None:
-            vision = 2.0 * matrix_parameters(self.vision) * len(batch.patches)
-            vision += attention_flops(
-                batch.grids.prod(1), self.vision.config.width, self.vision.config.layers
-            )
-            flops += passes(trained["vision"], False) * vision
-            visual = int((batch.ids == self.image_token).sum())
-            flops += passes(trained["projector"], trained["vision"]) * (
-                2.0 * matrix_parameters(self.projector) * visual
-            )
-        config = self.language.config
-        adapter = sum(
-            p.numel()
-            for m in adapters_of(self.language)
-            for part in (m.lora_A, m.lora_B)
-            for p in part.parameters()
-        )
-        base = matrix_parameters(self.backbone) - adapter
-        lengths = torch.bincount(
-            (
-                batch.segment
-                + 1
-                + torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
-            )[batch.segment >= 0]
-        )
-        language = 2.0 * base * batch.tokens + attention_flops(
-            lengths, config.hidden_size, config.num_hidden_layers
-        )
-        flops += passes(trained["language"], upstream or lm_trained) * language
-        flops += passes(lm_trained, upstream) * 2.0 * adapter * batch.tokens
-        head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
-        flops += passes(trained["language"], True) * head
+            flops += self._vision_cost(batch.patches, batch.grids, trained)
+        if isinstance(batch, Batch):
+            upstream = batch.patches is not None and (trained["vision"] or trained["projector"])
+            flops += self._language_cost(batch, upstream)
         return Cost(flops, batch.tokens, batch.images)
+
+    def _vision_cost(self, patches: Tensor, grids: Tensor, trained: dict[str, bool]) -> float:
+        config = self.vision.config
+        vision = 2.0 * matrix_parameters(self.vision) * len(patches)
+        vision += attention_flops(grids.prod(1), config.width, config.layers)
+        visual = sum(self.projector.tokens((h, w)) for h, w in grids.tolist())
+        projector = 2.0 * matrix_parameters(self.projector) * visual
+        return (
+            passes(trained["vision"], False) * vision
+            + passes(trained["projector"], trained["vision"]) * projector
+        )
+
+    def _language_cost(self, batch: Batch, upstream: bool) -> float:
+        """Layer by layer: below the first trained one, gradients need not go."""
+        rows = torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
+        lengths = torch.bincount((batch.segment + 1 + rows)[batch.segment >= 0])
+        config = self.language.config
+        attention = attention_flops(lengths, config.hidden_size, 1)
+        upstream = upstream or is_trained(self.language.get_input_embeddings())
+        flops = 0.0
+        for layer in self.layers():
+            parts = [part for m in adapters_of(layer) for part in (m.lora_A, m.lora_B)]
+            adapter = {p for part in parts for p in part.parameters()}
+            extra = sum(p.numel() for p in adapter)
+            base = any(p.requires_grad for p in layer.parameters() if p not in adapter)
+            adapted = any(p.requires_grad for p in adapter)
+            forward = 2.0 * (matrix_parameters(layer) - extra) * batch.tokens + attention
+            flops += passes(base, upstream or adapted) * forward
+            flops += passes(adapted, upstream) * 2.0 * extra * batch.tokens
+            upstream = upstream or base or adapted
+        head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
+        return flops + passes(is_trained(self.head), upstream) * head
 
 
 def _check_slots(slots: Tensor, tokens: int, pictures: int) -> None:

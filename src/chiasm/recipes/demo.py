@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
-import resource
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rich.console import Console
 
 import chiasm
 from chiasm.core.errors import CheckpointError
+from chiasm.core.progress import Show
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, question
 from chiasm.data import easy_vqa
@@ -32,6 +32,7 @@ from chiasm.infer.generate import Generator
 from chiasm.mllm.language import convert_gguf, smollm2_file
 from chiasm.recipes.jobs.encoder import zero_shot
 from chiasm.recipes.jobs.tokenizer import pixels_of, reconstruction
+from chiasm.recipes.lanes import side_by_side
 from chiasm.recipes.recipe import Recipe, find
 from chiasm.recipes.run import run as run_recipe
 from chiasm.train.log import Ledger
@@ -71,25 +72,30 @@ def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
     settings, console = Settings(fast), Console()
     console.print("Reading SmolLM2-135M (converted once, then cached)")
     convert_gguf(smollm2_file())
-    test = easy_vqa.load("test")[: settings.test_pictures]
+    console.print(
+        "Both routes are trained side by side.\n"
+        "  [bold]mllm[/bold]     visual encoder (contrastive), then with SmolLM2-135M; questions\n"
+        "  [bold]unified[/bold]  image tokenizer, then one transformer from scratch; questions, "
+        "drawings"
+    )
     began = time.perf_counter()
-    summary: dict = {"settings": {"fast": fast, "seed": seed, "threads": torch.get_num_threads()}}
-    for title, step in (
-        ("1/5  the visual encoder, contrastively", _encoder),
-        ("2/5  the image tokenizer", _tokenizer),
-        ("3/5  route A, MLLM: encoder + projector + SmolLM2-135M", _mllm),
-        ("4/5  route B, unified: one transformer from scratch", _unified),
-        ("5/5  what it draws, judged by an independent classifier", _drawings),
-    ):
-        console.rule(f"[bold]{title}", align="left")
-        step(folder, settings, seed, test, summary)
-        gc.collect()
+    lanes = side_by_side(
+        {
+            "mllm": partial(_mllm_lane, folder, settings, seed),
+            "unified": partial(_unified_lane, folder, settings, seed),
+        }
+    )
     task = QuestionTask("easy-vqa", easy_vqa.load("test"), easy_vqa.ANSWERS)
-    summary |= {
+    threads = max(1, torch.get_num_threads() // len(lanes))
+    summary: dict = {
+        "settings": {"fast": fast, "seed": seed, "threads_a_route": threads},
+        **lanes["mllm"].value,
+        **lanes["unified"].value,
         "majority": majority_baseline(task),
         "data": {"name": "easy-VQA", "test_questions": len(task.samples())},
         "wall_seconds": time.perf_counter() - began,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        # Both at once: at most the sum of what each held at its fullest.
+        "peak_memory_gb": sum(outcome.peak_memory_gb for outcome in lanes.values()),
         "versions": _versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -97,67 +103,89 @@ def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
     return render(folder)
 
 
-def _train(name: str, folder: Path, settings: Settings, seed: int, **model) -> Ledger:
+def _mllm_lane(folder: Path, settings: Settings, seed: int, show: Show) -> dict:
+    """Route A: the encoder, then the MLLM."""
+    ledger = _train("encoder", folder / "encoder", settings, seed, show)
+    known = [s for s in _test(settings) if s.meta["caption"]]
+    zero = zero_shot(*load(folder / "encoder"), known)
+    encoder = {
+        "zero_shot_accuracy": zero["accuracy"],
+        "n": zero["n"],
+        "train_seconds": ledger.seconds,
+    }
+    ledger = _train(
+        "mllm_smol", folder / "mllm", settings, seed, show, encoder=str(folder / "encoder")
+    )
+    answers = _answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger, show)
+    return {"encoder": encoder, "mllm": answers}
+
+
+def _unified_lane(folder: Path, settings: Settings, seed: int, show: Show) -> dict:
+    """Route B: the image tokenizer, then the unified model and what it draws."""
+    ledger = _train("tokenizer", folder / "tokenizer", settings, seed, show)
+    tokenizer = _reconstruct(folder / "tokenizer", _test(settings))
+    ledger_of_all = _train(
+        "unified_nano",
+        folder / "unified",
+        settings,
+        seed,
+        show,
+        tokenizer=str(folder / "tokenizer"),
+    )
+    questions = settings.unified_questions
+    answers = _answers(folder, "unified", settings, questions, seed, ledger_of_all, show)
+    judge, drawings = _draw_and_judge(folder, settings, seed, show)
+    quality = {key: tokenizer[key] for key in ("psnr", "code_usage")}
+    return {
+        "tokenizer": {**tokenizer, "train_seconds": ledger.seconds},
+        "unified": {**answers, **quality, **drawings},
+        "judge": judge,
+    }
+
+
+def _test(settings: Settings) -> list[Sample]:
+    return easy_vqa.load("test")[: settings.test_pictures]
+
+
+def _train(
+    name: str, folder: Path, settings: Settings, seed: int, show: Show, **model: str
+) -> Ledger:
     recipe = settings.recipe(name)
-    changed = replace(recipe.model, **model) if model else recipe.model
-    return run_recipe(replace(recipe, model=changed, seed=seed), folder)
+    changed = replace(recipe.model, **model) if model else recipe.model  # type: ignore[arg-type]
+    return run_recipe(replace(recipe, model=changed, seed=seed), folder, show=show)
 
 
-def _encoder(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train("encoder", folder / "encoder", settings, seed)
-    model, processor = load(folder / "encoder")
-    result = zero_shot(model, processor, [s for s in test if s.meta["caption"]])
-    summary["encoder"] = {
-        "zero_shot_accuracy": result["accuracy"],
-        "n": result["n"],
-        "train_seconds": ledger.seconds,
-    }
-
-
-def _tokenizer(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train("tokenizer", folder / "tokenizer", settings, seed)
-    model, processor = load(folder / "tokenizer")
-    summary["tokenizer"] = {
-        **reconstruction(model, processor, test),
-        "train_seconds": ledger.seconds,
-    }
+def _reconstruct(folder: Path, test: list[Sample]) -> dict[str, float]:
+    """How well the tokenizer's pictures come back, and ten of them as a picture."""
+    model, processor = load(folder)
     pixels = pixels_of(processor, test[:10])
     rows = [
         np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1)
         for side in (pixels, model.decode(model.encode(pixels)).detach())
     ]
-    from_array(np.concatenate(rows)).save(folder / "tokenizer" / "reconstructions.png")
-
-
-def _mllm(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train("mllm_smol", folder / "mllm", settings, seed, encoder=str(folder / "encoder"))
-    summary["mllm"] = _answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger)
-
-
-def _unified(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    ledger = _train(
-        "unified_nano", folder / "unified", settings, seed, tokenizer=str(folder / "tokenizer")
-    )
-    summary["unified"] = _answers(
-        folder, "unified", settings, settings.unified_questions, seed, ledger
-    )
-    summary["unified"] |= {key: summary["tokenizer"][key] for key in ("psnr", "code_usage")}
+    from_array(np.concatenate(rows)).save(folder / "reconstructions.png")
+    return reconstruction(model, processor, test)
 
 
 def _answers(
-    folder: Path, route: str, settings: Settings, limit: int, seed: int, ledger: Ledger
+    folder: Path,
+    route: str,
+    settings: Settings,
+    limit: int,
+    seed: int,
+    ledger: Ledger,
+    show: Show,
 ) -> dict:
     """Accuracy on the test split, and with the pictures shuffled."""
     respond = Generator(*load(folder / route), precision="auto")
     samples = easy_vqa.load("test")
     task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
-    result = evaluate(task, respond, Sampling(max_tokens=8), folder / route / "predictions.jsonl")
+    sampling = Sampling(max_tokens=8)
+    result = evaluate(task, respond, sampling, folder / route / "predictions.jsonl", show)
     few = QuestionTask(
         "blind", samples, easy_vqa.ANSWERS, limit=settings.blind_questions, seed=seed
     )
-    blind = evaluate(
-        few.blinded(seed), respond, Sampling(max_tokens=8), folder / route / "blind.jsonl"
-    )
+    blind = evaluate(few.blinded(seed), respond, sampling, folder / route / "blind.jsonl", show)
     return {
         **_numbers(result),
         "blind_accuracy": blind.accuracy,
@@ -182,21 +210,21 @@ def _numbers(result: Result) -> dict:
     return {name if name != "seconds" else "eval_seconds": getattr(result, name) for name in names}
 
 
-def _drawings(folder: Path, settings: Settings, seed: int, test: list[Sample], summary: dict):
-    judge = train_judge(
-        [s for s in easy_vqa.load("train") if s.meta["caption"]],
-        ATTRIBUTES,
-        steps=settings.judge_steps,
-        seed=seed + 1,
-    )
-    known = [s for s in test if s.meta["caption"]]
-    summary["judge"] = judge_accuracy(judge, known)
-    drawn = draw_all(
-        Generator(*load(folder / "unified"), tokens=16384, precision="auto"),
-        settings.drawings,
-        settings.guidance,
-        seed,
-    )
+def _draw_and_judge(
+    folder: Path, settings: Settings, seed: int, show: Show
+) -> tuple[dict[str, float], dict]:
+    """The judge's own accuracy, and what it says of the drawings of every caption."""
+    with show("training the judge of the drawings", 1, 0):
+        judge = train_judge(
+            [s for s in easy_vqa.load("train") if s.meta["caption"]],
+            ATTRIBUTES,
+            steps=settings.judge_steps,
+            seed=seed + 1,
+        )
+    known = [s for s in _test(settings) if s.meta["caption"]]
+    with show("drawing", 1, 0):
+        respond = Generator(*load(folder / "unified"), tokens=16384, precision="auto")
+        drawn = draw_all(respond, settings.drawings, settings.guidance, seed)
     place = folder / "unified" / "drawings"
     place.mkdir(exist_ok=True)
     for caption, pictures in drawn.items():
@@ -208,7 +236,7 @@ def _drawings(folder: Path, settings: Settings, seed: int, test: list[Sample], s
         for shape in easy_vqa.SHAPES
     }
     score = score_drawings(judge, drawn, wanted)
-    summary["unified"] |= {
+    return judge_accuracy(judge, known), {
         "t2i_joint_accuracy": score["joint"],
         "t2i_color_accuracy": score["color"],
         "t2i_shape_accuracy": score["shape"],

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from chiasm.core.config import to_dict
 from chiasm.core.errors import CheckpointError, DataError
+from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
 from chiasm.data.load import load_samples
 from chiasm.data.quarantine import Quarantine
@@ -32,7 +33,7 @@ BUILDERS = {
 }
 
 
-def run(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -> Ledger:
+def run(recipe: Recipe, folder: Path, resume: bool = False, show: Show = Bar) -> Ledger:
     """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, ledger.json,
     quarantine.jsonl if anything was bad, checkpoints/ and the model.
 
@@ -92,7 +93,7 @@ def _test(data: str) -> list[Sample]:
         return []
 
 
-def _prepare(recipe: Recipe, name: str, folder: Path, show: bool) -> Path:
+def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:
     """A part the recipe needs and was not given: trained on the same data, once."""
     if not (folder / "model.json").exists():
         part = find(name)

@@ -1,20 +1,10 @@
-"""What a run records: metrics.jsonl (the source of truth), the ledger, and the live view."""
+"""What a run records: metrics.jsonl (the source of truth) and the ledger."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 
 @dataclass
@@ -78,34 +68,3 @@ class MetricsFile:
     def write(self, record: dict) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-class LiveView:
-    """A progress bar with the loss, the rate and the time left."""
-
-    def __init__(self, title: str, total: int, done: int, shown: bool):
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            disable=not shown,
-        )
-        self._task = self._progress.add_task(title, total=total, completed=done, status="")
-
-    def __enter__(self) -> LiveView:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._progress.stop()
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def status(self, text: str) -> None:
-        self._progress.update(self._task, status=text)

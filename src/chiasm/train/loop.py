@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from chiasm.core.errors import CheckpointError
+from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
-from chiasm.train.log import Entry, Ledger, LiveView, MetricsFile
+from chiasm.train.log import Entry, Ledger, MetricsFile
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
@@ -43,7 +44,7 @@ def train(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     keep: int = 2,
-    show: bool = True,
+    show: Show = Bar,
 ) -> Ledger:
     """Run the stages and leave metrics.jsonl, ledger.json and checkpoints in `folder`.
 
@@ -76,7 +77,7 @@ class _Trainer:
         folder: Path,
         evaluate: Evaluate | None,
         keep: int,
-        show: bool,
+        show: Show,
     ):
         self.model, self.stages, self.folder = model, stages, folder
         self.evaluate, self.keep, self.show = evaluate, keep, show
@@ -124,7 +125,7 @@ class _Trainer:
         lowered: LoweredWeights,
     ) -> None:
         stage, window = self.stages[number], _Window()
-        with LiveView(stage.name, stage.steps, first, self.show) as view:
+        with self.show(stage.name, stage.steps, first) as view:
             for step in range(first, stage.steps):
                 began = time.perf_counter()
                 record = self._step(stage, step, batches, entry)

@@ -36,7 +36,9 @@ class Muon(torch.optim.Optimizer):
     embeddings, heads, norms and biases belong to AdamW.
 
     The update is lr · 0.2 · sqrt(max(rows, columns)) · orthogonalize(Nesterov momentum): the root
-    mean square of AdamW's, so both share learning rates. dtype: of the iteration only; bfloat16
+    mean square of AdamW's, so both share learning rates. iterations: of the orthogonalisation;
+    three leave small singular values small, learn as much a step here, and cost less (LOG.md).
+    dtype: of the iteration only; bfloat16
     is exact enough for it (Jordan et al.), momentum and weights keep theirs.
     """
 
@@ -47,8 +49,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        iterations: int = 5,
     ):
-        self.dtype = dtype
+        self.dtype, self.iterations = dtype, iterations
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -71,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
         flat = torch.stack([d.reshape(shape[0], -1) for d in directions])
-        updates = orthogonalize(flat.to(self.dtype)).to(flat.dtype)
+        updates = orthogonalize(flat.to(self.dtype), self.iterations).to(flat.dtype)
         scale = group["lr"] * 0.2 * max(updates.shape[1:]) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
             update = update.view(shape)

@@ -95,7 +95,8 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
         parts.append(torch.optim.AdamW(adamw, betas=stage.betas, eps=stage.eps, fused=True))
     if muon:
         device = muon[0]["params"][0].device
-        parts.append(Muon(muon, dtype=working_dtype(stage.autocast, device)))
+        dtype = working_dtype(stage.autocast, device)
+        parts.append(Muon(muon, dtype=dtype, iterations=stage.muon_iterations))
     if not parts:
         raise ConfigError(
             f"stage '{stage.name}' trains nothing: give at least one group a rate in lr"

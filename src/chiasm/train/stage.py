@@ -19,7 +19,7 @@ class Stage:
     warmup: fraction of the steps that rises linearly from 0. schedule: what follows, down to
         `floor` times the peak.
     optimizer: "muon" updates the matrices inside the model's blocks with Muon at the same rates
-        times `muon_scale`, everything else with AdamW.
+        times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
     evaluate_every, save_every, log_every: steps; 0 is never (a stage always saves at its end).
     """
@@ -36,6 +36,7 @@ class Stage:
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.0
     muon_scale: float = 3.0
+    muon_iterations: int = 3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     clip: float = 1.0

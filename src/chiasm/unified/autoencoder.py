@@ -108,7 +108,8 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures to codes and back; trained by the common loop on the squared error."""
+    """Pictures to codes and back; trained by the common loop on the squared error, which counts
+    more where there is something to see."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -132,10 +133,11 @@ class Autoencoder(nn.Module):
         used, count, squared = set(), len(batch.grids), 0.0
         for pixels in self._by_grid(batch):
             quantized = self.quantizer(self.encoder(pixels))
-            error = F.mse_loss(self.decoder(quantized.values), pixels)
-            total = total + (error + quantized.penalty) * len(pixels)
+            error = (self.decoder(quantized.values) - pixels).square()
+            weighted = error * (1 + self.config.detail * details(pixels))
+            total = total + (weighted.mean() + quantized.penalty) * len(pixels)
             used.update(quantized.codes.unique().tolist())
-            squared += error.item() * len(pixels)
+            squared += error.mean().item() * len(pixels)
         return Loss(total, count, {"mse": (squared, count), "codes_in_batch": (len(used), 1)})
 
     def groups(self) -> dict[str, nn.Module]:
@@ -186,6 +188,13 @@ class Autoencoder(nn.Module):
                 handle.remove()
             self._flops_per_pixel = total / side**2
         return self._flops_per_pixel
+
+
+def details(pixels: Tensor, size: int = 5, threshold: float = 0.05) -> Tensor:
+    """[N 3 H W] in [-1, 1] -> [N 1 H W], 1 where a pixel differs from the mean of the size × size
+    around it by more than `threshold` (mean over the channels), else 0."""
+    around = F.avg_pool2d(pixels, size, 1, size // 2, count_include_pad=False)
+    return ((pixels - around).abs().mean(1, keepdim=True) > threshold).to(pixels.dtype)
 
 
 @torch.no_grad()

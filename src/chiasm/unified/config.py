@@ -41,7 +41,9 @@ class AutoencoderConfig:
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
-    decoder_channels: width of the decoder at the code grid. shift, mirror: augmentation.
+    decoder_channels: width of the decoder at the code grid. detail: additional weight of the
+    squared error at edges, strokes and small things, which flat backgrounds would outvote.
+    shift, mirror: augmentation.
     """
 
     quantizer: FSQConfig | VQConfig = FSQConfig()
@@ -51,6 +53,7 @@ class AutoencoderConfig:
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
+    detail: float = 8.0
     shift: int = 0
     mirror: bool = True
 

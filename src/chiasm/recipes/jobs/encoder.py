@@ -29,7 +29,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        lambda stage: context.pictures(stage, processor),
+        lambda stage: context.pictures(stage, processor, config.shift, config.mirror),
         lambda path: contrastive.save(path, model, processor),
         evaluate if labelled else None,
     )

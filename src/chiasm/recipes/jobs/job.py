@@ -68,17 +68,12 @@ class Context:
             self.quarantine,
         )
 
-    def pictures(self, stage: Stage, processor: PictureProcessor) -> PictureStream:
-        """The pictures of a stage, moved and mirrored as the model's configuration says."""
-        model: Any = self.recipe.model
+    def pictures(
+        self, stage: Stage, processor: PictureProcessor, shift: int = 0, mirror: bool = False
+    ) -> PictureStream:
+        """The pictures of a stage, moved by up to `shift` pixels and mirrored half of the time."""
         return PictureStream(
-            self.train,
-            processor,
-            stage.batch,
-            self.recipe.seed,
-            model.shift,
-            model.mirror,
-            self.quarantine,
+            self.train, processor, stage.batch, self.recipe.seed, shift, mirror, self.quarantine
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from chiasm.core.protocols import Stream
 from chiasm.hub import mllm
 from chiasm.hub.load import load_as
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs.job import Context, Job
+from chiasm.train.stage import Stage
 from chiasm.vision.contrastive import DualEncoder
 
 
@@ -16,9 +18,16 @@ def build(context: Context) -> Job:
     dual, _ = load_as(source, DualEncoder, "model.encoder")
     model, processor = mllm.build(config, dual.vision)
     views = context.views()
+    words = mllm.word_processor(model, processor)
+
+    def stream(stage: Stage) -> Stream:
+        if stage.data == "words":
+            return context.pictures(stage, words)
+        return context.samples(stage, processor, views)
+
     return Job(
         model,
         processor,
-        lambda stage: context.samples(stage, processor, views),
+        stream,
         lambda path: mllm.save(path, model, processor, config),
     )

@@ -28,7 +28,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        lambda stage: context.pictures(stage, processor),
+        lambda stage: context.pictures(stage, processor, config.shift, config.mirror),
         lambda path: autoencoder.save(path, model),
         evaluate if pictured else None,
     )

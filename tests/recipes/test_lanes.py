@@ -1,0 +1,59 @@
+"""Jobs side by side: results come home, bars are relayed, failures end everything."""
+
+import os
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from chiasm.core.errors import ChiasmError, MissingExtraError
+from chiasm.recipes.lanes import side_by_side
+
+
+def work(value, show):
+    with show("working", 3, 0) as view:
+        for _ in range(3):
+            view.advance()
+            view.status("going well")
+    return value, os.getpid(), torch.get_num_threads()
+
+
+def missing(show):
+    raise MissingExtraError("peft", "lora", "Training")
+
+
+def broken(show):
+    raise ValueError("a detail of the lane")
+
+
+def killed(show):
+    os._exit(9)
+
+
+def slow(show):
+    time.sleep(600)
+
+
+def test_every_lane_has_its_own_process_and_share_of_threads():
+    lanes = side_by_side({"a": partial(work, 1), "b": partial(work, 2)}, threads=1)
+    values = {name: lane.value for name, lane in lanes.items()}
+    assert (values["a"][0], values["b"][0]) == (1, 2)
+    assert len({os.getpid(), values["a"][1], values["b"][1]}) == 3
+    assert values["a"][2] == values["b"][2] == 1
+    assert all(lane.peak_memory_gb > 0.01 for lane in lanes.values())
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "words"),
+    [
+        (missing, ChiasmError, r"pip install 'chiasm\[lora\]'"),
+        (broken, RuntimeError, "a detail of the lane"),
+        (killed, RuntimeError, "'bad' died with exit code 9"),
+    ],
+)
+def test_a_failure_is_told_and_ends_the_others(job, kind, words):
+    began = time.monotonic()
+    with pytest.raises(kind, match=words):
+        side_by_side({"bad": job, "good": slow})
+    assert time.monotonic() - began < 60
