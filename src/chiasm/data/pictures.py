@@ -58,7 +58,8 @@ class PictureProcessor:
 class PictureStream:
     """Endless batches of `count` pictures in an order that depends on (seed, cursor) alone.
 
-    A processor with a tokenizer adds the captions, and samples without one are left out. shift and
+    A processor with a tokenizer adds the captions; samples without one are left out, or with
+    `uncaptioned` kept, matching no text. shift and
     mirror augment (pixels of random translation filled from the edge, mirroring half of the time).
     A picture that cannot be read goes to the quarantine and the next one takes its turn.
     """
@@ -72,8 +73,9 @@ class PictureStream:
         shift: int = 0,
         mirror: bool = False,
         quarantine: Quarantine | None = None,
+        uncaptioned: bool = False,
     ):
-        captioned = processor.tokenizer is not None
+        captioned = processor.tokenizer is not None and not uncaptioned
         samples = [s for s in samples if s.images and (caption_of(s) or not captioned)]
         if not samples:
             raise DataError("no sample has a picture" + (" with a caption" if captioned else ""))
@@ -139,8 +141,8 @@ def augment(
 
 
 def _texts(captions: list[str], processor: PictureProcessor):
-    distinct = list(dict.fromkeys(captions))
+    distinct = list(dict.fromkeys(filter(None, captions))) or [""]
     texts, lengths = processor.texts(distinct)
-    column = torch.tensor([distinct.index(text) for text in captions])
+    column = torch.tensor([distinct.index(text) if text else -1 for text in captions])
     match = column[:, None] == torch.arange(len(distinct))
     return texts, lengths, match

@@ -11,16 +11,16 @@ def recipe() -> Recipe:
     stages = (
         Stage(
             "align",
-            110,
+            220,
             {"vision": 2e-3, "projector": 2e-3},
             "words",
-            batch=64,
+            batch=32,
             optimizer="muon",
             schedule="linear",
         ),
-        Stage("tune", 50, {"language": 3e-4}, "converse", batch=768, schedule="constant"),
+        Stage("tune", 80, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
         Stage(
-            "settle", 30, {"language": 3e-4}, "converse", batch=768, warmup=0.0, schedule="linear"
+            "settle", 40, {"language": 3e-4}, "converse", batch=384, warmup=0.0, schedule="linear"
         ),
     )
-    return Recipe(MLLMConfig(lora=None, frozen_layers=15, system=""), stages, questions=5)
+    return Recipe(MLLMConfig(lora=None, frozen_layers=15, system=""), stages, questions=4)

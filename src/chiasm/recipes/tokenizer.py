@@ -8,9 +8,9 @@ from chiasm.unified.config import AutoencoderConfig
 def recipe() -> Recipe:
     stage = Stage(
         "autoencoder",
-        steps=700,
+        steps=800,
         lr={"encoder": 2e-3, "decoder": 2e-3},
-        batch=32,
+        batch=16,
         optimizer="muon",
         warmup=0.02,
     )

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from chiasm.core.batch import PictureBatch
 from chiasm.core.protocols import Cost, Loss
+from chiasm.unified.caption_reader import CaptionReader
 from chiasm.unified.config import AutoencoderConfig
 from chiasm.unified.quantizers import build_quantizer
 
@@ -117,6 +118,7 @@ class Autoencoder(nn.Module):
         self.quantizer = build_quantizer(config.quantizer)
         self.encoder = Encoder(config, self.quantizer.width)
         self.decoder = Decoder(config, self.quantizer.width)
+        self.reader = CaptionReader(self.quantizer.width, config.words) if config.caption else None
         # Convolutions of few channels run about twice as fast in this layout on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -130,18 +132,28 @@ class Autoencoder(nn.Module):
 
     def loss(self, batch: PictureBatch) -> Loss:
         total = batch.patches.new_zeros(())
-        used, count, squared = set(), len(batch.grids), 0.0
-        for pixels in self._by_grid(batch):
+        used, count = set(), len(batch.grids)
+        sums = {"mse": 0.0, "caption": 0.0}
+        for rows, pixels in self._by_grid(batch):
             quantized = self.quantizer(self.encoder(pixels))
             error = (self.decoder(quantized.values) - pixels).square()
             weighted = error * (1 + self.config.detail * details(pixels))
             total = total + (weighted.mean() + quantized.penalty) * len(pixels)
             used.update(quantized.codes.unique().tolist())
-            squared += error.mean().item() * len(pixels)
-        return Loss(total, count, {"mse": (squared, count), "codes_in_batch": (len(used), 1)})
+            sums["mse"] += error.mean().item() * len(pixels)
+            if self.reader is not None and batch.texts is not None:
+                assert batch.lengths is not None
+                assert batch.match is not None
+                match = batch.match[rows]
+                read = self.reader.loss(quantized.values, batch.texts, batch.lengths, match).sum()
+                total = total + self.config.caption * read
+                sums["caption"] += read.item()
+        parts = {name: (value, float(count)) for name, value in sums.items()}
+        return Loss(total, count, {**parts, "codes_in_batch": (float(len(used)), 1.0)})
 
     def groups(self) -> dict[str, nn.Module]:
-        return {"encoder": nn.ModuleList([self.encoder, self.quantizer]), "decoder": self.decoder}
+        encoder = nn.ModuleList(filter(None, [self.encoder, self.quantizer, self.reader]))
+        return {"encoder": encoder, "decoder": self.decoder}
 
     def blocks(self) -> list[nn.Module]:
         return [self.encoder, self.decoder]
@@ -150,14 +162,18 @@ class Autoencoder(nn.Module):
         forward = self._forward_flops_per_pixel() * len(batch.patches) * self.config.stride**2
         return Cost(3 * forward, len(batch.patches), len(batch.grids))
 
-    def _by_grid(self, batch: PictureBatch) -> list[Tensor]:
-        """The batch's pictures as pixel tensors, one a resolution."""
+    def _by_grid(self, batch: PictureBatch) -> list[tuple[Tensor, Tensor]]:
+        """The batch's pictures as pixel tensors, one a resolution, each with its rows."""
         counts = batch.grids.prod(1).tolist()
-        groups: dict[tuple[int, int], list[Tensor]] = {}
-        for patches, (h, w) in zip(batch.patches.split(counts), batch.grids.tolist(), strict=True):
-            groups.setdefault((h, w), []).append(patches)
+        patches = batch.patches.split(counts)
+        rows: dict[tuple[int, int], list[int]] = {}
+        for row, (h, w) in enumerate(batch.grids.tolist()):
+            rows.setdefault((h, w), []).append(row)
         size = self.config.stride
-        return [to_pixels(torch.cat(rows), grid, size) for grid, rows in groups.items()]
+        return [
+            (torch.tensor(own), to_pixels(torch.cat([patches[i] for i in own]), grid, size))
+            for grid, own in rows.items()
+        ]
 
     def _forward_flops_per_pixel(self) -> float:
         """Two operations a weight and output position of every convolution, over the input's

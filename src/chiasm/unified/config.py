@@ -43,6 +43,8 @@ class AutoencoderConfig:
     stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
     decoder_channels: width of the decoder at the code grid. detail: additional weight of the
     squared error at edges, strokes and small things, which flat backgrounds would outvote.
+    caption: weight of reading the caption's words from the codes (unified/caption_reader.py),
+    words: size of the vocabulary they are read in.
     shift, mirror: augmentation.
     """
 
@@ -54,6 +56,8 @@ class AutoencoderConfig:
     decoder_channels: int = 128
     decoder_blocks: int = 2
     detail: float = 8.0
+    caption: float = 0.01
+    words: int = 512
     shift: int = 0
     mirror: bool = True
 

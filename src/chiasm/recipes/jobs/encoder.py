@@ -17,8 +17,8 @@ from chiasm.vision.contrastive import DualEncoder, zero_shot_weights
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, ContrastiveConfig)
-    captions = [c for c in map(caption_of, context.train) if c]
-    processor = contrastive.picture_processor(config, train_bpe(captions, config.vocabulary))
+    words = train_bpe(context.captions(), config.vocabulary)
+    processor = contrastive.picture_processor(config, words)
     model = DualEncoder(config)
 
     labelled = [s for s in context.test if caption_of(s) and s.images]

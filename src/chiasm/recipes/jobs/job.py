@@ -53,8 +53,7 @@ class Context:
         questions: View = converse
         if self.recipe.questions:
             questions = at_most(converse, self.recipe.questions, answer_rarity(self.train))
-        captions = [caption for caption in map(caption_of, self.train) if caption]
-        return {"converse": questions, "describe": describe, "match": match(captions)}
+        return {"converse": questions, "describe": describe, "match": match(self.captions())}
 
     def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
         """The packed batches of a stage."""
@@ -69,12 +68,28 @@ class Context:
         )
 
     def pictures(
-        self, stage: Stage, processor: PictureProcessor, shift: int = 0, mirror: bool = False
+        self,
+        stage: Stage,
+        processor: PictureProcessor,
+        shift: int = 0,
+        mirror: bool = False,
+        uncaptioned: bool = False,
     ) -> PictureStream:
         """The pictures of a stage, moved by up to `shift` pixels and mirrored half of the time."""
         return PictureStream(
-            self.train, processor, stage.batch, self.recipe.seed, shift, mirror, self.quarantine
+            self.train,
+            processor,
+            stage.batch,
+            self.recipe.seed,
+            shift,
+            mirror,
+            self.quarantine,
+            uncaptioned,
         )
+
+    def captions(self) -> list[str]:
+        """The captions of the training samples that have one."""
+        return [caption for caption in map(caption_of, self.train) if caption]
 
 
 def corpus(samples: Sequence[Sample]) -> list[str]:

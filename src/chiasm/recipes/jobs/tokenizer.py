@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from chiasm.core.sample import Sample
-from chiasm.data.pictures import PictureProcessor
+from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.text import train_bpe
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
 from chiasm.recipes.jobs.job import Context, Job
+from chiasm.train.stage import Stage
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
 from chiasm.unified.config import AutoencoderConfig
 
@@ -20,6 +24,13 @@ def build(context: Context) -> Job:
     processor = autoencoder.picture_processor(config)
     model = Autoencoder(config)
 
+    captions = context.captions() if config.caption else []
+    words = train_bpe(captions, config.words) if captions else None
+    captioned = replace(processor, tokenizer=words, context=64)
+
+    def stream(stage: Stage) -> PictureStream:
+        return context.pictures(stage, captioned, config.shift, config.mirror, uncaptioned=True)
+
     pictured = [s for s in context.test if s.images]
 
     def evaluate() -> dict[str, float]:
@@ -28,7 +39,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        lambda stage: context.pictures(stage, processor, config.shift, config.mirror),
+        stream,
         lambda path: autoencoder.save(path, model),
         evaluate if pictured else None,
     )

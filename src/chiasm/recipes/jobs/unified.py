@@ -27,6 +27,7 @@ def build(context: Context) -> Job:
     views = context.views()
     views |= {
         "converse": with_caption(views["converse"]),
+        "match": with_caption(views["match"]),
         "draw": partial(draw, drop=config.drop_condition),
     }
     return Job(
