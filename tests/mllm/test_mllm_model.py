@@ -31,7 +31,21 @@ from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
 from chiasm.mllm import language
 from chiasm.mllm.adapter import adapters_of, merge_adapters
-from chiasm.mllm.config import LoRAConfig, MLLMConfig, MLPConfig
+from chiasm.mllm.config import (
+    AveragePoolConfig,
+    CAbstractorConfig,
+    DAbstractorConfig,
+    IdentityConfig,
+    LinearConfig,
+    LoRAConfig,
+    MLLMConfig,
+    MLPConfig,
+    PerceiverConfig,
+    PixelShuffleConfig,
+    QFormerConfig,
+    ResidualMLPConfig,
+    TokenMergeConfig,
+)
 from chiasm.mllm.projectors.mlp import MLPProjector
 from chiasm.train import checkpoint
 from chiasm.train.optim import set_trained
@@ -45,6 +59,18 @@ CHATML = (
 )
 VISION = ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2, max_patches=12)
 LORA = LoRAConfig(rank=2, alpha=4.0)
+OTHERS = [
+    IdentityConfig(),
+    LinearConfig(),
+    ResidualMLPConfig(merge=2),
+    PixelShuffleConfig(factor=2),
+    AveragePoolConfig(),
+    PerceiverConfig(latents=3, layers=2, heads=2),
+    QFormerConfig(queries=3, layers=2, width=32, heads=2),
+    CAbstractorConfig(side=2, blocks=1),
+    DAbstractorConfig(side=2, layers=1, heads=2),
+    TokenMergeConfig(tokens=3),
+]
 
 
 def tokenizer():
@@ -98,9 +124,9 @@ def gpt2(tmp_path_factory):
     return folder
 
 
-def build(folder, lora=None, merge=2, **settings):
+def build(folder, lora=None, merge=2, projector=None, **settings):
     torch.manual_seed(1)
-    projector = MLPConfig(merge=merge)
+    projector = projector or MLPConfig(merge=merge)
     config = MLLMConfig(language=str(folder), projector=projector, lora=lora, **settings)
     model, processor = hub.build(config, ViT(VISION))
     return model.eval(), processor
@@ -398,6 +424,22 @@ def test_save_and_load_give_equal_logits(family, request, tmp_path):
     assert torch.equal(after, model.logits(model(batch)))
 
 
+@pytest.mark.parametrize("projector", OTHERS, ids=lambda config: type(config).__name__)
+def test_another_projector_trains_is_saved_and_loaded(llama, projector, tmp_path):
+    model, processor = build(llama, projector=projector)
+    batch = pack([[processor.encode(s) for s in samples()]])
+    set_trained(model, Stage("s", 1, lr={"projector": 1.0}))
+    if any(True for _ in model.projector.parameters()):
+        model.loss(batch).sum.backward()
+    hub.save(tmp_path / "run", model, processor, MLLMConfig(projector=projector, lora=None))
+    again, other = load(tmp_path / "run")
+    assert again.projector.config == projector
+    back = pack([[other.encode(s) for s in samples()]])
+    assert torch.equal(batch.ids, back.ids)
+    with torch.no_grad():
+        assert torch.equal(again(back), model(batch))
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_tied_language_model_is_checkpointed(llama, lora, tmp_path):
     """Its head is its embedding, and safetensors refuses tensors that share memory."""
@@ -441,6 +483,16 @@ def test_cost_is_what_torch_counts(llama, trained):
     cost = model.cost(batch)
     assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert (cost.tokens, cost.images) == (len(encoded), 1)
+
+
+@pytest.mark.parametrize("projector", OTHERS, ids=lambda config: type(config).__name__)
+def test_cost_with_another_projector_is_what_torch_counts(llama, projector):
+    model, processor = build(llama, projector=projector)
+    encoded = processor.encode(samples()[0])
+    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(batch).sum.backward()
+    assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, SavedMLLM
 from chiasm.mllm.language import load_language, quiet
 from chiasm.mllm.model import MLLM
-from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.mllm.projectors import build_projector
 from chiasm.vision.vit import ViT
 
 
@@ -81,7 +81,7 @@ def _assemble(
     config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system)
-    projector = MLPProjector(
+    projector = build_projector(
         config.projector, vision.config.width, language.config.hidden_size, scale
     )
     model = MLLM(vision, projector, language, template.marker)

@@ -18,6 +18,114 @@ class MLPConfig:
 
 
 @dataclass(frozen=True)
+class IdentityConfig:
+    """Features as they are; the encoder's width must be the language model's."""
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """One linear layer, one token a patch. zero_init: it starts at zero, as PaliGemma's."""
+
+    zero_init: bool = False
+
+
+@dataclass(frozen=True)
+class ResidualMLPConfig:
+    """A linear layer and `blocks` residual MLPs of the language width on merge × merge neighbouring
+    patches concatenated. hidden 0 means the language width."""
+
+    blocks: int = 2
+    hidden: int = 0
+    merge: int = 4
+
+
+@dataclass(frozen=True)
+class PixelShuffleConfig:
+    """factor × factor neighbouring patches concatenated, then a linear layer without bias."""
+
+    factor: int = 4
+
+
+@dataclass(frozen=True)
+class AveragePoolConfig:
+    """The mean of size × size neighbouring patches, then an MLP as MLPConfig's."""
+
+    size: int = 2
+    layers: int = 2
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
+class PerceiverConfig:
+    """`latents` learned vectors that look at the features in `layers` layers; as many tokens a
+    picture. heads must divide the encoder's width. Numbers of Flamingo."""
+
+    latents: int = 64
+    layers: int = 6
+    heads: int = 8
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """`queries` learned vectors in a BERT of this shape that looks at the features in every second
+    layer; as many tokens a picture. width 0 means the encoder's. Numbers of BLIP-2."""
+
+    queries: int = 32
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+
+
+@dataclass(frozen=True)
+class CAbstractorConfig:
+    """`blocks` ResNet blocks, pooling to side × side tokens, as many blocks again, an MLP of
+    `layers`. width 0 means the encoder's. Numbers of Honeybee."""
+
+    side: int = 12
+    blocks: int = 3
+    width: int = 0
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class DAbstractorConfig:
+    """side × side queries that sample the features at `points` places a head in `layers` layers;
+    as many tokens a picture. width 0 means the encoder's; heads must divide it. Numbers of
+    Honeybee and Deformable DETR."""
+
+    side: int = 12
+    layers: int = 6
+    width: int = 0
+    heads: int = 8
+    points: int = 4
+
+
+@dataclass(frozen=True)
+class TokenMergeConfig:
+    """Like features averaged until `tokens` are left (or all of a picture that has fewer), then an
+    MLP as MLPConfig's."""
+
+    tokens: int = 16
+    layers: int = 2
+    hidden: int = 0
+
+
+ProjectorConfig = (
+    MLPConfig
+    | IdentityConfig
+    | LinearConfig
+    | ResidualMLPConfig
+    | PixelShuffleConfig
+    | AveragePoolConfig
+    | PerceiverConfig
+    | QFormerConfig
+    | CAbstractorConfig
+    | DAbstractorConfig
+    | TokenMergeConfig
+)
+
+
+@dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters on the language model's matrices (2106.09685)."""
 
@@ -45,7 +153,7 @@ class MLLMConfig:
 
     encoder: str | None = None
     language: str = "smollm2"
-    projector: MLPConfig = MLPConfig()
+    projector: ProjectorConfig = MLPConfig()
     lora: LoRAConfig | None = LoRAConfig()
     frozen_layers: int = 0
     system: str | None = None

@@ -11,7 +11,7 @@ from chiasm.core.batch import IGNORE, Batch, PictureBatch
 from chiasm.core.protocols import Cost, Loss
 from chiasm.mllm.adapter import adapters_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
-from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.mllm.projectors import Projector, projector_flops
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
@@ -22,7 +22,7 @@ from chiasm.vision.vit import ViT
 class MLLM(nn.Module):
     """Pictures enter where `image_token` stands in the ids; everything else is the LLM's."""
 
-    def __init__(self, vision: ViT, projector: MLPProjector, language: Any, image_token: int):
+    def __init__(self, vision: ViT, projector: Projector, language: Any, image_token: int):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
@@ -144,8 +144,10 @@ class MLLM(nn.Module):
         config = self.vision.config
         vision = 2.0 * matrix_parameters(self.vision) * len(patches)
         vision += attention_flops(grids.prod(1), config.width, config.layers)
-        visual = sum(self.projector.tokens((h, w)) for h, w in grids.tolist())
-        projector = 2.0 * matrix_parameters(self.projector) * visual
+        widths = config.width, self.language.config.hidden_size
+        projector = sum(
+            projector_flops(self.projector.config, *widths, (h, w)) for h, w in grids.tolist()
+        )
         return (
             passes(trained["vision"], False) * vision
             + passes(trained["projector"], trained["vision"]) * projector

@@ -1,1 +1,78 @@
 """What carries visual features into the language model's embedding space."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from chiasm.core.errors import ConfigError
+from chiasm.mllm.config import (
+    AveragePoolConfig,
+    CAbstractorConfig,
+    DAbstractorConfig,
+    IdentityConfig,
+    LinearConfig,
+    MLPConfig,
+    PerceiverConfig,
+    PixelShuffleConfig,
+    ProjectorConfig,
+    QFormerConfig,
+    ResidualMLPConfig,
+    TokenMergeConfig,
+)
+from chiasm.mllm.projectors.average_pool import AveragePoolProjector
+from chiasm.mllm.projectors.base import Projector
+from chiasm.mllm.projectors.c_abstractor import CAbstractorProjector
+from chiasm.mllm.projectors.d_abstractor import DAbstractorProjector
+from chiasm.mllm.projectors.identity import IdentityProjector
+from chiasm.mllm.projectors.linear import LinearProjector
+from chiasm.mllm.projectors.mlp import MLPProjector
+from chiasm.mllm.projectors.perceiver import PerceiverProjector
+from chiasm.mllm.projectors.pixel_shuffle import PixelShuffleProjector
+from chiasm.mllm.projectors.qformer import QFormerProjector
+from chiasm.mllm.projectors.residual import ResidualMLPProjector
+from chiasm.mllm.projectors.token_merge import TokenMergeProjector
+
+__all__ = ["Projector", "build_projector", "projector_flops"]
+
+_KINDS = {
+    MLPConfig: MLPProjector,
+    IdentityConfig: IdentityProjector,
+    LinearConfig: LinearProjector,
+    ResidualMLPConfig: ResidualMLPProjector,
+    PixelShuffleConfig: PixelShuffleProjector,
+    AveragePoolConfig: AveragePoolProjector,
+    PerceiverConfig: PerceiverProjector,
+    QFormerConfig: QFormerProjector,
+    CAbstractorConfig: CAbstractorProjector,
+    DAbstractorConfig: DAbstractorProjector,
+    TokenMergeConfig: TokenMergeProjector,
+}
+
+
+def build_projector(config: ProjectorConfig, vision: int, language: int, scale: float) -> Projector:
+    """The projector a configuration describes, between these widths; scale: base.Projector.
+
+    Raises ConfigError for numbers that describe none.
+    """
+    for name, value in vars(config).items():
+        least = 0 if name in ("hidden", "width") else 1
+        if type(value) is int and value < least:
+            raise ConfigError(f"model.projector.{name}: {value}, but it must be at least {least}")
+    return _KINDS[type(config)](config, vision, language, scale)
+
+
+@lru_cache(maxsize=1024)
+def projector_flops(
+    config: ProjectorConfig, vision: int, language: int, grid: tuple[int, int]
+) -> float:
+    """What the forward pass of one picture of this grid costs: counted by torch on shapes alone, as
+    layers of one projector see patches, queries or tokens in different numbers."""
+    with torch.device("meta"):
+        projector = build_projector(config, vision, language, 1.0).requires_grad_(False)
+        features = torch.empty(grid[0] * grid[1], vision)
+    with FlopCounterMode(display=False) as counter:
+        projector(features, torch.tensor([grid]))
+    return float(counter.get_total_flops())
