@@ -129,7 +129,7 @@ def test_logits_equal_a_llama_of_the_same_weights():
             num_key_value_heads=2,
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": ours.config.rope_theta},
             attn_implementation="eager",
         )
     ).eval()

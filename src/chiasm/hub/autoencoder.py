@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from chiasm.data.pictures import PictureProcessor
@@ -11,7 +12,12 @@ from chiasm.unified.config import AutoencoderConfig
 
 
 def save(path: Path, model: Autoencoder) -> None:
-    files.write(path, model.config, model)
+    """Without the head that read captions, which only training needs."""
+    plain = Autoencoder(replace(model.config, caption=0.0))
+    plain.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("reader.")}
+    )
+    files.write(path, plain.config, plain)
 
 
 def load(path: Path) -> tuple[Autoencoder, PictureProcessor]:

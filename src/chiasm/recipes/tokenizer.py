@@ -14,4 +14,4 @@ def recipe() -> Recipe:
         optimizer="muon",
         warmup=0.02,
     )
-    return Recipe(AutoencoderConfig(), (stage,))
+    return Recipe(AutoencoderConfig(caption=0.01), (stage,))

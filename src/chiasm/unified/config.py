@@ -56,7 +56,7 @@ class AutoencoderConfig:
     decoder_channels: int = 128
     decoder_blocks: int = 2
     detail: float = 8.0
-    caption: float = 0.01
+    caption: float = 0.0
     words: int = 512
     shift: int = 0
     mirror: bool = True
@@ -74,14 +74,16 @@ class UnifiedConfig:
     SwiGLU's width. qk_norm, z_loss and dropout are Chameleon's stabilisers; image_weight scales
     the loss of image ids against text: a picture has 64 of them and an answer two, which would
     otherwise hardly count. share_codes: image codes train with what they have in common
-    (unified/code_sharing.py). drop_condition: fraction of drawings trained without their
+    (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring codes
+    (unified/local_heads.py). rope_theta: small, as a picture's neighbours are near.
+    drop_condition: fraction of drawings trained without their
     text, for classifier-free guidance.
     """
 
     tokenizer: str | None = None
     text_vocabulary: int = 400
     width: int = 192
-    layers: int = 6
+    layers: int = 4
     heads: int = 6
     kv_heads: int = 6
     hidden: int = 512
@@ -90,6 +92,7 @@ class UnifiedConfig:
     dropout: float = 0.0
     image_weight: float = 0.1
     share_codes: bool = True
+    local_heads: bool = True
     drop_condition: float = 0.1
-    rope_theta: float = 10000.0
+    rope_theta: float = 100.0
     max_length: int = 1024

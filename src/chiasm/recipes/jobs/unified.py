@@ -12,6 +12,7 @@ from chiasm.recipes.jobs.job import Context, Job, corpus
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.code_sharing import share_codes
 from chiasm.unified.config import UnifiedConfig
+from chiasm.unified.local_heads import look_nearby
 
 
 def build(context: Context) -> Job:
@@ -24,6 +25,8 @@ def build(context: Context) -> Job:
     model, processor = unified.build(config, words, autoencoder, remember=not context.recipe.shift)
     if config.share_codes:
         share_codes(model, autoencoder.quantizer.features())
+    if config.local_heads:
+        look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
     views = context.views()
     views |= {
         "converse": with_caption(views["converse"]),
