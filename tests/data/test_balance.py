@@ -55,14 +55,14 @@ def test_rare_answers_are_chosen_more_often():
 
 
 def test_match_asks_of_its_own_caption_and_of_others():
-    view = match(["a cat", "a dog", "a cat"], negatives=3)
+    view = match(["a cat", "a dog", "a cat"], pairs=3)
     random = np.random.default_rng(0)
     for _ in range(20):
         seen = view(asked([("what?", "cat")], "a cat"), random)
         words = [turn.text for turn in seen.turns]
-        assert "a cat" in words[0]
-        assert all("a dog" in asked for asked in words[2::2])  # its own is never a "no"
-        assert words[1::2] == ["yes"] + ["no"] * (len(words) // 2 - 1)
+        assert all("a cat" in asked for asked in words[:6:2])
+        assert all("a dog" in asked for asked in words[6::2])  # its own is never a "no"
+        assert words[1::2] == ["yes"] * 3 + ["no"] * (len(words) // 2 - 3)
         assert seen.independent
         assert len(seen.images) == 1
         assert seen.turns[0].parts[0] is PICTURE

@@ -43,17 +43,18 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
 ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
 
 
-def match(captions: Sequence[str], negatives: int = 1) -> View:
-    """Does this text describe the picture? Asked of its own caption and of others' captions,
-    answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2)."""
+def match(captions: Sequence[str], pairs: int = 3) -> View:
+    """Does this text describe the picture? Asked `pairs` times of its own caption and of another's,
+    answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2). All are branches of
+    the one picture, which costs more than any of them."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         own = caption_of(sample)
         if not own or not sample.images:
             return None
-        others = [captions[i] for i in random.integers(0, len(captions), negatives)]
+        others = [captions[i] for i in random.integers(0, len(captions), pairs)]
         turns = []
-        for caption in (own, *(c for c in others if c != own)):
+        for caption in (*[own] * pairs, *(c for c in others if c != own)):
             picture = () if turns else sample.images[:1]
             phrase = ASKED[random.integers(len(ASKED))]
             turns.append(question(*picture, phrase.format(caption)))
