@@ -11,7 +11,7 @@ from torch import Tensor
 from chiasm.core.batch import Slot
 from chiasm.core.errors import NotGenerativeError
 from chiasm.mllm.projectors.mlp import MLPProjector
-from chiasm.vision.config import ViTConfig
+from chiasm.vision.config import EncoderConfig
 from chiasm.vision.patches import fit, patchify, to_array
 
 
@@ -21,7 +21,7 @@ class MLLMCodec:
     vocabulary = None
     codes_per_image = 0
 
-    def __init__(self, config: ViTConfig, projector: MLPProjector, image_token: int):
+    def __init__(self, config: EncoderConfig, projector: MLPProjector, image_token: int):
         self.config, self.projector, self.image_token = config, projector, image_token
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:

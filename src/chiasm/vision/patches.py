@@ -30,9 +30,10 @@ def patchify(pixels: np.ndarray, size: int) -> np.ndarray:
 def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -> PIL.Image.Image:
     """Resize for an encoder.
 
-    max_patches None: squeeze to size × size (fixed resolution, SigLIP's way). Otherwise keep the
-    aspect: the largest multiple of `step` a side that stays within max_patches and does not
-    enlarge beyond `size` on the longer side (variable resolution, as NaFlex).
+    max_patches None: squeeze to size × size (fixed resolution, SigLIP's way), less the rows and
+    columns that a patch convolution leaves over (384 = 27 · 14 + 6). Otherwise keep the aspect: the
+    largest multiple of `step` a side that stays within max_patches and does not enlarge beyond
+    `size` on the longer side (variable resolution, as NaFlex).
     """
     if max_patches is None:
         target = (size, size)
@@ -45,4 +46,7 @@ def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -
         width = min(width, max(step, limit // height // step * step))
         height = min(height, max(step, limit // width // step * step))
         target = (width, height)
-    return image if image.size == target else image.resize(target, PIL.Image.Resampling.BICUBIC)
+    if image.size != target:
+        image = image.resize(target, PIL.Image.Resampling.BICUBIC)
+    whole = (target[0] // step * step, target[1] // step * step)
+    return image if whole == target else image.crop((0, 0, *whole))
