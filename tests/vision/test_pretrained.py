@@ -26,6 +26,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from chiasm.core.config import from_dict, to_dict
 from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.nn.precision import LoweredWeights
 from chiasm.vision import pretrained
 from chiasm.vision.config import EncoderConfig, TowerOptions
 from chiasm.vision.patches import fit, patchify, to_array
@@ -227,6 +228,19 @@ def test_gradients_reach_every_block_and_the_pixels(name, folders):
         for key, parameter in block.named_parameters():
             if not key.endswith("k_proj.bias"):  # which a softmax takes out
                 assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", STOCK)
+def test_bfloat16_is_near(name, frozen, folders):
+    """As the trainer runs it: under autocast, what is frozen held in bfloat16."""
+    tower = load_encoder(str(folders[name]), TowerOptions()).requires_grad_(not frozen)
+    inputs = seen(tower.config, picture())
+    expected = tower(*inputs).detach()
+    LoweredWeights(tower, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = tower(*inputs)
+    assert ((features - expected).norm() / expected.norm()).item() < 0.03
 
 
 @torch.no_grad()
