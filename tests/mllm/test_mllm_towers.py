@@ -1,5 +1,6 @@
 """An MLLM whose encoder comes from transformers: built, trained, saved, loaded alone."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -124,19 +125,17 @@ def test_trained_saved_and_loaded_without_its_sources(names, parts, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("names", ["clip", "clip+dinov2"])
-def test_cost_is_what_torch_counts(names, parts):
+@pytest.mark.parametrize("trained", [("vision", "projector"), ("projector",)])
+@pytest.mark.parametrize("names", ["clip", "naflex", "clip+dinov2"])
+def test_cost_is_what_torch_counts(names, trained, parts):
     config = config_of(parts, names)
-    encoder = load_encoder(config.encoder, config.tower)
-    model, processor = hub.build(config, encoder)
-    batch = pack([[processor.encode(samples()[0])]])
-    set_trained(model, Stage("s", 1, lr={"vision": 1.0}))
-    trained = {"vision": True, "projector": False}
+    model, processor = hub.build(config, load_encoder(config.encoder, config.tower))
+    encoded = processor.encode(samples()[0])
+    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        encoder(batch.patches, batch.grids).sum().backward()
-    stated = model._vision_cost(batch.patches, batch.grids, trained)
-    stated -= model._vision_cost(batch.patches, batch.grids, {"vision": False, "projector": False})
-    assert stated == pytest.approx(counter.get_total_flops() * 2 / 3, rel=0.3)
+        model.loss(batch).sum.backward()
+    assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_what_an_encoder_is_given_as(parts, tmp_path):

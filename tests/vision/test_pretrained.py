@@ -103,7 +103,8 @@ def picture(width=SIZE, height=SIZE, seed=0):
 def seen(config, *pictures):
     """(patches, grids) as the codec makes them."""
     arrays = [
-        to_array(fit(p, config.image_size, config.patch_size, config.max_patches)) for p in pictures
+        to_array(fit(p, config.image_size, config.patch_size, config.max_patches, config.resample))
+        for p in pictures
     ]
     size = config.patch_size
     rows = [patchify(array, size) for array in arrays]
@@ -160,13 +161,15 @@ def test_the_last_layer_with_norm_is_the_last_hidden_state(name, folders):
 
 
 @torch.no_grad()
-def test_a_picture_is_resized_as_siglip_does(folders):
-    tower = load_encoder(str(folders["siglip"]), TowerOptions())
-    image = picture(50, 41)
-    expected = stock("siglip", folders["siglip"])(
-        **stock_inputs("siglip", image), output_hidden_states=True
-    ).hidden_states[-2]
-    close(tower(*seen(tower.config, image)), expected[0])
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_a_picture_is_resized_as_the_stock_processor_does(name, folders):
+    """SigLIP squeezes with the bicubic, NaFlex keeps the aspect with the bilinear filter."""
+    tower = load_encoder(str(folders[name]), TowerOptions())
+    image = picture(50, 50 if name == "siglip2" else 41)
+    states = stock(name, folders[name])(
+        **stock_inputs(name, image), output_hidden_states=True
+    ).hidden_states
+    close(tower(*seen(tower.config, image)), states[-2][0])
 
 
 @torch.no_grad()
@@ -373,6 +376,9 @@ def test_what_cannot_be_loaded_is_one_line(folders, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     fails(tmp_path, "no visual encoder that transformers can load")
     weights = load_file(folders["clip"] / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")  # a pickle
+    fails(tmp_path, "no visual encoder that transformers can load .*safetensors")
     name = next(key for key in weights if "layers.1.mlp.fc1.weight" in key)
     save_file(
         {key: value for key, value in weights.items() if key != name},

@@ -44,7 +44,9 @@ def word_processor(model: MLLM, processor: Processor, context: int = 64) -> Pict
     tokens with them; captions are cut at `context` tokens."""
     vit = model.vision.config
     words = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    return PictureProcessor(vit.image_size, vit.patch_size, vit.max_patches, words, context)
+    return PictureProcessor(
+        vit.image_size, vit.patch_size, vit.max_patches, words, context, vit.resample
+    )
 
 
 def _freeze(model: MLLM, count: int) -> None:

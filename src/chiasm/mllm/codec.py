@@ -34,8 +34,8 @@ class MLLMCodec:
         )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:
-        size, patch = self.config.image_size, self.config.patch_size
-        pixels = to_array(fit(image, size, patch, self.config.max_patches))
+        c, patch = self.config, self.config.patch_size
+        pixels = to_array(fit(image, c.image_size, patch, c.max_patches, c.resample))
         grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
         ids = np.full(self.projector.tokens(grid), self.image_token, np.int64)
         return Slot(ids, patchify(pixels, patch), grid)

@@ -30,6 +30,11 @@ class ViTConfig:
         """The width that attention mixes, summed over the blocks: what its cost grows with."""
         return self.layers * self.width
 
+    @property
+    def resample(self) -> int:
+        """The filter that pictures are resized with, as PIL numbers them: bicubic."""
+        return 3
+
 
 @dataclass(frozen=True)
 class TowerOptions:
@@ -55,7 +60,8 @@ class TowerConfig:
 
     source: where it came from. family: transformers' model_type. hidden: the width of its blocks,
     of which `layers` are kept. chosen: which hidden states are its features. image_size,
-    patch_size and max_patches as ViTConfig. mean and deviation of red, green and blue in [0, 1].
+    patch_size and max_patches as ViTConfig. resample: the filter that pictures are resized with, as
+    PIL numbers them. mean and deviation of red, green and blue in [0, 1].
     """
 
     source: str
@@ -67,6 +73,7 @@ class TowerConfig:
     image_size: int
     patch_size: int
     max_patches: int | None
+    resample: int
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
 
@@ -113,6 +120,10 @@ class FusedConfig:
     @property
     def max_patches(self) -> int | None:
         return self.first.max_patches
+
+    @property
+    def resample(self) -> int:
+        return self.first.resample
 
     @property
     def width(self) -> int:

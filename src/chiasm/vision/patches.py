@@ -27,8 +27,10 @@ def patchify(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, C * size * size)
 
 
-def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -> PIL.Image.Image:
-    """Resize for an encoder.
+def fit(
+    image: PIL.Image.Image, size: int, step: int, max_patches: int | None, resample: int = 3
+) -> PIL.Image.Image:
+    """Resize for an encoder; resample is PIL's number of the filter, 3 the bicubic one.
 
     max_patches None: squeeze to size × size (fixed resolution, SigLIP's way), less the rows and
     columns that a patch convolution leaves over (384 = 27 · 14 + 6). Otherwise keep the aspect: the
@@ -47,6 +49,6 @@ def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -
         height = min(height, max(step, limit // width // step * step))
         target = (width, height)
     if image.size != target:
-        image = image.resize(target, PIL.Image.Resampling.BICUBIC)
+        image = image.resize(target, PIL.Image.Resampling(resample))
     whole = (target[0] // step * step, target[1] // step * step)
     return image if whole == target else image.crop((0, 0, *whole))

@@ -52,7 +52,8 @@ class Family:
 
     model: transformers' class. embed: pixels [n 3 H W] to the first hidden state [n L D], and what
     every block is given besides; None for NaFlex, which takes packed patches. blocks, norm: where
-    they are in the model. mean, deviation: where a checkpoint does not say.
+    they are in the model. colours, resample: mean and deviation, and PIL's number of the filter
+    (2 bilinear, 3 bicubic), where a checkpoint does not say.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Family:
     blocks: str
     norm: str
     colours: tuple[Colour, Colour]
+    resample: int = 3
 
 
 FAMILIES = {
@@ -70,13 +72,13 @@ FAMILIES = {
         "SiglipVisionModel", _siglip, "encoder.layers", "post_layernorm", (HALF, HALF)
     ),
     "siglip2_vision_model": Family(
-        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF)
+        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2
     ),
     "dinov2": Family("Dinov2Model", _dinov2, "encoder.layer", "layernorm", IMAGENET),
     "dinov2_with_registers": Family(
         "Dinov2WithRegistersModel", _dinov2, "encoder.layer", "layernorm", IMAGENET
     ),
-    "dinov3_vit": Family("DINOv3ViTModel", _dinov3, "model.layer", "norm", IMAGENET),
+    "dinov3_vit": Family("DINOv3ViTModel", _dinov3, "model.layer", "norm", IMAGENET, 2),
 }
 
 
@@ -268,12 +270,11 @@ def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
     family, stated = FAMILIES[theirs.model_type], _preprocessing(source)
     states = theirs.num_hidden_layers + 1
     layers = (options.layer,) if isinstance(options.layer, int) else options.layer
-    for layer in layers or ("none",):
-        if isinstance(layer, str) or not -states <= layer < states:
-            raise ConfigError(
-                f"model.tower.layer: {layer}, but {source} has {states} hidden states; "
-                f"choose from {-states} to {states - 1}"
-            )
+    if not layers or not all(-states <= layer < states for layer in layers):
+        raise ConfigError(
+            f"model.tower.layer: {options.layer}, but {source} has {states} hidden states; "
+            f"choose from {-states} to {states - 1}"
+        )
     chosen = tuple(layer % states for layer in layers)
     patch, max_patches = _side(theirs.patch_size, source), options.max_patches
     if family.embed is None:
@@ -296,6 +297,7 @@ def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
         image_size=size,
         patch_size=patch,
         max_patches=max_patches,
+        resample=int(stated.get("resample", family.resample)),
         mean=mean,
         deviation=deviation,
     )
