@@ -323,6 +323,29 @@ def test_the_visual_half_of_a_clip_is_found(whole, tmp_path):
     close(tower(*seen(tower.config, image)), expected[0, 1:])
 
 
+def test_a_hub_id_is_read_from_the_cache_without_a_network(folders, tmp_path, monkeypatch):
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--siglip"
+    shutil.copytree(folders["siglip"], repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tower = load_encoder("someone/siglip", TowerOptions())
+    assert tower.config.source == "someone/siglip"
+    assert tower.config.mean == tuple(ODD["image_mean"])
+    inputs = seen(tower.config, picture())
+    folder = load_encoder(str(folders["siglip"]), TowerOptions())
+    assert torch.equal(tower(*inputs), folder(*inputs))
+    with pytest.raises(CheckpointError, match="no visual encoder") as error:
+        load_encoder("someone/absent", TowerOptions())
+    assert "\n" not in str(error.value)
+    for file in (repository / "snapshots" / commit).glob("*processor_config.json"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="how pictures are normalised"):
+        load_encoder("someone/siglip", TowerOptions())
+
+
 @torch.no_grad()
 def test_a_resolution_that_patches_do_not_divide_is_cut_as_the_convolution_does(folders, tmp_path):
     """So400m/14 at 384: 27 patches a side, of 378 pixels."""

@@ -304,8 +304,8 @@ def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
 
 
 def _preprocessing(source: str) -> dict[str, Any]:
-    """What the checkpoint's processor does, or nothing. Version 5 of transformers writes it inside
-    processor_config.json, version 4 in a file of its own."""
+    """What the checkpoint's processor does; nothing for a folder that does not say. Version 5 of
+    transformers writes it inside processor_config.json, version 4 in a file of its own."""
     from transformers.utils import cached_file
 
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -321,6 +321,13 @@ def _preprocessing(source: str) -> dict[str, Any]:
         stated = stated.get("image_processor", stated)
         if "image_mean" in stated or "do_normalize" in stated:
             return stated
+    if not Path(
+        source
+    ).is_dir():  # it is there, but could not be fetched: defaults would be a guess
+        raise CheckpointError(
+            f"{source}: neither processor_config.json nor preprocessor_config.json could be read, "
+            "which say how pictures are normalised; try again or give the repository as a folder"
+        )
     return {}
 
 
