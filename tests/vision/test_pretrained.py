@@ -16,7 +16,11 @@ from transformers import (
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
+    Siglip2Config,
+    Siglip2Model,
     Siglip2VisionConfig,
+    SiglipConfig,
+    SiglipModel,
     SiglipVisionConfig,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -306,21 +310,34 @@ def test_fused_encoders_need_one_grid(folders, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_visual_half_of_a_clip_is_found(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("clip", CLIPModel, CLIPConfig),
+        ("siglip", SiglipModel, SiglipConfig),
+        ("siglip2", Siglip2Model, Siglip2Config),
+    ],
+)
+def test_the_visual_half_of_a_pair_is_found(name, kind, settings, whole, tmp_path):
     """As the hub has it: both halves in one file, `vision_model.` before the visual one's names;
     version 4 of transformers wrote that prefix with the visual configuration alone, too."""
     torch.manual_seed(0)
     text = {**COMMON, "vocab_size": 20, "intermediate_size": 24, "max_position_embeddings": 8}
-    vision = STOCK["clip"][1].to_dict()
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
+    vision = STOCK[name][1]
+    model = kind(settings(text_config=text, vision_config=vision.to_dict())).eval()
     model.save_pretrained(tmp_path)
+    assert "vision_model.encoder.layers.0.mlp.fc1.weight" in load_file(
+        tmp_path / "model.safetensors"
+    )
     if not whole:
-        STOCK["clip"][1].save_pretrained(tmp_path)
+        vision.save_pretrained(tmp_path)
+    STOCK[name][2].save_pretrained(tmp_path)
     tower = load_encoder(str(tmp_path), TowerOptions(-1))
-    assert tower.config.mean == pretrained.OPENAI[0]  # nothing is said, so the family's
     image = picture()
-    expected = model.vision_model(**stock_inputs("clip", image)).last_hidden_state
-    close(tower(*seen(tower.config, image)), expected[0, 1:])
+    states = model.vision_model(
+        **stock_inputs(name, image), output_hidden_states=True
+    ).hidden_states
+    close(tower(*seen(tower.config, image)), states[-1][0, SPECIAL[name] :])
 
 
 def test_a_hub_id_is_read_from_the_cache_without_a_network(folders, tmp_path, monkeypatch):
