@@ -23,8 +23,8 @@ from chiasm.vision.patches import fit, patchify, to_array
 class PictureProcessor:
     """Pictures to patches and captions to ids, for training and for use alike.
 
-    image_size, patch_size, max_patches: as vision.patches.fit. tokenizer None: pictures only.
-    context: longest caption in tokens.
+    image_size, patch_size, max_patches, resample: as vision.patches.fit. tokenizer None: pictures
+    only. context: longest caption in tokens.
     """
 
     image_size: int
@@ -32,11 +32,13 @@ class PictureProcessor:
     max_patches: int | None = None
     tokenizer: Tokenizer | None = None
     context: int = 16
+    resample: int = 3
 
     def patches(self, picture: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """(patches [P, 3·p·p] float32 in [-1, 1], grid)."""
-        pixels = to_array(fit(picture, self.image_size, self.patch_size, self.max_patches))
         size = self.patch_size
+        resized = fit(picture, self.image_size, size, self.max_patches, self.resample)
+        pixels = to_array(resized)
         return patchify(pixels, size), (pixels.shape[0] // size, pixels.shape[1] // size)
 
     def pictures(self, pictures: Sequence[PIL.Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """MLLMs on disk: encoder and projector in model.safetensors, the language model (adapters merged)
-as a standard transformers checkpoint in `language/`."""
+as a standard transformers checkpoint in `language/`; an encoder of transformers likewise in
+`vision/`."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ from chiasm.mllm.config import MLLMConfig, SavedMLLM
 from chiasm.mllm.language import load_language, quiet
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
+from chiasm.vision.config import ViTConfig
+from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
 
 
-def build(config: MLLMConfig, vision: ViT) -> tuple[MLLM, Processor]:
+def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
     language, tokenizer = load_language(config.language)
     with torch.no_grad():
@@ -41,7 +44,9 @@ def word_processor(model: MLLM, processor: Processor, context: int = 64) -> Pict
     tokens with them; captions are cut at `context` tokens."""
     vit = model.vision.config
     words = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    return PictureProcessor(vit.image_size, vit.patch_size, vit.max_patches, words, context)
+    return PictureProcessor(
+        vit.image_size, vit.patch_size, vit.max_patches, words, context, vit.resample
+    )
 
 
 def _freeze(model: MLLM, count: int) -> None:
@@ -60,6 +65,8 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
     """Merges the adapters into the matrices: afterwards the model has none."""
     merge_adapters(model.language)
     files.write(path, SavedMLLM(config, model.vision.config), _ours(model))
+    if not isinstance(model.vision, ViT):
+        save_encoder(path / "vision", model.vision)
     with quiet():
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
@@ -68,17 +75,23 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
 def load(path: Path) -> tuple[MLLM, Processor]:
     saved = files.read_config(path, SavedMLLM)
     language, tokenizer = load_language(str(path / "language"))
-    model, processor = _assemble(saved.model, ViT(saved.vision), language, tokenizer, 1.0)
+    vision = (
+        ViT(saved.vision)
+        if isinstance(saved.vision, ViTConfig)
+        else restore_encoder(path / "vision", saved.vision)
+    )
+    model, processor = _assemble(saved.model, vision, language, tokenizer, 1.0)
     files.read_weights(path, _ours(model))
     return model.eval(), processor
 
 
 def _ours(model: MLLM) -> nn.ModuleDict:
-    return nn.ModuleDict({"vision": model.vision, "projector": model.projector})
+    ours: dict[str, nn.Module] = {"projector": model.projector}
+    return nn.ModuleDict(ours | {"vision": model.vision} if isinstance(model.vision, ViT) else ours)
 
 
 def _assemble(
-    config: MLLMConfig, vision: ViT, language: Any, tokenizer: Any, scale: float
+    config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system)
     projector = build_projector(

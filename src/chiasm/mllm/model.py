@@ -16,13 +16,13 @@ from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
 from chiasm.nn.loss import token_loss
-from chiasm.vision.vit import ViT
+from chiasm.vision.pretrained import Encoder
 
 
 class MLLM(nn.Module):
     """Pictures enter where `image_token` stands in the ids; everything else is the LLM's."""
 
-    def __init__(self, vision: ViT, projector: Projector, language: Any, image_token: int):
+    def __init__(self, vision: Encoder, projector: Projector, language: Any, image_token: int):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
@@ -143,7 +143,7 @@ class MLLM(nn.Module):
     def _vision_cost(self, patches: Tensor, grids: Tensor, trained: dict[str, bool]) -> float:
         config = self.vision.config
         vision = 2.0 * matrix_parameters(self.vision) * len(patches)
-        vision += attention_flops(grids.prod(1), config.width, config.layers)
+        vision += attention_flops(grids.prod(1), config.mixing, 1)
         widths = config.width, self.language.config.hidden_size
         projector = sum(
             projector_flops(self.projector.config, *widths, (h, w)) for h, w in grids.tolist()

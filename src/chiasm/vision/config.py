@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chiasm.core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -22,6 +24,117 @@ class ViTConfig:
     heads: int = 4
     mlp_ratio: int = 4
     max_patches: int | None = None
+
+    @property
+    def mixing(self) -> int:
+        """The width that attention mixes, summed over the blocks: what its cost grows with."""
+        return self.layers * self.width
+
+    @property
+    def resample(self) -> int:
+        """The filter that pictures are resized with, as PIL numbers them: bicubic."""
+        return 3
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """How an encoder of transformers is used (vision/pretrained.py).
+
+    layer: whose features, counted as transformers' hidden_states: 0 is the embeddings, -1 the last
+    block, LLaVA takes -2; several are concatenated, and blocks after the last of them are dropped.
+    norm: the encoder's own last norm over them, which hidden_states never see: layer -1 with norm
+    is what SigLIP and DINO call last_hidden_state. image_size in pixels: another resolution than
+    the checkpoint's, positions being interpolated. max_patches: as ViTConfig; None squeezes, and
+    leaves NaFlex its own number.
+    """
+
+    layer: int | tuple[int, ...] = -2
+    norm: bool = False
+    image_size: int | None = None
+    max_patches: int | None = None
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """An encoder of transformers as it is used; read from a checkpoint, not written by hand.
+
+    source: where it came from. family: transformers' model_type. hidden: the width of its blocks,
+    of which `layers` are kept. chosen: which hidden states are its features. image_size,
+    patch_size and max_patches as ViTConfig. resample: the filter that pictures are resized with, as
+    PIL numbers them. mean and deviation of red, green and blue in [0, 1].
+    """
+
+    source: str
+    family: str
+    hidden: int
+    layers: int
+    chosen: tuple[int, ...]
+    norm: bool
+    image_size: int
+    patch_size: int
+    max_patches: int | None
+    resample: int
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+    @property
+    def width(self) -> int:
+        return self.hidden * len(self.chosen)
+
+    @property
+    def mixing(self) -> int:
+        return self.hidden * self.layers
+
+    @property
+    def grid(self) -> str:
+        """The patches it sees, in words."""
+        side = self.image_size // self.patch_size
+        count = f"{side}x{side}" if self.max_patches is None else f"up to {self.max_patches}"
+        return f"{count} patches of {self.patch_size} pixels"
+
+
+@dataclass(frozen=True)
+class FusedConfig:
+    """Two encoders on the same patches, their features concatenated. Raises ConfigError where
+    their grids differ."""
+
+    first: TowerConfig
+    second: TowerConfig
+
+    def __post_init__(self) -> None:
+        if self.first.grid != self.second.grid:
+            raise ConfigError(
+                f"{self.first.source} sees {self.first.grid} and {self.second.source} "
+                f"{self.second.grid}, but two encoders are fused patch by patch; set "
+                "model.tower.image_size (or max_patches), or choose two of one patch size"
+            )
+
+    @property
+    def image_size(self) -> int:
+        return self.first.image_size
+
+    @property
+    def patch_size(self) -> int:
+        return self.first.patch_size
+
+    @property
+    def max_patches(self) -> int | None:
+        return self.first.max_patches
+
+    @property
+    def resample(self) -> int:
+        return self.first.resample
+
+    @property
+    def width(self) -> int:
+        return self.first.width + self.second.width
+
+    @property
+    def mixing(self) -> int:
+        return self.first.mixing + self.second.mixing
+
+
+EncoderConfig = ViTConfig | TowerConfig | FusedConfig
 
 
 @dataclass(frozen=True)

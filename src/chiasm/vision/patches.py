@@ -27,12 +27,15 @@ def patchify(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, C * size * size)
 
 
-def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -> PIL.Image.Image:
-    """Resize for an encoder.
+def fit(
+    image: PIL.Image.Image, size: int, step: int, max_patches: int | None, resample: int = 3
+) -> PIL.Image.Image:
+    """Resize for an encoder; resample is PIL's number of the filter, 3 the bicubic one.
 
-    max_patches None: squeeze to size × size (fixed resolution, SigLIP's way). Otherwise keep the
-    aspect: the largest multiple of `step` a side that stays within max_patches and does not
-    enlarge beyond `size` on the longer side (variable resolution, as NaFlex).
+    max_patches None: squeeze to size × size (fixed resolution, SigLIP's way), less the rows and
+    columns that a patch convolution leaves over (384 = 27 · 14 + 6). Otherwise keep the aspect: the
+    largest multiple of `step` a side that stays within max_patches and does not enlarge beyond
+    `size` on the longer side (variable resolution, as NaFlex).
     """
     if max_patches is None:
         target = (size, size)
@@ -45,4 +48,7 @@ def fit(image: PIL.Image.Image, size: int, step: int, max_patches: int | None) -
         width = min(width, max(step, limit // height // step * step))
         height = min(height, max(step, limit // width // step * step))
         target = (width, height)
-    return image if image.size == target else image.resize(target, PIL.Image.Resampling.BICUBIC)
+    if image.size != target:
+        image = image.resize(target, PIL.Image.Resampling(resample))
+    whole = (target[0] // step * step, target[1] // step * step)
+    return image if whole == target else image.crop((0, 0, *whole))

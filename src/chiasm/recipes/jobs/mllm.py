@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from chiasm.core.protocols import Stream
 from chiasm.hub import mllm
 from chiasm.hub.load import load_as
@@ -9,14 +11,13 @@ from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.stage import Stage
 from chiasm.vision.contrastive import DualEncoder
+from chiasm.vision.pretrained import Encoder, load_encoder
 
 
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, MLLMConfig)
-    source = context.given_or_prepared(config.encoder, "encoder")
-    dual, _ = load_as(source, DualEncoder, "model.encoder")
-    model, processor = mllm.build(config, dual.vision)
+    model, processor = mllm.build(config, _encoder(context, config))
     views = context.views()
     words = mllm.word_processor(model, processor)
 
@@ -31,3 +32,17 @@ def build(context: Context) -> Job:
         stream,
         lambda path: mllm.save(path, model, processor, config),
     )
+
+
+def _encoder(context: Context, config: MLLMConfig) -> Encoder:
+    """The one given or prepared here, or one of transformers. A path that does not exist, in a
+    folder that does, is a misspelt path and no hub id."""
+    given = config.encoder
+    if given is not None:
+        path = Path(given).expanduser()
+        misspelt = not path.exists() and path.parent != Path() and path.parent.is_dir()
+        if not (path / "model.json").exists() and not (misspelt and "+" not in given):
+            return load_encoder(given, config.tower)
+    source = context.given_or_prepared(given, "encoder")
+    dual, _ = load_as(source, DualEncoder, "model.encoder")
+    return dual.vision

@@ -1,0 +1,376 @@
+"""Visual encoders from transformers, behind the contract of our ViT.
+
+Patches arrive as the codec makes them, in [-1, 1], and each encoder maps them to its own mean and
+deviation: one codec serves all, and two encoders can share the same patches.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.core.quiet import quiet
+from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
+from chiasm.vision.vit import ViT
+
+Colour = tuple[float, float, float]
+HALF: Colour = (0.5, 0.5, 0.5)
+OPENAI: tuple[Colour, Colour] = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _clip(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    return model.pre_layrnorm(model.embeddings(pixels, interpolate_pos_encoding=True)), {}
+
+
+def _siglip(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    return model.embeddings(pixels, interpolate_pos_encoding=True), {}
+
+
+def _dinov2(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    return model.embeddings(pixels), {}
+
+
+def _dinov3(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    return model.embeddings(pixels), {"position_embeddings": model.rope_embeddings(pixels)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one architecture from another.
+
+    model: transformers' class. embed: pixels [n 3 H W] to the first hidden state [n L D], and what
+    every block is given besides; None for NaFlex, which takes packed patches. blocks, norm: where
+    they are in the model. colours, resample: mean and deviation, and PIL's number of the filter
+    (2 bilinear, 3 bicubic), where a checkpoint does not say.
+    """
+
+    model: str
+    embed: Callable[[Any, Tensor], tuple[Tensor, dict[str, Any]]] | None
+    blocks: str
+    norm: str
+    colours: tuple[Colour, Colour]
+    resample: int = 3
+
+
+FAMILIES = {
+    "clip_vision_model": Family(
+        "CLIPVisionModel", _clip, "encoder.layers", "post_layernorm", OPENAI
+    ),
+    "siglip_vision_model": Family(
+        "SiglipVisionModel", _siglip, "encoder.layers", "post_layernorm", (HALF, HALF)
+    ),
+    "siglip2_vision_model": Family(
+        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2
+    ),
+    "dinov2": Family("Dinov2Model", _dinov2, "encoder.layer", "layernorm", IMAGENET),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersModel", _dinov2, "encoder.layer", "layernorm", IMAGENET
+    ),
+    "dinov3_vit": Family("DINOv3ViTModel", _dinov3, "model.layer", "norm", IMAGENET, 2),
+}
+
+
+class Tower(nn.Module):
+    """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width].
+
+    Class and register tokens take part but are left out of the features, which stay one a patch.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, config: TowerConfig, model: Any):
+        super().__init__()
+        self.config, self.model = config, model
+        self.family = FAMILIES[config.family]
+        mean, deviation = torch.tensor(config.mean), torch.tensor(config.deviation)
+        # ((x + 1) / 2 - mean) / deviation, as one multiplication and one addition.
+        self.register_buffer("scale", (0.5 / deviation)[:, None], persistent=False)
+        self.register_buffer("offset", ((0.5 - mean) / deviation)[:, None], persistent=False)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The blocks, first to last."""
+        return list(operator.attrgetter(self.family.blocks)(self.model))
+
+    def train(self, mode: bool = True) -> Tower:
+        """As in evaluation always: DINOv3 in training mode stretches its positions at random, so
+        that a frozen encoder would see another picture each time."""
+        return super().train(False)
+
+    def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
+        x = patches.unflatten(1, (3, -1)) * self.scale + self.offset
+        shapes = [(int(h), int(w)) for h, w in grids.tolist()]
+        return self._packed(x, shapes) if self.family.embed is None else self._by_grid(x, shapes)
+
+    def _by_grid(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """Pictures of one grid together, as pixels. x [P 3 p·p]."""
+        assert self.family.embed is not None
+        pictures = x.split([h * w for h, w in shapes])
+        features: list[Tensor] = [x] * len(shapes)
+        for grid in dict.fromkeys(shapes):
+            which = [i for i, shape in enumerate(shapes) if shape == grid]
+            pixels = _pixels(torch.stack([pictures[i] for i in which]), grid)
+            hidden, extra = self.family.embed(self.model, pixels)
+            special = hidden.shape[1] - grid[0] * grid[1]
+            for i, rows in zip(which, self._blocks(hidden, extra)[:, special:], strict=True):
+                features[i] = rows
+        return torch.cat(features)
+
+    def _packed(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """NaFlex: every picture a row of patches, filled up to the longest. x [P 3 p·p]."""
+        # Inside a patch its order is (y, x, channel), ours (channel, y, x).
+        counts = [h * w for h, w in shapes]
+        pictures = x.transpose(1, 2).flatten(1).split(counts)
+        rows = nn.utils.rnn.pad_sequence(list(pictures), batch_first=True)
+        positions = torch.arange(rows.shape[1], device=x.device)
+        real = positions < torch.tensor(counts, device=x.device)[:, None]
+        hidden = self.model.embeddings(rows, torch.tensor(shapes))
+        mask = None if len(set(counts)) == 1 else real[:, None, None]
+        return self._blocks(hidden, {"attention_mask": mask})[real]
+
+    def _blocks(self, x: Tensor, extra: dict[str, Any]) -> Tensor:
+        """[n L D] -> the chosen hidden states [n L width]."""
+        extra = {"attention_mask": None, **extra}
+        seen = {0: x}
+        for number, block in enumerate(self.layers, 1):
+            x = block(x, **extra)
+            if number in self.config.chosen:
+                seen[number] = x
+        chosen = [seen[number] for number in self.config.chosen]
+        if self.config.norm:
+            chosen = [getattr(self.model, self.family.norm)(state) for state in chosen]
+        return torch.cat(chosen, -1)
+
+
+class FusedTowers(nn.Module):
+    """Two encoders on the same patches, their features concatenated: what one is blind to the
+    other may see (2401.06209; DINOv2 with SigLIP, 2402.07865). The contract of Tower."""
+
+    def __init__(self, first: Tower, second: Tower):
+        super().__init__()
+        self.config = FusedConfig(first.config, second.config)
+        self.first, self.second = first, second
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return [*self.first.layers, *self.second.layers]
+
+    def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
+        return torch.cat([self.first(patches, grids), self.second(patches, grids)], -1)
+
+
+Encoder = ViT | Tower | FusedTowers
+
+
+def load_encoder(source: str, options: TowerOptions) -> Tower | FusedTowers:
+    """The encoder of a hub id or a folder in transformers' format, in fp32; two of them fused where
+    they are joined by "+". Raises CheckpointError, or ConfigError where the options do not fit."""
+    if "+" not in source or Path(source).exists():
+        return _load(source, options)
+    parts = [part.strip() for part in source.split("+")]
+    if len(parts) != 2 or not all(parts):
+        raise ConfigError(f"{source}: two encoders are fused as 'A+B'; found {len(parts)} names")
+    first, second = (_load(part, options) for part in parts)
+    return FusedTowers(first, second)
+
+
+def save_encoder(folder: Path, encoder: Tower | FusedTowers) -> None:
+    """Each encoder as a standard transformers checkpoint of the blocks it has kept."""
+    if isinstance(encoder, FusedTowers):
+        save_encoder(folder / "first", encoder.first)
+        save_encoder(folder / "second", encoder.second)
+        return
+    with quiet():
+        encoder.model.save_pretrained(folder)
+
+
+def restore_encoder(folder: Path, config: TowerConfig | FusedConfig) -> Tower | FusedTowers:
+    """The inverse of save_encoder. Raises CheckpointError."""
+    if isinstance(config, FusedConfig):
+        return FusedTowers(
+            _restore(folder / "first", config.first), _restore(folder / "second", config.second)
+        )
+    return _restore(folder, config)
+
+
+def _restore(folder: Path, config: TowerConfig) -> Tower:
+    return Tower(config, _model(str(folder), _read_config(str(folder)), config.layers))
+
+
+def _load(source: str, options: TowerOptions) -> Tower:
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    theirs = _read_config(source)
+    config = _resolve(source, theirs, options)
+    return Tower(config, _model(source, theirs, config.layers))
+
+
+def _read_config(source: str) -> Any:
+    """transformers' configuration of the vision part."""
+    from transformers import AutoConfig
+
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(source, error) from None
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{source}: a '{config.model_type}', expected one of {', '.join(FAMILIES)}; "
+            "choose an encoder of these families"
+        )
+    return config
+
+
+def _model(source: str, config: Any, layers: int) -> Any:
+    """The weights of the first `layers` blocks, without a pooling head."""
+    import transformers
+    from safetensors import SafetensorError
+
+    settings = {**config.to_dict(), "num_hidden_layers": layers, "vision_use_head": False}
+    for derived in ("stage_names", "out_features", "out_indices"):  # they count the blocks
+        settings.pop(derived, None)
+    kind = getattr(transformers, FAMILIES[config.model_type].model)
+    with quiet():
+        try:
+            model, report = kind.from_pretrained(
+                source,
+                config=type(config).from_dict(settings),
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise _unreadable(source, error) from None
+    # transformers fills what it does not find with random numbers.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source}: {len(missing)} weights of the encoder are not in it, first {missing[0]}; "
+            "was it saved whole, and by this architecture?"
+        )
+    return model.eval()
+
+
+def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
+    family, stated = FAMILIES[theirs.model_type], _preprocessing(source)
+    states = theirs.num_hidden_layers + 1
+    layers = (options.layer,) if isinstance(options.layer, int) else options.layer
+    if not layers or not all(-states <= layer < states for layer in layers):
+        raise ConfigError(
+            f"model.tower.layer: {options.layer}, but {source} has {states} hidden states; "
+            f"choose from {-states} to {states - 1}"
+        )
+    chosen = tuple(layer % states for layer in layers)
+    patch, max_patches = _side(theirs.patch_size, source), options.max_patches
+    if family.embed is None:
+        max_patches = max_patches or int(stated.get("max_num_patches") or 256)
+        size = options.image_size or patch * max_patches  # no side is limited but by the count
+    else:
+        size = options.image_size or _side(theirs.image_size, source)
+    if size < patch:
+        raise ConfigError(
+            f"model.tower.image_size: {size} pixels, less than one patch of {source} ({patch})"
+        )
+    mean, deviation = _colours(stated, family.colours)
+    return TowerConfig(
+        source=source,
+        family=theirs.model_type,
+        hidden=theirs.hidden_size,
+        layers=max(chosen),
+        chosen=chosen,
+        norm=options.norm,
+        image_size=size,
+        patch_size=patch,
+        max_patches=max_patches,
+        resample=int(stated.get("resample", family.resample)),
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def _preprocessing(source: str) -> dict[str, Any]:
+    """What the checkpoint's processor does; nothing for a folder that does not say. Version 5 of
+    transformers writes it inside processor_config.json, version 4 in a file of its own."""
+    from transformers.utils import cached_file
+
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        with quiet():
+            try:
+                file = cached_file(source, name)
+            except (OSError, ValueError):
+                continue
+        try:
+            stated = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{file}: unreadable ({error}); fetch it again") from None
+        stated = stated.get("image_processor", stated)
+        if "image_mean" in stated or "do_normalize" in stated:
+            return stated
+    if not Path(
+        source
+    ).is_dir():  # it is there, but could not be fetched: defaults would be a guess
+        raise CheckpointError(
+            f"{source}: neither processor_config.json nor preprocessor_config.json could be read, "
+            "which say how pictures are normalised; try again or give the repository as a folder"
+        )
+    return {}
+
+
+def _colours(stated: dict[str, Any], default: tuple[Colour, Colour]) -> tuple[Colour, Colour]:
+    """Mean and deviation of pixels in [0, 1]."""
+    if not stated.get("do_normalize", True):
+        mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        mean = _three(stated.get("image_mean"), default[0])
+        deviation = _three(stated.get("image_std"), default[1])
+    # Theirs are of pixels in [0, 255] times a factor that need not be 1/255.
+    factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
+    unit = 255 * factor
+    return _three([m / unit for m in mean], mean), _three([d / unit for d in deviation], deviation)
+
+
+def _three(value: Any, default: Colour) -> Colour:
+    if value is None:
+        return default
+    red, green, blue = value if isinstance(value, (list, tuple)) else [value] * 3
+    return float(red), float(green), float(blue)
+
+
+def _side(value: Any, source: str) -> int:
+    """A size in pixels, that transformers keeps as a number or as two."""
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise CheckpointError(
+            f"{source}: trained on pictures or patches of {value}; only squares are supported"
+        )
+    return int(sides.pop())
+
+
+def _pixels(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[n P 3 p·p] -> [n 3 H W]"""
+    size = int(x.shape[-1] ** 0.5)
+    x = x.unflatten(-1, (size, size)).unflatten(1, grid)  # [n h w 3 p p]
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def _unreadable(source: str, error: Exception) -> CheckpointError:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(
+        f"{source}: no visual encoder that transformers can load ({said[0]}); give a folder of "
+        "'chiasm train encoder', a folder with config.json and safetensors, or a hub id"
+    )
