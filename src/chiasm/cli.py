@@ -128,9 +128,11 @@ def draw(
     text: Positional[str],
     out: Annotated[Path, arg(aliases=["-o"])] = Path("out.png"),
     count: int = 1,
+    best_of: int = 4,
     temperature: float = 1.0,
     top_k: int = 0,
-    guidance: float = 3.0,
+    top_p: float = 0.95,
+    guidance: float = 1.5,
     seed: int = 0,
 ) -> None:
     """Draw a picture from text with a unified model.
@@ -140,18 +142,21 @@ def draw(
         text: What to draw.
         out: The picture; with a count above 1, a row of pictures.
         count: How many.
+        best_of: Draw so many for each and keep the one that the model itself would soonest describe
+            so; 1 shows the first.
         temperature: 0 is greedy: the same picture every time.
         top_k: Choose among the k likeliest codes only (0: all).
+        top_p: Choose among the likeliest codes that make up this probability.
         guidance: Scale of classifier-free guidance; 1 is none.
         seed: Another seed, another picture.
     """
     from chiasm.core.protocols import Sampling
     from chiasm.recipes.talk import draw_pictures
 
-    sampling = Sampling(
-        temperature, top_k, guidance=guidance, max_images=1, draw_first=True, seed=seed
-    )
-    draw_pictures(run, text, out, count, sampling)
+    if count < 1 or best_of < 1:
+        raise ConfigError(f"--count {count} --best-of {best_of}: both must be at least 1")
+    sampling = Sampling(temperature, top_k, top_p, guidance=guidance, seed=seed)
+    draw_pictures(run, text, out, count, best_of, sampling)
 
 
 _overrides: Overrides = {}

@@ -68,6 +68,19 @@ def test_match_asks_of_its_own_caption_and_of_others():
         assert seen.turns[0].parts[0] is PICTURE
 
 
+def test_every_other_stranger_is_a_near_one():
+    captions = [f"a {color} {shape}" for color in "pqrs" for shape in "xyzw"]
+    view, random = match(captions, pairs=2), np.random.default_rng(0)
+    shared = {0: 0, 1: 0}
+    for _ in range(200):
+        turns = view(asked([("what?", "p")], "a p x"), random).turns
+        strangers = [turn.text for turn in turns[4::2]]
+        if len(strangers) == 2:
+            for number, text in enumerate(strangers):
+                shared[number] += any(f" {word}" in text for word in "px")
+    assert shared[1] > 1.5 * shared[0]
+
+
 def test_match_needs_a_picture_and_a_caption():
     view = match(["a cat"])
     random = np.random.default_rng(0)

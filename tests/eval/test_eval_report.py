@@ -69,6 +69,8 @@ def full(tmp_path: Path) -> Path:
         "t2i_color_accuracy": 0.95,
         "t2i_shape_accuracy": 0.9,
         "t2i_distinct": 1.0,
+        "t2i_best_of": 4,
+        "t2i_first_joint_accuracy": 0.625,
         "t2i_per_caption": {"a red circle": 0.75, HOSTILE: 1.0},
     }
     write(

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from chiasm.core.batch import Encoded, pack
+from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm, unified
+from chiasm.infer.draw import draw
 from chiasm.infer.generate import Generator
+from chiasm.infer.likelihood import reply_log_likelihood
 from chiasm.infer.sampling import choose, guide, probabilities
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.nn.cache import KVCache
@@ -455,3 +457,43 @@ def test_guidance_is_linear_in_log_probabilities():
     np.testing.assert_allclose(guide(c, u, 3.0).numpy(), b + 3 * (a - b), atol=1e-5)
     torch.testing.assert_close(guide(c, u, 1.0).softmax(-1), c.softmax(-1))
     torch.testing.assert_close(guide(c, u, 0.0).softmax(-1), u.softmax(-1))
+
+
+DRAW = Sampling(temperature=1.0, guidance=1.5, seed=3)
+
+
+@pytest.mark.parametrize("tokens", [8, 10_000])
+def test_likelihood_is_the_sum_over_the_reply(drawing, tokens):
+    model, processor = drawing
+    samples = [
+        Sample((question(picture(5), "what?"), answer("red"))),
+        Sample((question("what colour is it?"), answer("a red circle"))),
+        Sample((question("is it?"), answer("red"), question("is it?"), answer("a circle"))),
+    ]
+    found = reply_log_likelihood(Generator(model, processor, tokens), samples)
+    for sample, value in zip(samples, found, strict=True):
+        batch = pack([[processor.encode(sample)]])
+        with torch.no_grad():
+            chances = model.logits(model(batch))[0].log_softmax(-1)
+        targets = batch.targets[0]
+        expected = sum(float(chances[t, i]) for t, i in enumerate(targets.tolist()) if i != IGNORE)
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_a_reply_there_is_no_likelihood(drawing):
+    with pytest.raises(DataError, match="no assistant words"):
+        reply_log_likelihood(Generator(*drawing), [Sample((question("what?"),))])
+
+
+def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
+    respond, texts = Generator(*drawing), ["red", "circle"]
+    chosen = draw(respond, texts, DRAW, candidates=3)
+    alone = draw(respond, [text for text in texts for _ in range(3)], DRAW, candidates=1)
+    assert all(one.best is one.first for one in alone)
+    for number, text in enumerate(texts):
+        pictures = [one.best for one in alone[3 * number : 3 * number + 3]]
+        values = reply_log_likelihood(
+            respond, [Sample((question(Image(p)), answer(text))) for p in pictures]
+        )
+        assert chosen[number].best.tobytes() == pictures[values.index(max(values))].tobytes()
+        assert chosen[number].first.tobytes() == pictures[0].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -46,13 +47,23 @@ ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
 def match(captions: Sequence[str], pairs: int = 3) -> View:
     """Does this text describe the picture? Asked `pairs` times of its own caption and of another's,
     answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2). All are branches of
-    the one picture, which costs more than any of them."""
+    the one picture, which costs more than any of them. Every other stranger is the one of eight
+    that shares the rarest words with the picture's own caption (hard negatives, the same section):
+    told apart from those, a picture must be known in all its parts."""
+    common = Counter(word for caption in captions for word in set(caption.split()))
+
+    def alike(one: str, other: str) -> float:
+        return sum(1.0 / common[word] for word in set(one.split()) & set(other.split()))
+
+    def stranger(own: str, hard: bool, random: np.random.Generator) -> str:
+        drawn = [captions[i] for i in random.integers(0, len(captions), 8 if hard else 1)]
+        return max(drawn, key=lambda other: (other != own, alike(own, other)))
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         own = caption_of(sample)
         if not own or not sample.images:
             return None
-        others = [captions[i] for i in random.integers(0, len(captions), pairs)]
+        others = [stranger(own, number % 2 == 1, random) for number in range(pairs)]
         turns = []
         for caption in (*[own] * pairs, *(c for c in others if c != own)):
             picture = () if turns else sample.images[:1]

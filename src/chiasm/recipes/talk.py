@@ -14,6 +14,7 @@ from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
+from chiasm.infer.draw import draw
 from chiasm.infer.generate import Generator
 
 
@@ -59,16 +60,17 @@ def session(run: Path, image: Path | None, sampling: Sampling) -> None:
         pending = []
 
 
-def draw_pictures(run: Path, text: str, out: Path, count: int, sampling: Sampling) -> None:
-    """Draw `count` pictures of a text into one file, side by side. NotGenerativeError if the model
-    cannot draw."""
+def draw_pictures(
+    run: Path, text: str, out: Path, count: int, candidates: int, sampling: Sampling
+) -> None:
+    """Draw `count` pictures of a text into one file, side by side, each the best of `candidates`
+    (infer/draw.py). NotGenerativeError if the model cannot draw."""
     respond = responder(run)
     if not respond.codes_per_image:
         raise NotGenerativeError(
             f"{run}: this model reads pictures but cannot draw them; use a unified model"
         )
-    samples = [Sample((question(text),))] * count
-    pictures = [piece.image for _, piece in respond(samples, sampling) if piece.image is not None]
+    pictures = [drawing.best for drawing in draw(respond, [text] * count, sampling, candidates)]
     width, height = pictures[0].size
     row = PIL.Image.new("RGB", (width * count, height))
     for place, picture in enumerate(pictures):

@@ -195,11 +195,19 @@ def drawings(run: Run) -> str:
     total = sum(len(paths) for paths in run.drawings.values())
     shown = sum(min(SHOWN_DRAWINGS, len(paths)) for paths in run.drawings.values())
     count = f" {shown:,} of {total:,} drawings, the first of each caption." if total else ""
+    best_of, first = run.number("unified", "t2i_best_of"), unified.get("t2i_first_joint_accuracy")
+    chosen = ""
+    if best_of is not None and best_of > 1:
+        without = f"; without that choice {share(number(first))} are right" if first else ""
+        chosen = (
+            f" Each is the one of {best_of:.0f} of which the model itself would most likely say "
+            f"the caption{without}."
+        )
     return (
         "<section><h2>What the unified model draws</h2>"
         '<p class="lede">Each caption was given to the model several times; the bar is the share '
         "of its drawings in which a separate classifier, trained on real pictures only, sees what "
-        f"was asked.{count}</p>{_tiles(tiles)}"
+        f"was asked.{chosen}{count}</p>{_tiles(tiles)}"
         f'<div class="drawings">{figures}</div></section>'
     )
 
