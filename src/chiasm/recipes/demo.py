@@ -51,9 +51,9 @@ class Settings:
         self.unified_questions = 100 if fast else 0
         self.blind_questions = 20 if fast else 400
         self.drawings = 1 if fast else 20
-        self.judge_steps = 20 if fast else 400
+        self.judge_steps = 20 if fast else 300
         self.test_pictures = 50 if fast else 1000
-        self.candidates = 2 if fast else 4
+        self.candidates = 2 if fast else 6
 
     def recipe(self, name: str) -> Recipe:
         recipe = find(name)

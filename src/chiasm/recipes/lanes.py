@@ -7,7 +7,6 @@ much done here as one after the other with two threads (LOG.md).
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import resource
 import traceback
@@ -32,14 +31,33 @@ class Outcome:
     peak_memory_gb: float
 
 
+@dataclass
+class _Lane:
+    """What a lane's process knows of the others. running: how many lanes are at work (shared)."""
+
+    name: str
+    messages: Any
+    running: Any
+    threads: int
+
+    def send(self, kind: str, value: Any) -> None:
+        self.messages.put((self.name, kind, value))
+
+    def take_share(self) -> None:
+        """The cores of lanes that have ended go to the others, from their next piece of work on:
+        within one, the number of threads never changes."""
+        torch.set_num_threads(max(1, self.threads // max(1, self.running.value)))
+
+
 class _Remote:
     """A View whose bar is drawn by the process that waits."""
 
-    def __init__(self, messages: Any, lane: str, title: str, total: int, done: int = 0):
-        self._send = partial(_send, messages, lane)
+    def __init__(self, lane: _Lane, title: str, total: int, done: int = 0):
+        self._lane, self._send = lane, lane.send
         self._begin = (title, total, done)
 
     def __enter__(self) -> _Remote:
+        self._lane.take_share()
         self._send("begin", self._begin)
         return self
 
@@ -54,27 +72,27 @@ class _Remote:
 
 
 def side_by_side(jobs: Mapping[str, Job], threads: int | None = None) -> dict[str, Outcome]:
-    """Run picklable jobs together; lane -> outcome. threads: of each lane, by default its share of
-    this process's. The first failure ends the other lanes and is raised here: a ChiasmError with
+    """Run picklable jobs together; lane -> outcome. threads: of all of them, by default this
+    process's. The first failure ends the other lanes and is raised here: a ChiasmError with
     its message, anything else as a RuntimeError with the lane's traceback."""
-    threads = threads or max(1, torch.get_num_threads() // len(jobs))
     context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
+    messages, running = context.Queue(), context.Value("i", len(jobs))
+    lanes = {n: _Lane(n, messages, running, threads or torch.get_num_threads()) for n in jobs}
     processes = {
-        lane: context.Process(target=_run, args=(messages, lane, job, threads), name=lane)
-        for lane, job in jobs.items()
+        name: context.Process(target=_run, args=(lanes[name], job), name=name)
+        for name, job in jobs.items()
     }
     for process in processes.values():
         process.start()
     try:
-        return _watch(messages, processes)
+        return _watch(messages, running, processes)
     finally:
         for process in processes.values():
             process.terminate()
             process.join()
 
 
-def _watch(messages: Any, processes: Mapping[str, Any]) -> dict[str, Outcome]:
+def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     with bars() as view:
         tasks = {lane: view.add_task(lane, total=None, status="starting") for lane in processes}
@@ -99,6 +117,7 @@ def _watch(messages: Any, processes: Mapping[str, Any]) -> dict[str, Outcome]:
                 view.update(tasks[lane], status=value)
             elif kind == "done":
                 outcomes[lane] = value
+                running.value -= 1
                 view.update(tasks[lane], description=f"{lane}: finished", status="")
                 view.stop_task(tasks[lane])
             else:
@@ -115,19 +134,14 @@ def _check_alive(processes: Mapping[str, Any], outcomes: Mapping[str, Outcome]) 
             )
 
 
-def _run(messages: Any, lane: str, job: Job, threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
+def _run(lane: _Lane, job: Job) -> None:
+    lane.take_share()
     try:
-        value = job(partial(_Remote, messages, lane))
+        value = job(partial(_Remote, lane))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        _send(messages, lane, "done", Outcome(value, peak))
+        lane.send("done", Outcome(value, peak))
     except ChiasmError as error:
         # Not every one of them can be rebuilt from its message, which is all that is needed.
-        _send(messages, lane, "failed", ChiasmError(str(error)))
+        lane.send("failed", ChiasmError(str(error)))
     except Exception:
-        _send(messages, lane, "failed", RuntimeError(f"lane '{lane}':\n{traceback.format_exc()}"))
-
-
-def _send(messages: Any, lane: str, kind: str, value: Any) -> None:
-    messages.put((lane, kind, value))
+        lane.send("failed", RuntimeError(f"lane '{lane.name}':\n{traceback.format_exc()}"))

@@ -8,7 +8,7 @@ from chiasm.unified.config import AutoencoderConfig
 def recipe() -> Recipe:
     stage = Stage(
         "autoencoder",
-        steps=800,
+        steps=700,
         lr={"encoder": 2e-3, "decoder": 2e-3},
         batch=16,
         optimizer="muon",
