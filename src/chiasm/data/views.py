@@ -56,7 +56,8 @@ def match(captions: Sequence[str], pairs: int = 3) -> View:
         return sum(1.0 / common[word] for word in set(one.split()) & set(other.split()))
 
     def stranger(own: str, hard: bool, random: np.random.Generator) -> str:
-        drawn = [captions[i] for i in random.integers(0, len(captions), 8 if hard else 1)]
+        places = random.integers(0, len(captions), 8 if hard else 1).tolist()
+        drawn = [captions[int(i)] for i in places]
         return max(drawn, key=lambda other: (other != own, alike(own, other)))
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:

@@ -13,5 +13,6 @@ def recipe() -> Recipe:
         batch=16,
         optimizer="muon",
         warmup=0.02,
+        muon_iterations=3,
     )
     return Recipe(AutoencoderConfig(caption=0.01), (stage,))

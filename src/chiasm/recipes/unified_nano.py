@@ -21,6 +21,7 @@ def recipe() -> Recipe:
             data,
             batch=2048,
             optimizer="muon",
+            muon_iterations=3,
             schedule=schedule,
             warmup=warmup,
         )

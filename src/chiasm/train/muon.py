@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     The update is lr · 0.2 · sqrt(max(rows, columns)) · orthogonalize(Nesterov momentum): the root
     mean square of AdamW's, so both share learning rates. iterations: of the orthogonalisation;
-    three leave small singular values small, learn as much a step here, and cost less (LOG.md).
+    fewer cost less and leave small singular values small, which some models mind (LOG.md).
     dtype: of the iteration only; bfloat16
     is exact enough for it (Jordan et al.), momentum and weights keep theirs.
     """

@@ -36,7 +36,7 @@ class Stage:
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.0
     muon_scale: float = 3.0
-    muon_iterations: int = 3
+    muon_iterations: int = 5
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     clip: float = 1.0
