@@ -33,7 +33,7 @@ TINY_UNIFIED = [
     "64",
     *(
         word
-        for stage in range(5)
+        for stage in range(6)
         for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch", "256")
     ),
 ]
@@ -293,7 +293,7 @@ def test_fast_demo_does_the_whole_path(tmp_path, capsys):
 @pytest.mark.skipif(not SHARED.exists(), reason="shared/data is absent")
 @pytest.mark.parametrize("name", ["mllm_smol", "unified_nano"])
 def test_both_recipes_train_on_tables_qa(name, tmp_path):
-    steps = [f"--stages.{i}.steps" for i in range(3 if name == "mllm_smol" else 5)]
+    steps = [f"--stages.{i}.steps" for i in range(3 if name == "mllm_smol" else 6)]
     few = [word for flag in steps for word in (flag, "2")]
     runs("train", name, "--data", SHARED / "tables-qa", "--out", tmp_path / name, *few)
     runs("eval", tmp_path / name, "--task", SHARED / "tables-qa", "--limit", "8")

@@ -10,7 +10,7 @@ RATES = {"embedding": 2e-3, "transformer": 2e-3}
 def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
     # drawing teaches what pictures are made of, captions what is in them, matching to compare them
-    # with words, and only then can questions be answered. Some drawing stays: it is soon forgotten.
+    # with words, which drawing beside it holds up for long, and only then can questions be answered.
     def stage(
         name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
     ) -> Stage:
@@ -27,10 +27,11 @@ def recipe() -> Recipe:
         )
 
     stages = (
-        stage("draw", 80, "draw", warmup=0.05),
+        stage("draw", 60, "draw", warmup=0.05),
         stage("perceive", 90, "describe+describe+describe+draw"),
-        stage("match", 160, "match+match+match+match+draw"),
-        stage("converse", 130, "converse+converse+converse+match+draw"),
-        stage("settle", 440, "converse+draw", "linear"),
+        stage("match", 150, "match"),
+        stage("converse", 150, "converse+converse+converse+match"),
+        stage("settle", 360, "converse+draw"),
+        stage("cool", 230, "converse+draw+draw", "linear"),
     )
     return Recipe(UnifiedConfig(), stages, questions=5)
