@@ -15,4 +15,4 @@ def recipe() -> Recipe:
         warmup=0.02,
         muon_iterations=3,
     )
-    return Recipe(AutoencoderConfig(caption=0.01), (stage,))
+    return Recipe(AutoencoderConfig(caption=0.05), (stage,))

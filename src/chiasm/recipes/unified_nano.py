@@ -10,7 +10,7 @@ RATES = {"embedding": 2e-3, "transformer": 2e-3}
 def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
     # drawing teaches what pictures are made of, captions what is in them, matching to compare them
-    # with words, which drawing beside it holds up for long, and only then can questions be answered.
+    # with words (drawing beside it holds that up for long); only then can questions be answered.
     def stage(
         name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
     ) -> Stage:
