@@ -53,7 +53,7 @@ class Settings:
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 300
         self.test_pictures = 50 if fast else 1000
-        self.candidates = 2 if fast else 6
+        self.candidates = 2 if fast else 5
 
     def recipe(self, name: str) -> Recipe:
         recipe = find(name)
@@ -125,16 +125,10 @@ def _unified_lane(folder: Path, settings: Settings, seed: int, show: Show) -> di
     """Route B: the image tokenizer, then the unified model and what it draws."""
     ledger = _train("tokenizer", folder / "tokenizer", settings, seed, show)
     tokenizer = _reconstruct(folder / "tokenizer", _test(settings))
-    ledger_of_all = _train(
-        "unified_nano",
-        folder / "unified",
-        settings,
-        seed,
-        show,
-        tokenizer=str(folder / "tokenizer"),
-    )
+    given = str(folder / "tokenizer")
+    whole = _train("unified_nano", folder / "unified", settings, seed, show, tokenizer=given)
     questions = settings.unified_questions
-    answers = _answers(folder, "unified", settings, questions, seed, ledger_of_all, show)
+    answers = _answers(folder, "unified", settings, questions, seed, whole, show)
     judge, drawings = _draw_and_judge(folder, settings, seed, show)
     quality = {key: tokenizer[key] for key in ("psnr", "code_usage")}
     return {

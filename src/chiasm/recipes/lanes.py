@@ -1,7 +1,7 @@
 """Several jobs side by side, each in a process of its own with an equal share of the cores.
 
-Small models leave cores idle between their products: two jobs of one thread each get 1.6 times as
-much done here as one after the other with two threads (LOG.md).
+Small models leave cores idle between their products: two jobs of one thread each get more done than
+one after the other with two threads (LOG.md).
 """
 
 from __future__ import annotations
