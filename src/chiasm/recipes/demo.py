@@ -53,7 +53,7 @@ class Settings:
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 300
         self.test_pictures = 50 if fast else 1000
-        self.candidates = 2 if fast else 5
+        self.candidates = 2 if fast else 6
 
     def recipe(self, name: str) -> Recipe:
         recipe = find(name)

@@ -18,7 +18,7 @@ def recipe() -> Recipe:
             optimizer="muon",
             schedule="linear",
         ),
-        Stage("tune", 50, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
+        Stage("tune", 70, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
         Stage(
             "settle", 40, {"language": 3e-4}, "converse", batch=384, warmup=0.0, schedule="linear"
         ),
