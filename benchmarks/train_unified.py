@@ -12,8 +12,8 @@ questions each, and captions with the picture to draw, half and half as the reci
 Both: fp32, AdamW (fused), gradients clipped at 1. A unit is a pair: one question with its answer
 or one caption with its picture. A step teaches both sides the same targets: the peer's repeated
 pictures carry labels in their first row only, and before timing the two losses are checked to be
-equal with equal weights (QK-norm and z-loss off, which Llama has not). Encoding and collating are
-not timed. Chameleon, which has the QK-norm, cannot be the peer: its stock forward sets the logits
+equal with equal weights (QK-norm, z-loss and image_weight off, which Llama has not). Encoding and
+collating are not timed. Chameleon, which has the QK-norm, cannot be the peer: its stock forward sets the logits
 of all image codes to -inf, so it cannot learn to draw. The peer therefore does less work a token.
 
 Extra keys: tokens a second of each side (padding not counted), and tokens a step of each.
@@ -143,7 +143,7 @@ def _collate(rows: list[tuple[np.ndarray, np.ndarray]], pad: int) -> dict[str, T
 
 def check(step: Step, samples: Sequence[Sample]) -> None:
     """Equal weights must give equal losses, or the two sides are not taught the same."""
-    config = UnifiedConfig(qk_norm=False, z_loss=0.0)
+    config = UnifiedConfig(qk_norm=False, z_loss=0.0, image_weight=1.0)
     model, _ = build(config, samples)
     peer = llama(config, model.vocabulary.size)
     copy_weights(model, peer)
