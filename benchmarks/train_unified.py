@@ -13,8 +13,9 @@ Both: fp32, AdamW (fused), gradients clipped at 1. A unit is a pair: one questio
 or one caption with its picture. A step teaches both sides the same targets: the peer's repeated
 pictures carry labels in their first row only, and before timing the two losses are checked to be
 equal with equal weights (QK-norm, z-loss and image_weight off, which Llama has not). Encoding and
-collating are not timed. Chameleon, which has the QK-norm, cannot be the peer: its stock forward sets the logits
-of all image codes to -inf, so it cannot learn to draw. The peer therefore does less work a token.
+collating are not timed. Chameleon, which has the QK-norm, cannot be the peer: its stock forward
+sets the logits of all image codes to -inf, so it cannot learn to draw. The peer therefore does
+less work a token.
 
 Extra keys: tokens a second of each side (padding not counted), and tokens a step of each.
 """
