@@ -7,9 +7,9 @@ twin without the condition that is fed the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.precision import Precision, autocast
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Generator:
         self.model.eval()
         random = torch.Generator(device=self.device).manual_seed(sampling.seed)
         prompts = self.processor.prompts(samples)
-        for chunk in _chunks(prompts, self.tokens):
+        for chunk in chunks(prompts, self.tokens, lambda prompt: len(prompt[0])):
             yield from self._reply(chunk, samples, sampling, random)
 
     def _reply(
@@ -230,15 +232,16 @@ def _next_batch(
     return batch, (index[:, 0], index[:, 1])
 
 
-def _chunks(prompts: list, tokens: int) -> Iterator[list]:
-    """Runs of prompts whose padded size stays within the budget (at least one each)."""
-    chunk, longest = [], 0
-    for prompt in prompts:
-        longest_with = max(longest, len(prompt[0]))
+def chunks(items: Sequence[T], tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Runs of items whose padded size stays within `tokens` (at least one each)."""
+    chunk: list[T] = []
+    longest = 0
+    for item in items:
+        longest_with = max(longest, length(item))
         if chunk and longest_with * (len(chunk) + 1) > tokens:
             yield chunk
-            chunk, longest_with = [], len(prompt[0])
-        chunk.append(prompt)
+            chunk, longest_with = [], length(item)
+        chunk.append(item)
         longest = longest_with
     if chunk:
         yield chunk

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from chiasm.core.batch import IGNORE, Encoded, pack
+from chiasm.core.batch import IGNORE, pack
 from chiasm.core.sample import Sample
-from chiasm.infer.generate import Generator
+from chiasm.infer.generate import Generator, chunks
 from chiasm.nn.loss import token_loss
 from chiasm.nn.precision import autocast
 
@@ -18,7 +18,7 @@ def reply_log_likelihood(respond: Generator, samples: Sequence[Sample]) -> list[
     """log p(replies | what was said before) of each conversation, nats, summed over the supervised
     tokens. Raises DataError for a sample that cannot be encoded or has no reply."""
     model, found = respond.model.eval(), []
-    for rows in _within(respond.tokens, [respond.processor.encode(s) for s in samples]):
+    for rows in chunks([respond.processor.encode(s) for s in samples], respond.tokens, len):
         batch = pack([[row] for row in rows]).to(respond.device)
         wanted = batch.targets != IGNORE
         with autocast(respond.precision, respond.device):
@@ -27,16 +27,3 @@ def reply_log_likelihood(respond: Generator, samples: Sequence[Sample]) -> list[
         total = nll.new_zeros(len(rows)).index_add_(0, wanted.nonzero()[:, 0], nll)
         found += (-total).tolist()
     return found
-
-
-def _within(tokens: int, rows: list[Encoded]) -> Iterator[list[Encoded]]:
-    """Runs of rows whose padded size stays within `tokens` (at least one each)."""
-    run: list[Encoded] = []
-    for row in rows:
-        longest = max(len(r) for r in (*run, row))
-        if run and longest * (len(run) + 1) > tokens:
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
