@@ -497,3 +497,13 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
         )
         assert chosen[number].best.tobytes() == pictures[values.index(max(values))].tobytes()
         assert chosen[number].first.tobytes() == pictures[0].tobytes()
+
+
+def test_choose_draws_from_the_softmax_and_never_what_is_forbidden():
+    logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 0.5]).repeat(40_000, 1)
+    drawn = choose(logits, Sampling(1.0), torch.Generator().manual_seed(0))
+    found = torch.bincount(drawn, minlength=5) / len(drawn)
+    expected = logits[0].softmax(-1)
+    # Five standard errors of a share of 40,000 draws.
+    assert (found - expected).abs().max() < 5 * (0.25 / 40_000) ** 0.5
+    assert found[3] == 0

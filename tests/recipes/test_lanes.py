@@ -46,16 +46,17 @@ def test_every_lane_has_its_own_process_and_share_of_threads():
 
 def waits_for_the_other(show):
     threads = []
-    for _ in range(600):
-        with show("waiting", 1, 0):
+    with show("waiting", 600, 0) as view:
+        for _ in range(600):
+            view.advance()
             threads.append(torch.get_num_threads())
-        if threads[-1] == 4:
-            break
-        time.sleep(0.1)
+            if threads[-1] == 4:
+                break
+            time.sleep(0.1)
     return threads
 
 
-def test_the_last_lane_gets_all_cores():
+def test_the_last_lane_gets_all_cores_at_its_next_step():
     lanes = side_by_side({"short": partial(work, 1), "long": waits_for_the_other}, threads=4)
     assert lanes["short"].value[2] in (2, 4)
     assert lanes["long"].value[-1] == 4

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import Batch, Encoded, pack
+from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.errors import NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
@@ -209,27 +209,28 @@ def _next_batch(
     live: list[_Sequence], rows: int, guided: bool
 ) -> tuple[Batch, tuple[Tensor, Tensor]]:
     """The tokens just chosen, one column a branch, and where each sequence stands in it."""
-    column: dict[int, int] = {}
-    place = []
+    used: dict[int, int] = {}
+    columns = []
     for s in live:
-        column[s.row] = column.get(s.row, -1) + 1
-        place.append((s.row, column[s.row]))
-    width = max(column.values()) + 1
-    height = 2 * rows if guided else rows
-    ids = torch.zeros(height, width, dtype=torch.long)
-    segment, branch, position = torch.full_like(ids, -1), ids.clone(), ids.clone()
-    for s, (row, col) in zip(live, place, strict=True):
-        ids[row, col], segment[row, col] = s.token, 0
-        branch[row, col], position[row, col] = s.branch, s.position - 1
-    if guided:
-        for tensor in (ids, segment, branch, position):
-            tensor[rows:] = tensor[:rows]
-        for s, (row, col) in zip(live, place, strict=True):
-            position[row + rows, col] += s.shift
-        place += [(row + rows, col) for row, col in place]
-    index = torch.tensor(place)
-    batch = Batch(ids, torch.full_like(ids, -100), segment, position, branch, position)
-    return batch, (index[:, 0], index[:, 1])
+        columns.append(used.get(s.row, 0))
+        used[s.row] = columns[-1] + 1
+    row = torch.tensor([s.row for s in live])
+    column = torch.tensor(columns)
+    place = (row, column)
+    position = torch.tensor([s.position - 1 for s in live])
+    told = torch.tensor([[s.token for s in live], [s.branch for s in live]])
+    if guided:  # the twins are told the same, each at its own position
+        place = (torch.cat([row, row + rows]), column.repeat(2))
+        position = torch.cat([position, position + torch.tensor([s.shift for s in live])])
+        told = told.repeat(1, 2)
+    blank = torch.zeros(2 * rows if guided else rows, max(used.values()), dtype=torch.long)
+
+    def spread(values: Tensor, filling: int = 0) -> Tensor:
+        return (blank + filling).index_put(place, values)
+
+    ids, branch, at = spread(told[0]), spread(told[1]), spread(position)
+    segment = spread(torch.zeros_like(position), -1)
+    return Batch(ids, torch.full_like(ids, IGNORE), segment, at, branch, at), place
 
 
 def chunks(items: Sequence[T], tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:

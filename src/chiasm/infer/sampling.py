@@ -13,7 +13,11 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     at the temperature after top-k and top-p."""
     if sampling.temperature <= 0:
         return logits.argmax(-1)
-    return torch.multinomial(probabilities(logits, sampling), 1, generator=generator)[:, 0]
+    share = probabilities(logits, sampling)
+    # A draw from p is the argmax of p / e with e exponential (the Gumbel-max trick in linear
+    # space): the same distribution as torch.multinomial at a fraction of its time on a CPU.
+    noise = torch.empty_like(share).exponential_(generator=generator)
+    return (share / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,7 +1,8 @@
 """Several jobs side by side, each in a process of its own with an equal share of the cores.
 
 Small models leave cores idle between their products: two jobs of one thread each get more done than
-one after the other with two threads (LOG.md).
+one after the other with two threads (LOG.md). How many threads a step has depends on how far the
+other lanes are, so two runs agree up to the order of sums, not to the bit.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class _Lane:
         self.messages.put((self.name, kind, value))
 
     def take_share(self) -> None:
-        """The cores of lanes that have ended go to the others, from their next piece of work on:
-        within one, the number of threads never changes."""
-        torch.set_num_threads(max(1, self.threads // max(1, self.running.value)))
+        """The cores of lanes that have ended go to the others, from their next step on."""
+        share = max(1, self.threads // max(1, self.running.value))
+        if share != torch.get_num_threads():
+            torch.set_num_threads(share)
 
 
 class _Remote:
@@ -65,6 +67,7 @@ class _Remote:
         pass
 
     def advance(self) -> None:
+        self._lane.take_share()
         self._send("advance", None)
 
     def status(self, text: str) -> None:
