@@ -142,8 +142,8 @@ def draw(
         text: What to draw.
         out: The picture; with a count above 1, a row of pictures.
         count: How many.
-        best_of: Draw so many for each and keep the one that the model itself would soonest describe
-            so; 1 shows the first.
+        best_of: Draw anew, at most so often, until the model itself would describe the picture so,
+            and show the one that comes nearest; 1 shows the first.
         temperature: 0 is greedy: the same picture every time.
         top_k: Choose among the k likeliest codes only (0: all).
         top_p: Choose among the likeliest codes that make up this probability.

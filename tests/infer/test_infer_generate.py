@@ -16,7 +16,7 @@ from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm, unified
-from chiasm.infer.draw import draw
+from chiasm.infer.draw import APART, draw
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import reply_log_likelihood
 from chiasm.infer.sampling import choose, guide, probabilities
@@ -488,15 +488,31 @@ def test_without_a_reply_there_is_no_likelihood(drawing):
 def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
     respond, texts = Generator(*drawing), ["red", "circle"]
     chosen = draw(respond, texts, DRAW, candidates=3)
-    alone = draw(respond, [text for text in texts for _ in range(3)], DRAW, candidates=1)
-    assert all(one.best is one.first for one in alone)
+    seeds = [DRAW.seed + n * APART for n in range(3)]
+    rounds = [draw(respond, texts, dataclasses.replace(DRAW, seed=seed)) for seed in seeds]
+    assert all(one.best is one.first and one.tries == 1 for one in rounds[0])
     for number, text in enumerate(texts):
-        pictures = [one.best for one in alone[3 * number : 3 * number + 3]]
+        pictures = [one[number].best for one in rounds]
         values = reply_log_likelihood(
             respond, [Sample((question(Image(p)), answer(text))) for p in pictures]
         )
         assert chosen[number].best.tobytes() == pictures[values.index(max(values))].tobytes()
         assert chosen[number].first.tobytes() == pictures[0].tobytes()
+        assert chosen[number].tries == 3  # random weights are never sure
+        assert chosen[number].score == pytest.approx(max(values), abs=1e-4)
+
+
+def test_what_the_model_is_sure_of_is_not_drawn_again(drawing, monkeypatch):
+    respond, texts = Generator(*drawing), ["red", "circle", "blue"]
+    scores = iter([[-3.0, -0.01, -2.0], [-4.0, -0.05], [-5.0]])
+    monkeypatch.setattr(
+        "chiasm.infer.draw.reply_log_likelihood", lambda respond, seen: next(scores)
+    )
+    chosen = draw(respond, texts, DRAW, candidates=3)
+    assert [one.tries for one in chosen] == [3, 1, 2]
+    assert [one.score for one in chosen] == [-3.0, -0.01, -0.05]
+    assert chosen[0].best is chosen[0].first
+    assert chosen[2].best is not chosen[2].first
 
 
 def test_choose_draws_from_the_softmax_and_never_what_is_forbidden():

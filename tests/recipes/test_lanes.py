@@ -42,6 +42,10 @@ def test_every_lane_has_its_own_process_and_share_of_threads():
     assert len({os.getpid(), values["a"][1], values["b"][1]}) == 3
     assert {values["a"][2], values["b"][2]} <= {1, 2}  # 2 once the other has ended
     assert all(lane.peak_memory_gb > 0.01 for lane in lanes.values())
+    for lane in lanes.values():
+        ((title, seconds),) = lane.began
+        assert title == "working"
+        assert 0 < seconds < 60
 
 
 def waits_for_the_other(show):

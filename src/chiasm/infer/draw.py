@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,36 +13,61 @@ from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import reply_log_likelihood
 
+SURE = math.log(0.95)
+"""A picture of which the model says the text with this log-probability needs no other beside it."""
 
-@dataclass(frozen=True)
+APART = 1_000_003
+
+
+@dataclass
 class Drawing:
-    """The picture shown, and the first one drawn, which is what no looking would have shown."""
+    """The picture shown, and the first one drawn, which is what no looking would have shown;
+    tries: how many were drawn, score: log p(text | the best), nats."""
 
     best: PIL.Image.Image
     first: PIL.Image.Image
+    tries: int = 1
+    score: float = -math.inf
 
 
 def draw(
     respond: Generator, texts: Sequence[str], sampling: Sampling, candidates: int = 1
 ) -> list[Drawing]:
-    """One drawing a text: of `candidates` pictures the one of which the model itself would most
-    likely say the text. A unified model reads pictures better than it draws them (LOG.md); DALL-E
-    (2102.12092, section 2.6) let a contrastive model choose. Raises NotGenerativeError for a model
-    that cannot draw."""
-    wanted = [text for text in texts for _ in range(candidates)]
-    asked = [Sample((question(text),)) for text in wanted]
-    pictures: dict[int, PIL.Image.Image] = {}
+    """One drawing a text: of up to `candidates` pictures the one of which the model itself would
+    most likely say the text, drawn anew until it is sure. A unified model reads pictures better
+    than it draws them (LOG.md); DALL-E (2102.12092, section 2.6) let a contrastive model choose
+    among all. Raises NotGenerativeError for a model that cannot draw."""
+    drawings: dict[int, Drawing] = {}
+    left = list(range(len(texts)))
+    for attempt in range(candidates):
+        asked = [texts[i] for i in left]
+        # Far from the next seed, whose first drawing must not be this one's second.
+        seeded = replace(sampling, seed=sampling.seed + attempt * APART)
+        pictures = _pictures(respond, asked, seeded)
+        scores = [-math.inf] * len(left)
+        if candidates > 1:
+            seen = [
+                Sample((question(Image(picture)), answer(text)))
+                for picture, text in zip(pictures, asked, strict=True)
+            ]
+            scores = reply_log_likelihood(respond, seen)
+        for i, picture, score in zip(left, pictures, scores, strict=True):
+            known = drawings.setdefault(i, Drawing(picture, picture, 0, score))
+            known.tries += 1
+            if score > known.score:
+                known.best, known.score = picture, score
+        left = [i for i in left if drawings[i].score < SURE]
+        if not left:
+            break
+    return [drawings[i] for i in range(len(texts))]
+
+
+def _pictures(
+    respond: Generator, texts: Sequence[str], sampling: Sampling
+) -> list[PIL.Image.Image]:
+    drawn: dict[int, PIL.Image.Image] = {}
+    asked = [Sample((question(text),)) for text in texts]
     for index, piece in respond(asked, replace(sampling, max_images=1, draw_first=True)):
         if piece.image is not None:
-            pictures[index] = piece.image
-    scores = [0.0] * len(wanted)
-    if candidates > 1:
-        seen = [
-            Sample((question(Image(pictures[i])), answer(text))) for i, text in enumerate(wanted)
-        ]
-        scores = reply_log_likelihood(respond, seen)
-    drawings = []
-    for start in range(0, len(wanted), candidates):
-        best = max(range(start, start + candidates), key=scores.__getitem__)
-        drawings.append(Drawing(pictures[best], pictures[start]))
-    return drawings
+            drawn[index] = piece.image
+    return [drawn[i] for i in range(len(texts))]

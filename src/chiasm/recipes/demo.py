@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import time
+from collections import defaultdict
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +30,7 @@ from chiasm.eval.report import render
 from chiasm.eval.runner import Result, evaluate, majority_baseline
 from chiasm.eval.task import QuestionTask
 from chiasm.hub.load import load
-from chiasm.infer.draw import draw
+from chiasm.infer.draw import Drawing, draw
 from chiasm.infer.generate import Generator
 from chiasm.mllm.language import convert_gguf, smollm2_file
 from chiasm.recipes.jobs.encoder import zero_shot
@@ -53,7 +55,7 @@ class Settings:
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 300
         self.test_pictures = 50 if fast else 1000
-        self.candidates = 2 if fast else 6
+        self.candidates = 2 if fast else 8
 
     def recipe(self, name: str) -> Recipe:
         recipe = find(name)
@@ -95,6 +97,7 @@ def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
         "majority": majority_baseline(task),
         "data": {"name": "easy-VQA", "test_questions": len(task.samples())},
         "wall_seconds": time.perf_counter() - began,
+        "began": {name: outcome.began for name, outcome in lanes.items()},
         # Both at once: at most the sum of what each held at its fullest.
         "peak_memory_gb": sum(outcome.peak_memory_gb for outcome in lanes.values()),
         "versions": _versions(),
@@ -219,18 +222,20 @@ def _draw_and_judge(
     known = [s for s in _test(settings) if s.meta["caption"]]
     respond = Generator(*load(folder / "unified"), tokens=16384, precision="auto")
     sampling = Sampling(1.0, top_p=0.95, guidance=1.5, seed=seed)
-    best, first = {}, {}
-    # A piece of work each, so that cores which come free meanwhile are taken up.
-    for number, caption in enumerate(easy_vqa.CAPTIONS):
-        with show(f"drawing {caption}", len(easy_vqa.CAPTIONS), number):
-            drawings = draw(
-                respond,
-                [caption] * settings.drawings,
-                replace(sampling, seed=seed + number),
-                settings.candidates,
-            )
-        best[caption] = [drawing.best for drawing in drawings]
-        first[caption] = [drawing.first for drawing in drawings]
+    texts = [caption for caption in easy_vqa.CAPTIONS for _ in range(settings.drawings)]
+    drawn: list[Drawing] = []
+    groups = 4  # of captions: batches as large as serve speed, with progress between them
+    size = math.ceil(len(texts) / groups)
+    with show("drawing", groups, 0) as view:
+        for number in range(groups):
+            own = texts[number * size : (number + 1) * size]
+            seeded = replace(sampling, seed=seed + 1000 * number)
+            drawn += draw(respond, own, seeded, settings.candidates)
+            view.advance()
+    best, first = defaultdict(list), defaultdict(list)
+    for text, drawing in zip(texts, drawn, strict=True):
+        best[text].append(drawing.best)
+        first[text].append(drawing.first)
     _keep(best, folder / "unified" / "drawings")
     wanted = {
         f"a {color} {shape}": {"color": color, "shape": shape}
@@ -247,6 +252,7 @@ def _draw_and_judge(
         "t2i_per_caption": score["per_caption"],
         "t2i_n": score["n"],
         "t2i_best_of": settings.candidates,
+        "t2i_tries": sum(drawing.tries for drawing in drawn) / len(drawn),
         "t2i_first_joint_accuracy": score_drawings(judge, first, wanted)["joint"],
     }
 
@@ -278,7 +284,7 @@ def _say(console: Console, summary: dict) -> None:
         )
     part = summary["unified"]
     console.print(
-        f"drawings: {part['t2i_joint_accuracy']:.1%} right in colour and shape, best of "
+        f"drawings: {part['t2i_joint_accuracy']:.1%} right in colour and shape, the best of up to "
         f"{part['t2i_best_of']} by the model's own reading "
         f"({part['t2i_first_joint_accuracy']:.1%} without); "
         f"reconstruction {part['psnr']:.1f} dB; "

@@ -10,9 +10,10 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import resource
+import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,12 @@ Job = Callable[[Show], Any]
 
 @dataclass
 class Outcome:
-    """What a lane's job returned, and the most memory its process held (GB)."""
+    """What a lane's job returned, the most memory its process held (GB), and when each piece of its
+    work began (title, seconds since all lanes were started)."""
 
     value: Any
     peak_memory_gb: float
+    began: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -97,6 +100,7 @@ def side_by_side(jobs: Mapping[str, Job], threads: int | None = None) -> dict[st
 
 def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
+    start, began = time.perf_counter(), {lane: [] for lane in processes}
     with bars() as view:
         tasks = {lane: view.add_task(lane, total=None, status="starting") for lane in processes}
         while len(outcomes) < len(processes):
@@ -107,6 +111,7 @@ def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[st
                 continue
             if kind == "begin":
                 title, total, done = value
+                began[lane].append((title, round(time.perf_counter() - start, 1)))
                 view.reset(
                     tasks[lane],
                     description=f"{lane}: {title}",
@@ -119,7 +124,7 @@ def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[st
             elif kind == "status":
                 view.update(tasks[lane], status=value)
             elif kind == "done":
-                outcomes[lane] = value
+                outcomes[lane] = replace(value, began=began[lane])
                 running.value -= 1
                 view.update(tasks[lane], description=f"{lane}: finished", status="")
                 view.stop_task(tasks[lane])

@@ -18,9 +18,9 @@ def recipe() -> Recipe:
             optimizer="muon",
             schedule="linear",
         ),
-        Stage("tune", 70, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
+        Stage("tune", 50, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
         Stage(
-            "settle", 40, {"language": 3e-4}, "converse", batch=384, warmup=0.0, schedule="linear"
+            "settle", 30, {"language": 3e-4}, "converse", batch=384, warmup=0.0, schedule="linear"
         ),
     )
     return Recipe(MLLMConfig(lora=None, frozen_layers=15, system=""), stages, questions=4)

@@ -31,7 +31,7 @@ def recipe() -> Recipe:
         stage("perceive", 90, "describe+describe+describe+draw"),
         stage("match", 150, "match"),
         stage("converse", 150, "converse+converse+converse+match"),
-        stage("settle", 360, "converse+draw"),
-        stage("cool", 230, "converse+draw+draw", "linear"),
+        stage("settle", 340, "converse+draw"),
+        stage("cool", 290, "converse+draw+draw+draw", "linear"),
     )
-    return Recipe(UnifiedConfig(), stages, questions=5)
+    return Recipe(UnifiedConfig(), stages, questions=9)

@@ -199,9 +199,11 @@ def drawings(run: Run) -> str:
     chosen = ""
     if best_of is not None and best_of > 1:
         without = f"; without that choice {share(number(first))} are right" if first else ""
+        tries = number(unified.get("t2i_tries"))
+        average = f" ({tries:.1f} on average)" if tries is not None else ""
         chosen = (
-            f" Each is the one of {best_of:.0f} of which the model itself would most likely say "
-            f"the caption{without}."
+            f" Each was drawn anew, up to {best_of:.0f} times{average}, until the model itself "
+            f"would have said the caption of it{without}."
         )
     return (
         "<section><h2>What the unified model draws</h2>"
