@@ -153,7 +153,9 @@ class MLLM(nn.Module):
         rows = torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
         lengths = torch.bincount((batch.segment + 1 + rows)[batch.segment >= 0])
         config = self.language.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         attention = attention_flops(lengths, width * config.num_attention_heads, 1)
         upstream = upstream or is_trained(self.language.get_input_embeddings())
         flops = 0.0

@@ -35,8 +35,7 @@ def attention(
 
 
 def finish_logits(config: Any, logits: Tensor) -> Tensor:
-    """What some families do to the head's logits: cap them (Gemma 2), scale them (Cohere, Granite).
-    """
+    """The logits as some families change them: capped (Gemma 2), scaled (Cohere, Granite)."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
