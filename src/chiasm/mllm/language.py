@@ -33,17 +33,23 @@ def load_language(source: str) -> tuple[Any, Any]:
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
+            if error.args == (SEAM,):  # looked up among its own classes of attention
+                raise _unfit(source, "its architecture has an attention of its own") from None
             raise CheckpointError(
                 f"{source}: no language model that transformers can load "
                 f"({str(error).splitlines()[0]}); give a folder, a .gguf file or a hub id"
             ) from None
     reason = what_hinders(model)
     if reason:
-        raise CheckpointError(
-            f"{source}: {type(model).__name__} cannot be used here: {reason}; "
-            "choose a decoder such as Llama, Qwen, Gemma, GPT-2 or GPT-NeoX"
-        )
+        raise _unfit(source, reason)
     return model, tokenizer
+
+
+def _unfit(source: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: this language model cannot be used here: {reason}; "
+        "choose a decoder such as Llama, Qwen, Gemma, GPT-2 or GPT-NeoX"
+    )
 
 
 def _resolve(source: str) -> str:

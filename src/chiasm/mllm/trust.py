@@ -31,7 +31,7 @@ def what_hinders(model: Any) -> str | None:
         packed, windows = _packed_logits(model)
         model.config._attn_implementation = "eager"
         alone = model(input_ids=_probe(model)[:, FIRST:], use_cache=False).logits
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         return f"it does not run through our attention ({str(error).splitlines()[0]})"
     finally:
         model.config._attn_implementation = SEAM
