@@ -607,7 +607,7 @@ def test_gemma_3_from_its_package():
     assert model.language.config.layer_types.count("sliding_attention") == 15
     words = processor.template.tokenizer
     assert words.convert_tokens_to_ids("<end_of_turn>") in processor.template.stop
-    long = "One, two, three, four, five, six, seven, eight, nine, ten. " * 24
+    long = "One, two, three, four, five, six, seven, eight, nine, ten. " * 30
     asked = [Sample((question(long), answer("One, two"))), Sample((question("Why?"), answer("So")))]
     encoded = [processor.encode(s) for s in asked]
     assert len(encoded[0]) > 512

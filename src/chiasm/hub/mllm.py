@@ -31,10 +31,7 @@ from chiasm.vision.vit import ViT
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
-    language, tokenizer = load_language(config.language)
-    add_tokens(language, tokenizer, config.tokens)
-    if config.chat_template is not None:
-        tokenizer.chat_template = chat_template(config.chat_template)
+    language, tokenizer = _base(config)
     words = language.get_input_embeddings()
     with torch.no_grad():
         scale = words.weight.square().mean().sqrt().item()
@@ -45,6 +42,16 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
         add_adapters(model.language, config.lora)
     _freeze(model, config.frozen_layers)
     return model, processor
+
+
+def _base(config: MLLMConfig) -> tuple[Any, Any]:
+    """The pretrained language model and its tokenizer with the tokens and the chat template wanted.
+    The same whenever it is called."""
+    language, tokenizer = load_language(config.language)
+    add_tokens(language, tokenizer, config.tokens)
+    if config.chat_template is not None:
+        tokenizer.chat_template = chat_template(config.chat_template)
+    return language, tokenizer
 
 
 def word_processor(model: MLLM, processor: Processor, context: int = 64) -> PictureProcessor:
@@ -108,7 +115,8 @@ def _assemble(
     model = MLLM(vision, projector, language, template.marker)
     codec = MLLMCodec(vision.config, projector, template.marker)
     # A learned table of positions has no row beyond its last.
-    length = min(config.max_length, language.config.max_position_embeddings)
+    known = getattr(language.config, "max_position_embeddings", config.max_length)
+    length = min(config.max_length, known)
     return model, Processor(template, codec, length, prefix=config.attention == "prefix")
 
 

@@ -153,10 +153,11 @@ class MLLMConfig:
     "gemma", or a file of Jinja. tokens: special tokens that the language model is to learn, where
     its tokenizer lacks them. attention: "causal", or "prefix": what is said to the model (pictures
     and words) sees itself whole, turn by turn, and only replies are causal, as in PaliGemma.
-    frozen_layers: so many of the language model's first layers, and its
-    embedding (with the head where they are tied), stay as they are in every stage; below them no
-    gradient is computed unless the projector is trained. system: what the system says in
-    conversations without a system turn; None leaves that to the chat template."""
+    frozen_layers: so many of the language model's first layers, and its embedding (with the head
+    where they are tied), stay as they are in every stage; below them no gradient is computed unless
+    the projector is trained. system: what the system says in conversations without a system turn;
+    None leaves that to the chat template. max_length: of a conversation in tokens, at most the
+    positions that the language model knows."""
 
     encoder: str | None = None
     language: str = "smollm2"
