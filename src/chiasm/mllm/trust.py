@@ -36,7 +36,8 @@ def what_hinders(model: Any) -> str | None:
     finally:
         model.config._attn_implementation = SEAM
         model.train(training)
-    if not torch.dist(packed, alone) <= 1e-3 * alone.norm():
+    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    if not torch.dist(packed, alone) <= (1e-3 if exact else 5e-2) * alone.norm():
         return "a sample behind another in one row does not give the logits that it gives alone"
     if _slides(model.config) and not any(windows):
         return "it does not tell its attention how far a layer looks back"
