@@ -10,6 +10,9 @@ from torch import Tensor
 from chiasm.mllm.seam import SEAM, attention, finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
 
+FIRST, SECOND = 5, 7
+"""Tokens of the two segments of the probe."""
+
 
 @torch.no_grad()
 def what_hinders(model: Any) -> str | None:
@@ -32,7 +35,8 @@ def what_hinders(model: Any) -> str | None:
         model.config._attn_implementation = "eager"
         alone = model(input_ids=_probe(model)[:, FIRST:], use_cache=False).logits
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        return f"it does not run through our attention ({str(error).splitlines()[0]})"
+        line, _, _ = str(error).partition("\n")
+        return f"it does not run through our attention ({line})"
     finally:
         model.config._attn_implementation = SEAM
         model.train(training)
@@ -49,10 +53,6 @@ def _slides(config: Any) -> bool:
     if kinds:
         return "sliding_attention" in kinds
     return bool(getattr(config, "sliding_window", None))
-
-
-FIRST, SECOND = 5, 7
-"""Tokens of the two segments of the probe."""
 
 
 def _probe(model: Any) -> Tensor:
