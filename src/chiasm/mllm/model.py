@@ -12,6 +12,7 @@ from chiasm.core.protocols import Cost, Loss
 from chiasm.mllm.adapter import adapters_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.projectors import Projector, projector_flops
+from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
@@ -37,15 +38,9 @@ class MLLM(nn.Module):
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states [B T D] after the language model's last norm."""
-        index = Index(batch.segment, batch.block, batch.branch)
+        index = Index(batch.segment, batch.block, batch.branch, batch.position)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        return self.backbone(
-            inputs_embeds=self.embed(batch),
-            position_ids=batch.position,
-            past_key_values=cache,
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state
+        return run(self.language, self.embed(batch), batch.position, layout, cache)
 
     def embed(self, batch: Batch) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
@@ -66,7 +61,7 @@ class MLLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
-        return self.head(hidden)
+        return finish_logits(self.language.config, self.head(hidden))
 
     def new_cache(self) -> KVCache:
         return KVCache()
@@ -158,7 +153,10 @@ class MLLM(nn.Module):
         rows = torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
         lengths = torch.bincount((batch.segment + 1 + rows)[batch.segment >= 0])
         config = self.language.config
-        attention = attention_flops(lengths, config.hidden_size, 1)
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        attention = attention_flops(lengths, width * config.num_attention_heads, 1)
         upstream = upstream or is_trained(self.language.get_input_embeddings())
         flops = 0.0
         for layer in self.layers():

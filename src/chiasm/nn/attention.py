@@ -13,7 +13,8 @@ another sample                1 1 1 1 1 . .
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,28 +23,50 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Index:
-    """segment, block and branch of a row of tokens, each [B T] int64."""
+    """segment, block and branch of a row of tokens, each [B T] int64; position [B T] within the
+    segment is needed only where layers look back through a window."""
 
     segment: Tensor
     block: Tensor
     branch: Tensor
+    position: Tensor | None = None
+
+    def map(self, act: Callable[[Tensor], Tensor]) -> Index:
+        """The same act on every column."""
+        position = None if self.position is None else act(self.position)
+        return Index(act(self.segment), act(self.block), act(self.branch), position)
 
 
-def visible(query: Index, key: Index) -> Tensor:
-    """[B Tq Tk] bool: the rule of core/batch.py. Padding (segment -1) is seen by padding only."""
+def visible(query: Index, key: Index, window: int | None = None) -> Tensor:
+    """[B Tq Tk] bool: the rule of core/batch.py. Padding (segment -1) is seen by padding only.
+
+    window w hides what stands w or more positions back, but nothing in the token's own block
+    (transformers' rule for Gemma 3's images and PaliGemma 2's prefix).
+    """
     same = query.segment[:, :, None] == key.segment[:, None, :]
     earlier = key.block[:, None, :] <= query.block[:, :, None]
     kin = (key.branch[:, None, :] == 0) | (key.branch[:, None, :] == query.branch[:, :, None])
-    return same & earlier & kin
+    seen = same & earlier & kin
+    if window is None:
+        return seen
+    start, stop = _positions(query, key)
+    own = key.block[:, None, :] == query.block[:, :, None]
+    return seen & (own | (stop[:, :, None] - start[:, None, :] < window))
+
+
+def _positions(query: Index, key: Index) -> tuple[Tensor, Tensor]:
+    if key.position is None or query.position is None:
+        raise ValueError("a window is measured in positions; make the Index with them")
+    return key.position, query.position
 
 
 @dataclass(frozen=True)
 class Group:
-    """Segments of similar length that attend together: index [S L] into the flattened [B T]
-    tokens, valid [S L] where that is a token and not filling, and how they attend."""
+    """Segments of similar length that attend together: place [S L] in the flattened [B T] tokens,
+    their index (segment 0, -1 where there is filling and no token), and how they attend."""
 
-    index: Tensor
-    valid: Tensor
+    place: Tensor
+    index: Index
     mask: Tensor | None
     causal: bool
 
@@ -53,12 +76,16 @@ class Layout:
     """How one forward pass attends; made once, used by every layer.
 
     mask: [B 1 Tq Tk] bool or None, causal: plain causal attention without a mask. With groups the
-    packed rows are taken apart instead: each segment attends by itself.
+    packed rows are taken apart instead: each segment attends by itself. query and key: who attends,
+    to cut windows from; narrower: the layouts of windows already cut.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     groups: tuple[Group, ...] = ()
+    query: Index | None = None
+    key: Index | None = None
+    narrower: dict[int, Layout] = field(default_factory=dict, compare=False, repr=False)
 
 
 def full_layout() -> Layout:
@@ -80,8 +107,9 @@ def packed_layout(index: Index) -> Layout:
         _group(index, first[chosen], length[chosen]) for chosen in _similar(length.tolist())
     )
     only = groups[0]
-    if len(groups) == 1 and only.index.shape == (B, T) and bool(only.valid.all()):
-        return Layout(only.mask, only.causal)  # rows are segments already: nothing to take apart
+    if len(groups) == 1 and only.place.shape == (B, T) and bool((only.index.segment == 0).all()):
+        # Rows are segments already: nothing to take apart.
+        return Layout(only.mask, only.causal, query=only.index, key=only.index)
     return Layout(groups=groups)
 
 
@@ -101,23 +129,54 @@ def _group(index: Index, first: Tensor, length: Tensor) -> Group:
     offset = torch.arange(int(length.max()), device=first.device)
     valid = offset < length[:, None]
     place = torch.where(valid, first[:, None] + offset, first[:, None])
-    block = index.block.reshape(-1)[place]
-    branch = index.branch.reshape(-1)[place]
-    rising = bool((block.diff(dim=1) > 0)[valid[:, 1:]].all())
-    if rising and not bool(branch[valid].any()):
+    own = index.map(lambda column: column.reshape(-1)[place])
+    inner = replace(own, segment=torch.where(valid, 0, -1))
+    rising = bool((inner.block.diff(dim=1) > 0)[valid[:, 1:]].all())
+    if rising and not bool(inner.branch[valid].any()):
         # Filling stands right of every segment, so causal order alone hides it.
-        return Group(place, valid, None, True)
-    inner = Index(torch.where(valid, 0, -1), block, branch)
-    # Filling sees filling: a row of the softmax without any key would be NaN.
-    mask = visible(inner, inner) | (~valid[:, :, None] & ~valid[:, None, :])
-    return Group(place, valid, mask[:, None], False)
+        return Group(place, inner, None, True)
+    return Group(place, inner, _mask(inner, inner), False)
+
+
+def _mask(query: Index, key: Index, window: int | None = None) -> Tensor:
+    """[B 1 Tq Tk]. Padding sees everything: its rows are nobody's, but a row of the softmax without
+    any key would be NaN."""
+    return (visible(query, key, window) | (query.segment < 0)[:, :, None])[:, None]
 
 
 def cached_layout(query: Index, key: Index) -> Layout:
     """The layout of new tokens [B Tq] over a cache's [B Tk], the new ones included."""
-    mask = visible(query, key)
-    mask = mask | (query.segment < 0)[:, :, None]  # padded queries: any finite row will do
-    return Layout(mask[:, None])
+    return Layout(_mask(query, key), query=query, key=key)
+
+
+def within(layout: Layout, window: int) -> Layout:
+    """The layout in which a token sees what stands less than `window` positions back, and its own
+    block. Cut on first use, then kept. Raises ValueError without positions."""
+    if window not in layout.narrower:
+        layout.narrower[window] = _narrow(layout, window)
+    return layout.narrower[window]
+
+
+def _narrow(layout: Layout, window: int) -> Layout:
+    if layout.groups:
+        groups = (
+            replace(g, mask=_mask(g.index, g.index, window), causal=False)
+            if _reaches(g.index, g.index, window)
+            else g
+            for g in layout.groups
+        )
+        return Layout(groups=tuple(groups))
+    if layout.query is None or layout.key is None:
+        raise ValueError("this layout does not say who attends, so no window can be cut from it")
+    if not _reaches(layout.query, layout.key, window):
+        return layout
+    return Layout(_mask(layout.query, layout.key, window))
+
+
+def _reaches(query: Index, key: Index, window: int) -> bool:
+    """Whether anybody could look back `window` positions or more."""
+    start, stop = _positions(query, key)
+    return int((stop.amax(1) - start.amin(1)).max()) >= window
 
 
 def attend(
@@ -127,27 +186,32 @@ def attend(
     layout: Layout,
     scale: float | None = None,
     softcap: float | None = None,
+    window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention under a layout.
 
     q [B H Tq D], k and v [B Hkv Tk D] with Hkv a divisor of H -> [B H Tq D]. scale defaults to
-    D^-1/2. softcap c replaces a logit x by c·tanh(x/c) (Gemma 2, section 2). Rows that are padding
-    come back as zeros when the layout has groups, unspecified but finite otherwise.
+    D^-1/2. softcap c replaces a logit x by c·tanh(x/c) (Gemma 2, section 2). window: see visible.
+    sinks [H]: a logit a head that takes its share of the softmax and gives nothing (gpt-oss). Rows
+    that are padding come back as zeros when the layout has groups, unspecified but finite
+    otherwise.
     """
+    layout = layout if window is None else within(layout, window)
     if not layout.groups:
-        return _softmax_attention(q, k, v, layout.mask, layout.causal, scale, softcap)
+        return _softmax_attention(q, k, v, layout.mask, layout.causal, scale, softcap, sinks)
     B, H, T, D = q.shape
     rows = torch.cat([x.transpose(1, 2).reshape(B * T, -1, D) for x in (q, k, v)], 1)
     sizes = [H, k.shape[1], v.shape[1]]
     out = q.new_zeros(B * T, H, D)
     for group in layout.groups:
-        S, L = group.index.shape
-        own = rows.index_select(0, group.index.reshape(-1)).view(S, L, -1, D).transpose(1, 2)
+        S, L = group.place.shape
+        own = rows.index_select(0, group.place.reshape(-1)).view(S, L, -1, D).transpose(1, 2)
         q, k, v = own.split(sizes, dim=1)
-        mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap)
-        keep = group.valid.reshape(-1)
+        mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap, sinks)
+        keep = group.index.segment.reshape(-1) == 0
         out = out.index_copy(
-            0, group.index.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep]
+            0, group.place.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep]
         )
     return out.view(B, T, H, D).transpose(1, 2)
 
@@ -165,11 +229,13 @@ def _softmax_attention(
     causal: bool,
     scale: float | None,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     if k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    if softcap is None and not (q.device.type == "cpu" and k.shape[2] <= SHORT):
+    plain = softcap is not None or sinks is not None
+    if not plain and not (q.device.type == "cpu" and k.shape[2] <= SHORT):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=scale
         )
@@ -180,4 +246,7 @@ def _softmax_attention(
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         logits = logits + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        drain = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, drain], -1).softmax(dim=-1)[..., :-1].to(v.dtype) @ v
     return logits.softmax(dim=-1).to(v.dtype) @ v

@@ -29,16 +29,7 @@ class KVCache:
 
     def extend(self, new: Index) -> Layout:
         """Append tokens [B T]; the layout in which they see the cache and each other."""
-        old = self.index
-        self.index = (
-            new
-            if old is None
-            else Index(
-                torch.cat([old.segment, new.segment], 1),
-                torch.cat([old.block, new.block], 1),
-                torch.cat([old.branch, new.branch], 1),
-            )
-        )
+        self.index = new if self.index is None else _join(self.index, new)
         self._before, self._length = self._length, self.index.segment.shape[1]
         return cached_layout(new, self.index)
 
@@ -53,9 +44,7 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows: finished ones leave the batch."""
         assert self.index is not None
-        self.index = Index(
-            self.index.segment[rows], self.index.block[rows], self.index.branch[rows]
-        )
+        self.index = self.index.map(lambda column: column[rows])
         for store in (self._keys, self._values):
             for layer in store:
                 store[layer] = store[layer][rows]
@@ -75,3 +64,15 @@ class KVCache:
             buffer = store[layer] = grown
         buffer[:, :, self._before : self._length] = new
         return buffer[:, :, : self._length]
+
+
+def _join(old: Index, new: Index) -> Index:
+    position = None
+    if old.position is not None and new.position is not None:
+        position = torch.cat([old.position, new.position], 1)
+    return Index(
+        torch.cat([old.segment, new.segment], 1),
+        torch.cat([old.block, new.block], 1),
+        torch.cat([old.branch, new.branch], 1),
+        position,
+    )

@@ -32,7 +32,7 @@ from chiasm.eval.task import QuestionTask
 from chiasm.hub.load import load
 from chiasm.infer.draw import Drawing, draw
 from chiasm.infer.generate import Generator
-from chiasm.mllm.language import convert_gguf, smollm2_file
+from chiasm.mllm.gguf import smollm2
 from chiasm.recipes.jobs.encoder import zero_shot
 from chiasm.recipes.jobs.tokenizer import pixels_of, reconstruction
 from chiasm.recipes.lanes import side_by_side
@@ -74,7 +74,7 @@ def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
         raise CheckpointError(f"{folder}: holds a finished demo; choose another --out or delete it")
     settings, console = Settings(fast), Console()
     console.print("Reading SmolLM2-135M (converted once, then cached)")
-    convert_gguf(smollm2_file())
+    smollm2()
     console.print(
         "Both routes are trained side by side.\n"
         "  [bold]mllm[/bold]     visual encoder (contrastive), then with SmolLM2-135M; questions\n"
