@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from chiasm.train.shard import like
+
 
 class EMA:
     """average ← average + (1 - d)(weight - average), d = min(decay, (1 + n)/(10 + n)) after n
@@ -50,5 +52,5 @@ class EMA:
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse, over the same parameters."""
         for number, average in enumerate(self.average):
-            average.copy_(tensors[str(number)])
+            average.copy_(like(tensors[str(number)], average))
         self.updates = updates
