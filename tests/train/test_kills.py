@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def kill_while_training(tmp_path, kills):
     for number in range(kills):
         folder = tmp_path / f"cut{number}"
         for _ in range(2):
-            with killed_after(moments.uniform(0.0, 0.6), lambda: run(folder, delay=0.03)):
+            with killed_after(moments.uniform(0.0, 0.6), partial(run, folder, delay=0.03)):
                 place = checkpoint.newest(folder / "checkpoints")
                 if place is not None:
                     for file in place.glob("*.safetensors"):

@@ -100,6 +100,11 @@ def test_wandb_is_given_numbers_by_step(tmp_path, monkeypatch):
     sink.write(LINE)
     sink.close()
     assert seen == [(3, {"loss": 0.5, "eval/x": 1.0}), "finish"]
+    first = settings["id"]
+    open_sinks(["wandb"], tmp_path / "my-run", {}, resumed_step=3)
+    assert settings["id"] == first, "a resumed run is another run"
+    open_sinks(["wandb"], tmp_path / "my-run", {"seed": 1})
+    assert settings["id"] != first
     assert settings["name"] == "my-run"
     assert settings["config"] == {"seed": 1}
 
@@ -126,9 +131,14 @@ def test_mlflow_keeps_what_its_own_client_reads(tmp_path, monkeypatch):
     assert [(m.step, m.value) for m in history] == [(3, 0.5)]
 
 
-def test_trackio_keeps_what_it_is_told(tmp_path, monkeypatch):
-    pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    (sink,) = open_sinks(["trackio"], tmp_path / "run", {"seed": 1})
+def test_trackio_is_given_numbers_by_step(tmp_path, monkeypatch):
+    seen = []
+    module = types.ModuleType("trackio")
+    module.init = lambda **given: seen.append((given["name"], given["resume"]))
+    module.log = lambda values, step: seen.append((step, values))
+    module.finish = lambda: seen.append("finish")
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    (sink,) = open_sinks(["trackio"], tmp_path / "run", {}, resumed_step=2)
     sink.write(LINE)
     sink.close()
+    assert seen == [("run", "allow"), (3, {"loss": 0.5, "eval/x": 1.0}), "finish"]

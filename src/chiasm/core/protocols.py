@@ -72,8 +72,9 @@ class Trainable(Protocol[B_contra]):
         ...
 
     def blocks(self) -> list[nn.Module]:
-        """Units to shard, checkpoint or compile. A model may say with units() that it is sharded
-        otherwise: every unit is run once a batch, whatever is in it while `in_step` is set."""
+        """Units to shard, checkpoint or compile. A model whose batches may not need all of them has
+        units() to shard instead, each run once a batch while `in_step` is set; `idle` lists what
+        the last batch ran for that reason alone."""
         ...
 
     def cost(self, batch: B_contra) -> Cost: ...

@@ -28,6 +28,7 @@ class MLLM(nn.Module):
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
         self.in_step = False
+        self.idle: list[nn.Module] = []
 
     @property
     def backbone(self) -> nn.Module:
@@ -53,6 +54,7 @@ class MLLM(nn.Module):
         """[B T D]: embeddings of text ids, projected features at placeholders."""
         slots = batch.ids == self.image_token
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
+        self.idle = []
         if batch.patches is None or batch.grids is None:
             _check_slots(slots, 0, 0)
             return x + 0.0 * self._see_nothing().sum() if self.in_step else x
@@ -73,6 +75,7 @@ class MLLM(nn.Module):
         side = vit.image_size // vit.patch_size
         if vit.max_patches:
             side = min(side, math.isqrt(vit.max_patches))
+        self.idle = [self.vision, self.projector]
         weight = next(self.vision.parameters())
         patches = weight.new_zeros(side * side, 3 * vit.patch_size**2, dtype=torch.float32)
         return self.see(patches, torch.tensor([[side, side]], device=weight.device))

@@ -236,6 +236,9 @@ class _Trainer:
             batches[strand] = batch
             own[strand] = self._micro_batch(stage, strand, batch)
         done = tally(self.world.gather(own))
+        if done.idle:  # on all ranks: to the optimiser it is as unused as to one process
+            for module in self.model.idle:
+                module.zero_grad()
         norm = self._update(stage, done, batches, entry, buffers, lowered)
         self.world.share(list(self.model.buffers()))
         self.marks = self.feed.state()
@@ -260,7 +263,9 @@ class _Trainer:
             loss.sum.backward()
         spent = self.model.cost(batch)
         cost = {"flops": spent.flops, "tokens": int(spent.tokens), "images": int(spent.images)}
-        return {"sum": loss.sum.item(), "count": loss.count, "parts": loss.parts, **cost}
+        idle = bool(getattr(self.model, "idle", ()))
+        sums = {"sum": loss.sum.item(), "count": loss.count, "parts": loss.parts, "idle": idle}
+        return sums | cost
 
     def _update(
         self,

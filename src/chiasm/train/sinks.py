@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,8 +45,8 @@ class WandB:
         self._run: Any = wandb.init(
             project="chiasm",
             name=folder.name,
-            id=folder.name,
-            resume="allow" if resumed_step else None,
+            id=_remembered(folder / "wandb.id", resumed_step, lambda: uuid.uuid4().hex),
+            resume="allow",
             dir=str(folder),
             config=config,
         )
@@ -62,31 +63,22 @@ class Trackio:
 
     def __init__(self, folder: Path, config: dict, resumed_step: int):
         self._trackio: Any = _need("trackio", "trackio")
-        self._run = self._trackio.init(
-            project="chiasm",
-            name=folder.name,
-            config=config,
-            resume="allow" if resumed_step else "never",
-            embed=False,
-        )
+        resume = "allow" if resumed_step else "never"
+        self._trackio.init(project="chiasm", name=folder.name, config=config, resume=resume)
 
     def write(self, record: dict) -> None:
-        self._run.log(numbers(record), step=record["step"])
+        self._trackio.log(numbers(record), step=record["step"])
 
     def close(self) -> None:
-        self._run.finish()
+        self._trackio.finish()
 
 
 class MLflow:
     """MLflow; its server by MLFLOW_TRACKING_URI, else files beside the process."""
 
     def __init__(self, folder: Path, config: dict, resumed_step: int):
-        mlflow = _need("mlflow", "mlflow")
-        self._client: Any = mlflow.MlflowClient()
-        known = self._client.get_experiment_by_name("chiasm")
-        experiment = known.experiment_id if known else self._client.create_experiment("chiasm")
-        run = self._client.create_run(experiment, run_name=folder.name)
-        self._id = run.info.run_id
+        self._client: Any = _need("mlflow", "mlflow").MlflowClient()
+        self._id = _remembered(folder / "mlflow.id", resumed_step, lambda: self._begin(folder.name))
         self._client.log_dict(self._id, config, "recipe.json")
 
     def write(self, record: dict) -> None:
@@ -95,6 +87,11 @@ class MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+    def _begin(self, name: str) -> str:
+        known = self._client.get_experiment_by_name("chiasm")
+        experiment = known.experiment_id if known else self._client.create_experiment("chiasm")
+        return self._client.create_run(experiment, run_name=name).info.run_id
 
 
 KINDS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio, "mlflow": MLflow}
@@ -116,6 +113,14 @@ def numbers(record: dict) -> dict[str, float]:
     """What of a line can be plotted."""
     plotted = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
     return {name: float(value) for name, value in plotted.items()}
+
+
+def _remembered(file: Path, resumed_step: int, make: Callable[[], str]) -> str:
+    """The id under which a resumed run is known already, else a new one."""
+    if not resumed_step or not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(make())
+    return file.read_text()
 
 
 def _need(package: str, extra: str) -> Any:

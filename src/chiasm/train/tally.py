@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tally:
-    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss."""
+    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss.
+    idle: every micro-batch ran parts of the model for the sake of other ranks only."""
 
     total: float
     count: int
@@ -18,6 +19,7 @@ class Tally:
     tokens: int
     images: int
     flops: float
+    idle: bool
 
     @property
     def loss(self) -> float:
@@ -32,7 +34,7 @@ class Tally:
 
 
 def tally(ranks: Sequence[Mapping]) -> Tally:
-    """From every rank's {strand: sum, count, parts, tokens, images, flops}; summed in the order of
+    """From every rank's {strand: sums of its micro-batch}; summed in the order of
     strands, so that the numbers do not depend on how many ranks there are."""
     rows = {int(strand): row for own in ranks for strand, row in own.items()}
     parts: dict[str, tuple[float, float]] = {}
@@ -47,7 +49,8 @@ def tally(ranks: Sequence[Mapping]) -> Tally:
             parts[name] = (before[0] + value, before[1] + n)
     means = {name: value / n for name, (value, n) in parts.items() if n}
     losses = {strand: row["sum"] / max(1, row["count"]) for strand, row in rows.items()}
-    return Tally(total, count, means, losses, tokens, images, flops)
+    idle = all(row["idle"] for row in rows.values())
+    return Tally(total, count, means, losses, tokens, images, flops, idle)
 
 
 class Window:
