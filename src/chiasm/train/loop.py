@@ -207,7 +207,8 @@ class _Trainer:
                     self.metrics.write(line)
                     view.status(f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tok/s")
                 better = False
-                if self.evaluate and _due(stage.evaluate_every, step):
+                due = self.evaluate and _due(stage.evaluate_every, step)
+                if due and not self.stop.requested:
                     with lowered.restored(), self.stop.at_once():
                         better = self._evaluate(stage)
                 better = self.world.any(better)  # a rank may have been called away

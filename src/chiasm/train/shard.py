@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from chiasm.core.errors import ConfigError
@@ -29,6 +28,9 @@ def shard(model: Any, world: World, ranks: Ranks) -> bool:
             f"ranks.replicas: {ranks.replicas}, but {world.size} ranks cannot be split evenly "
             f"into {ranks.replicas} groups; choose a divisor"
         )
+    # Imported here as it takes half a second, which who loads a model to use it need not wait.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     frozen = {n for n, p in model.named_parameters() if getattr(p, "frozen", False)}
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
@@ -65,7 +67,7 @@ def like(value: Tensor, held: Tensor | None) -> Tensor:
 def whole(model: nn.Module) -> Iterator[None]:
     """All parts on every rank for a while, so that the model can be used in any way and no rank
     waits for another."""
-    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    parts: list[Any] = [m for m in model.modules() if hasattr(m, "unshard")]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
