@@ -57,7 +57,7 @@ class MLLM(nn.Module):
         self.idle = []
         if batch.patches is None or batch.grids is None:
             _check_slots(slots, 0, 0)
-            return x + 0.0 * self._see_nothing().sum() if self.in_step else x
+            return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
         tokens = self.see(batch.patches, batch.grids)
         _check_slots(slots, len(tokens), len(batch.grids))
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
@@ -68,7 +68,7 @@ class MLLM(nn.Module):
             features = self.vision(patches, grids)
         return self.projector(features, grids)
 
-    def _see_nothing(self) -> Tensor:
+    def _see_nothing(self, device: torch.device) -> Tensor:
         """Visual tokens of one grey picture: ranks that hold the tower in parts run it together, or
         those with pictures wait for ever."""
         vit = self.vision.config
@@ -76,9 +76,8 @@ class MLLM(nn.Module):
         if vit.max_patches:
             side = min(side, math.isqrt(vit.max_patches))
         self.idle = [self.vision, self.projector]
-        weight = next(self.vision.parameters())
-        patches = weight.new_zeros(side * side, 3 * vit.patch_size**2, dtype=torch.float32)
-        return self.see(patches, torch.tensor([[side, side]], device=weight.device))
+        patches = torch.zeros(side * side, 3 * vit.patch_size**2, device=device)
+        return self.see(patches, torch.tensor([[side, side]], device=device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,15 +104,13 @@ class Metrics:
     def _append(self, line: str) -> None:
         assert self.path is not None
         self._waiting += line
+        data = self._waiting.encode()
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("ab", buffering=0) as file:
                 whole = file.tell()
-                try:
-                    file.write(self._waiting.encode())
-                    file.flush()
-                except OSError:
-                    os.truncate(self.path, whole)
-                    raise
+                if file.write(data) < len(data):  # the disk is full: leave no half of a line
+                    file.truncate(whole)
+                    return
         except OSError:
             return
         self._waiting = ""

@@ -359,7 +359,7 @@ class _Trainer:
         self._save(number, step, lowered)
         saved = self.writer.wait()
         self.write_ledger()
-        raise InterruptedRunError(self.stop.number, self.total, saved)
+        raise InterruptedRunError(self.stop.number, self.total, saved) from None
 
     def _evaluate(self, stage: Stage) -> bool:
         """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
