@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from chiasm.core.errors import ChiasmError, ConfigError
+from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 
 app = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
@@ -38,7 +38,7 @@ def train(
     recipe: Positional[str],
     out: Path | None = None,
     data: str | None = None,
-    resume: bool = False,
+    resume: Literal["no", "yes", "auto"] = "no",
     show: bool = False,
 ) -> None:
     """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
@@ -47,7 +47,8 @@ def train(
         recipe: encoder, tokenizer, mllm_smol, unified_nano, or a Python file with recipe().
         out: Folder of the run (default runs/RECIPE).
         data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file.
-        resume: Continue from the newest complete checkpoint in the folder.
+        resume: Continue from the newest complete checkpoint in the folder (--resume alone); "auto"
+            starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
     """
     from chiasm.core.config import leaves
@@ -171,6 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
             arguments, dotted = split_overrides(arguments)
             _overrides.update(dotted)
         app.cli(prog="chiasm", args=arguments, description=__doc__)
+    except InterruptedRunError as error:
+        Console(stderr=True).print(escape(str(error)), soft_wrap=True)
+        sys.exit(error.code)
     except ChiasmError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
@@ -181,8 +185,11 @@ def main(arguments: list[str] | None = None) -> None:
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
     """Arguments of `train` that are fields of the recipe (--model.width 384, --seed=1) apart from
     the command's own."""
-    own = {"--out", "--data", "--resume", "--no-resume", "--show", "--no-show", "--help", "-h"}
+    own = {"--out", "--data", "--resume", "--show", "--no-show", "--help", "-h"}
     kept, dotted = [], {}
+    for i, argument in enumerate(arguments):
+        if argument == "--resume" and arguments[i + 1 : i + 2] not in (["yes"], ["no"], ["auto"]):
+            arguments = [*arguments[:i], "--resume", "yes", *arguments[i + 1 :]]
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")

@@ -5,71 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from train_toys import STAGES, ToyStream, toy
 
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Cost, Loss
 from chiasm.train import checkpoint
 from chiasm.train.loop import train
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
-
-
-class Toy(nn.Module):
-    """Regression with dropout (so that the random state matters) in two groups."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Tanh(), nn.Dropout(0.2))
-        self.head = nn.Linear(8, 1)
-
-    def loss(self, batch):
-        x, y = batch
-        error = (self.head(self.body(x))[:, 0] - y).square()
-        return Loss(error.sum(), len(x), {"mse": (error.sum().item(), len(x))})
-
-    def groups(self):
-        return {"body": self.body, "head": self.head}
-
-    def blocks(self):
-        return [self.body]
-
-    def cost(self, batch):
-        return Cost(1.0, len(batch[0]), 0)
-
-
-class ToyStream:
-    """Batches that are a function of the cursor; `poison` puts a NaN into one of them."""
-
-    def __init__(self, size=4, poison=None):
-        self.size, self.poison, self.cursor = size, poison, 0
-
-    def state_dict(self):
-        return {"cursor": self.cursor}
-
-    def load_state_dict(self, state):
-        self.cursor = state["cursor"]
-
-    def __iter__(self):
-        while True:
-            generator = torch.Generator().manual_seed(self.cursor)
-            x = torch.randn(self.size, 4, generator=generator)
-            if self.cursor == self.poison:
-                x[0, 0] = float("nan")
-            self.cursor += 1
-            yield x, x.sum(1)
-
-
-def toy():
-    torch.manual_seed(0)
-    return Toy()
-
-
-STAGES = (
-    Stage("one", 6, lr={"head": 1e-2}, save_every=2, log_every=1),
-    Stage("two", 6, lr={"head": 1e-2, "body": 1e-2}, save_every=2, optimizer="muon", log_every=1),
-)
 
 
 class KilledError(Exception):
@@ -115,10 +58,11 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     """Sums divided by the global count: uneven micro-batches weigh by their size."""
 
     class Uneven(ToyStream):
+        """Both strands see the same places, each its own part of them."""
+
         def __iter__(self):
             for x, y in ToyStream(6).__iter__():
-                yield x[:1], y[:1]
-                yield x[1:], y[1:]
+                yield (x[:1], y[:1]) if self.strand[0] == 0 else (x[1:], y[1:])
 
     def run(stream, accumulate):
         model = toy().eval()
@@ -126,10 +70,10 @@ def test_accumulation_equals_one_large_batch(tmp_path):
         stage = Stage(
             "s", 3, lr={"head": 1e-2, "body": 1e-2}, accumulate=accumulate, autocast="none"
         )
-        train(model, [stage], lambda _: stream, tmp_path / str(accumulate), show=silent)
+        train(model, [stage], lambda _: stream(6), tmp_path / str(accumulate), show=silent)
         return model
 
-    one, two = run(ToyStream(6), 1), run(Uneven(), 2)
+    one, two = run(ToyStream, 1), run(Uneven, 2)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 

@@ -1,5 +1,7 @@
 """Errors a user can act on: each is one line that says what was found, where, and what to do."""
 
+import signal
+
 
 class ChiasmError(Exception):
     """Base of every error raised on purpose; the command line prints it as one line."""
@@ -15,6 +17,20 @@ class DataError(ChiasmError):
 
 class CheckpointError(ChiasmError):
     """A checkpoint is missing, incomplete or does not fit the model."""
+
+
+class DivergedError(ChiasmError):
+    """Training was stopped because its steps could not be applied any more."""
+
+
+class InterruptedRunError(ChiasmError):
+    """A signal ended the run; code is what a shell expects the process to exit with."""
+
+    def __init__(self, number: int, step: int, saved: bool):
+        name = signal.Signals(number).name if number else "a signal to another rank"
+        kept = "its checkpoint is complete" if saved else "its checkpoint could not be written"
+        super().__init__(f"interrupted by {name} after step {step}; {kept}; continue with --resume")
+        self.code = 128 + (number or signal.SIGTERM)
 
 
 class NotGenerativeError(ChiasmError):

@@ -22,3 +22,8 @@ def index_at(cursor: int, count: int, seed: int) -> int:
 def randomness_at(cursor: int, seed: int) -> np.random.Generator:
     """The random generator of one place, for augmentation and dropout of conditions."""
     return np.random.default_rng((seed, 1, cursor))
+
+
+def place_of(cursor: int, strand: int, count: int) -> int:
+    """Where the cursor of one of `count` strands stands in the whole sequence."""
+    return cursor * count + strand

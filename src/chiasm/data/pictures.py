@@ -14,7 +14,7 @@ from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
-from chiasm.data.order import index_at, randomness_at
+from chiasm.data.order import index_at, place_of, randomness_at
 from chiasm.data.quarantine import Quarantine
 from chiasm.vision.patches import fit, patchify, to_array
 
@@ -85,7 +85,12 @@ class PictureStream:
         self.shift, self.mirror = shift, mirror
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.cursor = 0
+        self._strand = (0, 1)
         self._decoded: dict[int, PIL.Image.Image] = {}
+
+    def split(self, strand: int, count: int) -> None:
+        """As core.protocols.Stream; the cursor counts the strand's own places."""
+        self._strand = (strand, count)
 
     def state_dict(self) -> dict:
         return {"cursor": self.cursor}
@@ -101,8 +106,9 @@ class PictureStream:
         patches, grids, captions, names = [], [], [], []
         failed = 0
         while len(grids) < self.count:
-            index = index_at(self.cursor, len(self.samples), self.seed)
-            random = randomness_at(self.cursor, self.seed)
+            place = place_of(self.cursor, *self._strand)
+            index = index_at(place, len(self.samples), self.seed)
+            random = randomness_at(place, self.seed)
             self.cursor += 1
             sample = self.samples[index]
             try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data.order import index_at, randomness_at
+from chiasm.data.order import index_at, place_of, randomness_at
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.views import View
@@ -17,8 +17,9 @@ class SampleStream:
     """Endless batches of whole samples, packed until the next one would pass `tokens`.
 
     Every sample passes through every view once an epoch. The order is a function of (seed, cursor),
-    and a batch holds consecutive samples of it, so the state is one number. A sample that cannot be
-    used goes to the quarantine. A sample longer than `tokens` makes a batch of its own.
+    and a batch holds consecutive samples of it or of a strand of it, so the state is one number. A
+    sample that cannot be used goes to the quarantine. A sample longer than `tokens` makes a batch
+    of its own.
     """
 
     def __init__(
@@ -36,7 +37,12 @@ class SampleStream:
         self.tokens, self.seed = tokens, seed
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.cursor = 0
+        self._strand = (0, 1)
         self._ahead: Encoded | None = None
+
+    def split(self, strand: int, count: int) -> None:
+        """As core.protocols.Stream; the cursor counts the strand's own places."""
+        self._strand = (strand, count)
 
     def state_dict(self) -> dict:
         return {"cursor": self.cursor}
@@ -66,10 +72,11 @@ class SampleStream:
         barren = 0
         while True:
             total = len(self.samples) * len(self.views)
-            index, view = divmod(index_at(self.cursor, total, self.seed), len(self.views))
+            place = place_of(self.cursor, *self._strand)
+            index, view = divmod(index_at(place, total, self.seed), len(self.views))
             sample = self.samples[index]
             try:
-                seen = self.views[view](sample, randomness_at(self.cursor, self.seed))
+                seen = self.views[view](sample, randomness_at(place, self.seed))
                 if seen is not None:
                     return self.processor.encode(seen)
             except DataError as error:

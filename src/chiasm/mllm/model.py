@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class MLLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
+        self.in_step = False
+        self.idle: list[nn.Module] = []
 
     @property
     def backbone(self) -> nn.Module:
@@ -46,9 +49,10 @@ class MLLM(nn.Module):
         """[B T D]: embeddings of text ids, projected features at placeholders."""
         slots = batch.ids == self.image_token
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
+        self.idle = []
         if batch.patches is None or batch.grids is None:
             _check_slots(slots, 0, 0)
-            return x
+            return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
         tokens = self.see(batch.patches, batch.grids)
         _check_slots(slots, len(tokens), len(batch.grids))
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
@@ -58,6 +62,17 @@ class MLLM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             features = self.vision(patches, grids)
         return self.projector(features, grids)
+
+    def _see_nothing(self, device: torch.device) -> Tensor:
+        """Visual tokens of one grey picture: ranks that hold the tower in parts run it together, or
+        those with pictures wait for ever."""
+        vit = self.vision.config
+        side = vit.image_size // vit.patch_size
+        if vit.max_patches:
+            side = min(side, math.isqrt(vit.max_patches))
+        self.idle = [self.vision, self.projector]
+        patches = torch.zeros(side * side, 3 * vit.patch_size**2, device=device)
+        return self.see(patches, torch.tensor([[side, side]], device=device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
@@ -119,6 +134,10 @@ class MLLM(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         return [*self.vision.layers, *self.layers()]
+
+    def units(self) -> list[nn.Module]:
+        """The tower is one: for pictures of several grids its blocks run several times a batch."""
+        return [self.vision, self.projector, *self.layers()]
 
     def layers(self) -> list[nn.Module]:
         """The language model's, first to last."""

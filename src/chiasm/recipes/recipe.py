@@ -10,7 +10,7 @@ from pathlib import Path
 from chiasm.core.config import from_dict, nearest, override
 from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import MLLMConfig
-from chiasm.train.stage import Stage
+from chiasm.train.stage import Ranks, Stage
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
@@ -23,7 +23,9 @@ class Recipe:
 
     data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file. shift: pixels
     of random translation of pictures while training the two routes. questions: at most this many
-    questions of an independent sample are used at a time (0: all). keep: checkpoints kept.
+    questions of an independent sample are used at a time (0: all). keep: checkpoints kept. ranks:
+    how the processes of torchrun share the model. sinks: where metrics go besides metrics.jsonl:
+    tensorboard, wandb, trackio, mlflow.
     """
 
     model: Model
@@ -33,6 +35,8 @@ class Recipe:
     shift: int = 0
     questions: int = 0
     keep: int = 2
+    ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
+    sinks: tuple[str, ...] = ()
 
 
 NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano")

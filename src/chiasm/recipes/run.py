@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -17,13 +19,17 @@ from chiasm.data.load import load_samples
 from chiasm.data.quarantine import Quarantine
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
-from chiasm.recipes.jobs.job import Context
+from chiasm.recipes.jobs.job import Context, Job
 from chiasm.recipes.recipe import Recipe, find, from_saved
-from chiasm.train.checkpoint import read_json
+from chiasm.train.checkpoint import read_json, write_whole
 from chiasm.train.log import Ledger
 from chiasm.train.loop import train
+from chiasm.train.parallel import World, joined
+from chiasm.train.sinks import open_sinks
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
+
+Resume = Literal["no", "yes", "auto"]
 
 BUILDERS = {
     ContrastiveConfig: encoder.build,
@@ -33,20 +39,32 @@ BUILDERS = {
 }
 
 
-def run(recipe: Recipe, folder: Path, resume: bool = False, show: Show = Bar) -> Ledger:
+def run(recipe: Recipe, folder: Path, resume: Resume = "no", show: Show = Bar) -> Ledger:
     """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, ledger.json,
     quarantine.jsonl if anything was bad, checkpoints/ and the model.
 
-    A folder that holds a run already is refused unless it is resumed.
+    A folder that holds a run already is refused unless it is resumed: "yes" continues it, with the
+    recipe saved in it; "auto" starts, continues or, where it is finished, does nothing, as a job
+    that may be started again wants it. Under torchrun every rank calls this with the same folder.
     """
-    folder = Path(folder)
-    saved = folder / "recipe.json"
-    if resume and saved.exists():
-        recipe = from_saved(read_json(saved))
-    elif (folder / "model.json").exists():
+    with joined() as world:
+        return _run(recipe, Path(folder), resume, show, world)
+
+
+def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World) -> Ledger:
+    saved, finished = folder / "recipe.json", (folder / "model.json").exists()
+    if finished and resume == "auto":
+        return Ledger.from_dict(read_json(folder / "ledger.json"))
+    if finished and resume == "no":
         raise CheckpointError(f"{folder}: holds a finished run; choose another --out or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps(to_dict(recipe), indent=2))
+    if resume == "yes" and not saved.exists():
+        raise CheckpointError(f"{folder}: holds no run; --resume auto would start one")
+    if resume != "no" and saved.exists():
+        recipe = from_saved(read_json(saved))
+    world.wait()  # all have looked
+    if world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(saved, json.dumps(to_dict(recipe), indent=2))
     quarantine = Quarantine(folder / "quarantine.jsonl")
     context = Context(
         recipe,
@@ -64,17 +82,35 @@ def run(recipe: Recipe, folder: Path, resume: bool = False, show: Show = Bar) ->
         job.stream_of,
         folder,
         seed=recipe.seed,
-        resume=resume,
+        resume=resume != "no",
         evaluate=job.evaluate,
         keep=recipe.keep,
         show=show,
+        ranks=recipe.ranks,
+        sinks=lambda step: open_sinks(recipe.sinks, folder, to_dict(recipe), step),
     )
-    job.save(folder)
+    if world.main:
+        _save(job, folder)
+    world.wait()
     if len(quarantine):
         Console(stderr=True).print(
             f"{len(quarantine)} samples could not be used: {folder / 'quarantine.jsonl'}"
         )
     return ledger
+
+
+def _save(job: Job, folder: Path) -> None:
+    """The model's files, moved into place when all are written, model.json last: a run that dies
+    here is not taken for a finished one."""
+    temporary = folder / "saving.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    job.save(temporary)
+    for file in sorted(temporary.iterdir(), key=lambda file: file.name == "model.json"):
+        place = folder / file.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        file.rename(place)
+    temporary.rmdir()
 
 
 def read(data: str, split: str, quarantine: Quarantine) -> list[Sample]:
@@ -100,7 +136,7 @@ def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:
         run(
             replace(part, data=recipe.data, seed=recipe.seed),
             folder,
-            resume=(folder / "recipe.json").exists(),
+            resume="auto",
             show=show,
         )
     return folder

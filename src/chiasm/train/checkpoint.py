@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Trainable
+from chiasm.train.shard import full, like
+
+COMMIT = "COMMIT"
+"""The file whose presence says that all others are whole."""
 
 
 def state_of(model: Trainable, names: Iterable[str]) -> dict[str, Tensor]:
@@ -40,14 +44,26 @@ def load_state(model: Trainable, state: dict[str, Tensor], where: Path) -> None:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-    """load_state_dict whose mismatch is one line."""
+    """load_state_dict whose mismatch is one line; each rank takes its part of a sharded module."""
+    held = module.state_dict()
     try:
-        module.load_state_dict(state)
+        module.load_state_dict({key: like(value, held.get(key)) for key, value in state.items()})
     except RuntimeError as error:
         first = " ".join(str(error).splitlines()[1:2]).strip()
         raise CheckpointError(
             f"{where}: does not fit the model: {first}; use the recipe saved beside it"
         ) from None
+
+
+def copied(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies in main memory, for a checkpoint to be written while training goes on. All ranks
+    call it together, as each holds parts; those that do not write keep nothing."""
+    copies = {}
+    for name, value in tensors.items():
+        value = full(value.detach())
+        if keep:  # of their own even where weights are tied, as safetensors wants them
+            copies[name] = value.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -70,50 +86,65 @@ def read_json(path: Path) -> dict:
         raise CheckpointError(f"{path}: unreadable ({error}); restore it or train again") from None
 
 
-def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
     """Write folder/{name}.safetensors and folder/state.json so that a crash at any moment leaves
-    either the whole checkpoint or none: temporary folder, fsync, COMMIT, rename."""
+    either the whole checkpoint or none: temporary folder, fsync, COMMIT, rename. A whole one that
+    is there already stays: the same step of the same run is the same checkpoint."""
+    if (folder / COMMIT).exists():
+        return
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, group in tensors.items():
-        save_file(_untied(group), temporary / f"{name}.safetensors")
+        save_file(dict(group), temporary / f"{name}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state))
     for file in temporary.iterdir():
-        _flush(file)
-    (temporary / "COMMIT").touch()
-    _flush(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
+        flush(file)
+    (temporary / COMMIT).touch()
+    flush(temporary)
+    shutil.rmtree(folder, ignore_errors=True)  # without COMMIT: no checkpoint
     temporary.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the newest last."""
+    found = [f.parent for f in folder.glob(f"step-*/{COMMIT}") if f.parent.name[5:].isdigit()]
+    return sorted(found, key=lambda f: int(f.name[5:]))
 
 
 def newest(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step, or None."""
-    found = [f.parent for f in folder.glob("step-*/COMMIT") if not f.parent.name.endswith(".tmp")]
-    return max(found, key=lambda f: int(f.name.split("-")[1]), default=None)
+    found = complete(folder)
+    return found[-1] if found else None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints."""
-    found = sorted(folder.glob("step-*/COMMIT"), key=lambda f: int(f.parent.name.split("-")[1]))
+    """Delete all complete checkpoints but the newest `keep` and the one with the best score, and
+    what earlier crashes left."""
+    found = complete(folder)
+    scores = {f: read_json(f / "state.json").get("score") for f in found}
+    scored = [f for f in found if scores[f] is not None]
+    best = max(scored, key=lambda f: (scores[f], -int(f.name[5:])), default=None)
     for file in found[:-keep]:
-        shutil.rmtree(file.parent)
+        if file != best:
+            (file / COMMIT).unlink()  # first: half a folder must not look whole
+            shutil.rmtree(file)
+    for file in folder.glob("step-*"):
+        if not (file / COMMIT).exists() or file.suffix == ".tmp":
+            shutil.rmtree(file, ignore_errors=True)
 
 
-def _untied(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: whole, and tied ones (head and embedding) copied."""
-    seen: set[int] = set()
-    separate = {}
-    for name, value in group.items():
-        value = value.contiguous()
-        separate[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
-    return separate
+def write_whole(path: Path, text: str) -> None:
+    """A small file that is replaced in one go: never half of it, whenever the process dies."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    flush(temporary)
+    temporary.replace(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Until a file or a folder's list of names is on the disk itself."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from chiasm.train.checkpoint import write_whole
+from chiasm.train.sinks import Sink
 
 
 @dataclass
@@ -50,21 +58,66 @@ class Ledger:
         return cls([Entry(**e) for e in state["stages"]])
 
     def write(self, folder: Path) -> None:
-        (folder / "ledger.json").write_text(json.dumps(self.to_dict(), indent=2))
+        write_whole(folder / "ledger.json", json.dumps(self.to_dict(), indent=2))
 
 
-class MetricsFile:
-    """Appends one JSON object a line; on resume, lines past the resumed step are dropped first."""
+class Metrics:
+    """metrics.jsonl, one JSON object a line, and whatever sinks want to hear of it too.
 
-    def __init__(self, folder: Path, resumed_step: int):
-        self.path = folder / "metrics.jsonl"
-        kept = []
-        if self.path.exists() and resumed_step:
-            for line in self.path.read_text().splitlines():
-                if json.loads(line)["step"] <= resumed_step:
-                    kept.append(line + "\n")
-        self.path.write_text("".join(kept))
+    On resume, lines past the resumed step are dropped first, and one that a crash cut short. Lines
+    that the disk refuses are kept and tried again with the next ones. Silent where `folder` is
+    None, on all ranks but the first.
+    """
+
+    def __init__(self, folder: Path | None, resumed_step: int, sinks: Sequence[Sink] = ()):
+        self.path = folder / "metrics.jsonl" if folder else None
+        self.sinks = list(sinks)
+        self._waiting = ""
+        if self.path is None:
+            return
+        lines = self.path.read_text().splitlines() if self.path.exists() and resumed_step else []
+        kept = [line for line in lines if _step_of(line) <= resumed_step]
+        write_whole(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, record: dict) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        if self.path is None:
+            return
+        self._append(json.dumps(record) + "\n")
+        for sink in list(self.sinks):
+            try:
+                sink.write(record)
+            except Exception as error:  # theirs can be anything, and none is worth the run
+                self.sinks.remove(sink)
+                self.warn(record["step"], f"{type(sink).__name__} failed ({error}); left out now")
+
+    def warn(self, step: int, text: str) -> None:
+        """A line on the terminal and in the log."""
+        if self.path is None:
+            return
+        Console(stderr=True).print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+        self._append(json.dumps({"step": step, "warning": text}) + "\n")
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _append(self, line: str) -> None:
+        assert self.path is not None
+        self._waiting += line
+        data = self._waiting.encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                whole = file.tell()
+                if file.write(data) < len(data):  # the disk is full: leave no half of a line
+                    file.truncate(whole)
+                    return
+        except OSError:
+            return
+        self._waiting = ""
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

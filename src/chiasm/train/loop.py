@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from chiasm.core.errors import CheckpointError
-from chiasm.core.progress import Bar, Show
+from chiasm.core.config import nearest
+from chiasm.core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
+from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
-from chiasm.train.log import Entry, Ledger, MetricsFile
+from chiasm.train.diagnosis import first_grown, output_sizes
+from chiasm.train.ema import EMA
+from chiasm.train.feed import Feed, strands
+from chiasm.train.guard import Guard, Verdict
+from chiasm.train.log import Entry, Ledger, Metrics
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
+from chiasm.train.parallel import World, current
 from chiasm.train.schedule import factor
-from chiasm.train.stage import Stage
+from chiasm.train.shard import full, rejoin, shard, whole
+from chiasm.train.signals import Interruption
+from chiasm.train.sinks import Sink
+from chiasm.train.stage import Ranks, Stage
+from chiasm.train.tally import Tally, Window, tally
+from chiasm.train.writer import Writer
 
 Evaluate = Callable[[], dict[str, float]]
+OpenSinks = Callable[[int], Sequence[Sink]]
+"""Opens the sinks of a run that begins after this step."""
 
 
 @dataclass
@@ -32,6 +47,10 @@ class Position:
     stage: int = 0
     step: int = 0
     total: int = 0
+
+
+class _HaltError(Exception):
+    """A rank has been told to stop; raised between two micro-batches on all of them."""
 
 
 def train(
@@ -45,26 +64,35 @@ def train(
     evaluate: Evaluate | None = None,
     keep: int = 2,
     show: Show = Bar,
+    ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+    sinks: OpenSinks | None = None,
 ) -> Ledger:
     """Run the stages and leave metrics.jsonl, ledger.json and checkpoints in `folder`.
 
     stream_of makes the endless batch stream of a stage. resume continues from the newest complete
     checkpoint in `folder`, bit for bit on CPU; without one it starts afresh. evaluate is called
     every stage.evaluate_every steps and its numbers are logged as eval/<name>. Steps whose loss or
-    gradient is not finite never reach the weights: they are skipped, counted and logged.
+    gradient is not finite never reach the weights: see train/guard.py. SIGTERM and SIGINT end in a
+    checkpoint and an InterruptedRunError. sinks opens further places for the metrics, given the
+    resumed step. In a world of several ranks (train/parallel.py) all of them call this together.
     """
     assert isinstance(model, nn.Module)
+    world = current()
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    trainer = _Trainer(model, stages, folder, evaluate, keep, show)
-    at = trainer.restore() if resume else None
-    start = at or Position()
-    trainer.metrics = MetricsFile(folder, start.total)
-    for number in range(start.stage, len(stages)):
-        step = start.step if number == start.stage else 0
-        trainer.run_stage(number, step, stream_of(stages[number]), resumed=at is not None)
-        at = None
-    trainer.ledger.write(folder)
+    trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
+    world.share([*model.parameters(), *model.buffers()])
+    trainer.sharded = shard(model, world, ranks)
+    start = trainer.restore(resume)
+    trainer.open_metrics(start.total, sinks)
+    try:
+        with trainer.stop:
+            for number in range(start.stage, len(stages)):
+                trainer.run_stage(number, start.step if number == start.stage else 0)
+        trainer.write_ledger()
+    finally:
+        trainer.close()
+    if trainer.sharded:
+        rejoin(model)
     model.eval()
     return trainer.ledger
 
@@ -74,66 +102,101 @@ class _Trainer:
         self,
         model: Any,
         stages: Sequence[Stage],
+        stream_of: Callable[[Stage], Stream],
         folder: Path,
         evaluate: Evaluate | None,
         keep: int,
         show: Show,
+        world: World,
+        seed: int,
     ):
-        self.model, self.stages, self.folder = model, stages, folder
-        self.evaluate, self.keep, self.show = evaluate, keep, show
-        self.ledger = Ledger()
-        self.total = 0
-        self.metrics: MetricsFile
+        self.model, self.stages, self.stream_of, self.folder = model, stages, stream_of, folder
+        self.evaluate, self.show = evaluate, show if world.main else silent
+        self.world, self.seed, self.sharded = world, seed, False
+        self.ledger, self.stop = Ledger(), Interruption()
+        self.writer = Writer(folder / "checkpoints", keep, self.warn)
+        self.number, self.total = 0, 0
+        self.ranks = world.size
+        self.best: float | None = None
+        self.score: float | None = None
+        self.metrics: Metrics
         self.optimizer: Optimizers
-        self._saved_stream: dict | None = None
-        self._saved_optimizer: dict[str, torch.Tensor] | None = None
+        self.guard: Guard
+        self.feed: Feed
+        self.ema: EMA | None = None
+        self.healthy: Any = None
+        self._place: Path | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def run_stage(self, number: int, first: int, stream: Stream, resumed: bool) -> None:
+    def open_metrics(self, resumed_step: int, sinks: OpenSinks | None) -> None:
+        main = self.world.main
+        opened = sinks(resumed_step) if main and sinks else ()
+        self.metrics = Metrics(self.folder if main else None, resumed_step, opened)
+
+    def warn(self, text: str) -> None:
+        self.metrics.warn(self.total, text)
+
+    def write_ledger(self) -> None:
+        if self.world.main:
+            try:
+                self.ledger.write(self.folder)
+            except OSError as error:
+                self.warn(f"{self.folder}: ledger.json could not be written ({error})")
+
+    def close(self) -> None:
+        self.writer.wait()
+        self.metrics.close()
+
+    def run_stage(self, number: int, first: int) -> None:
         stage = self.stages[number]
-        set_trained(self.model, stage)
-        self.optimizer = make_optimizer(self.model, stage)
-        entry = self.ledger.entry(number, stage.name)
-        entry.trained_parameters = sum(
-            p.numel() for p in self.model.parameters() if p.requires_grad
-        )
-        entry.frozen_parameters = sum(
-            p.numel() for p in self.model.parameters() if not p.requires_grad
-        )
-        if resumed and self._saved_stream is not None and self._saved_optimizer is not None:
-            stream.load_state_dict(self._saved_stream)
-            self.optimizer.load_tensors(self._saved_optimizer)
-        batches = iter(stream)
+        self._set_up(number)
         self.model.train()
-        lowered = LoweredWeights(self.model, working_dtype(stage.autocast, self.device))
+        # Parts of weights are exchanged by the ranks as they are: those stay as they are.
+        lowest = torch.float32 if self.sharded else working_dtype(stage.autocast, self.device)
+        lowered = LoweredWeights(self.model, lowest)
         try:
-            self._steps(number, first, stream, batches, entry, lowered)
+            self._steps(number, first, lowered)
         finally:
             lowered.restore()
-        self.ledger.write(self.folder)
+        if self.ema:
+            self.ema.swap()
+        self.write_ledger()
 
-    def _steps(
-        self,
-        number: int,
-        first: int,
-        stream: Stream,
-        batches: Iterator,
-        entry: Entry,
-        lowered: LoweredWeights,
-    ) -> None:
-        stage, window = self.stages[number], _Window()
+    def _set_up(self, number: int) -> None:
+        self.number, stage = number, self.stages[number]
+        set_trained(self.model, stage)
+        self.optimizer = make_optimizer(self.model, stage)
+        owned = [p for group in self.optimizer.groups for p in group["params"]]
+        self.ema = EMA(owned, stage.ema) if stage.ema else None
+        self.guard, self.healthy, self.best = Guard(stage.guard), None, None
+        count = strands(stage.accumulate, self.ranks, self.world)
+        self.feed = Feed(lambda: self.stream_of(stage), count, self.world)
+        entry = self.ledger.entry(number, stage.name)
+        parameters = list(self.model.parameters())
+        entry.trained_parameters = sum(p.numel() for p in parameters if p.requires_grad)
+        entry.frozen_parameters = sum(p.numel() for p in parameters if not p.requires_grad)
+        if self._place is not None:
+            self._resume(self._place)
+            self._place = None
+        self.marks = self.feed.state()
+
+    def _steps(self, number: int, first: int, lowered: LoweredWeights) -> None:
+        stage, window, entry = self.stages[number], Window(), self.ledger.stages[number]
         with self.show(stage.name, stage.steps, first) as view:
             for step in range(first, stage.steps):
                 began = time.perf_counter()
-                record = self._step(stage, step, batches, entry)
+                try:
+                    record = self._step(number, step, entry, lowered)
+                except _HaltError:
+                    self._halt(number, step, lowered)
                 entry.seconds += time.perf_counter() - began
                 window.add(record, time.perf_counter() - began)
                 view.advance()
                 last = step + 1 == stage.steps
-                if last or (stage.log_every and (step + 1) % stage.log_every == 0):
+                if last or _due(stage.log_every, step):
                     line = {
                         "step": self.total,
                         "stage": stage.name,
@@ -143,94 +206,229 @@ class _Trainer:
                     }
                     self.metrics.write(line)
                     view.status(f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tok/s")
-                if (
-                    self.evaluate
-                    and stage.evaluate_every
-                    and (step + 1) % stage.evaluate_every == 0
-                ):
-                    with lowered.restored():
-                        self._evaluate(stage)
-                if stage.save_every and ((step + 1) % stage.save_every == 0 or last):
-                    with lowered.restored():
-                        self._save(number, step + 1, stream)
+                better = False
+                due = self.evaluate and _due(stage.evaluate_every, step)
+                if due and not self.stop.requested:
+                    with lowered.restored(), self.stop.at_once():
+                        better = self._evaluate(stage)
+                better = self.world.any(better)  # a rank may have been called away
+                if better or (stage.save_every and (last or _due(stage.save_every, step))):
+                    self._save(number, step + 1, lowered)
 
-    def _step(self, stage: Stage, step: int, batches: Iterator, entry: Entry) -> dict[str, float]:
-        """One optimiser step over stage.accumulate micro-batches; what happened, for the log."""
+    def _step(
+        self, number: int, step: int, entry: Entry, lowered: LoweredWeights
+    ) -> dict[str, float]:
+        """One optimiser step over all micro-batches of all ranks; what happened, for the log."""
+        stage = self.stages[number]
         scale = factor(stage, step)
         for group in self.optimizer.groups:
             group["lr"] = group["peak"] * scale
         self.optimizer.zero_grad()
-        count, parts, cost = 0, {}, {"tokens": 0, "images": 0, "flops": 0.0}
-        total = 0.0
-        for _ in range(stage.accumulate):
-            batch = next(batches)
-            with autocast(stage.autocast, self.device):
-                loss = self.model.loss(batch)
-            if loss.count and loss.sum.requires_grad:
-                loss.sum.backward()
-            count, total = count + loss.count, total + loss.sum.item()
-            for name, (value, n) in loss.parts.items():
-                before = parts.get(name, (0.0, 0.0))
-                parts[name] = (before[0] + value, before[1] + n)
-            spent = self.model.cost(batch)
-            for name in cost:
-                cost[name] += getattr(spent, name)
-        norm = self._update(stage, count, total, entry)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        own, batches = {}, {}
+        feed = self.feed.step()
+        while True:
+            if self.world.any(self.stop.requested):
+                _put_back(buffers)
+                raise _HaltError
+            strand, batch = next(feed, (None, None))
+            if strand is None:
+                break
+            batches[strand] = batch
+            own[strand] = self._micro_batch(stage, strand, batch)
+        done = tally(self.world.gather(own))
+        if done.idle:  # on all ranks: to the optimiser it is as unused as to one process
+            for module in self.model.idle:
+                module.zero_grad()
+        norm = self._update(stage, done, batches, entry, buffers, lowered)
+        self.world.share(list(self.model.buffers()))
+        self.marks = self.feed.state()
         entry.steps += 1
-        entry.tokens += int(cost["tokens"])
-        entry.images += int(cost["images"])
-        entry.flops += cost["flops"]
+        entry.tokens += done.tokens
+        entry.images += done.images
+        entry.flops += done.flops
         self.total += 1
         rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.groups}
-        means = {name: value / n for name, (value, n) in parts.items() if n}
-        return {"loss": total / max(1, count), "grad_norm": norm, **means, **rates, **cost}
+        cost = {"tokens": done.tokens, "images": done.images, "flops": done.flops}
+        return {"loss": done.loss, "grad_norm": norm, **done.means, **rates, **cost}
 
-    def _update(self, stage: Stage, count: int, total: float, entry: Entry) -> float:
-        """Divide the summed gradients by the step's count, clip, and apply them if finite."""
-        owned = [p for g in self.optimizer.groups for p in g["params"] if p.grad is not None]
-        gradients = [p.grad for p in owned if p.grad is not None]
-        if not count or not gradients:
+    def _micro_batch(self, stage: Stage, strand: int, batch: Any) -> dict:
+        """Forward and backward of one micro-batch, and its sums."""
+        # A function of the place and of nothing before it: dropout is the same for every number of
+        # ranks, and after every resume.
+        place = (self.seed, self.total, strand)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        with autocast(stage.autocast, self.device):
+            loss = self.model.loss(batch)
+        if loss.sum.requires_grad and (loss.count or self.sharded):
+            loss.sum.backward()
+        spent = self.model.cost(batch)
+        cost = {"flops": spent.flops, "tokens": int(spent.tokens), "images": int(spent.images)}
+        idle = bool(getattr(self.model, "idle", ()))
+        sums = {"sum": loss.sum.item(), "count": loss.count, "parts": loss.parts, "idle": idle}
+        return sums | cost
+
+    def _update(
+        self,
+        stage: Stage,
+        done: Tally,
+        batches: dict[int, Any],
+        entry: Entry,
+        buffers: list[tuple[Tensor, Tensor]],
+        lowered: LoweredWeights,
+    ) -> float:
+        """Divide the summed gradients by the step's count, clip, and apply them if the guard says
+        so; their norm before clipping."""
+        gradients = self._gradients()
+        if not done.count or not gradients:
             entry.skipped_steps += 1
             return 0.0
-        torch._foreach_mul_(gradients, 1.0 / count)
-        norm = torch.nn.utils.clip_grad_norm_(owned, stage.clip or math.inf).item()
-        if not (math.isfinite(norm) and math.isfinite(total)):
-            entry.skipped_steps += 1
+        # FSDP leaves the mean over ranks, of which we want the sum.
+        share = (self.world.size if self.sharded else 1) / done.count
+        norm = full(get_total_norm(gradients)).item() * share
+        verdict = self.guard.judge(done.loss, norm, lambda: self._earlier() is not None)
+        if verdict.action == "apply":
+            clipped = min(1.0, stage.clip / (norm + 1e-6)) if stage.clip else 1.0
+            torch._foreach_mul_(gradients, share * clipped)
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update()
+            self.healthy = next(iter(batches.values()))
             return norm
-        self.optimizer.step()
+        entry.skipped_steps += 1
+        _put_back(buffers)
+        with lowered.restored():
+            self._refuse(stage, verdict, done, batches)
         return norm
 
-    def _evaluate(self, stage: Stage) -> None:
+    def _gradients(self) -> list[Tensor]:
+        """What the optimiser will see, added up over the ranks."""
+        owned = [p for group in self.optimizer.groups for p in group["params"]]
+        if self.world.size > 1 and not self.sharded:
+            # A part that no rank used must look unused to the optimiser, as it does to one process.
+            missing = [i for i, p in enumerate(owned) if p.grad is None]
+            nowhere = set.intersection(*map(set, self.world.gather(missing)))
+            used = [p for i, p in enumerate(owned) if i not in nowhere]
+            for p in used:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self.world.add_up([p.grad for p in used if p.grad is not None])
+        return [p.grad for p in owned if p.grad is not None]
+
+    def _refuse(self, stage: Stage, verdict: Verdict, done: Tally, batches: dict[int, Any]) -> None:
+        """Log what was wrong with which samples, and do what the guard decided."""
+        worst = done.worst()
+        finding: dict[str, Any] = {}
+        if self.sharded or worst in batches:  # parts are gathered by all ranks together
+            suspect = batches.get(worst, next(iter(batches.values())))
+            now = output_sizes(self.model, suspect)
+            before = output_sizes(self.model, self.healthy) if self.healthy is not None else {}
+            layer = first_grown(before, now)
+            finding = {"samples": list(getattr(suspect, "names", ())), "layer": layer}
+        finding = self.world.gather(finding)[worst % self.world.size]
+        record = {"guard": verdict.action, "reason": verdict.reason, **finding}
+        self.metrics.write({"step": self.total + 1, "stage": stage.name, **record})
+        if verdict.action == "rollback":
+            place = self._earlier()
+            assert place is not None
+            tensors = checkpoint.read_tensors(place / "model.safetensors")
+            checkpoint.load_state(self.model, tensors, place)
+            self._load_optimizer(place, checkpoint.read_json(place / "state.json"))
+            self.warn(f"{verdict.reason}; weights of {place.name} again, later data")
+        elif verdict.action == "stop":
+            raise DivergedError(
+                f"stage '{stage.name}', step {self.total + 1}: {verdict.reason}, "
+                f"{self.guard.settings.patience + 1} steps in a row; samples "
+                f"{', '.join(finding['samples'][:8]) or 'without names'}; "
+                f"the first layer that grew: {finding['layer'] or 'unknown'}; "
+                "look at these samples, or lower the learning rate"
+            )
+
+    def _earlier(self) -> Path | None:
+        """The checkpoint of this stage to go back to: the newest, and each time again one older."""
+        self.writer.wait()
+        found = []
+        if self.world.main:
+            for place in checkpoint.complete(self.writer.folder):
+                if checkpoint.read_json(place / "state.json")["stage"] == self.number:
+                    found.append(str(place))
+        found = self.world.gather(found)[0]
+        again = self.guard.rollbacks
+        return Path(found[-min(len(found), max(1, again))]) if found else None
+
+    def _halt(self, number: int, step: int, lowered: LoweredWeights) -> None:
+        self._save(number, step, lowered)
+        saved = self.writer.wait()
+        self.write_ledger()
+        raise InterruptedRunError(self.stop.number, self.total, saved) from None
+
+    def _evaluate(self, stage: Stage) -> bool:
+        """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
         assert self.evaluate is not None
+        averaged = self.ema.applied() if self.ema else nullcontext()
         self.model.eval()
-        numbers = self.evaluate()
-        self.model.train()
+        try:
+            with averaged, whole(self.model):
+                numbers = self.evaluate()
+        finally:
+            self.model.train()
         record = {f"eval/{name}": value for name, value in numbers.items()}
         self.metrics.write({"step": self.total, "stage": stage.name, **record})
+        name = stage.best.removeprefix("-")
+        if not name:
+            return False
+        if name not in numbers:
+            raise ConfigError(
+                f"stage '{stage.name}': best is '{name}', which is not evaluated"
+                f"{nearest(name, numbers)}; there are {', '.join(numbers) or 'no numbers'}"
+            )
+        self.score = numbers[name] * (-1 if stage.best.startswith("-") else 1)
+        better = self.best is None or self.score > self.best
+        self.best = self.score if better else self.best
+        return better
 
-    def _save(self, number: int, step: int, stream: Stream) -> None:
+    def _save(self, number: int, step: int, lowered: LoweredWeights) -> None:
+        """Copy everything and let the writer write it; all ranks together."""
         trained = dict.fromkeys(name for stage in self.stages[: number + 1] for name in stage.lr)
+        marks = {int(s): m for own in self.world.gather(self.marks) for s, m in own.items()}
         state = {
             "stage": number,
             "stage_name": self.stages[number].name,
             "step": step,
             "total": self.total,
-            "stream": stream.state_dict(),
+            "ranks": self.ranks,
+            "seed": self.seed,
+            "strands": [marks[strand] for strand in sorted(marks)],
+            "guard": self.guard.state_dict(),
+            "best": self.best,
+            "score": self.score,
+            "ema_updates": self.ema.updates if self.ema else 0,
             "ledger": self.ledger.to_dict(),
         }
-        tensors = {
-            "model": checkpoint.state_of(self.model, trained),
-            "optimizer": self.optimizer.tensors(),
-            "random": {"torch": torch.get_rng_state()},
-        }
-        checkpoint.save(self.folder / "checkpoints" / f"step-{self.total}", tensors, state)
-        checkpoint.prune(self.folder / "checkpoints", self.keep)
+        with lowered.restored():
+            tensors = {
+                "model": checkpoint.state_of(self.model, trained),
+                "optimizer": self.optimizer.tensors(),
+                "ema": self.ema.tensors() if self.ema else {},
+            }
+            main = self.world.main
+            copies = {name: checkpoint.copied(part, main) for name, part in tensors.items()}
+        self.score = None
+        if self.world.main:
+            self.writer.submit(self.total, copies, state)
 
-    def restore(self) -> Position | None:
-        """Load the newest complete checkpoint; where it stands, or None if there is none."""
-        place = checkpoint.newest(self.folder / "checkpoints")
-        if place is None:
-            return None
+    def restore(self, resume: bool) -> Position:
+        """Load the newest complete checkpoint; where the run stands then. CheckpointError where one
+        is there and not asked for."""
+        found = checkpoint.newest(self.folder / "checkpoints") if self.world.main else None
+        name = self.world.gather(str(found) if found else "")[0]
+        if not name:
+            return Position()
+        place = Path(name)
+        if not resume:
+            raise CheckpointError(
+                f"{self.folder}: holds the checkpoint {place.name} of an earlier run; continue it "
+                "with --resume, or choose another folder"
+            )
         state = checkpoint.read_json(place / "state.json")
         number = state["stage"]
         names = [stage.name for stage in self.stages]
@@ -239,41 +437,33 @@ class _Trainer:
                 f"{place}: was saved in stage '{state['stage_name']}', but the recipe's stages are "
                 f"{', '.join(names)}; resume with the recipe saved beside it"
             )
-        checkpoint.load_state(
-            self.model, checkpoint.read_tensors(place / "model.safetensors"), place
-        )
-        self._saved_optimizer = checkpoint.read_tensors(place / "optimizer.safetensors")
-        self._saved_stream = state["stream"]
-        torch.set_rng_state(checkpoint.read_tensors(place / "random.safetensors")["torch"])
+        tensors = checkpoint.read_tensors(place / "model.safetensors")
+        checkpoint.load_state(self.model, tensors, place)
         self.ledger = Ledger.from_dict(state["ledger"])
-        self.total = state["total"]
+        self.total, self.ranks, self.seed = state["total"], state["ranks"], state["seed"]
+        self._place = place
         return Position(number, state["step"], state["total"])
 
+    def _resume(self, place: Path) -> None:
+        """What restore left for when the stage has been set up."""
+        state = checkpoint.read_json(place / "state.json")
+        self._load_optimizer(place, state)
+        self.feed.load(state["strands"])
+        self.guard.load_state_dict(state["guard"])
+        self.best = state["best"]
 
-class _Window:
-    """Means and rates over the steps since the last log line."""
+    def _load_optimizer(self, place: Path, state: dict) -> None:
+        self.optimizer.load_tensors(checkpoint.read_tensors(place / "optimizer.safetensors"))
+        if self.ema:
+            averages = checkpoint.read_tensors(place / "ema.safetensors")
+            self.ema.load(averages, state["ema_updates"])
 
-    def __init__(self) -> None:
-        self._records: list[dict[str, float]] = []
-        self._seconds = 0.0
 
-    def add(self, record: dict[str, float], seconds: float) -> None:
-        self._records.append(record)
-        self._seconds += seconds
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Undo what a forward pass did to buffers (a codebook that follows its data)."""
+    for buffer, before in buffers:
+        buffer.copy_(before)
 
-    def flush(self) -> dict[str, float]:
-        sums = ("tokens", "images", "flops")
-        line: dict[str, float] = {}
-        for name in dict.fromkeys(key for record in self._records for key in record):
-            values = [r[name] for r in self._records if name in r]
-            if name in sums:
-                line[name] = sum(values)
-            elif name.startswith("lr/"):
-                line[name] = values[-1]
-            else:
-                line[name] = sum(values) / len(values)
-        for name in sums:
-            line[f"{name}_per_second"] = line[name] / max(1e-9, self._seconds)
-        line["seconds"] = self._seconds
-        self._records, self._seconds = [], 0.0
-        return line
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and (step + 1) % every == 0

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from chiasm.train.shard import full, like
+
 # Coefficients of the quintic iteration that drives singular values to about 1 in five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -72,12 +74,13 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             assert parameter.grad is not None
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+            direction = parameter.grad.lerp(state["momentum"], group["momentum"])
+            directions.append(full(direction))  # only whole matrices have singular values
         flat = torch.stack([d.reshape(shape[0], -1) for d in directions])
         updates = orthogonalize(flat.to(self.dtype), self.iterations).to(flat.dtype)
         scale = group["lr"] * 0.2 * max(updates.shape[1:]) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
-            update = update.view(shape)
+            update = like(update.view(shape), parameter)
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-scale)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +14,9 @@ from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Trainable
 from chiasm.nn.precision import working_dtype
 from chiasm.train.muon import Muon
-from chiasm.train.stage import Stage
+from chiasm.train.shard import like
+from chiasm.train.stable_adamw import StableAdamW
+from chiasm.train.stage import GroupSettings, Optimizer, Stage
 
 
 def set_trained(model: Trainable, stage: Stage) -> None:
@@ -60,10 +66,14 @@ class Optimizers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse, over optimisers built the same way."""
+        """The inverse, over optimisers built the same way; each rank takes its part of what its
+        parameters are held in parts of."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
+        parameters = [[p for g in part.param_groups for p in g["params"]] for part in self.parts]
         for key, value in tensors.items():
             i, number, name = key.split(".", 2)
+            if value.dim():
+                value = like(value, parameters[int(i)][int(number)])
             states[int(i)].setdefault(int(number), {})[name] = value
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(
@@ -71,32 +81,41 @@ class Optimizers:
             )
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One optimiser: what makes it, and which parameters it is for."""
+
+    make: Callable[[list[dict]], torch.optim.Optimizer]
+    groups: list[dict] = field(default_factory=list)
+
+
 def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     """The stage's optimiser, a parameter group for each model group and kind of parameter.
 
-    Each parameter group carries `name` and `peak`; the loop sets `lr` from the schedule. AdamW
-    decays matrices and leaves vectors alone.
+    Each parameter group carries `name` and `peak`; the loop sets `lr` from the schedule. Matrices
+    are decayed and vectors left alone. ConfigError for settings of a group the stage does not
+    train.
     """
+    for name in stage.groups:
+        if name not in stage.lr:
+            raise ConfigError(
+                f"stage '{stage.name}': groups.{name} has settings but no rate in lr"
+                f"{nearest(name, stage.lr)}"
+            )
     # By layer, not by shape: a norm with a vector a head is two-dimensional too.
     layers = (m for block in model.blocks() for m in block.modules())
     hidden = {id(m.weight) for m in layers if isinstance(m, nn.Linear | nn.Conv2d)}
-    hidden = hidden if stage.optimizer == "muon" else set()
-    adamw, muon = [], []
+    kinds = {
+        "adamw": _Kind(partial(torch.optim.AdamW, fused=True)),
+        "stable_adamw": _Kind(StableAdamW),
+        "muon": _Kind(partial(_muon, stage)),
+    }
     for name, rate in stage.lr.items():
         own = [p for p in model.groups()[name].parameters() if p.requires_grad]
-        rest = [p for p in own if id(p) not in hidden]
-        adamw.append(_group(name, rate, [p for p in rest if p.dim() >= 2], stage.weight_decay))
-        adamw.append(_group(name, rate, [p for p in rest if p.dim() < 2], 0.0))
-        matrices = [p for p in own if id(p) in hidden]
-        muon.append(_group(name, rate * stage.muon_scale, matrices, stage.weight_decay))
-    adamw, muon = ([g for g in groups if g["params"]] for groups in (adamw, muon))
-    parts: list[torch.optim.Optimizer] = []
-    if adamw:
-        parts.append(torch.optim.AdamW(adamw, betas=stage.betas, eps=stage.eps, fused=True))
-    if muon:
-        device = muon[0]["params"][0].device
-        dtype = working_dtype(stage.autocast, device)
-        parts.append(Muon(muon, dtype=dtype, iterations=stage.muon_iterations))
+        for kind, group in _groups(stage, name, rate, own, hidden):
+            if group["params"]:
+                kinds[kind].groups.append(group)
+    parts = [kind.make(kind.groups) for kind in kinds.values() if kind.groups]
     if not parts:
         raise ConfigError(
             f"stage '{stage.name}' trains nothing: give at least one group a rate in lr"
@@ -104,5 +123,27 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     return Optimizers(*parts)
 
 
-def _group(name: str, rate: float, parameters: list, decay: float) -> dict:
-    return {"params": parameters, "lr": rate, "peak": rate, "name": name, "weight_decay": decay}
+def _groups(
+    stage: Stage, name: str, rate: float, parameters: list[nn.Parameter], hidden: set[int]
+) -> Iterator[tuple[Optimizer, dict]]:
+    """(which optimiser, parameter group) for what a model group trains."""
+    given = stage.groups.get(name, GroupSettings())
+    chosen = given.optimizer or stage.optimizer
+    decay = stage.weight_decay if given.weight_decay is None else given.weight_decay
+    common = {"name": name, "weight_decay": decay}
+    adam = {"betas": given.betas or stage.betas, "eps": given.eps or stage.eps}
+    rest = parameters
+    if chosen == "muon":
+        rest = [p for p in parameters if id(p) not in hidden]
+        peak = rate * stage.muon_scale
+        matrices = [p for p in parameters if id(p) in hidden]
+        yield "muon", {"params": matrices, "lr": peak, "peak": peak, **common}
+        chosen = "adamw"
+    common |= {"lr": rate, "peak": rate, **adam}
+    yield chosen, {"params": [p for p in rest if p.dim() >= 2], **common}
+    yield chosen, {"params": [p for p in rest if p.dim() < 2], **common, "weight_decay": 0.0}
+
+
+def _muon(stage: Stage, groups: list[dict]) -> Muon:
+    dtype = working_dtype(stage.autocast, groups[0]["params"][0].device)
+    return Muon(groups, dtype=dtype, iterations=stage.muon_iterations)

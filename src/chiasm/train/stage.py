@@ -6,6 +6,47 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Schedule = Literal["constant", "linear", "cosine"]
+Optimizer = Literal["adamw", "stable_adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What one group of the model is trained with; None takes the stage's."""
+
+    optimizer: Optimizer | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """When an update is refused, and what follows (train/guard.py).
+
+    window: accepted steps that say what is usual; nothing is called a spike before a quarter of
+        them. threshold: a spike is a loss and a gradient norm both so many robust deviations above
+        their medians; 0 refuses only what is not finite.
+    patience: refusals in a row before the weights go back to a checkpoint. rollbacks: how often
+        they may before the run stops with a diagnosis.
+    """
+
+    window: int = 128
+    threshold: float = 8.0
+    patience: int = 5
+    rollbacks: int = 3
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How several processes (torchrun) share a model. One process ignores this.
+
+    shard: parameters above which each rank holds a part of every weight (FSDP2) and not a whole
+        copy; 0 always shards. replicas: groups of ranks that each hold the whole model between
+        them (HSDP); 1 spreads it over all.
+    """
+
+    shard: int = 1_000_000_000
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -15,13 +56,19 @@ class Stage:
     lr: learning rate by group of the model; a group that is not named is frozen.
     data: which view of the data this stage sees (the recipe's model knows its views).
     batch: size of one micro-batch, in tokens for packed text and in pictures for the encoder and
-        the autoencoder. accumulate: micro-batches a step.
+        the autoencoder. accumulate: micro-batches a step, those of all ranks together; ranks that
+        do not divide it raise it to their next multiple.
     warmup: fraction of the steps that rises linearly from 0. schedule: what follows, down to
         `floor` times the peak.
     optimizer: "muon" updates the matrices inside the model's blocks with Muon at the same rates
         times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
+        "stable_adamw" is AdamW whose steps shrink where gradients outgrow their past.
+    groups: other settings of single groups. ema: decay of an average of the trained weights that is
+        evaluated and, at the end of the stage, kept in their place; 0 is none.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
-    evaluate_every, save_every, log_every: steps; 0 is never (a stage always saves at its end).
+    evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves also does at its
+        end). best: an evaluated number; the checkpoint where it was highest is written and kept
+        besides the newest, with a leading minus the one where it was lowest.
     """
 
     name: str
@@ -33,7 +80,7 @@ class Stage:
     warmup: float = 0.05
     schedule: Schedule = "cosine"
     floor: float = 0.0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     muon_scale: float = 3.0
     muon_iterations: int = 5
@@ -44,3 +91,7 @@ class Stage:
     evaluate_every: int = 0
     save_every: int = 0
     log_every: int = 10
+    best: str = ""
+    ema: float = 0.0
+    groups: dict[str, GroupSettings] = field(default_factory=dict)
+    guard: GuardSettings = GuardSettings()

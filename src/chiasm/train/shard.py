@@ -1,0 +1,91 @@
+"""Models too large for one process: FSDP2, each unit of the model held in parts by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from chiasm.core.errors import ConfigError
+from chiasm.train.parallel import World
+from chiasm.train.stage import Ranks
+
+
+def shard(model: Any, world: World, ranks: Ranks) -> bool:
+    """Shard a model in place where it is large enough to need it; whether it was.
+
+    Its units (model.units(), else its blocks) are gathered one at a time; what is left, together.
+    """
+    if world.size == 1 or sum(p.numel() for p in model.parameters()) < ranks.shard:
+        return False
+    if world.size % ranks.replicas:
+        raise ConfigError(
+            f"ranks.replicas: {ranks.replicas}, but {world.size} ranks cannot be split evenly "
+            f"into {ranks.replicas} groups; choose a divisor"
+        )
+    # Imported here as it takes half a second, which who loads a model to use it need not wait.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    frozen = {n for n, p in model.named_parameters() if getattr(p, "frozen", False)}
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
+    if ranks.replicas > 1:
+        shape = (ranks.replicas, world.size // ranks.replicas)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+    for unit in model.units() if hasattr(model, "units") else model.blocks():
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
+    for name, parameter in model.named_parameters():  # fully_shard made new ones
+        if name in frozen:
+            parameter.frozen = True
+    # A unit is gathered by all ranks or by none: parts that a batch may not need are run anyway.
+    if hasattr(model, "in_step"):
+        model.in_step = True
+    return True
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that ranks may hold in parts; all ranks call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, held: Tensor | None) -> Tensor:
+    """This rank's part of a whole tensor, cut as another is held."""
+    if not isinstance(held, DTensor):
+        return value
+    value = value.to(held.device)
+    return distribute_tensor(value, held.device_mesh, held.placements, src_data_rank=None)
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """All parts on every rank for a while, so that the model can be used in any way and no rank
+    waits for another."""
+    parts: list[Any] = [m for m in model.modules() if hasattr(m, "unshard")]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+
+
+@torch.no_grad()
+def rejoin(model: nn.Module) -> None:
+    """Plain whole parameters again in place of the parts, to be saved or exported."""
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
+    for module in model.modules():
+        for name, held in list(module._parameters.items()):
+            if isinstance(held, DTensor):
+                if held not in made:
+                    made[held] = nn.Parameter(held.full_tensor(), held.requires_grad)
+                setattr(module, name, made[held])

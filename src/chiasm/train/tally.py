@@ -1,0 +1,82 @@
+"""What a step amounted to over all micro-batches of all ranks, and what a log line says of many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss.
+    idle: every micro-batch ran parts of the model for the sake of other ranks only."""
+
+    total: float
+    count: int
+    means: dict[str, float]
+    losses: dict[int, float]
+    tokens: int
+    images: int
+    flops: float
+    idle: bool
+
+    @property
+    def loss(self) -> float:
+        return self.total / max(1, self.count)
+
+    def worst(self) -> int:
+        """The strand whose loss is not finite, or highest."""
+        return max(
+            self.losses,
+            key=lambda s: self.losses[s] if math.isfinite(self.losses[s]) else math.inf,
+        )
+
+
+def tally(ranks: Sequence[Mapping]) -> Tally:
+    """From every rank's {strand: sums of its micro-batch}; summed in the order of
+    strands, so that the numbers do not depend on how many ranks there are."""
+    rows = {int(strand): row for own in ranks for strand, row in own.items()}
+    parts: dict[str, tuple[float, float]] = {}
+    total, count, tokens, images, flops = 0.0, 0, 0, 0, 0.0
+    for strand in sorted(rows):
+        row = rows[strand]
+        total, count = total + row["sum"], count + row["count"]
+        tokens, images = tokens + row["tokens"], images + row["images"]
+        flops += row["flops"]
+        for name, (value, n) in row["parts"].items():
+            before = parts.get(name, (0.0, 0.0))
+            parts[name] = (before[0] + value, before[1] + n)
+    means = {name: value / n for name, (value, n) in parts.items() if n}
+    losses = {strand: row["sum"] / max(1, row["count"]) for strand, row in rows.items()}
+    idle = all(row["idle"] for row in rows.values())
+    return Tally(total, count, means, losses, tokens, images, flops, idle)
+
+
+class Window:
+    """Means and rates over the steps since the last log line."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, float]] = []
+        self._seconds = 0.0
+
+    def add(self, record: dict[str, float], seconds: float) -> None:
+        self._records.append(record)
+        self._seconds += seconds
+
+    def flush(self) -> dict[str, float]:
+        sums = ("tokens", "images", "flops")
+        line: dict[str, float] = {}
+        for name in dict.fromkeys(key for record in self._records for key in record):
+            values = [r[name] for r in self._records if name in r]
+            if name in sums:
+                line[name] = sum(values)
+            elif name.startswith("lr/"):
+                line[name] = values[-1]
+            else:
+                line[name] = sum(values) / len(values)
+        for name in sums:
+            line[f"{name}_per_second"] = line[name] / max(1e-9, self._seconds)
+        line["seconds"] = self._seconds
+        self._records, self._seconds = [], 0.0
+        return line
