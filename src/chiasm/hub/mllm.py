@@ -4,6 +4,7 @@ as a standard transformers checkpoint in `language/`; an encoder of transformers
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from chiasm.core.errors import ConfigError
 from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
+from chiasm.data.clips import Clips
 from chiasm.hub import folder as files
 from chiasm.mllm.adapter import add_adapters, merge_adapters
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, SavedMLLM
+from chiasm.mllm.images.parts import add_picture_parts
 from chiasm.mllm.language import load_language, quiet
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
@@ -94,9 +97,15 @@ def _assemble(
     config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system)
-    projector = build_projector(
-        config.projector, vision.config.width, language.config.hidden_size, scale
-    )
+    width = language.config.hidden_size
+    projector = build_projector(config.projector, vision.config.width, width, scale)
+    add_picture_parts(config.images, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
-    codec = MLLMCodec(vision.config, projector, template.marker)
-    return model, Processor(template, codec, config.max_length)
+    words = partial(_ids, tokenizer)
+    codec = MLLMCodec(vision.config, projector, template.marker, config.images, words)
+    clips = Clips(config.video, codec.frames)
+    return model, Processor(template, codec, config.max_length, clips=clips)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
