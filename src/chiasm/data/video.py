@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ import PIL.Image
 from chiasm.core.errors import DataError, MissingExtraError
 from chiasm.vision.config import VideoConfig
 
-TOLERANCE = 0.1
-"""How much earlier than their header says, as a share, the frames of a file may end."""
+SHARE, SLACK = 0.1, 0.5
+"""How much earlier than their header says, as a share and seconds more, frames may end."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def read_footage(path: Path, config: VideoConfig, where: str = "") -> Footage:
             raise _Unusable("an empty file (0 bytes)")
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise _Unusable("no picture in it, only sound")
+                sound = "only sound" if container.streams.audio else "or it is truncated"
+                raise _Unusable(f"no pictures in it, {sound}")
             index = _indexed(container)
             unit = float(container.streams.video[0].time_base)
             first = index.times[0]
             seconds = (index.end - first) * unit
-            _compare(container, seconds)
             chosen = choose(
                 [(t - first) * unit for t in index.times],
                 [(t - first) * unit for t in index.keys],
@@ -76,15 +77,13 @@ def choose(
     times: Sequence[float], keys: Sequence[float], seconds: float, config: VideoConfig
 ) -> list[int]:
     """Which frames, shown at `times` (rising, from 0) in a clip of so many seconds, are seen."""
+    each = math.ceil(seconds * config.fps - 1e-6)
     if config.policy == "keyframes":
         moments = list(keys)
+    elif config.policy == "fps" and each <= config.frames:
+        moments = [i / config.fps for i in range(max(1, each))]
     else:
-        count = config.frames
-        if config.policy == "fps":
-            count = min(count, max(1, int(seconds * config.fps + 1e-6)))
-        moments = [seconds * (i + 0.5) / count for i in range(count)]
-        if config.policy == "fps" and count == max(1, int(seconds * config.fps + 1e-6)):
-            moments = [i / config.fps for i in range(count)]
+        moments = [seconds * (i + 0.5) / config.frames for i in range(config.frames)]
     shown = sorted({max(0, bisect_right(times, moment + 1e-6) - 1) for moment in moments})
     if len(shown) <= config.frames:
         return shown
@@ -117,29 +116,33 @@ def _told(path: Path, where: str) -> Iterator[None]:
 
 
 def _indexed(container: Any) -> _Index:
-    """Every packet of the pictures, read but not decoded."""
-    times, keys, end = [], [], 0
-    for packet in container.demux(container.streams.video[0]):
+    """From every packet, read but not decoded. Raises _Unusable where they do not last as long as
+    the header says: the file is cut off, or lies."""
+    stream = container.streams.video[0]
+    times, keys, end, longest = [], [], 0, 0.0
+    for packet in container.demux():
         if packet.pts is None or packet.is_discard:
             continue
-        times.append(packet.pts)
-        end = max(end, packet.pts + (packet.duration or 0))
-        if packet.is_keyframe:
-            keys.append(packet.pts)
+        finish = packet.pts + (packet.duration or 0)
+        longest = max(longest, float(finish * packet.time_base))
+        if packet.stream is stream:
+            times.append(packet.pts)
+            end = max(end, finish)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
     if not times:
         raise _Unusable("a header without any frame")
+    _compare(stream.duration, stream.time_base, end * stream.time_base)
+    _compare(container.duration, 1e-6, longest)
     return _Index(sorted(times), sorted(keys), end)
 
 
-def _compare(container: Any, seconds: float) -> None:
-    """Frames must last about as long as the header says: else the file is cut off, or lies."""
-    stream = container.streams.video[0]
-    said = stream.duration * float(stream.time_base) if stream.duration else 0.0
-    if not said and len(container.streams) == 1 and container.duration:
-        said = container.duration / 1e6
-    if seconds < said * (1 - TOLERANCE) - 1:
+def _compare(said: int | None, unit: Any, seen: Any) -> None:
+    """seen: seconds; said: the same by the header, in units (None: it does not say)."""
+    seconds = float((said or 0) * unit)
+    if seen < seconds * (1 - SHARE) - SLACK:
         raise _Unusable(
-            f"its header says {said:.1f} seconds but its frames end after {seconds:.1f}, "
+            f"its header says {seconds:.1f} seconds but its frames end after {float(seen):.1f}, "
             "so it is truncated or its header is wrong"
         )
 
@@ -153,16 +156,20 @@ def _decoded(
     frames, at = iter(()), None
     for time in wanted:
         key = keys[max(0, bisect_right(keys, time) - 1)] if keys else time
-        if at is None or at < key:
+        frame = None
+        if at is not None and at >= key:
+            frame = _until(frames, time)
+        if frame is None or frame.pts != time:
             container.seek(key, stream=stream)
             frames = container.decode(stream)
-        for frame in frames:
-            at = frame.pts
-            if at is not None and at >= time:
-                break
-        else:
-            raise _Unusable("the file ends before its last frame, so it is truncated")
-        if at != time:
-            raise _Unusable("a frame cannot be decoded, so the file is damaged")
+            frame = _until(frames, time)
+        if frame is None or frame.pts != time:
+            raise _Unusable("a frame that its index promises is not in it: truncated or damaged")
+        at = time
         picture = frame.to_image()
         yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+
+
+def _until(frames: Iterator[Any], time: int) -> Any | None:
+    """The first frame that is shown no earlier."""
+    return next((f for f in frames if f.pts is not None and f.pts >= time), None)
