@@ -72,6 +72,7 @@ IMAGE = 7
 SQUARE = {"height": SIDE, "width": SIDE}
 MEAN, DEVIATION = OPENAI
 COLOURS = {"image_mean": list(MEAN), "image_std": list(DEVIATION)}
+LINEAR, MERGED = LinearConfig(), MLPConfig(merge=2)
 PINPOINTS = ((56, 112), (112, 56), (112, 112), (168, 56), (56, 168))
 
 SIZES = [(56, 56), (40, 90), (300, 71), (71, 300), (33, 34), (640, 480), (17, 5), (600, 20), (1, 1)]
@@ -125,7 +126,7 @@ def tokenizer():
     return made
 
 
-def codec(images, config=None, projector=LinearConfig(), words=None):
+def codec(images, config=None, projector=LINEAR, words=None):
     config = config or encoder()
     made = build_projector(projector, config.width, 6, 0.1)
     return MLLMCodec(config, made, IMAGE, images, words or split_words)
@@ -204,7 +205,9 @@ def test_anyres_is_llava_nexts():
         image_grid_pinpoints=[list(p) for p in PINPOINTS],
         **COLOURS,
     )
-    processor = LlavaNextProcessor(stock, tokenizer(), PATCH, "default", num_additional_image_tokens=1)
+    processor = LlavaNextProcessor(
+        stock, tokenizer(), PATCH, "default", num_additional_image_tokens=1
+    )
     ours = codec(AnyResConfig(PINPOINTS))
     for image in pictures():
         (slot,) = ours.encode([image])
@@ -355,7 +358,7 @@ def folders(tmp_path_factory):
 VISION = ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2)
 
 
-def model_of(folders, images, projector=MLPConfig(merge=2), **settings):
+def model_of(folders, images, projector=MERGED, **settings):
     torch.manual_seed(1)
     config = MLLMConfig(
         language=str(folders["llama"]), projector=projector, lora=None, images=images, **settings

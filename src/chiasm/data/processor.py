@@ -11,8 +11,8 @@ from chiasm.core.batch import IGNORE, Encoded, Slot, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Sample, Turn, split_independent
-from chiasm.data.template import Template
 from chiasm.data.clips import Clips, Frames
+from chiasm.data.template import Template
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def read_footage(path: Path, config: VideoConfig, where: str = "") -> Footage:
         import av
 
         if path.stat().st_size == 0:
-            raise _Unusable("an empty file (0 bytes)")
+            raise _BadFileError("an empty file (0 bytes)")
         with av.open(str(path)) as container:
             if not container.streams.video:
                 sound = "only sound" if container.streams.audio else "or it is truncated"
-                raise _Unusable(f"no pictures in it, {sound}")
+                raise _BadFileError(f"no pictures in it, {sound}")
             index = _indexed(container)
             unit = float(container.streams.video[0].time_base)
             first = index.times[0]
@@ -90,7 +90,7 @@ def choose(
     return [shown[(2 * i + 1) * len(shown) // (2 * config.frames)] for i in range(config.frames)]
 
 
-class _Unusable(Exception):
+class _BadFileError(Exception):
     """What is wrong with a file, in words."""
 
 
@@ -106,7 +106,7 @@ def _told(path: Path, where: str) -> Iterator[None]:
         ) from None
     except (MissingExtraError, DataError):
         raise
-    except _Unusable as error:
+    except _BadFileError as error:
         raise DataError(f"{path}: {error}{place}; replace the file or remove the sample") from None
     except Exception as error:  # FFmpeg's errors are of many classes
         said = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -116,8 +116,8 @@ def _told(path: Path, where: str) -> Iterator[None]:
 
 
 def _indexed(container: Any) -> _Index:
-    """From every packet, read but not decoded. Raises _Unusable where they do not last as long as
-    the header says: the file is cut off, or lies."""
+    """From every packet, read but not decoded. Raises _BadFileError where they do not last as long
+    as the header says: the file is cut off, or lies."""
     stream = container.streams.video[0]
     times, keys, end, longest = [], [], 0, 0.0
     for packet in container.demux():
@@ -131,7 +131,7 @@ def _indexed(container: Any) -> _Index:
             if packet.is_keyframe:
                 keys.append(packet.pts)
     if not times:
-        raise _Unusable("a header without any frame")
+        raise _BadFileError("a header without any frame")
     _compare(stream.duration, stream.time_base, end * stream.time_base)
     _compare(container.duration, 1e-6, longest)
     return _Index(sorted(times), sorted(keys), end)
@@ -141,7 +141,7 @@ def _compare(said: int | None, unit: Any, seen: Any) -> None:
     """seen: seconds; said: the same by the header, in units (None: it does not say)."""
     seconds = float((said or 0) * unit)
     if seen < seconds * (1 - SHARE) - SLACK:
-        raise _Unusable(
+        raise _BadFileError(
             f"its header says {seconds:.1f} seconds but its frames end after {float(seen):.1f}, "
             "so it is truncated or its header is wrong"
         )
@@ -164,7 +164,9 @@ def _decoded(
             frames = container.decode(stream)
             frame = _until(frames, time)
         if frame is None or frame.pts != time:
-            raise _Unusable("a frame that its index promises is not in it: truncated or damaged")
+            raise _BadFileError(
+                "a frame that its index promises is not in it: truncated or damaged"
+            )
         at = time
         picture = frame.to_image()
         yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from chiasm.core.errors import ConfigError
+from chiasm.data.clips import Clips
 from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
-from chiasm.data.clips import Clips
 from chiasm.hub import folder as files
 from chiasm.mllm.adapter import add_adapters, merge_adapters
 from chiasm.mllm.codec import MLLMCodec

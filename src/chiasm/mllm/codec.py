@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chiasm.core.batch import Slot
 from chiasm.core.errors import NotGenerativeError
-from chiasm.mllm.config import ImagesConfig, ResizeConfig
+from chiasm.mllm.config import AS_TRAINED, ImagesConfig
 from chiasm.mllm.images import Words, build_mode, for_frames
 from chiasm.mllm.projectors import Projector
 from chiasm.vision.config import EncoderConfig
@@ -31,7 +31,7 @@ class MLLMCodec:
         config: EncoderConfig,
         projector: Projector,
         image_token: int,
-        images: ImagesConfig = ResizeConfig(),
+        images: ImagesConfig = AS_TRAINED,
         words: Words | None = None,
     ):
         self.config, self.images = config, images

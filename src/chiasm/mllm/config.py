@@ -170,9 +170,8 @@ class SplitConfig:
     do_image_splitting: bool = True
 
 
-ImagesConfig = (
-    ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConfig | SplitConfig
-)
+AS_TRAINED = ResizeConfig()
+ImagesConfig = ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConfig | SplitConfig
 
 
 @dataclass(frozen=True)
@@ -211,8 +210,8 @@ class MLLMConfig:
     system: str | None = None
     max_length: int = 2048
     tower: TowerOptions = field(default_factory=TowerOptions)
-    images: ImagesConfig = ResizeConfig()
-    video: VideoConfig = VideoConfig()
+    images: ImagesConfig = AS_TRAINED
+    video: VideoConfig = field(default_factory=VideoConfig)
 
 
 @dataclass(frozen=True)

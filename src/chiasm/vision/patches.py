@@ -45,9 +45,7 @@ def fit(
     return image if whole == target else image.crop((0, 0, *whole))
 
 
-def native(
-    picture: tuple[int, int], longest: int, step: int, max_patches: int
-) -> tuple[int, int]:
+def native(picture: tuple[int, int], longest: int, step: int, max_patches: int) -> tuple[int, int]:
     """Width and height, multiples of step, that a picture (width, height) is resized to: the
     largest scale whose sides, rounded up, hold at most max_patches squares (SigLIP 2, 2502.14786,
     section 2.4.2). The search is that of the published processor, so that roundings agree."""

@@ -32,9 +32,7 @@ def best_resolution(
     return max(choices, key=lambda c: (kept(c), kept(c) - c[0] * c[1]))
 
 
-def fit_into(
-    image: PIL.Image.Image, height: int, width: int, resample: int
-) -> PIL.Image.Image:
+def fit_into(image: PIL.Image.Image, height: int, width: int, resample: int) -> PIL.Image.Image:
     """The picture as large as it fits, in the middle of a black one of this size."""
     across, down = width / image.width, height / image.height
     if across < down:
@@ -42,9 +40,7 @@ def fit_into(
     else:
         size = (min(math.ceil(image.width * down), width), height)
     whole = PIL.Image.new("RGB", (width, height))
-    whole.paste(
-        resized(image, size, resample), ((width - size[0]) // 2, (height - size[1]) // 2)
-    )
+    whole.paste(resized(image, size, resample), ((width - size[0]) // 2, (height - size[1]) // 2))
     return whole
 
 
