@@ -161,9 +161,9 @@ class AnyResConfig:
 @dataclass(frozen=True)
 class SplitConfig:
     """The picture at `longest_edge` pixels, stretched to whole tiles of max_image_size, then the
-    whole of it at that size; words of their own say which row and column a tile is (Idefics3,
-    SmolVLM). None: tiles of the encoder's image_size, and four of them on the longer side.
-    do_image_splitting off: the whole picture alone."""
+    whole of it at that size; words of their own, added to a language model that lacks them, say
+    which row and column a tile is (Idefics3, SmolVLM). None: tiles of the encoder's image_size, and
+    four of them on the longer side. do_image_splitting off: the whole picture alone."""
 
     longest_edge: int | None = None
     max_image_size: int | None = None

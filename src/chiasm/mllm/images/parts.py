@@ -36,14 +36,17 @@ def add_picture_parts(
 
 
 def add_words(names: list[str], language: Any, tokenizer: Any) -> None:
-    """Special tokens that the tokenizer lacks, their embeddings the mean of all others."""
-    known = tokenizer.get_vocab()
-    tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
-    before = language.get_input_embeddings().num_embeddings
-    if all(name in known for name in names) or len(tokenizer) <= before:
+    """Special tokens that the tokenizer lacks, their embeddings the mean of all others. They are
+    trained with the language model's embeddings, not by its adapters."""
+    known, count = tokenizer.get_vocab(), len(tokenizer)
+    added = [name for name in names if name not in known]
+    if not added:
         return
+    tokenizer.add_tokens(added, special_tokens=True)
+    rows = language.get_input_embeddings().num_embeddings
     with quiet(), torch.no_grad():
-        language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if len(tokenizer) > rows:
+            language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         tables = language.get_input_embeddings(), language.get_output_embeddings()
         for weight in {id(table.weight): table.weight for table in tables}.values():
-            weight[before:] = weight[:before].mean(0)
+            weight[tokenizer.convert_tokens_to_ids(added)] = weight[: min(count, rows)].mean(0)
