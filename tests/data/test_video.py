@@ -161,7 +161,7 @@ def test_broken_files_are_one_line_each(tmp_path):
             r"says 7200.0 seconds but its frames end after 3.0, so .* its header is wrong",
         ),
         "long.mp4": (
-            claiming(mp4, b"stts", 8, ">I", 72000),
+            two_hours(mp4),
             r"says 7200.0 seconds but its frames end after 3.0",
         ),
         "words.mp4": (b"these are words, not pictures" * 40, "not a readable video"),
