@@ -32,14 +32,19 @@ IGNORE = -100
 class Slot:
     """What stands for one picture in the token sequence.
 
-    ids [n] int64: placeholders (MLLM) or begin, code and end ids (unified).
+    ids [n] int64: placeholders and words around them (MLLM) or begin, code and end ids (unified).
     patches [P d] float32 or None: pixels for a continuous encoder.
-    grid (rows, columns) of patches or codes.
+    grid (rows, columns) of patches or codes; of each tile where the picture is cut into `tiles`.
+    place [V] int64: which of the ids each visual token of the tiles stands at, -1 for one that is
+    left out. Several at one place are averaged; a placeholder without any is the end of a row.
+    None: one a placeholder, in order.
     """
 
     ids: np.ndarray
     patches: np.ndarray | None
     grid: tuple[int, int]
+    place: np.ndarray | None = None
+    tiles: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Encoded:
     """One sample as arrays; every [T] array has one entry a token.
 
     ids, targets (already shifted; IGNORE where no loss), block, branch, position: [T] int64.
-    patches [P d] float32 or None; grids [N 2] int64, one row a picture, in order of appearance.
+    patches [P d] float32 or None; grids [N 2] int64, one row a picture, or a tile of one, in order
+    of appearance; place [V] int64 or None: as Slot's, an index into ids.
     """
 
     ids: np.ndarray
@@ -58,6 +64,7 @@ class Encoded:
     patches: np.ndarray | None = None
     grids: np.ndarray | None = None
     name: str = ""
+    place: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +75,8 @@ class Batch:
     """Packed samples as tensors. See the module's docstring for segment, block and branch.
 
     ids, targets, segment, block, branch, position [B T] int64; patches [P d] and grids [N 2] run
-    over the pictures of all rows in reading order; names are the samples in it, for diagnoses.
+    over the pictures (or their tiles) of all rows in reading order; names are the samples in it,
+    for diagnoses; place [V]: as Slot's, an index into ids laid flat.
     """
 
     ids: Tensor
@@ -80,6 +88,7 @@ class Batch:
     patches: Tensor | None = None
     grids: Tensor | None = None
     names: tuple[str, ...] = ()
+    place: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {
@@ -120,6 +129,7 @@ def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
         "branch": np.zeros(shape, np.int64),
         "position": np.zeros(shape, np.int64),
     }
+    places = []
     for r, row in enumerate(rows):
         start = 0
         for s, sample in enumerate(row):
@@ -127,6 +137,8 @@ def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
             columns["segment"][r, span] = s
             for name in ("ids", "targets", "block", "branch", "position"):
                 columns[name][r, span] = getattr(sample, name)
+            if sample.place is not None:
+                places.append(shifted(sample.place, r * length + start))
             start += len(sample)
     samples = [sample for row in rows for sample in row]
     patches = [s.patches for s in samples if s.patches is not None]
@@ -136,7 +148,13 @@ def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
         patches=torch.from_numpy(np.concatenate(patches)) if patches else None,
         grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
         names=tuple(s.name for s in samples),
+        place=torch.from_numpy(np.concatenate(places)) if places else None,
     )
+
+
+def shifted(place: np.ndarray, by: int) -> np.ndarray:
+    """Places in what begins `by` ids later; -1 stays."""
+    return np.where(place < 0, place, place + by)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """A clip on disk; carried through the formats, decoded by the routes that accept video."""
+    """A clip on disk; decoded by the routes that accept video (data/video.py)."""
 
     path: Path
     where: str = ""
@@ -111,6 +111,10 @@ class Sample:
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Image))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Video))
 
     @property
     def where(self) -> str:

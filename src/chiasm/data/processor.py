@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.core.batch import IGNORE, Encoded, Slot
+from chiasm.core.batch import IGNORE, Encoded, Slot, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Sample, Turn, split_independent
+from chiasm.data.clips import Clips, Frames
 from chiasm.data.template import Template
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One conversation: ids, which are supervised, where its last picture ends."""
+    """One conversation: ids, which are supervised, where its pictures begin and the last ends."""
 
     ids: np.ndarray
     supervised: np.ndarray
+    pictures: list[int]
     pictures_end: int
 
 
@@ -31,6 +33,7 @@ class Processor:
     remember: keep the slots of pictures already encoded (where encoding costs a network).
     prefix: what the assistant did not say sees itself whole, turn by turn (prefix-LM, PaliGemma).
     A picture then depends on the words asked about it, so questions repeat it and share nothing.
+    clips: how videos are seen; None refuses them.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class Processor:
         supervise_images: bool = False,
         remember: bool = False,
         prefix: bool = False,
+        clips: Clips | None = None,
     ):
         self.template, self.codec, self.max_length = template, codec, max_length
         self.supervise_images, self.remember, self.prefix = supervise_images, remember, prefix
+        self.clips = clips
         self._slots: dict[str, Slot] = {}
 
     def encode(self, sample: Sample) -> Encoded:
@@ -79,6 +84,7 @@ class Processor:
 
     def _lines(self, samples: Sequence[Sample], reply: bool) -> tuple[list[_Line], list[Slot]]:
         parts = [part for sample in samples for part in split_independent(sample)]
+        parts = parts if self.clips is None else self.clips.unroll(parts)
         slots = self._encode_pictures(parts[0])
         return [self._line(part, slots, reply) for part in parts], slots
 
@@ -102,7 +108,7 @@ class Processor:
 
     def _expand(self, ids: list[int], supervised: list[bool], slots: list[Slot]) -> _Line:
         """Put each picture's slot where its marker stands."""
-        out_ids, out_loss, end, rest = [], [], 0, iter(slots)
+        out_ids, out_loss, starts, end, rest = [], [], [], 0, iter(slots)
         for token, loss in zip(ids, supervised, strict=True):
             if token != self.template.marker:
                 out_ids.append([token])
@@ -110,20 +116,27 @@ class Processor:
                 continue
             slot = next(rest)
             learn = (loss or self.supervise_images) and slot.patches is None
+            starts.append(sum(map(len, out_ids)))
             out_ids.append(slot.ids)
             out_loss.append([learn] * len(slot.ids))
-            end = sum(map(len, out_ids))
-        return _Line(np.concatenate(out_ids).astype(np.int64), np.concatenate(out_loss), end)
+            end = starts[-1] + len(slot.ids)
+        joined = np.concatenate(out_ids).astype(np.int64)
+        return _Line(joined, np.concatenate(out_loss), starts, end)
 
     def _encode_pictures(self, sample: Sample) -> list[Slot]:
         if not self.remember:
-            pictures = [image.load() for image in sample.images]
-            return self.codec.encode(pictures) if pictures else []
+            return [self._slot(image) for image in sample.images]
         keys = [image.digest() for image in sample.images]
         for key, image in zip(keys, sample.images, strict=True):
             if key not in self._slots:
-                self._slots[key] = self.codec.encode([image.load()])[0]
+                self._slots[key] = self._slot(image)
         return [self._slots[key] for key in keys]
+
+    def _slot(self, image: Image) -> Slot:
+        if isinstance(image, Frames):
+            assert self.clips is not None
+            return self.clips.slot(image)
+        return self.codec.encode([image.load()])[0]
 
 
 def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> Encoded:
@@ -147,6 +160,12 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> En
     branch = np.concatenate([np.full(len(s[0]), s[3]) for s in spans]).astype(np.int64)
     block = np.concatenate([_turns(s[1]) for s in spans]) if prefix else position.copy()
     patches = [slot.patches for slot in slots if slot.patches is not None]
+    grids = [slot.grid for slot in slots for _ in range(slot.tiles)]
+    places = [
+        shifted(slot.place, start)
+        for slot, start in zip(slots, _starts(lines, prefix), strict=True)
+        if slot.place is not None
+    ]
     return Encoded(
         ids,
         targets,
@@ -154,9 +173,18 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> En
         branch,
         position,
         np.concatenate(patches) if patches else None,
-        np.array([slot.grid for slot in slots], np.int64) if slots else None,
+        np.array(grids, np.int64) if slots else None,
         name,
+        np.concatenate(places) if places else None,
     )
+
+
+def _starts(lines: list[_Line], prefix: bool) -> list[int]:
+    """Where each picture's slot begins: in the trunk or the only line, or in every line again."""
+    if not prefix:
+        return lines[0].pictures
+    before = np.cumsum([0, *(len(line.ids) for line in lines)])
+    return [int(b) + p for b, line in zip(before, lines, strict=False) for p in line.pictures]
 
 
 def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
@@ -178,7 +206,7 @@ def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:
     runs: list[list[int]] = []
     previous: tuple | None = None
     for i, sample in enumerate(samples):
-        key = _opening(sample) if len(sample.images) == 1 else None
+        key = _opening(sample) if len(sample.images) == 1 and not sample.videos else None
         if key is not None and key == previous:
             runs[-1].append(i)
         else:

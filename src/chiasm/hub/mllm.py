@@ -4,6 +4,7 @@ as a standard transformers checkpoint in `language/`; an encoder of transformers
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from chiasm.core.errors import ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.data.chat import chat_template
+from chiasm.data.clips import Clips
 from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
@@ -20,6 +22,7 @@ from chiasm.hub import folder as files
 from chiasm.mllm.adapter import add_adapters, merge_adapters
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, SavedMLLM
+from chiasm.mllm.images.parts import add_picture_parts
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
@@ -109,18 +112,25 @@ def _assemble(
     config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system, stop=_stop(language))
-    projector = build_projector(
-        config.projector, vision.config.width, language.config.hidden_size, scale
-    )
+    width = language.config.hidden_size
+    projector = build_projector(config.projector, vision.config.width, width, scale)
+    add_picture_parts(config.images, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
-    codec = MLLMCodec(vision.config, projector, template.marker)
+    words = partial(_ids, tokenizer)
+    codec = MLLMCodec(vision.config, projector, template.marker, config.images, words)
     # A learned table of positions has no row beyond its last.
     known = getattr(language.config, "max_position_embeddings", config.max_length)
     length = min(config.max_length, known)
-    return model, Processor(template, codec, length, prefix=config.attention == "prefix")
+    clips = Clips(config.video, codec.frames)
+    prefix = config.attention == "prefix"
+    return model, Processor(template, codec, length, prefix=prefix, clips=clips)
 
 
 def _stop(language: Any) -> list[int]:
     """The ids that the model's generation_config says end a reply."""
     found = language.generation_config.eos_token_id
     return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

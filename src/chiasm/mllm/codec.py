@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import PIL.Image
@@ -10,23 +12,45 @@ from torch import Tensor
 
 from chiasm.core.batch import Slot
 from chiasm.core.errors import NotGenerativeError
+from chiasm.mllm.config import AS_TRAINED, ImagesConfig
+from chiasm.mllm.images import Words, build_mode, for_frames
 from chiasm.mllm.projectors import Projector
 from chiasm.vision.config import EncoderConfig
-from chiasm.vision.patches import fit, patchify, to_array
+from chiasm.vision.patches import patchify, to_array
 
 
 class MLLMCodec:
-    """An ImageCodec whose slots are as many placeholders as the projector makes tokens."""
+    """An ImageCodec whose slots are as many placeholders as the projector makes tokens, laid out
+    as `images` says. words: of the tokenizer, for modes that put words between tiles."""
 
     vocabulary = None
     codes_per_image = 0
 
-    def __init__(self, config: EncoderConfig, projector: Projector, image_token: int):
-        self.config, self.projector, self.image_token = config, projector, image_token
+    def __init__(
+        self,
+        config: EncoderConfig,
+        projector: Projector,
+        image_token: int,
+        images: ImagesConfig = AS_TRAINED,
+        words: Words | None = None,
+    ):
+        self.config, self.images = config, images
+        self._parts = (config, projector, image_token)
+        self._words = words
+        self.mode = build_mode(images, *self._parts, words)
+
+    @cached_property
+    def frames(self) -> MLLMCodec:
+        """The codec for frames of a clip: they are never cut into tiles."""
+        return MLLMCodec(*self._parts, for_frames(self.images), self._words)
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
-        """One Slot a picture, resized as the encoder was trained."""
+        """One Slot a picture."""
         return [self._slot(image) for image in images]
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many ids a picture (width, height) takes in the sequence."""
+        return len(self.mode.slot(size).ids)
 
     def decode(self, ids: Tensor) -> PIL.Image.Image:
         raise NotGenerativeError(
@@ -34,8 +58,9 @@ class MLLMCodec:
         )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:
-        c, patch = self.config, self.config.patch_size
-        pixels = to_array(fit(image, c.image_size, patch, c.max_patches, c.resample))
-        grid = (pixels.shape[0] // patch, pixels.shape[1] // patch)
-        ids = np.full(self.projector.tokens(grid), self.image_token, np.int64)
-        return Slot(ids, patchify(pixels, patch), grid)
+        slot = self.mode.slot(image.size)
+        rows, columns = (side * self.config.patch_size for side in slot.grid)
+        # A patch convolution leaves over what is no whole patch (384 = 27 · 14 + 6).
+        tiles = [to_array(tile)[:rows, :columns] for tile in self.mode.tiles(image)]
+        patches = [patchify(tile, self.config.patch_size) for tile in tiles]
+        return replace(slot, patches=np.concatenate(patches))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from chiasm.vision.config import EncoderConfig, TowerOptions
+from chiasm.vision.config import EncoderConfig, TowerOptions, VideoConfig
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,55 @@ ProjectorConfig = (
 
 
 @dataclass(frozen=True)
+class ResizeConfig:
+    """A picture is resized as its encoder was trained: squeezed to a square, or, where the encoder
+    takes a variable number of patches, at its own aspect."""
+
+
+@dataclass(frozen=True)
+class PadConfig:
+    """The picture in the middle of a square of the encoder's mean colour (LLaVA 1.5)."""
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """The middle square of the picture; what sticks out is not seen (CLIP)."""
+
+
+@dataclass(frozen=True)
+class NativeConfig:
+    """The picture at its own aspect and as large as max_num_patches patches allow, whatever
+    resolution the encoder was trained at: its positions are interpolated."""
+
+    max_num_patches: int = 256
+
+
+@dataclass(frozen=True)
+class AnyResConfig:
+    """The whole picture squeezed, then tiles of it at the best of the resolutions
+    image_grid_pinpoints (height, width), without what only fills them; each row of tokens ends in
+    a learned `image_newline` (LLaVA-NeXT). None: 1 × 2, 2 × 1, 2 × 2, 1 × 3 and 3 × 1 tiles."""
+
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """The picture at `longest_edge` pixels, stretched to whole tiles of max_image_size, then the
+    whole of it at that size; words of their own, added to a language model that lacks them, say
+    which row and column a tile is (Idefics3, SmolVLM). None: tiles of the encoder's image_size, and
+    four of them on the longer side. do_image_splitting off: the whole picture alone."""
+
+    longest_edge: int | None = None
+    max_image_size: int | None = None
+    do_image_splitting: bool = True
+
+
+AS_TRAINED = ResizeConfig()
+ImagesConfig = ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConfig | SplitConfig
+
+
+@dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters on the language model's matrices (2106.09685)."""
 
@@ -157,7 +206,8 @@ class MLLMConfig:
     where they are tied), stay as they are in every stage; below them no gradient is computed unless
     the projector is trained. system: what the system says in conversations without a system turn;
     None leaves that to the chat template. max_length: of a conversation in tokens, at most the
-    positions that the language model knows."""
+    positions that the language model knows. images: how pictures are cut to the encoder's size;
+    video: which frames of a clip are seen."""
 
     encoder: str | None = None
     language: str = "smollm2"
@@ -170,6 +220,8 @@ class MLLMConfig:
     attention: Literal["causal", "prefix"] = "causal"
     max_length: int = 2048
     tower: TowerOptions = field(default_factory=TowerOptions)
+    images: ImagesConfig = AS_TRAINED
+    video: VideoConfig = field(default_factory=VideoConfig)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from chiasm.core.batch import IGNORE, Batch, PictureBatch
 from chiasm.core.protocols import Cost, Loss
 from chiasm.mllm.adapter import adapters_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
+from chiasm.mllm.arrange import arrange, with_class_tokens
 from chiasm.mllm.projectors import Projector, projector_flops
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
@@ -51,17 +52,21 @@ class MLLM(nn.Module):
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
         self.idle = []
         if batch.patches is None or batch.grids is None:
-            _check_slots(slots, 0, 0)
+            arrange(x.new_zeros(0, x.shape[-1]), None, slots, None)
             return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
         tokens = self.see(batch.patches, batch.grids)
-        _check_slots(slots, len(tokens), len(batch.grids))
+        tokens = arrange(tokens, batch.place, slots, self.projector.image_newline)
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             features = self.vision(patches, grids)
-        return self.projector(features, grids)
+        return self.projector(features, self._seen(grids))
+
+    def _seen(self, grids: Tensor) -> Tensor:
+        """The grids of the features that pictures with these grids have."""
+        return with_class_tokens(grids) if self.vision.config.class_token else grids
 
     def _see_nothing(self, device: torch.device) -> Tensor:
         """Visual tokens of one grey picture: ranks that hold the tower in parts run it together, or
@@ -98,7 +103,7 @@ class MLLM(nn.Module):
         assert batch.match is not None
         own = batch.match.float().argmax(1).tolist()
         captions = [row[:n] for row, n in zip(batch.texts, batch.lengths.tolist(), strict=True)]
-        slots = [self.projector.tokens((h, w)) for h, w in batch.grids.tolist()]
+        slots = [self.projector.tokens((h, w)) for h, w in self._seen(batch.grids).tolist()]
         words, shares = word_shares([captions[i] for i in own], slots)
         with torch.no_grad():
             embeddings = self.language.get_input_embeddings()(words)
@@ -160,7 +165,8 @@ class MLLM(nn.Module):
         vision += attention_flops(grids.prod(1), config.mixing, 1)
         widths = config.width, self.language.config.hidden_size
         projector = sum(
-            projector_flops(self.projector.config, *widths, (h, w)) for h, w in grids.tolist()
+            projector_flops(self.projector.config, *widths, (h, w))
+            for h, w in self._seen(grids).tolist()
         )
         return (
             passes(trained["vision"], False) * vision
@@ -190,12 +196,3 @@ class MLLM(nn.Module):
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
         return flops + passes(is_trained(self.head), upstream) * head
-
-
-def _check_slots(slots: Tensor, tokens: int, pictures: int) -> None:
-    count = int(slots.sum())
-    if count != tokens:
-        raise ValueError(
-            f"{count} image placeholders but {tokens} visual tokens from {pictures} pictures; "
-            "encode the batch with this model's own processor"
-        )

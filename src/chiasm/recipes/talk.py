@@ -11,11 +11,14 @@ from rich.console import Console
 
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.core.sample import Image, Sample, Turn, Video, answer, question
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
 from chiasm.infer.draw import draw
 from chiasm.infer.generate import Generator
+
+CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+"""Names of files that are shown as videos."""
 
 
 def responder(run: Path) -> Generator:
@@ -31,9 +34,10 @@ def responder(run: Path) -> Generator:
 
 def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
     """Print the reply to one question as it is written."""
-    parts: list[Any] = [Image(image)] if image else []
+    parts: list[Any] = [_media(image)] if image else []
     for part in parts:
-        part.load()  # a bad picture is told before the model is read
+        if isinstance(part, Image):
+            part.load()  # a bad picture is told before the model is read
     sample = Sample((question(*parts, text),))
     _say(responder(run), sample, sampling)
 
@@ -43,12 +47,13 @@ def session(run: Path, image: Path | None, sampling: Sampling) -> None:
     the conversation afresh."""
     console = Console()
     respond = responder(run)
-    pending = [Image(image)] if image else []
+    pending = [_media(image)] if image else []
     turns: list[Turn] = []
     console.print("Ask away. /image PATH brings a picture, an empty line or Ctrl-D ends.")
     while line := _read(console):
         if line.startswith("/image "):
-            pending, turns = [Image(Path(line.removeprefix("/image ").strip()).expanduser())], []
+            path = Path(line.removeprefix("/image ").strip()).expanduser()
+            pending, turns = [_media(path)], []
             continue
         asked = question(*pending, line)
         try:
@@ -88,6 +93,10 @@ def _say(respond: Generator, sample: Sample, sampling: Sampling) -> str:
         sys.stdout.flush()
     sys.stdout.write("\n")
     return reply
+
+
+def _media(path: Path) -> Image | Video:
+    return Video(path) if path.suffix.lower() in CLIPS else Image(path)
 
 
 def _read(console: Console) -> str:

@@ -35,6 +35,15 @@ class ViTConfig:
         """The filter that pictures are resized with, as PIL numbers them: bicubic."""
         return 3
 
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of red, green and blue in [0, 1]."""
+        return 0.5, 0.5, 0.5
+
+    @property
+    def class_token(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class TowerOptions:
@@ -45,13 +54,15 @@ class TowerOptions:
     norm: the encoder's own last norm over them, which hidden_states never see: layer -1 with norm
     is what SigLIP and DINO call last_hidden_state. image_size in pixels: another resolution than
     the checkpoint's, positions being interpolated. max_patches: as ViTConfig; None squeezes, and
-    leaves NaFlex its own number.
+    leaves NaFlex its own number. class_token: the encoder's class token is a feature too, before
+    those of a picture's patches (LLaVA's "full" against its "default").
     """
 
     layer: int | tuple[int, ...] = -2
     norm: bool = False
     image_size: int | None = None
     max_patches: int | None = None
+    class_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ class TowerConfig:
     source: where it came from. family: transformers' model_type. hidden: the width of its blocks,
     of which `layers` are kept. chosen: which hidden states are its features. image_size,
     patch_size and max_patches as ViTConfig. resample: the filter that pictures are resized with, as
-    PIL numbers them. mean and deviation of red, green and blue in [0, 1].
+    PIL numbers them. mean and deviation of red, green and blue in [0, 1]. class_token: as
+    TowerOptions.
     """
 
     source: str
@@ -76,6 +88,7 @@ class TowerConfig:
     resample: int
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
+    class_token: bool = False
 
     @property
     def width(self) -> int:
@@ -126,12 +139,38 @@ class FusedConfig:
         return self.first.resample
 
     @property
+    def mean(self) -> tuple[float, float, float]:
+        return self.first.mean
+
+    @property
+    def class_token(self) -> bool:
+        return self.first.class_token
+
+    @property
     def width(self) -> int:
         return self.first.width + self.second.width
 
     @property
     def mixing(self) -> int:
         return self.first.mixing + self.second.mixing
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Which frames of a clip are seen, and in how many tokens (data/video.py).
+
+    policy: "uniform" takes the middle frames of `frames` equal stretches of time; "fps" `fps`
+    frames a second; "keyframes" those the encoder of the file stored whole. The latter two are
+    thinned evenly to at most `frames`. max_tokens: of visual tokens for a clip; where its frames
+    would take more, neighbouring ones are averaged. timestamps: say before each picture at what
+    second it stands.
+    """
+
+    policy: Literal["uniform", "fps", "keyframes"] = "uniform"
+    frames: int = 8
+    fps: float = 1.0
+    max_tokens: int = 1024
+    timestamps: bool = True
 
 
 EncoderConfig = ViTConfig | TowerConfig | FusedConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import PIL.Image
 
@@ -33,22 +35,53 @@ def fit(
     """Resize for an encoder; resample is PIL's number of the filter, 3 the bicubic one.
 
     max_patches None: squeeze to size × size (fixed resolution, SigLIP's way), less the rows and
-    columns that a patch convolution leaves over (384 = 27 · 14 + 6). Otherwise keep the aspect: the
-    largest multiple of `step` a side that stays within max_patches and does not enlarge beyond
-    `size` on the longer side (variable resolution, as NaFlex).
+    columns that a patch convolution leaves over (384 = 27 · 14 + 6). Otherwise keep the aspect: as
+    large as max_patches squares of `step` allow, but not beyond `size` on the longer side
+    (variable resolution, NaFlex's way).
     """
-    if max_patches is None:
-        target = (size, size)
-    else:
-        W, H = image.size
-        scale = min(size / max(W, H), step * (max_patches / (W * H)) ** 0.5)
-        width, height = (max(step, int(edge * scale / step + 1e-6) * step) for edge in (W, H))
-        # A very long picture is at least one patch wide, which may break the budget: shorten it.
-        limit = max_patches * step * step
-        width = min(width, max(step, limit // height // step * step))
-        height = min(height, max(step, limit // width // step * step))
-        target = (width, height)
-    if image.size != target:
-        image = image.resize(target, PIL.Image.Resampling(resample))
+    target = (size, size) if max_patches is None else native(image.size, size, step, max_patches)
+    image = resized(image, target, resample)
     whole = (target[0] // step * step, target[1] // step * step)
     return image if whole == target else image.crop((0, 0, *whole))
+
+
+def native(picture: tuple[int, int], longest: int, step: int, max_patches: int) -> tuple[int, int]:
+    """Width and height, multiples of step, that a picture (width, height) is resized to: the
+    largest scale whose sides, rounded up, hold at most max_patches squares (SigLIP 2, 2502.14786,
+    section 2.4.2). The search is that of the published processor, so that roundings agree."""
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        scale = (low + high) / 2
+        width, height = (_whole(edge * scale, step) for edge in picture)
+        low, high = (scale, high) if width * height <= max_patches else (low, scale)
+    limit = max(1, longest // step)
+    scale = min(low, limit * step / max(picture))
+    width, height = (min(limit, _whole(edge * scale, step)) * step for edge in picture)
+    return width, height
+
+
+def pad_to_square(image: PIL.Image.Image, colour: tuple[int, int, int]) -> PIL.Image.Image:
+    """The picture in the middle of the smallest square of this colour."""
+    side = max(image.size)
+    square = PIL.Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def crop_to_square(image: PIL.Image.Image, size: int, resample: int) -> PIL.Image.Image:
+    """The middle size × size of the picture resized so that its shorter side is `size`, the
+    longer one rounded down."""
+    shorter = min(image.size)
+    width, height = (int(size * edge / shorter) for edge in image.size)
+    image = resized(image, (width, height), resample)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def resized(image: PIL.Image.Image, size: tuple[int, int], resample: int) -> PIL.Image.Image:
+    """The picture at (width, height)."""
+    return image if image.size == size else image.resize(size, PIL.Image.Resampling(resample))
+
+
+def _whole(edge: float, step: int) -> int:
+    return max(1, math.ceil(edge / step))

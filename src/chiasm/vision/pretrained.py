@@ -53,7 +53,7 @@ class Family:
     model: transformers' class. embed: pixels [n 3 H W] to the first hidden state [n L D], and what
     every block is given besides; None for NaFlex, which takes packed patches. blocks, norm: where
     they are in the model. colours, resample: mean and deviation, and PIL's number of the filter
-    (2 bilinear, 3 bicubic), where a checkpoint does not say.
+    (2 bilinear, 3 bicubic), where a checkpoint does not say. class_token: it has one, the first.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Family:
     norm: str
     colours: tuple[Colour, Colour]
     resample: int = 3
+    class_token: bool = True
 
 
 FAMILIES = {
@@ -69,10 +70,10 @@ FAMILIES = {
         "CLIPVisionModel", _clip, "encoder.layers", "post_layernorm", OPENAI
     ),
     "siglip_vision_model": Family(
-        "SiglipVisionModel", _siglip, "encoder.layers", "post_layernorm", (HALF, HALF)
+        "SiglipVisionModel", _siglip, "encoder.layers", "post_layernorm", (HALF, HALF), 3, False
     ),
     "siglip2_vision_model": Family(
-        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2
+        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2, False
     ),
     "dinov2": Family("Dinov2Model", _dinov2, "encoder.layer", "layernorm", IMAGENET),
     "dinov2_with_registers": Family(
@@ -85,7 +86,8 @@ FAMILIES = {
 class Tower(nn.Module):
     """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width].
 
-    Class and register tokens take part but are left out of the features, which stay one a patch.
+    Class and register tokens take part but are left out of the features, which stay one a patch;
+    with class_token each picture's class token comes before its patches: [N + P, width].
     """
 
     scale: Tensor
@@ -119,15 +121,19 @@ class Tower(nn.Module):
         """Pictures of one grid together, as pixels. x [P 3 p·p]."""
         assert self.family.embed is not None
         pictures = x.split([h * w for h, w in shapes])
-        features: list[Tensor] = [x] * len(shapes)
+        features: dict[int, Tensor] = {}
         for grid in dict.fromkeys(shapes):
             which = [i for i, shape in enumerate(shapes) if shape == grid]
             pixels = _pixels(torch.stack([pictures[i] for i in which]), grid)
             hidden, extra = self.family.embed(self.model, pixels)
             special = hidden.shape[1] - grid[0] * grid[1]
-            for i, rows in zip(which, self._blocks(hidden, extra)[:, special:], strict=True):
-                features[i] = rows
-        return torch.cat(features)
+            rows = self._blocks(hidden, extra)
+            if self.config.class_token:
+                rows = torch.cat([rows[:, :1], rows[:, special:]], 1)
+            else:
+                rows = rows[:, special:]
+            features.update(zip(which, rows, strict=True))
+        return torch.cat([features[i] for i in range(len(shapes))])
 
     def _packed(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """NaFlex: every picture a row of patches, filled up to the longest. x [P 3 p·p]."""
@@ -275,6 +281,11 @@ def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
             f"model.tower.layer: {options.layer}, but {source} has {states} hidden states; "
             f"choose from {-states} to {states - 1}"
         )
+    if options.class_token and not family.class_token:
+        raise ConfigError(
+            f"model.tower.class_token: {source} is a '{theirs.model_type}', which has none; "
+            "set it to false"
+        )
     chosen = tuple(layer % states for layer in layers)
     patch, max_patches = _side(theirs.patch_size, source), options.max_patches
     if family.embed is None:
@@ -300,6 +311,7 @@ def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
         resample=int(stated.get("resample", family.resample)),
         mean=mean,
         deviation=deviation,
+        class_token=options.class_token,
     )
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from chiasm.mllm.config import AveragePoolConfig
 from chiasm.mllm.projectors.base import Projector
-from chiasm.mllm.projectors.parts import Layers, by_shape, merged_count
+from chiasm.mllm.projectors.parts import Layers, by_shape, merged_shape
 
 
 class AveragePoolProjector(Projector):
@@ -20,8 +20,8 @@ class AveragePoolProjector(Projector):
         hidden = [config.hidden or language] * (config.layers - 1)
         self.layers = Layers([vision, *hidden, language], scale)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return merged_count(grid, self.config.size)
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return merged_shape(grid, self.config.size)
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return self.layers(by_shape(self._pool, features, grids))

@@ -12,14 +12,28 @@ class Projector(nn.Module):
 
     `scale` is the root mean square of the language model's embeddings: visual tokens start about
     as large for features of unit size, where a design publishes no start of its own. A picture's
-    tokens depend on that picture alone.
+    tokens depend on that picture alone. image_newline [language]: stands at the end of each row of
+    tokens of a picture cut into tiles, in models that mark it (AnyResConfig).
     """
 
     config: Any
+    image_newline: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("image_newline", None)
+
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """Rows and columns of the tokens of a picture of this grid; None where they stand for no
+        places, as those of queries do."""
+        return None
 
     def tokens(self, grid: tuple[int, int]) -> int:
         """How many tokens a picture of this grid (rows, columns of patches) becomes."""
-        raise NotImplementedError
+        shape = self.shape(grid)
+        if shape is None:
+            raise NotImplementedError
+        return shape[0] * shape[1]
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         """features [P, vision] of pictures with grids [N 2] -> tokens [sum of tokens, language]."""

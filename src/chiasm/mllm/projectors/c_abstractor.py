@@ -24,8 +24,8 @@ class CAbstractorProjector(Projector):
         self.after = nn.Sequential(*(ResNetBlock(width, width) for _ in range(config.blocks)))
         self.layers = Layers([width, *[language] * config.layers], scale, F.silu)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return self.config.side**2
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return self.config.side, self.config.side
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return self.layers(by_shape(self._abstract, features, grids))

@@ -37,8 +37,8 @@ class DAbstractorProjector(Projector):
         self.out = nn.Linear(width, language)
         start_at(scale, self.out)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return self.config.side**2
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return self.config.side, self.config.side
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return by_shape(self._abstract, features, grids)

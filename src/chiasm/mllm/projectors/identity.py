@@ -21,8 +21,8 @@ class IdentityProjector(Projector):
                 f"model of width {language}; choose LinearConfig or another projector"
             )
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return grid[0] * grid[1]
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return grid
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return features

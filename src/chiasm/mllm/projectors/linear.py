@@ -18,8 +18,8 @@ class LinearProjector(Projector):
         self.linear = nn.Linear(vision, language)
         start_at(0.0 if config.zero_init else scale, self.linear)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return grid[0] * grid[1]
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return grid
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return self.linear(features)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from chiasm.mllm.config import MLPConfig
 from chiasm.mllm.projectors.base import Projector
-from chiasm.mllm.projectors.parts import Layers, by_shape, merge, merged_count
+from chiasm.mllm.projectors.parts import Layers, by_shape, merge, merged_shape
 
 
 class MLPProjector(Projector):
@@ -21,8 +21,8 @@ class MLPProjector(Projector):
         hidden = [config.hidden or language] * (config.layers - 1)
         self.layers = Layers([vision * config.merge**2, *hidden, language], scale)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return merged_count(grid, self.config.merge)
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return merged_shape(grid, self.config.merge)
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         if self.config.merge > 1:

@@ -40,9 +40,9 @@ def merge(x: Tensor, size: int) -> Tensor:
     return x.reshape(N, -1, size * size * D)
 
 
-def merged_count(grid: tuple[int, int], size: int) -> int:
-    """How many size × size squares cover a grid."""
-    return -(-grid[0] // size) * -(-grid[1] // size)
+def merged_shape(grid: tuple[int, int], size: int) -> tuple[int, int]:
+    """Rows and columns of the size × size squares that cover a grid."""
+    return -(-grid[0] // size), -(-grid[1] // size)
 
 
 def start_at(scale: float, layer: nn.Module, incoming: float = 1.0) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.projectors.base import Projector
-from chiasm.mllm.projectors.parts import by_shape, merge, merged_count, start_at
+from chiasm.mllm.projectors.parts import by_shape, merge, merged_shape, start_at
 
 
 class PixelShuffleProjector(Projector):
@@ -21,8 +21,8 @@ class PixelShuffleProjector(Projector):
         self.proj = nn.Linear(vision * config.factor**2, language, bias=False)
         start_at(scale, self.proj)
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return merged_count(grid, self.config.factor)
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return merged_shape(grid, self.config.factor)
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         return self.proj(by_shape(partial(merge, size=self.config.factor), features, grids))

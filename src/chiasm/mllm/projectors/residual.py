@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chiasm.mllm.config import ResidualMLPConfig
 from chiasm.mllm.projectors.base import Projector
-from chiasm.mllm.projectors.parts import Layers, by_shape, merge, merged_count, start_at
+from chiasm.mllm.projectors.parts import Layers, by_shape, merge, merged_shape, start_at
 
 
 class ResidualMLPProjector(Projector):
@@ -26,8 +26,8 @@ class ResidualMLPProjector(Projector):
         sizes = [language, config.hidden or language, language]
         self.blocks = nn.ModuleList(Layers(sizes, share) for _ in range(config.blocks))
 
-    def tokens(self, grid: tuple[int, int]) -> int:
-        return merged_count(grid, self.config.merge)
+    def shape(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return merged_shape(grid, self.config.merge)
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         if self.config.merge > 1:

@@ -1,0 +1,104 @@
+"""Videos in a conversation: each becomes its times and its frames.
+
+    "what happens?" <video>   ->   "what happens?" <0.5 seconds> [frame] <1.5 seconds> [frame] ...
+
+Where the frames would take more tokens than config.max_tokens, as many neighbours as needed are
+averaged, token by token, into the tokens of one picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import PIL.Image
+
+from chiasm.core.batch import Slot
+from chiasm.core.errors import ConfigError
+from chiasm.core.protocols import ImageCodec
+from chiasm.core.sample import Image, Part, Sample, Text, Video
+from chiasm.data.video import read_footage
+from chiasm.vision.config import VideoConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Frames(Image):
+    """Neighbouring frames of a clip that are averaged into one picture; source is the first."""
+
+    frames: tuple[PIL.Image.Image, ...] = ()
+
+    def digest(self) -> str:
+        pictures = b"".join(frame.tobytes() for frame in self.frames)
+        return hashlib.sha256(f"{self.frames[0].size}".encode() + pictures).hexdigest()
+
+
+class Clips:
+    """How videos are seen. codec: of single frames, all of a clip in as many tokens."""
+
+    def __init__(self, config: VideoConfig, codec: ImageCodec):
+        if config.frames < 1 or config.fps <= 0 or config.max_tokens < 1:
+            raise ConfigError("model.video: frames, fps and max_tokens must be positive")
+        self.config, self.codec = config, codec
+
+    def unroll(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with each video as times and pictures; a file is read once."""
+        read: dict[Video, tuple[Part, ...]] = {}
+
+        def parts(part: Part) -> tuple[Part, ...]:
+            if not isinstance(part, Video):
+                return (part,)
+            if part not in read:
+                read[part] = self.parts(part)
+            return read[part]
+
+        return [
+            sample.replace(
+                turns=tuple(
+                    replace(turn, parts=tuple(p for part in turn.parts for p in parts(part)))
+                    for turn in sample.turns
+                )
+            )
+            if sample.videos
+            else sample
+            for sample in samples
+        ]
+
+    def parts(self, video: Video) -> tuple[Part, ...]:
+        """Times and pictures of one video. Raises DataError for a file that cannot be read."""
+        footage = read_footage(video.path, self.config, video.where)
+        group = self._group(footage.frames)
+        parts: list[Part] = []
+        for start in range(0, len(footage.frames), group):
+            frames = tuple(footage.frames[start : start + group])
+            times = footage.times[start : start + group]
+            if self.config.timestamps:
+                parts.append(Text(f"<{sum(times) / len(times):.1f} seconds>"))
+            parts.append(Frames(frames[0], video.where, frames))
+        return tuple(parts)
+
+    def slot(self, image: Frames) -> Slot:
+        """The frames' visual tokens, averaged over time."""
+        slots = self.codec.encode(image.frames)
+        first = slots[0]
+        if len(slots) == 1:
+            return first
+        assert all(slot.grid == first.grid and slot.place is not None for slot in slots)
+        return replace(
+            first,
+            patches=np.concatenate([slot.patches for slot in slots]),
+            place=np.concatenate([slot.place for slot in slots]),
+            tiles=sum(slot.tiles for slot in slots),
+        )
+
+    def _group(self, frames: Sequence[PIL.Image.Image]) -> int:
+        """How many neighbours share a picture's tokens."""
+        each = len(self.codec.encode(frames[:1])[0].ids)
+        pictures = self.config.max_tokens // each
+        if not pictures:
+            raise ConfigError(
+                f"model.video.max_tokens: {self.config.max_tokens}, but one frame takes {each}; "
+                "raise it"
+            )
+        return -(-len(frames) // pictures)

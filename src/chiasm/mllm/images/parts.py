@@ -1,0 +1,35 @@
+"""What ways of showing pictures need of the model: a learned end of row, words of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from chiasm.core.errors import ConfigError
+from chiasm.mllm.config import AnyResConfig, ImagesConfig, SplitConfig
+from chiasm.mllm.images import build_mode
+from chiasm.mllm.images.split import words_needed
+from chiasm.mllm.projectors import Projector
+from chiasm.mllm.vocabulary import add_tokens
+from chiasm.vision.config import EncoderConfig
+
+
+def add_picture_parts(
+    config: ImagesConfig, encoder: EncoderConfig, projector: Projector, language: Any, words: Any
+) -> None:
+    """Give the projector an `image_newline` (AnyRes), the language model and its tokenizer the
+    special tokens that say where a tile is (Idefics3), each where it is used and not there yet.
+    Raises ConfigError for a class token that the projector would resample as a picture."""
+    if encoder.class_token and projector.shape((1, 1)) != (1, 1):
+        raise ConfigError(
+            "model.tower.class_token: this projector makes other than one token of one feature; "
+            "choose one that works feature by feature (LinearConfig, MLPConfig)"
+        )
+    if isinstance(config, AnyResConfig):
+        width = language.config.hidden_size
+        projector.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)  # LLaVA-NeXT's
+    if isinstance(config, SplitConfig):
+        side = build_mode(config, encoder, projector, 0, lambda _: []).side
+        add_tokens(language, words, words_needed(config, side))

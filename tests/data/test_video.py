@@ -1,0 +1,386 @@
+"""Clips: exactly the frames a policy asks for, with the container's own times; what is broken."""
+
+import importlib.util
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from chiasm.core.batch import pack
+from chiasm.core.errors import ConfigError, DataError, MissingExtraError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample, Text, Video, answer, question
+from chiasm.data.clips import Clips, Frames
+from chiasm.data.formats.messages import read_messages
+from chiasm.data.text import train_bpe
+from chiasm.data.video import choose, read_footage
+from chiasm.hub import mllm as hub
+from chiasm.infer.generate import Generator
+from chiasm.mllm.config import AS_TRAINED, AnyResConfig, LinearConfig, MLLMConfig, SplitConfig
+from chiasm.vision.config import VideoConfig, ViTConfig
+from chiasm.vision.vit import ViT
+
+av = pytest.importorskip("av")
+SHARED = Path("/work/shared/data/video-clips")
+STEP = 8  # grey levels between one frame and the next
+
+
+def write(path, count=30, rate=10, codec="mpeg4", size=(64, 48), between=5, **options):
+    """A clip whose n-th frame is grey n · STEP."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = between
+        stream.codec_context.max_b_frames = 2
+        for n in range(count):
+            grey = np.full((size[1], size[0], 3), n * STEP, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Three seconds, ten frames a second, a keyframe at least every half second."""
+    return write(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+def assert_shown(footage, path):
+    """The pictures are those that decoding all of the file finds at their times."""
+    with av.open(str(path)) as container:
+        every = {round(f.time, 4): f.to_ndarray(format="rgb24") for f in container.decode(video=0)}
+    for frame, time in zip(footage.frames, footage.times, strict=True):
+        assert np.array_equal(np.asarray(frame), every[round(time, 4)])
+    assert len({frame.tobytes() for frame in footage.frames}) > 0.7 * len(footage.frames)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.mkv", "c.mov"])
+@pytest.mark.parametrize("policy", ["uniform", "fps", "keyframes"])
+def test_the_frames_are_those_at_their_times(name, policy, tmp_path):
+    path = write(tmp_path / name)
+    for frames in (1, 7, 30):
+        footage = read_footage(path, VideoConfig(policy, frames, fps=4.0))
+        assert footage.seconds == pytest.approx(3.0, abs=0.01)
+        assert 1 <= len(footage.frames) <= frames
+        assert footage.times == sorted(set(footage.times))
+        assert_shown(footage, path)
+        assert all(frame.size == (64, 48) and frame.mode == "RGB" for frame in footage.frames)
+
+
+def test_policies(clip):
+    def times(*config):
+        return [round(t, 2) for t in read_footage(clip, VideoConfig(*config)).times]
+
+    assert times("uniform", 3) == [0.5, 1.5, 2.5]
+    assert times("fps", 8, 2.0) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert times("fps", 3, 2.0) == times("uniform", 3)  # more than allowed: spread evenly
+    with av.open(str(clip)) as container:
+        keys = [float(f.time) for f in container.decode(video=0) if f.key_frame]
+    assert len(keys) > 4
+    assert times("keyframes", 30) == [round(key, 2) for key in keys]
+    assert set(times("keyframes", 3)) < {round(key, 2) for key in keys}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 2), min_size=1, max_size=30),
+    st.sampled_from(["uniform", "fps", "keyframes"]),
+    st.integers(1, 12),
+    st.floats(0.1, 30),
+)
+def test_chosen_frames_are_shown_at_the_moments_asked_for(gaps, policy, frames, fps):
+    times = [0.0, *np.cumsum(gaps).tolist()]
+    seconds = times[-1] + 0.1
+    keys = times[::3]
+    chosen = choose(times, keys, seconds, VideoConfig(policy, frames, fps))
+    assert 1 <= len(chosen) <= frames
+    assert chosen == sorted(set(chosen))
+    if policy == "keyframes":
+        assert {times[i] for i in chosen} <= set(keys)
+    if policy == "uniform":
+        for moment in (np.arange(frames) + 0.5) / frames * seconds:
+            latest = max(i for i, time in enumerate(times) if time <= moment + 1e-6)
+            assert latest in chosen
+
+
+def test_a_rotated_clip_stands_upright(tmp_path):
+    """A telephone held sideways writes the turn into the header: here a quarter, clockwise."""
+    data = bytearray(write(tmp_path / "clip.mp4").read_bytes())
+    place = data.find(b"tkhd") + 4 + 40  # after version, times, id, duration, layer, volume
+    assert struct.unpack(">9i", data[place : place + 36])[:2] == (1 << 16, 0)
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    data[place : place + 36] = turn
+    (tmp_path / "turned.mp4").write_bytes(data)
+    footage = read_footage(tmp_path / "turned.mp4", VideoConfig(frames=2))
+    assert [frame.size for frame in footage.frames] == [(48, 64)] * 2
+
+
+def without(data, share):
+    return data[: int(len(data) * share)]
+
+
+def claiming(data, name, at, form, value):
+    """A file whose header field after `name` says something else."""
+    data = bytearray(data)
+    place = data.find(name) + len(name) + at
+    data[place : place + struct.calcsize(form)] = struct.pack(form, value)
+    return bytes(data)
+
+
+def two_hours(data):
+    """An MP4 all of whose headers say so: file, track, edit, medium and the table of times."""
+    for name, at, value in (
+        (b"mvhd", 16, 7200 * 1000),
+        (b"tkhd", 20, 7200 * 1000),
+        (b"elst", 8, 7200 * 1000),
+        (b"mdhd", 16, 7200 * 10240),
+        (b"stts", 8, 7200 * 10),
+    ):
+        data = claiming(data, name, at, ">I", value)
+    return data
+
+
+def test_broken_files_are_one_line_each(tmp_path):
+    mp4 = write(tmp_path / "a.mp4").read_bytes()
+    early = write(tmp_path / "b.mp4", movflags="faststart").read_bytes()  # the header first
+    mkv = write(tmp_path / "c.mkv").read_bytes()
+    cases = {
+        "empty.mp4": (b"", r"an empty file \(0 bytes\)"),
+        "headless.mp4": (without(mp4, 0.6), "no pictures in it, or it is truncated"),
+        "cut.mp4": (without(early, 0.7), r"its header says 3.0 seconds but its frames end after"),
+        "cut.mkv": (without(mkv, 0.4), r"its header says 3.0 seconds but its frames end after"),
+        # Two hours: the one duration of a Matroska file, all of them in an MP4.
+        "long.mkv": (
+            claiming(mkv, b"\x44\x89\x88", 0, ">d", 7200e3),
+            r"says 7200.0 seconds but its frames end after 3.0, so .* its header is wrong",
+        ),
+        "long.mp4": (
+            two_hours(mp4),
+            r"says 7200.0 seconds but its frames end after 3.0",
+        ),
+        "words.mp4": (b"these are words, not pictures" * 40, "not a readable video"),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=message) as error:
+            read_footage(tmp_path / name, VideoConfig(), "train.jsonl:3")
+        text = str(error.value)
+        assert "\n" not in text
+        assert name in text
+        assert "(train.jsonl:3); replace the file or remove the sample" in text
+    with pytest.raises(DataError, match=r"no such video \(train.jsonl:3\); correct the path"):
+        read_footage(tmp_path / "missing.mp4", VideoConfig(), "train.jsonl:3")
+
+
+def test_a_header_that_no_reader_needs_deceives_nobody(tmp_path):
+    """The whole file's duration in an MP4; its time table knows better."""
+    data = write(tmp_path / "a.mp4").read_bytes()
+    place = data.find(b"mvhd")
+    (scale,) = struct.unpack(">I", data[place + 16 : place + 20])
+    (tmp_path / "b.mp4").write_bytes(claiming(data, b"mvhd", 16, ">I", 7200 * scale))
+    footage = read_footage(tmp_path / "b.mp4", VideoConfig(frames=3))
+    assert footage.seconds == pytest.approx(3.0)
+    assert footage.times == pytest.approx([0.5, 1.5, 2.5])
+    assert_shown(footage, tmp_path / "a.mp4")
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(DataError, match="no pictures in it, only sound"):
+        read_footage(tmp_path / "sound.mkv", VideoConfig())
+
+
+def test_without_pyav_the_extra_is_named(clip, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chiasm\[video\]'"):
+        read_footage(clip, VideoConfig())
+
+
+# In a model.
+
+VISION = ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(["what happens in it? <0.5 seconds> red user"] * 4, 290),
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    words.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def model_of(llama, video, images=AS_TRAINED):
+    torch.manual_seed(1)
+    config = MLLMConfig(
+        language=str(llama), projector=LinearConfig(), lora=None, video=video, images=images
+    )
+    model, processor = hub.build(config, ViT(VISION))
+    return model.eval(), processor
+
+
+def asked(clip):
+    return Sample((question("what happens in ", Video(clip), "?"), answer("red")), "clip")
+
+
+def text_of(processor, encoded):
+    return processor.template.tokenizer.decode(encoded.ids)
+
+
+def test_times_stand_before_the_frames(clip, llama):
+    _, processor = model_of(llama, VideoConfig(frames=2))
+    text = text_of(processor, processor.encode(asked(clip)))
+    frame = "<image>" * 16
+    assert f"in <0.7 seconds>{frame}<2.2 seconds>{frame}?" in text
+    _, processor = model_of(llama, VideoConfig(frames=2, timestamps=False))
+    assert f"in {frame}{frame}?" in text_of(processor, processor.encode(asked(clip)))
+
+
+@pytest.mark.parametrize("images", [AS_TRAINED, AnyResConfig(), SplitConfig(longest_edge=32)])
+@pytest.mark.parametrize("budget", [16, 40, 80, 1000])
+def test_a_clip_keeps_to_its_budget_by_averaging_neighbours(images, budget, clip, llama):
+    model, processor = model_of(llama, VideoConfig(frames=6, max_tokens=budget), images)
+    if isinstance(images, SplitConfig) and budget == 16:
+        with pytest.raises(ConfigError, match=r"max_tokens: 16, but one frame takes \d+; raise"):
+            processor.encode(asked(clip))
+        return
+    encoded = processor.encode(asked(clip))
+    batch = pack([[encoded]])
+    slots = batch.ids == model.image_token
+    assert 0 < int(slots.sum()) <= budget
+    footage = read_footage(clip, VideoConfig(frames=6))
+    count = int(slots.sum()) // 16
+    group = -(-6 // count)
+    alone = [processor.clips.codec.encode([frame])[0] for frame in footage.frames]
+    with torch.no_grad():
+        seen = [
+            model.see(torch.from_numpy(slot.patches), torch.tensor([slot.grid])) for slot in alone
+        ]
+        expected = [torch.stack(seen[i : i + group]).mean(0) for i in range(0, 6, group)]
+        found = model.embed(batch)[slots]
+    torch.testing.assert_close(found, torch.cat(expected))
+    text = text_of(processor, encoded)
+    for i in range(0, 6, group):
+        mean = sum(footage.times[i : i + group]) / len(footage.times[i : i + group])
+        assert f"<{mean:.1f} seconds><image>" in re.sub("<fake[^>]*><gl[^>]*>", "", text)
+
+
+def test_packed_clips_pictures_and_words_equal_each_alone(clip, llama):
+    model, processor = model_of(llama, VideoConfig(frames=5, max_tokens=40))
+    picture = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
+    several = Sample(
+        (question(Video(clip), "what?"), answer("red"), question("is it?"), answer("no")),
+        "branches",
+        independent=True,
+    )
+    mixed = Sample((question(picture, "or", Video(clip), picture, "?"), answer("it")), "mixed")
+    texts = Sample((question("what?"), answer("red")), "text")
+    encoded = [processor.encode(s) for s in (asked(clip), several, texts, mixed)]
+    alone = sum(model.loss(pack([[e]])).sum for e in encoded)
+    torch.testing.assert_close(model.loss(pack([encoded[:3], encoded[3:]])).sum, alone)
+    single = [
+        Sample((question(Video(clip), words), answer(reply)))
+        for words, reply in (("what?", "red"), ("is it?", "no"))
+    ]
+    apart = sum(model.loss(pack([[processor.encode(s)]])).sum for s in single)
+    torch.testing.assert_close(model.loss(pack([[encoded[1]]])).sum, apart)
+
+
+def test_prompts_with_the_same_picture_and_other_clips_stay_apart(clip, llama, tmp_path):
+    _, processor = model_of(llama, VideoConfig(frames=2))
+    picture = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
+    other = write(tmp_path / "other.mp4", 12)
+    pair = [Sample((question(picture, "or", Video(path)),)) for path in (clip, other)]
+    prompts = processor.prompts(pair)
+    assert [members for _, members in prompts] == [[0], [1]]
+    assert not np.array_equal(prompts[0][0].patches, prompts[1][0].patches)
+
+
+def test_clips_that_are_too_long_or_not_wanted_are_refused(clip, llama):
+    _, processor = model_of(llama, VideoConfig())
+    processor.max_length = 60
+    with pytest.raises(DataError, match="more than the 60 allowed"):
+        processor.encode(asked(clip))
+    processor.clips = None
+    with pytest.raises(DataError, match="Video is not something this model can read"):
+        processor.encode(asked(clip))
+    with pytest.raises(ConfigError, match="frames, fps and max_tokens must be positive"):
+        Clips(VideoConfig(frames=0), processor.codec)
+
+
+def test_frames_are_told_apart_by_content(clip, llama):
+    _, processor = model_of(llama, VideoConfig(frames=4, max_tokens=32))
+    parts = [p for p in processor.clips.parts(Video(clip)) if isinstance(p, Frames)]
+    assert [len(p.frames) for p in parts] == [2, 2]
+    assert len({p.digest() for p in parts}) == 2
+    assert Frames(parts[0].frames[0], "", parts[0].frames).digest() == parts[0].digest()
+
+
+real = pytest.mark.skipif(not SHARED.exists(), reason="no shared clips on this machine")
+
+
+def assert_times_are_the_containers(path, policies):
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.pts is not None]
+    times = {round(float(packet.pts * packet.time_base), 4) for packet in packets}
+    for policy in policies:
+        footage = read_footage(path, VideoConfig(policy, 4))
+        assert len(footage.frames) >= 2
+        assert {round(time, 4) for time in footage.times} <= times
+        assert footage.seconds == pytest.approx(max(times), abs=0.05)
+
+
+@real
+def test_a_real_clip_from_file_to_answer(llama):
+    model, processor = model_of(llama, VideoConfig("uniform", 3, max_tokens=32))
+    samples = read_messages(SHARED / "test.jsonl")
+    sample = min(samples, key=lambda s: s.videos[0].path.stat().st_size)
+    assert_times_are_the_containers(sample.videos[0].path, ["keyframes"])
+    times = [p.text for p in processor.clips.parts(sample.videos[0]) if isinstance(p, Text)]
+    assert len(times) == 2
+    prompt = sample.replace(turns=sample.turns[:1])
+    pieces = list(Generator(model, processor)([prompt], Sampling(max_tokens=4)))
+    assert {index for index, _ in pieces} == {0}
+    assert pieces[-1][1].finish in ("stop", "length")
+    loss = model.loss(pack([[processor.encode(sample)]]))
+    assert loss.count > 5
+    assert torch.isfinite(loss.sum)
+
+
+@pytest.mark.slow
+@real
+def test_all_real_clips_by_every_policy():
+    samples = read_messages(SHARED / "test.jsonl")
+    assert len(samples) == 6
+    for sample in samples:
+        policies = ["uniform", "fps", "keyframes"]
+        assert_times_are_the_containers(sample.videos[0].path, policies)
