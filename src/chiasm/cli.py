@@ -123,6 +123,20 @@ def chat(
 
 
 @app.command
+def merge(run: Positional[Path], out: Positional[Path]) -> None:
+    """Fold adapters that were saved alone into the language model, as a run of its own.
+
+    Args:
+        run: Folder of an MLLM trained with --model.lora.merged false.
+        out: Folder for the merged model.
+    """
+    from chiasm.hub.mllm import merge as merge_run
+
+    merge_run(run, out)
+    Console().print(f"{out}: adapters merged; {out / 'language'} is a checkpoint of transformers")
+
+
+@app.command
 def draw(
     run: Positional[Path],
     text: Positional[str],

@@ -1,21 +1,28 @@
 """MLLMs on disk: encoder and projector in model.safetensors, the language model (adapters merged)
-as a standard transformers checkpoint in `language/`; an encoder of transformers likewise in
-`vision/`."""
+as a standard transformers checkpoint in `language/`, or its adapters alone in `adapter/`; an
+encoder of transformers in `vision/`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from chiasm.core.errors import ConfigError
+from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
-from chiasm.mllm.adapter import add_adapters, merge_adapters
+from chiasm.mllm.adapter import (
+    add_adapters,
+    load_adapters,
+    merge_adapters,
+    quantisation,
+    save_adapters,
+)
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, SavedMLLM
 from chiasm.mllm.language import load_language, quiet
@@ -28,7 +35,8 @@ from chiasm.vision.vit import ViT
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
-    language, tokenizer = load_language(config.language)
+    quantised = config.lora is not None and config.lora.quantised
+    language, tokenizer = load_language(config.language, quantisation() if quantised else None)
     with torch.no_grad():
         table = language.get_input_embeddings().weight
         scale = table.square().mean().sqrt().item()
@@ -62,19 +70,42 @@ def _freeze(model: MLLM, count: int) -> None:
 
 
 def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
-    """Merges the adapters into the matrices: afterwards the model has none."""
-    merge_adapters(model.language)
+    """Merges the adapters into the matrices, unless the configuration keeps them apart: afterwards
+    the model has none."""
     files.write(path, SavedMLLM(config, model.vision.config), _ours(model))
     if not isinstance(model.vision, ViT):
         save_encoder(path / "vision", model.vision)
+    if config.lora is not None and config.lora.apart:
+        save_adapters(path / "adapter", model.language, config.language)
+        return
+    merge_adapters(model.language)
     with quiet():
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
 
 
+def merge(path: Path, out: Path) -> None:
+    """A run whose adapters were saved alone, as one whose language model holds them. Raises
+    CheckpointError if they are merged already. Adapters trained over 4-bit weights are merged into
+    the full ones, as they are loaded too."""
+    config = files.read_config(path, SavedMLLM).model
+    if config.lora is None or not config.lora.apart:
+        raise CheckpointError(f"{path}: its adapters are merged already, or it never had any")
+    if (out / "model.json").exists():
+        raise CheckpointError(f"{out}: holds a model already; choose another folder")
+    model, processor = load(path)
+    lora = replace(config.lora, merged=True, quantised=False)
+    save(out, model, processor, replace(config, lora=lora))
+
+
 def load(path: Path) -> tuple[MLLM, Processor]:
     saved = files.read_config(path, SavedMLLM)
-    language, tokenizer = load_language(str(path / "language"))
+    if saved.model.lora is not None and saved.model.lora.apart:
+        language, tokenizer = load_language(saved.model.language)
+        add_adapters(language, saved.model.lora)
+        load_adapters(path / "adapter", language)
+    else:
+        language, tokenizer = load_language(str(path / "language"))
     vision = (
         ViT(saved.vision)
         if isinstance(saved.vision, ViTConfig)

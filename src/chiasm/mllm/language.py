@@ -47,8 +47,8 @@ def attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def load_language(source: str) -> tuple[Any, Any]:
-    """(causal language model in fp32, its tokenizer) from "smollm2", a .gguf file, a folder or a
+def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
+    """(causal language model in fp32 or as `quantisation` says, its tokenizer) from "smollm2", a .gguf file, a folder or a
     hub id. A GGUF is converted once into CACHE. Raises CheckpointError or MissingExtraError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_utils import AttentionInterface
@@ -58,7 +58,10 @@ def load_language(source: str) -> tuple[Any, Any]:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="chiasm"
+                folder,
+                dtype=torch.float32,
+                attn_implementation="chiasm",
+                quantization_config=quantisation,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:

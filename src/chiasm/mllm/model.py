@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from chiasm.core.batch import IGNORE, Batch, PictureBatch
 from chiasm.core.protocols import Cost, Loss
-from chiasm.mllm.adapter import adapters_of
+from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.projectors import Projector, projector_flops
 from chiasm.nn.attention import Index, packed_layout
@@ -106,7 +106,7 @@ class MLLM(nn.Module):
         adapted = adapters_of(self.language)
         if not adapted:
             return {"vision": self.vision, "projector": self.projector, "language": self.language}
-        adapter = nn.ModuleList(m for layer in adapted for m in (layer.lora_A, layer.lora_B))
+        adapter = nn.ModuleList(part for layer in adapted for part in parts_of(layer))
         inside = {id(m) for m in adapter.modules()}
         leaves = [
             m
@@ -162,14 +162,16 @@ class MLLM(nn.Module):
         upstream = upstream or is_trained(self.language.get_input_embeddings())
         flops = 0.0
         for layer in self.layers():
-            parts = [part for m in adapters_of(layer) for part in (m.lora_A, m.lora_B)]
-            adapter = {p for part in parts for p in part.parameters()}
-            extra = sum(p.numel() for p in adapter)
+            inner = adapters_of(layer)
+            adapter = {p for m in inner for part in parts_of(m) for p in part.parameters()}
+            extra = sum(p.numel() for p in adapter if p.dim() >= 2)
+            costs = [adapter_flops(m, batch.tokens) for m in inner]
             base = any(p.requires_grad for p in layer.parameters() if p not in adapter)
             adapted = any(p.requires_grad for p in adapter)
             forward = 2.0 * (matrix_parameters(layer) - extra) * batch.tokens + attention
             flops += passes(base, upstream or adapted) * forward
-            flops += passes(adapted, upstream) * 2.0 * extra * batch.tokens
+            flops += passes(adapted, upstream) * sum(cost for cost, _ in costs)
+            flops += sum(once for _, once in costs)
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
         return flops + passes(is_trained(self.head), upstream) * head

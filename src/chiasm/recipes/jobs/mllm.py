@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Stream
 from chiasm.hub import mllm
 from chiasm.hub.load import load_as
@@ -17,6 +18,7 @@ from chiasm.vision.pretrained import Encoder, load_encoder
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, MLLMConfig)
+    _check_adapters(context, config)
     model, processor = mllm.build(config, _encoder(context, config))
     views = context.views()
     words = mllm.word_processor(model, processor)
@@ -32,6 +34,18 @@ def build(context: Context) -> Job:
         stream,
         lambda path: mllm.save(path, model, processor, config),
     )
+
+
+def _check_adapters(context: Context, config: MLLMConfig) -> None:
+    """Adapters that are saved alone belong to a language model that anyone can read again."""
+    if config.lora is not None and config.lora.apart:
+        for stage in context.recipe.stages:
+            if "language" in stage.lr:
+                raise ConfigError(
+                    f"stage '{stage.name}' trains the language model itself, which is not saved "
+                    "where adapters are kept apart; set model.lora.merged true and "
+                    "model.lora.quantised false, or take 'language' out of the stage"
+                )
 
 
 def _encoder(context: Context, config: MLLMConfig) -> Encoder:
