@@ -33,14 +33,14 @@ def picture(width=24, height=24, seed=0):
     return Image(PIL.Image.fromarray(pixels))
 
 
+VISION = ViTConfig(image_size=24, patch_size=4, width=16, layers=2, heads=2, max_patches=12)
+
+
 @dataclass
 class Toy:
     """folders: name of a family -> a checkpoint of it with a tokenizer for chats."""
 
     folders: dict[str, Path]
-    vision: ViTConfig = ViTConfig(
-        image_size=24, patch_size=4, width=16, layers=2, heads=2, max_patches=12
-    )
 
     def config(self, family="llama", **settings):
         settings = {"projector": MLPConfig(merge=2), "lora": None, **settings}
@@ -48,7 +48,7 @@ class Toy:
 
     def build(self, family="llama", vision=None, **settings):
         torch.manual_seed(1)
-        model, processor = hub.build(self.config(family, **settings), ViT(vision or self.vision))
+        model, processor = hub.build(self.config(family, **settings), ViT(vision or VISION))
         return model.eval(), processor
 
     def samples(self):

@@ -1,5 +1,6 @@
 """Adapters of every kind: merging is exact, saving loses nothing, peft reads what is saved."""
 
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from chiasm.mllm.adapter import adapters_of, merge_adapters, parts_of
 from chiasm.mllm.config import LoRAConfig
 from chiasm.recipes.jobs.mllm import _check_adapters
 from chiasm.train import checkpoint
-from chiasm.train.optim import set_trained
+from chiasm.train.optim import make_optimizer, set_trained
 from chiasm.train.stage import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sets GPT-2's Conv1D right
@@ -176,3 +177,37 @@ def test_a_language_model_that_is_trained_is_not_left_out_of_the_run(toy):
     with pytest.raises(ConfigError, match="stage 's' trains the language model itself"):
         _check_adapters(context, config)
     _check_adapters(context, toy.config(lora=PLAIN))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="no bitsandbytes here")
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_over_four_bits_train_and_are_the_same_function_when_loaded(
+    toy, dora, tmp_path, monkeypatch
+):
+    """bitsandbytes computes on a CPU too, if slowly; in fp32 nothing is rounded away."""
+    settings = adapter.quantisation()
+    settings.bnb_4bit_compute_dtype = torch.float32
+    monkeypatch.setattr(hub, "quantisation", lambda: settings)
+    monkeypatch.setattr(hub, "require_gpu", lambda: None)
+    lora = LoRAConfig(rank=2, quantised=True, dora=dora)
+    model, processor = toy.build(lora=lora)
+    batch = pack([[processor.encode(s) for s in toy.samples()]])
+    stage = Stage("s", 1, lr={"adapter": 1e-2, "projector": 1e-2})
+    set_trained(model, stage)
+    optimizer = make_optimizer(model, stage)
+    losses = []
+    for _ in range(15):
+        loss = model.loss(batch)
+        losses.append(loss.sum.item())
+        optimizer.zero_grad()
+        (loss.sum / loss.count).backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    hub.save(tmp_path / "run", model, processor, toy.config(lora=lora))
+    again, _ = load(tmp_path / "run")
+    hub.merge(tmp_path / "run", tmp_path / "merged")
+    merged, _ = load(tmp_path / "merged")
+    with torch.no_grad():
+        before = model.logits(model(batch))
+        torch.testing.assert_close(again.logits(again(batch)), before, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(merged.logits(merged(batch)), before, atol=5e-5, rtol=1e-4)

@@ -21,6 +21,7 @@ from chiasm.mllm.adapter import (
     load_adapters,
     merge_adapters,
     quantisation,
+    require_gpu,
     save_adapters,
 )
 from chiasm.mllm.codec import MLLMCodec
@@ -35,8 +36,9 @@ from chiasm.vision.vit import ViT
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
-    quantised = config.lora is not None and config.lora.quantised
-    language, tokenizer = load_language(config.language, quantisation() if quantised else None)
+    if config.lora is not None and config.lora.quantised:
+        require_gpu()
+    language, tokenizer = _base(config)
     with torch.no_grad():
         table = language.get_input_embeddings().weight
         scale = table.square().mean().sqrt().item()
@@ -45,6 +47,12 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
         add_adapters(model.language, config.lora)
     _freeze(model, config.frozen_layers)
     return model, processor
+
+
+def _base(config: MLLMConfig) -> tuple[Any, Any]:
+    """The language model that adapters are put on, in 4 bits where they want it so."""
+    quantised = config.lora is not None and config.lora.quantised
+    return load_language(config.language, quantisation() if quantised else None)
 
 
 def word_processor(model: MLLM, processor: Processor, context: int = 64) -> PictureProcessor:
@@ -86,8 +94,8 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
 
 def merge(path: Path, out: Path) -> None:
     """A run whose adapters were saved alone, as one whose language model holds them. Raises
-    CheckpointError if they are merged already. Adapters trained over 4-bit weights are merged into
-    the full ones, as they are loaded too."""
+    CheckpointError if they are merged already. Matrices of 4 bits are widened to what they stand
+    for, so that adapters trained over them mean the same."""
     config = files.read_config(path, SavedMLLM).model
     if config.lora is None or not config.lora.apart:
         raise CheckpointError(f"{path}: its adapters are merged already, or it never had any")
@@ -101,7 +109,9 @@ def merge(path: Path, out: Path) -> None:
 def load(path: Path) -> tuple[MLLM, Processor]:
     saved = files.read_config(path, SavedMLLM)
     if saved.model.lora is not None and saved.model.lora.apart:
-        language, tokenizer = load_language(saved.model.language)
+        language, tokenizer = _base(saved.model)
+        if saved.model.lora.quantised:
+            language.dequantize()
         add_adapters(language, saved.model.lora)
         load_adapters(path / "adapter", language)
     else:

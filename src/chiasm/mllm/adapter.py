@@ -50,7 +50,7 @@ def adapter_flops(layer: Any, tokens: int) -> tuple[float, float]:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Fold every adapter into its matrix (LoRA: W + alpha/r · B A) and leave plain layers behind."""
+    """Fold every adapter into its matrix (LoRA: W + alpha/r · B A); leaves plain layers behind."""
     adapted = set(adapters_of(model))
     for name, layer in list[tuple[str, Any]](model.named_modules()):
         if layer in adapted:
@@ -98,16 +98,20 @@ def load_adapters(folder: Path, model: Any) -> None:
     peft.set_peft_model_state_dict(model, saved)
 
 
-def quantisation() -> Any:
-    """How a language model is read for QLoRA: 4-bit NormalFloat, scales quantised too, products in
-    bfloat16. Raises ConfigError without CUDA, MissingExtraError without bitsandbytes."""
+def require_gpu() -> None:
+    """Raise ConfigError where 4-bit training cannot run."""
     if not torch.cuda.is_available():
         raise ConfigError(
             "model.lora.quantised: 4-bit training needs a CUDA GPU, and this machine has none; "
             "set it to false: plain adapters train on any machine"
         )
+
+
+def quantisation() -> Any:
+    """How a language model is read for QLoRA: 4-bit NormalFloat, scales quantised too, products in
+    bfloat16. Raises MissingExtraError without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "qlora", "Training over a 4-bit language model")
+        raise MissingExtraError("bitsandbytes", "qlora", "A 4-bit language model")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -48,8 +48,9 @@ def attention(
 
 
 def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
-    """(causal language model in fp32 or as `quantisation` says, its tokenizer) from "smollm2", a .gguf file, a folder or a
-    hub id. A GGUF is converted once into CACHE. Raises CheckpointError or MissingExtraError."""
+    """(causal language model in fp32, its tokenizer) from "smollm2", a .gguf file, a folder or a
+    hub id. A GGUF is converted once into CACHE. quantisation: transformers' configuration of the
+    matrices' precision. Raises CheckpointError or MissingExtraError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_utils import AttentionInterface
 
