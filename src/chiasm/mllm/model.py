@@ -15,7 +15,7 @@ from chiasm.mllm.projectors import Projector, projector_flops
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
-from chiasm.nn.loss import token_loss
+from chiasm.nn.loss import summed, token_loss
 from chiasm.vision.pretrained import Encoder
 
 
@@ -79,8 +79,8 @@ class MLLM(nn.Module):
         wanted = batch.targets != IGNORE
         targets = batch.targets[wanted]
         nll, _ = token_loss(self.logits(self(batch)[wanted]), targets)
-        total = nll.sum()
-        return Loss(total, len(targets), {"text": (total.item(), len(targets))})
+        total, count = summed(nll, batch, wanted)
+        return Loss(total, count, {"text": (nll.detach().sum().item(), len(targets))})
 
     def _align(self, batch: PictureBatch) -> Loss:
         assert batch.texts is not None

@@ -19,6 +19,7 @@ from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
 from chiasm.train.log import Entry, Ledger, MetricsFile
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
+from chiasm.train.recompute import recomputed
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
 
@@ -110,7 +111,8 @@ class _Trainer:
         self.model.train()
         lowered = LoweredWeights(self.model, working_dtype(stage.autocast, self.device))
         try:
-            self._steps(number, first, stream, batches, entry, lowered)
+            with recomputed(self.model.blocks() if stage.recompute else ()):
+                self._steps(number, first, stream, batches, entry, lowered)
         finally:
             lowered.restore()
         self.ledger.write(self.folder)

@@ -20,6 +20,9 @@ class Stage:
         `floor` times the peak.
     optimizer: "muon" updates the matrices inside the model's blocks with Muon at the same rates
         times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
+    normalise: what weighs alike in the loss, every supervised token or every example (its tokens'
+        mean; PaliGemma's way). recompute: keep a block's input only and run it again in the
+        backward pass: less memory for a third more time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
     evaluate_every, save_every, log_every: steps; 0 is never (a stage always saves at its end).
     """
@@ -39,6 +42,8 @@ class Stage:
     muon_iterations: int = 5
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    normalise: Literal["token", "sample"] = "token"
+    recompute: bool = False
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     evaluate_every: int = 0

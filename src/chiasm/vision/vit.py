@@ -92,9 +92,11 @@ class ViT(nn.Module):
         side = self.config.image_size // self.config.patch_size
         if shape == (side, side):
             return self.position_embedding
-        grid = self.position_embedding.view(1, side, side, -1).permute(0, 3, 1, 2)
+        # In fp32: on a CPU torch resizes nothing in bfloat16, which frozen weights are held in.
+        grid = self.position_embedding.float().view(1, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=shape, mode="bilinear", align_corners=False, antialias=True)
-        return grid.permute(0, 2, 3, 1).reshape(shape[0] * shape[1], -1)
+        positions = grid.permute(0, 2, 3, 1).reshape(shape[0] * shape[1], -1)
+        return positions.to(self.position_embedding.dtype)
 
 
 class AttentionPool(nn.Module):
