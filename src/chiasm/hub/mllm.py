@@ -25,11 +25,11 @@ from chiasm.mllm.adapter import (
     save_adapters,
 )
 from chiasm.mllm.codec import MLLMCodec
-from chiasm.mllm.config import MLLMConfig, SavedMLLM
+from chiasm.mllm.config import DeepStackConfig, MLLMConfig, SavedMLLM
 from chiasm.mllm.language import load_language, quiet
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.vision.config import ViTConfig
+from chiasm.vision.config import ViTConfig, feature_levels, feature_width
 from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
 
@@ -135,8 +135,14 @@ def _assemble(
     config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system)
+    levels = feature_levels(vision.config)
+    if isinstance(config.projector, DeepStackConfig) and config.projector.levels != levels:
+        raise ConfigError(
+            f"model.projector.levels: {config.projector.levels}, but the features are of {levels} "
+            "layers of one encoder; set model.tower.layer to as many layers"
+        )
     projector = build_projector(
-        config.projector, vision.config.width, language.config.hidden_size, scale
+        config.projector, feature_width(vision.config), language.config.hidden_size, scale
     )
     model = MLLM(vision, projector, language, template.marker)
     codec = MLLMCodec(vision.config, projector, template.marker)

@@ -110,7 +110,7 @@ class TokenMergeConfig:
     hidden: int = 0
 
 
-ProjectorConfig = (
+PlainProjectorConfig = (
     MLPConfig
     | IdentityConfig
     | LinearConfig
@@ -123,6 +123,30 @@ ProjectorConfig = (
     | DAbstractorConfig
     | TokenMergeConfig
 )
+
+
+@dataclass(frozen=True)
+class DeepStackConfig:
+    """The features of `levels` layers of the encoder (as many as model.tower.layer names), `each`
+    through a projector of its own: the last one's stand in the sequence, the others' are added at
+    their places before the language model's layers 1, 2, … Numbers of Qwen3-VL."""
+
+    levels: int = 4
+    each: PlainProjectorConfig = MLPConfig(merge=2)
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Gated cross-attention before these layers of the language model (from 0) to what `media`
+    makes of the pictures, each of which is one token of the sequence. heads must divide the
+    language model's width."""
+
+    before: tuple[int, ...] = (0, 8, 16, 24)
+    heads: int = 8
+    media: PlainProjectorConfig = PerceiverConfig()
+
+
+ProjectorConfig = PlainProjectorConfig | DeepStackConfig | CrossAttentionConfig
 
 
 @dataclass(frozen=True)

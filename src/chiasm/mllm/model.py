@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.batch import IGNORE, Batch, PictureBatch
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
 from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
-from chiasm.mllm.projectors import Projector, projector_flops
+from chiasm.mllm.config import CrossAttentionConfig
+from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
 from chiasm.nn.loss import summed, token_loss
+from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
 
@@ -26,6 +29,13 @@ class MLLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
+        self.memory: Any = None
+        """Of a frozen encoder's features, while training (train/feature_cache.py)."""
+        if isinstance(projector, InnerProjector) and projector.reach > len(self.layers()):
+            raise ConfigError(
+                f"model.projector: reaches into layer {projector.reach - 1}, but the language "
+                f"model's {len(self.layers())} layers are numbered from 0; choose lower ones"
+            )
 
     @property
     def backbone(self) -> nn.Module:
@@ -39,30 +49,42 @@ class MLLM(nn.Module):
         """Hidden states [B T D] after the language model's last norm."""
         index = Index(batch.segment, batch.block, batch.branch)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        return self.backbone(
-            inputs_embeds=self.embed(batch),
-            position_ids=batch.position,
-            past_key_values=cache,
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state
+        slots, features = batch.ids == self.image_token, None
+        if batch.patches is not None and batch.grids is not None:
+            features = self.features(batch.patches, batch.grids)
+        x = self._embed(batch, slots, features)
+        steps = {}
+        if isinstance(self.projector, InnerProjector):
+            steps = self.projector.between(features, batch.grids, Sight(slots, index, cache))
+        with taking(steps, self.layers()):
+            return self.backbone(
+                inputs_embeds=x,
+                position_ids=batch.position,
+                past_key_values=cache,
+                use_cache=False,
+                layout=layout,
+            ).last_hidden_state
 
-    def embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
-        slots = batch.ids == self.image_token
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
-        if batch.patches is None or batch.grids is None:
+        if features is None or batch.grids is None:
             _check_slots(slots, 0, 0)
             return x
-        tokens = self.see(batch.patches, batch.grids)
+        tokens = self.projector(features, batch.grids)
         _check_slots(slots, len(tokens), len(batch.grids))
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
+        return self.projector(self.features(patches, grids), grids)
+
+    def features(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """The encoder's features [P width], or what is remembered of them."""
+        if self.memory is not None and self.training:
+            return self.memory(self.vision, patches, grids)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
-            features = self.vision(patches, grids)
-        return self.projector(features, grids)
+            return self.vision(patches, grids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
@@ -83,6 +105,11 @@ class MLLM(nn.Module):
         return Loss(total, count, {"text": (nll.detach().sum().item(), len(targets))})
 
     def _align(self, batch: PictureBatch) -> Loss:
+        if isinstance(self.projector.config, CrossAttentionConfig):
+            raise ConfigError(
+                "data 'words' draws visual tokens to words, but with cross-attention pictures have "
+                "none in the sequence; align with data 'describe'"
+            )
         assert batch.texts is not None
         assert batch.lengths is not None
         assert batch.match is not None
@@ -123,7 +150,7 @@ class MLLM(nn.Module):
         }
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.vision.layers, *self.layers()]
+        return [*self.vision.layers, *getattr(self.projector, "blocks", ()), *self.layers()]
 
     def layers(self) -> list[nn.Module]:
         """The language model's, first to last."""
@@ -138,13 +165,17 @@ class MLLM(nn.Module):
         if isinstance(batch, Batch):
             upstream = batch.patches is not None and (trained["vision"] or trained["projector"])
             flops += self._language_cost(batch, upstream)
+            if isinstance(self.projector, InnerProjector) and batch.grids is not None:
+                steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
+                flops += passes(trained["projector"], upstream or trained["language"]) * steps
         return Cost(flops, batch.tokens, batch.images)
 
     def _vision_cost(self, patches: Tensor, grids: Tensor, trained: dict[str, bool]) -> float:
         config = self.vision.config
-        vision = 2.0 * matrix_parameters(self.vision) * len(patches)
-        vision += attention_flops(grids.prod(1), config.mixing, 1)
-        widths = config.width, self.language.config.hidden_size
+        seen = (grids if self.memory is None else self.memory.encoded).prod(1)
+        vision = 2.0 * matrix_parameters(self.vision) * int(seen.sum())
+        vision += attention_flops(seen, config.mixing, 1)
+        widths = feature_width(config), self.language.config.hidden_size
         projector = sum(
             projector_flops(self.projector.config, *widths, (h, w)) for h, w in grids.tolist()
         )

@@ -17,6 +17,7 @@ from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
+from chiasm.train.feature_cache import remembered
 from chiasm.train.log import Entry, Ledger, MetricsFile
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.recompute import recomputed
@@ -111,7 +112,10 @@ class _Trainer:
         self.model.train()
         lowered = LoweredWeights(self.model, working_dtype(stage.autocast, self.device))
         try:
-            with recomputed(self.model.blocks() if stage.recompute else ()):
+            with (
+                remembered(self.model, stage),
+                recomputed(self.model.blocks() if stage.recompute else ()),
+            ):
                 self._steps(number, first, stream, batches, entry, lowered)
         finally:
             lowered.restore()

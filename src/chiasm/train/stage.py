@@ -22,7 +22,9 @@ class Stage:
         times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
     normalise: what weighs alike in the loss, every supervised token or every example (its tokens'
         mean; PaliGemma's way). recompute: keep a block's input only and run it again in the
-        backward pass: less memory for a third more time.
+        backward pass: less memory for a third more time. feature_cache: gigabytes that the
+        features of frozen encoders may take on disk, of all runs together; 0 encodes every picture
+        every time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
     evaluate_every, save_every, log_every: steps; 0 is never (a stage always saves at its end).
     """
@@ -44,6 +46,7 @@ class Stage:
     eps: float = 1e-8
     normalise: Literal["token", "sample"] = "token"
     recompute: bool = False
+    feature_cache: float = 20.0
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     evaluate_every: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from chiasm.core.errors import ConfigError
@@ -59,4 +60,8 @@ def _encoder(context: Context, config: MLLMConfig) -> Encoder:
             return load_encoder(given, config.tower)
     source = context.given_or_prepared(given, "encoder")
     dual, _ = load_as(source, DualEncoder, "model.encoder")
+    if isinstance(config.tower.layer, tuple):
+        count = dual.vision.config.layers
+        chosen = tuple(layer % (count + 1) for layer in config.tower.layer)
+        dual.vision.config = replace(dual.vision.config, chosen=chosen)
     return dual.vision
