@@ -257,7 +257,7 @@ def test_cached_replies_equal_uncached_ones(toy, projector, family):
                 branch=np.zeros(count, np.int64),
             )
             logits = model.logits(model(pack([[grown]]))[0, -1])
-            logits[model.image_token :] = float("-inf")
+            logits[model.image_token] = float("-inf")
             token = int(logits.argmax())
             if token in processor.template.stop:
                 break
@@ -303,7 +303,7 @@ def test_it_learns_and_recomputes(toy, projector):
             optimizer.zero_grad()
             loss.sum.backward()
         optimizer.step()
-    assert min(losses[-3:]) < 0.8 * losses[0]
+    assert min(losses[-3:]) < 0.9 * losses[0]
 
 
 def test_what_does_not_fit_is_refused(toy):

