@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 
 app = tyro.extras.SubcommandApp()
+data = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
 
 
@@ -124,6 +125,20 @@ def chat(
 
 
 @app.command
+def merge(run: Positional[Path], out: Positional[Path]) -> None:
+    """Fold adapters that were saved alone into the language model, as a run of its own.
+
+    Args:
+        run: Folder of an MLLM trained with --model.lora.merged false.
+        out: Folder for the merged model.
+    """
+    from chiasm.hub.mllm import merge as merge_run
+
+    merge_run(run, out)
+    Console().print(f"{out}: adapters merged; {out / 'language'} is a checkpoint of transformers")
+
+
+@app.command
 def draw(
     run: Positional[Path],
     text: Positional[str],
@@ -159,6 +174,27 @@ def draw(
     sampling = Sampling(temperature, top_k, top_p, guidance=guidance, seed=seed)
     draw_pictures(run, text, out, count, best_of, sampling)
 
+
+@data.command
+def inspect(
+    path: Positional[str], labels: bool = False, model: str = "mllm_smol", show: int = 5
+) -> None:
+    """Look at a data set before training on it.
+
+    Args:
+        path: "easy-vqa", a folder with train.jsonl, or a .jsonl file.
+        labels: Print which words are learnt, in colour, and samples that teach nothing.
+        model: Whose template decides: a recipe's name or file, or the folder of a run.
+        show: So many samples are printed; all of them are checked.
+    """
+    if not labels:
+        raise ConfigError("nothing to inspect: add --labels")
+    from chiasm.recipes.labels import inspect_labels
+
+    inspect_labels(path, model, show)
+
+
+app.command(data, name="data")
 
 _overrides: Overrides = {}
 

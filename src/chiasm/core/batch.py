@@ -76,7 +76,8 @@ class Batch:
 
     ids, targets, segment, block, branch, position [B T] int64; patches [P d] and grids [N 2] run
     over the pictures (or their tiles) of all rows in reading order; names are the samples in it,
-    for diagnoses; place [V]: as Slot's, an index into ids laid flat.
+    for diagnoses; place [V]: as Slot's, an index into ids laid flat. per_sample: the loss is the
+    mean within each example first, not over all tokens.
     """
 
     ids: Tensor
@@ -89,6 +90,7 @@ class Batch:
     grids: Tensor | None = None
     names: tuple[str, ...] = ()
     place: Tensor | None = None
+    per_sample: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {
@@ -104,14 +106,25 @@ class Batch:
         return int((self.segment >= 0).sum())
 
     @property
+    def examples(self) -> Tensor:
+        """[B T] int64: which example a token belongs to. The branches of a sample are examples of
+        their own, as if each had been asked alone."""
+        rows = torch.arange(len(self.segment), device=self.segment.device)[:, None]
+        sample = rows * (self.segment.max() + 2) + self.segment + 1
+        return sample * (self.branch.max() + 1) + self.branch
+
+    @property
     def images(self) -> int:
         return 0 if self.grids is None else len(self.grids)
 
 
-def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
+def pack(
+    rows: Sequence[Sequence[Encoded]], length: int | None = None, per_sample: bool = False
+) -> Batch:
     """Lay encoded samples end to end, one list a row; rows are padded on the right.
 
-    length: pad every row to this many tokens (default: the longest row). Raises ValueError when a
+    length: pad every row to this many tokens (default: the longest row). per_sample: as in Batch.
+    Raises ValueError when a
     row is longer.
     """
     if not rows or not any(rows):
@@ -149,6 +162,7 @@ def pack(rows: Sequence[Sequence[Encoded]], length: int | None = None) -> Batch:
         grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
         names=tuple(s.name for s in samples),
         place=torch.from_numpy(np.concatenate(places)) if places else None,
+        per_sample=per_sample,
     )
 
 

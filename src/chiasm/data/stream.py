@@ -19,7 +19,7 @@ class SampleStream:
     Every sample passes through every view once an epoch. The order is a function of (seed, cursor),
     and a batch holds consecutive samples of it or of a strand of it, so the state is one number. A
     sample that cannot be used goes to the quarantine. A sample longer than `tokens` makes a batch
-    of its own.
+    of its own. per_sample: as in core.batch.Batch.
     """
 
     def __init__(
@@ -30,11 +30,12 @@ class SampleStream:
         tokens: int,
         seed: int,
         quarantine: Quarantine | None = None,
+        per_sample: bool = False,
     ):
         if not samples:
             raise DataError("no samples to train on; check the path given as --data")
         self.samples, self.views, self.processor = samples, views, processor
-        self.tokens, self.seed = tokens, seed
+        self.tokens, self.seed, self.per_sample = tokens, seed, per_sample
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.cursor = 0
         self._strand = (0, 1)
@@ -61,7 +62,7 @@ class SampleStream:
             encoded = self._ahead or self._encode_next()
             if chosen and used + len(encoded) > self.tokens:
                 self._ahead = encoded  # cursor still points at it: state_dict forgets nothing
-                return pack([chosen])
+                return pack([chosen], per_sample=self.per_sample)
             chosen.append(encoded)
             used += len(encoded)
             self._ahead = None

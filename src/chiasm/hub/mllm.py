@@ -1,9 +1,10 @@
 """MLLMs on disk: encoder and projector in model.safetensors, the language model (adapters merged)
-as a standard transformers checkpoint in `language/`; an encoder of transformers likewise in
-`vision/`."""
+as a standard transformers checkpoint in `language/`, or its adapters alone in `adapter/`; an
+encoder of transformers in `vision/`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chiasm.core.errors import ConfigError
+from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.data.chat import chat_template
 from chiasm.data.clips import Clips
@@ -19,21 +20,30 @@ from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
-from chiasm.mllm.adapter import add_adapters, merge_adapters
+from chiasm.mllm.adapter import (
+    add_adapters,
+    load_adapters,
+    merge_adapters,
+    quantisation,
+    require_gpu,
+    save_adapters,
+)
 from chiasm.mllm.codec import MLLMCodec
-from chiasm.mllm.config import MLLMConfig, SavedMLLM
+from chiasm.mllm.config import DeepStackConfig, MLLMConfig, SavedMLLM
 from chiasm.mllm.images.parts import add_picture_parts
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.mllm.vocabulary import add_tokens
-from chiasm.vision.config import ViTConfig
+from chiasm.vision.config import ViTConfig, feature_levels, feature_width
 from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
 
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     """A model to train: a trained encoder, a fresh projector, a pretrained language model."""
+    if config.lora is not None and config.lora.quantised:
+        require_gpu()
     language, tokenizer = _base(config)
     words = language.get_input_embeddings()
     with torch.no_grad():
@@ -48,9 +58,10 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
 
 
 def _base(config: MLLMConfig) -> tuple[Any, Any]:
-    """The pretrained language model and its tokenizer with the tokens and the chat template wanted.
-    The same whenever it is called."""
-    language, tokenizer = load_language(config.language)
+    """The pretrained language model, in 4 bits where the adapters want it so, and its tokenizer
+    with the tokens and the chat template wanted. The same whenever it is called."""
+    quantised = config.lora is not None and config.lora.quantised
+    language, tokenizer = load_language(config.language, quantisation() if quantised else None)
     add_tokens(language, tokenizer, config.tokens)
     if config.chat_template is not None:
         tokenizer.chat_template = chat_template(config.chat_template)
@@ -80,19 +91,44 @@ def _freeze(model: MLLM, count: int) -> None:
 
 
 def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
-    """Merges the adapters into the matrices: afterwards the model has none."""
-    merge_adapters(model.language)
+    """Merges the adapters into the matrices, unless the configuration keeps them apart: afterwards
+    the model has none."""
     files.write(path, SavedMLLM(config, model.vision.config), _ours(model))
     if not isinstance(model.vision, ViT):
         save_encoder(path / "vision", model.vision)
+    if config.lora is not None and config.lora.apart:
+        save_adapters(path / "adapter", model.language, config.language)
+        return
+    merge_adapters(model.language)
     with quiet():
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
 
 
+def merge(path: Path, out: Path) -> None:
+    """A run whose adapters were saved alone, as one whose language model holds them. Raises
+    CheckpointError if they are merged already. Matrices of 4 bits are widened to what they stand
+    for, so that adapters trained over them mean the same."""
+    config = files.read_config(path, SavedMLLM).model
+    if config.lora is None or not config.lora.apart:
+        raise CheckpointError(f"{path}: its adapters are merged already, or it never had any")
+    if (out / "model.json").exists():
+        raise CheckpointError(f"{out}: holds a model already; choose another folder")
+    model, processor = load(path)
+    lora = replace(config.lora, merged=True, quantised=False)
+    save(out, model, processor, replace(config, lora=lora))
+
+
 def load(path: Path) -> tuple[MLLM, Processor]:
     saved = files.read_config(path, SavedMLLM)
-    language, tokenizer = load_language(str(path / "language"))
+    if saved.model.lora is not None and saved.model.lora.apart:
+        language, tokenizer = _base(saved.model)
+        if saved.model.lora.quantised:
+            language.dequantize()
+        add_adapters(language, saved.model.lora)
+        load_adapters(path / "adapter", language)
+    else:
+        language, tokenizer = load_language(str(path / "language"))
     vision = (
         ViT(saved.vision)
         if isinstance(saved.vision, ViTConfig)
@@ -112,8 +148,14 @@ def _assemble(
     config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
 ) -> tuple[MLLM, Processor]:
     template = ChatTemplate(tokenizer, system=config.system, stop=_stop(language))
+    levels = feature_levels(vision.config)
+    if isinstance(config.projector, DeepStackConfig) and config.projector.levels != levels:
+        raise ConfigError(
+            f"model.projector.levels: {config.projector.levels}, but the features are of {levels} "
+            "layers of one encoder; set model.tower.layer to as many layers"
+        )
     width = language.config.hidden_size
-    projector = build_projector(config.projector, vision.config.width, width, scale)
+    projector = build_projector(config.projector, feature_width(vision.config), width, scale)
     add_picture_parts(config.images, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
     words = partial(_ids, tokenizer)

@@ -111,7 +111,7 @@ class TokenMergeConfig:
     hidden: int = 0
 
 
-ProjectorConfig = (
+PlainProjectorConfig = (
     MLPConfig
     | IdentityConfig
     | LinearConfig
@@ -176,11 +176,47 @@ ImagesConfig = ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConf
 
 
 @dataclass(frozen=True)
+class DeepStackConfig:
+    """The features of `levels` layers of the encoder (as many as model.tower.layer names), `each`
+    through a projector of its own: the last one's stand in the sequence, the others' are added at
+    their places before the language model's layers 1, 2, … Numbers of Qwen3-VL."""
+
+    levels: int = 4
+    each: PlainProjectorConfig = MLPConfig(merge=2)
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Gated cross-attention before these layers of the language model (from 0) to what `media`
+    makes of the pictures, each of which is one token of the sequence. heads must divide the
+    language model's width."""
+
+    before: tuple[int, ...] = (0, 8, 16, 24)
+    heads: int = 8
+    media: PlainProjectorConfig = PerceiverConfig()
+
+
+ProjectorConfig = PlainProjectorConfig | DeepStackConfig | CrossAttentionConfig
+
+
+@dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters on the language model's matrices (2106.09685)."""
+    """Low-rank adapters on the language model's matrices (2106.09685).
+
+    dora: a matrix's direction and its rows' lengths are trained apart (2402.09353). rslora: scaled
+    by alpha / sqrt(rank) instead of alpha / rank, so that a higher rank does not learn slower
+    (2312.03732). quantised: the matrices under them are held in 4-bit NormalFloat (QLoRA,
+    2305.14314; CUDA and the extra `qlora`). merged: a run is saved with the adapters folded into
+    the matrices; otherwise they are saved alone, in peft's format, and `model.language` is read
+    again when the run is loaded ('chiasm merge' folds them in later).
+    """
 
     rank: int = 16
     alpha: float = 32.0
+    dora: bool = False
+    rslora: bool = False
+    quantised: bool = False
+    merged: bool = True
     targets: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -190,6 +226,12 @@ class LoRAConfig:
         "up_proj",
         "down_proj",
     )
+
+    @property
+    def apart(self) -> bool:
+        """Whether a run is saved with its adapters beside the language model, not in it: matrices
+        of 4 bits cannot take them up exactly."""
+        return self.quantised or not self.merged
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from chiasm.mllm.seam import SEAM, attention
 from chiasm.mllm.trust import what_hinders
 
 
-def load_language(source: str) -> tuple[Any, Any]:
+def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     """(causal language model in fp32, its tokenizer) from a name in PACKAGED, a .gguf file, a
-    folder or a hub id.
+    folder or a hub id. quantisation: transformers' configuration of the matrices' precision.
 
-    Raises CheckpointError where there is none, or one that cannot be packed (see verify);
+    Raises CheckpointError where there is none, or one that cannot be packed (mllm/trust.py);
     MissingExtraError where a package is missing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,7 +29,10 @@ def load_language(source: str) -> tuple[Any, Any]:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=SEAM
+                folder,
+                dtype=torch.float32,
+                attn_implementation=SEAM,
+                quantization_config=quantisation,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
@@ -43,6 +46,20 @@ def load_language(source: str) -> tuple[Any, Any]:
     if reason:
         raise _unfit(source, reason)
     return model, tokenizer
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer alone of what load_language takes. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(_resolve(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{source}: no tokenizer that transformers can load "
+                f"({str(error).splitlines()[0]}); give a folder, a .gguf file or a hub id"
+            ) from None
 
 
 def _unfit(source: str, reason: str) -> CheckpointError:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chiasm.core.batch import IGNORE, Batch, PictureBatch
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
-from chiasm.mllm.adapter import adapters_of
+from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
-from chiasm.mllm.projectors import Projector, projector_flops
+from chiasm.mllm.config import CrossAttentionConfig
+from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
-from chiasm.nn.loss import token_loss
+from chiasm.nn.loss import summed, token_loss
+from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
 
@@ -31,6 +35,13 @@ class MLLM(nn.Module):
         self.image_token = image_token
         self.in_step = False
         self.idle: list[nn.Module] = []
+        self.memory: Any = None
+        """Of a frozen encoder's features, while training (train/feature_cache.py)."""
+        if isinstance(projector, InnerProjector) and projector.reach > len(self.layers()):
+            raise ConfigError(
+                f"model.projector: reaches into layer {projector.reach - 1}, but the language "
+                f"model's {len(self.layers())} layers are numbered from 0; choose lower ones"
+            )
 
     @property
     def backbone(self) -> nn.Module:
@@ -44,25 +55,41 @@ class MLLM(nn.Module):
         """Hidden states [B T D] after the language model's last norm."""
         index = Index(batch.segment, batch.block, batch.branch, batch.position)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        return run(self.language, self.embed(batch), batch.position, layout, cache)
+        slots, features, grids = batch.ids == self.image_token, None, None
+        if batch.patches is not None and batch.grids is not None:
+            features, grids = self.features(batch.patches, batch.grids), self._seen(batch.grids)
+        x = self._embed(batch, slots, features)
+        steps = {}
+        if isinstance(self.projector, InnerProjector):
+            sight = Sight(slots, index, cache, partial(self._arranged, batch.place, slots))
+            steps = self.projector.between(features, grids, sight)
+        with taking(steps, self.layers()):
+            return run(self.language, x, batch.position, layout, cache)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
-        slots = batch.ids == self.image_token
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
         self.idle = []
-        if batch.patches is None or batch.grids is None:
+        if features is None or batch.grids is None:
             arrange(x.new_zeros(0, x.shape[-1]), None, slots, None)
             return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
-        tokens = self.see(batch.patches, batch.grids)
-        tokens = arrange(tokens, batch.place, slots, self.projector.image_newline)
+        tokens = self.projector(features, self._seen(batch.grids))
+        tokens = self._arranged(batch.place, slots, tokens)
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
+        return self.projector(self.features(patches, grids), self._seen(grids))
+
+    def features(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """The encoder's features [P width], or what is remembered of them."""
+        if self.memory is not None and self.training:
+            return self.memory(self.vision, patches, grids)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
-            features = self.vision(patches, grids)
-        return self.projector(features, self._seen(grids))
+            return self.vision(patches, grids)
+
+    def _arranged(self, place: Tensor | None, slots: Tensor, tokens: Tensor) -> Tensor:
+        return arrange(tokens, place, slots, self.projector.image_newline)
 
     def _seen(self, grids: Tensor) -> Tensor:
         """The grids of the features that pictures with these grids have."""
@@ -94,10 +121,15 @@ class MLLM(nn.Module):
         wanted = batch.targets != IGNORE
         targets = batch.targets[wanted]
         nll, _ = token_loss(self.logits(self(batch)[wanted]), targets)
-        total = nll.sum()
-        return Loss(total, len(targets), {"text": (total.item(), len(targets))})
+        total, count = summed(nll, batch, wanted)
+        return Loss(total, count, {"text": (nll.detach().sum().item(), len(targets))})
 
     def _align(self, batch: PictureBatch) -> Loss:
+        if isinstance(self.projector.config, CrossAttentionConfig):
+            raise ConfigError(
+                "data 'words' draws visual tokens to words, but with cross-attention pictures have "
+                "none in the sequence; align with data 'describe'"
+            )
         assert batch.texts is not None
         assert batch.lengths is not None
         assert batch.match is not None
@@ -121,7 +153,7 @@ class MLLM(nn.Module):
         adapted = adapters_of(self.language)
         if not adapted:
             return {"vision": self.vision, "projector": self.projector, "language": self.language}
-        adapter = nn.ModuleList(m for layer in adapted for m in (layer.lora_A, layer.lora_B))
+        adapter = nn.ModuleList(part for layer in adapted for part in parts_of(layer))
         inside = {id(m) for m in adapter.modules()}
         leaves = [
             m
@@ -138,7 +170,7 @@ class MLLM(nn.Module):
         }
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.vision.layers, *self.layers()]
+        return [*self.vision.layers, *getattr(self.projector, "blocks", ()), *self.layers()]
 
     def units(self) -> list[nn.Module]:
         """The tower is one: for pictures of several grids its blocks run several times a batch."""
@@ -157,13 +189,17 @@ class MLLM(nn.Module):
         if isinstance(batch, Batch):
             upstream = batch.patches is not None and (trained["vision"] or trained["projector"])
             flops += self._language_cost(batch, upstream)
+            if isinstance(self.projector, InnerProjector) and batch.grids is not None:
+                steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
+                flops += passes(trained["projector"], upstream or trained["language"]) * steps
         return Cost(flops, batch.tokens, batch.images)
 
     def _vision_cost(self, patches: Tensor, grids: Tensor, trained: dict[str, bool]) -> float:
         config = self.vision.config
-        vision = 2.0 * matrix_parameters(self.vision) * len(patches)
-        vision += attention_flops(grids.prod(1), config.mixing, 1)
-        widths = config.width, self.language.config.hidden_size
+        seen = (grids if self.memory is None else self.memory.encoded).prod(1)
+        vision = 2.0 * matrix_parameters(self.vision) * int(seen.sum())
+        vision += attention_flops(seen, config.mixing, 1)
+        widths = feature_width(config), self.language.config.hidden_size
         projector = sum(
             projector_flops(self.projector.config, *widths, (h, w))
             for h, w in self._seen(grids).tolist()
@@ -185,14 +221,16 @@ class MLLM(nn.Module):
         upstream = upstream or is_trained(self.language.get_input_embeddings())
         flops = 0.0
         for layer in self.layers():
-            parts = [part for m in adapters_of(layer) for part in (m.lora_A, m.lora_B)]
-            adapter = {p for part in parts for p in part.parameters()}
-            extra = sum(p.numel() for p in adapter)
+            inner = adapters_of(layer)
+            adapter = {p for m in inner for part in parts_of(m) for p in part.parameters()}
+            extra = sum(p.numel() for p in adapter if p.dim() >= 2)
+            costs = [adapter_flops(m, batch.tokens) for m in inner]
             base = any(p.requires_grad for p in layer.parameters() if p not in adapter)
             adapted = any(p.requires_grad for p in adapter)
             forward = 2.0 * (matrix_parameters(layer) - extra) * batch.tokens + attention
             flops += passes(base, upstream or adapted) * forward
-            flops += passes(adapted, upstream) * 2.0 * extra * batch.tokens
+            flops += passes(adapted, upstream) * sum(cost for cost, _ in costs)
+            flops += sum(once for _, once in costs)
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
         return flops + passes(is_trained(self.head), upstream) * head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ class KVCache:
 
     def __init__(self) -> None:
         self.index: Index | None = None
+        self.beside: Any = None
+        """What else a model keeps of the rows; has select(rows)."""
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._length = 0
@@ -45,6 +49,8 @@ class KVCache:
         """Keep (or repeat) these rows: finished ones leave the batch."""
         assert self.index is not None
         self.index = self.index.map(lambda column: column[rows])
+        if self.beside is not None:
+            self.beside = self.beside.select(rows)
         for store in (self._keys, self._values):
             for layer in store:
                 store[layer] = store[layer][rows]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chiasm.core.batch import Batch
+
 
 class TokenLoss(NamedTuple):
     """Per-token cross entropy [N] (nats) and the squared log-normaliser [N]."""
@@ -22,6 +24,20 @@ def token_loss(logits: Tensor, targets: Tensor) -> TokenLoss:
     log_z = torch.logsumexp(logits.float(), dim=-1)
     chosen = logits.gather(1, targets[:, None])[:, 0].float()
     return TokenLoss(log_z - chosen, log_z.square())
+
+
+def summed(values: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, int]:
+    """The loss of tokens as a sum and the count that divides it: values [N] of the tokens of the
+    batch that are wanted [B T].
+
+    Tokens weigh alike, or with batch.per_sample examples do: then it is the sum of the means within
+    them (PaliGemma's, 2407.07726: long answers weigh no more than short ones), and adds up exactly
+    over micro-batches and ranks, as an example is never divided between them.
+    """
+    if not batch.per_sample:
+        return values.sum(), len(values)
+    _, example, size = batch.examples[wanted].unique(return_inverse=True, return_counts=True)
+    return (values / size[example]).sum(), len(size)
 
 
 def sigmoid_contrastive(

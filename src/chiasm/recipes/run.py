@@ -74,11 +74,14 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
         quarantine,
         lambda name, path: _prepare(recipe, name, path, show),
     )
+    stages = recipe.stages
+    if recipe.shift:  # moved pictures are new ones every time: nothing to remember
+        stages = tuple(replace(stage, feature_cache=0.0) for stage in stages)
     torch.manual_seed(recipe.seed)
     job = BUILDERS[type(recipe.model)](context)
     ledger = train(
         job.model,
-        recipe.stages,
+        stages,
         job.stream_of,
         folder,
         seed=recipe.seed,

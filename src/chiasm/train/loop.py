@@ -22,11 +22,13 @@ from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
 from chiasm.train.diagnosis import first_grown, output_sizes
 from chiasm.train.ema import EMA
+from chiasm.train.feature_cache import remembered
 from chiasm.train.feed import Feed, strands
 from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
+from chiasm.train.recompute import recomputed
 from chiasm.train.schedule import factor
 from chiasm.train.shard import full, rejoin, shard, whole
 from chiasm.train.signals import Interruption
@@ -158,7 +160,11 @@ class _Trainer:
         lowest = torch.float32 if self.sharded else working_dtype(stage.autocast, self.device)
         lowered = LoweredWeights(self.model, lowest)
         try:
-            self._steps(number, first, lowered)
+            with (
+                remembered(self.model, stage),
+                recomputed(self.model.blocks() if stage.recompute else ()),
+            ):
+                self._steps(number, first, lowered)
         finally:
             lowered.restore()
         if self.ema:

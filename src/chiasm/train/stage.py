@@ -65,6 +65,11 @@ class Stage:
         "stable_adamw" is AdamW whose steps shrink where gradients outgrow their past.
     groups: other settings of single groups. ema: decay of an average of the trained weights that is
         evaluated and, at the end of the stage, kept in their place; 0 is none.
+    normalise: what weighs alike in the loss, every supervised token or every example (its tokens'
+        mean; PaliGemma's way). recompute: keep a block's input only and run it again in the
+        backward pass: less memory for a third more time. feature_cache: gigabytes that the
+        features of frozen encoders may take on disk, of all runs together; 0 encodes every picture
+        every time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
     evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves also does at its
         end). best: an evaluated number; the checkpoint where it was highest is written and kept
@@ -86,6 +91,9 @@ class Stage:
     muon_iterations: int = 5
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    normalise: Literal["token", "sample"] = "token"
+    recompute: bool = False
+    feature_cache: float = 20.0
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     evaluate_every: int = 0

@@ -12,7 +12,7 @@ from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, matrix_parameters
-from chiasm.nn.loss import token_loss
+from chiasm.nn.loss import summed, token_loss
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation
 from chiasm.unified.config import UnifiedConfig
@@ -77,7 +77,7 @@ class Unified(nn.Module):
         nll, z = token_loss(self.logits(hidden), targets)
         image = self.vocabulary.is_code(targets)
         weight = torch.where(image, self.config.image_weight, 1.0)
-        total = (weight * nll).sum() + self.config.z_loss * z.sum()
+        total, divisor = summed(weight * nll + self.config.z_loss * z, batch, wanted)
         count, pictures = len(targets), int(image.sum())
         image_sum = nll.detach()[image].sum().item()
         parts = {
@@ -85,7 +85,7 @@ class Unified(nn.Module):
             "image": (image_sum, pictures),
             "log_z_squared": (z.detach().sum().item(), count),
         }
-        return Loss(total, count, parts)
+        return Loss(total, divisor, parts)
 
     def groups(self) -> dict[str, nn.Module]:
         return {

@@ -14,7 +14,8 @@ class ViTConfig:
 
     image_size and patch_size in pixels. max_patches None squeezes every picture to image_size
     squared; a number keeps the aspect within that many patches (position embeddings are
-    interpolated). layers, width, heads, mlp_ratio as usual.
+    interpolated). layers, width, heads, mlp_ratio as usual. chosen: the blocks, from 1, whose
+    outputs are concatenated to features; none named: the last.
     """
 
     image_size: int = 64
@@ -24,6 +25,7 @@ class ViTConfig:
     heads: int = 4
     mlp_ratio: int = 4
     max_patches: int | None = None
+    chosen: tuple[int, ...] = ()
 
     @property
     def mixing(self) -> int:
@@ -174,6 +176,16 @@ class VideoConfig:
 
 
 EncoderConfig = ViTConfig | TowerConfig | FusedConfig
+
+
+def feature_width(config: EncoderConfig) -> int:
+    """How many features a patch has."""
+    return config.width * feature_levels(config) if isinstance(config, ViTConfig) else config.width
+
+
+def feature_levels(config: EncoderConfig) -> int:
+    """How many layers of one encoder its features are of, side by side; 1 for two encoders."""
+    return 1 if isinstance(config, FusedConfig) else max(1, len(config.chosen))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width]."""
+    """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width], or as many widths
+    as blocks are chosen, each through the last norm."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -83,18 +84,25 @@ class ViT(nn.Module):
         else:
             x = (x + torch.cat([self._positions(shape) for shape in shapes]))[None]
             layout = packed_layout(_picture_index(grids))
-        for layer in self.layers:
+        chosen = self.config.chosen or (len(self.layers),)
+        states = {0: x}
+        for number, layer in enumerate(self.layers, 1):
             x = layer(x, layout)
-        return self.post_layernorm(x).view(-1, self.config.width)
+            if number in chosen:
+                states[number] = x
+        features = [self.post_layernorm(states[number]) for number in chosen]
+        return torch.cat(features, -1).flatten(0, 1)
 
     def _positions(self, shape: tuple[int, int]) -> Tensor:
         """Learned positions, interpolated where the grid differs from the trained one."""
         side = self.config.image_size // self.config.patch_size
         if shape == (side, side):
             return self.position_embedding
-        grid = self.position_embedding.view(1, side, side, -1).permute(0, 3, 1, 2)
+        # In fp32: on a CPU torch resizes nothing in bfloat16, which frozen weights are held in.
+        grid = self.position_embedding.float().view(1, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=shape, mode="bilinear", align_corners=False, antialias=True)
-        return grid.permute(0, 2, 3, 1).reshape(shape[0] * shape[1], -1)
+        positions = grid.permute(0, 2, 3, 1).reshape(shape[0] * shape[1], -1)
+        return positions.to(self.position_embedding.dtype)
 
 
 class AttentionPool(nn.Module):

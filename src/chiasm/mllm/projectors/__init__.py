@@ -11,7 +11,9 @@ from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import (
     AveragePoolConfig,
     CAbstractorConfig,
+    CrossAttentionConfig,
     DAbstractorConfig,
+    DeepStackConfig,
     IdentityConfig,
     LinearConfig,
     MLPConfig,
@@ -25,8 +27,11 @@ from chiasm.mllm.config import (
 from chiasm.mllm.projectors.average_pool import AveragePoolProjector
 from chiasm.mllm.projectors.base import Projector
 from chiasm.mllm.projectors.c_abstractor import CAbstractorProjector
+from chiasm.mllm.projectors.cross_attention import CrossAttentionProjector
 from chiasm.mllm.projectors.d_abstractor import DAbstractorProjector
+from chiasm.mllm.projectors.deepstack import DeepStackProjector
 from chiasm.mllm.projectors.identity import IdentityProjector
+from chiasm.mllm.projectors.inner import InnerProjector, Sight, taking
 from chiasm.mllm.projectors.linear import LinearProjector
 from chiasm.mllm.projectors.mlp import MLPProjector
 from chiasm.mllm.projectors.perceiver import PerceiverProjector
@@ -35,7 +40,14 @@ from chiasm.mllm.projectors.qformer import QFormerProjector
 from chiasm.mllm.projectors.residual import ResidualMLPProjector
 from chiasm.mllm.projectors.token_merge import TokenMergeProjector
 
-__all__ = ["Projector", "build_projector", "projector_flops"]
+__all__ = [
+    "InnerProjector",
+    "Projector",
+    "Sight",
+    "build_projector",
+    "projector_flops",
+    "taking",
+]
 
 _KINDS = {
     MLPConfig: MLPProjector,
@@ -49,6 +61,8 @@ _KINDS = {
     CAbstractorConfig: CAbstractorProjector,
     DAbstractorConfig: DAbstractorProjector,
     TokenMergeConfig: TokenMergeProjector,
+    DeepStackConfig: DeepStackProjector,
+    CrossAttentionConfig: CrossAttentionProjector,
 }
 
 
@@ -75,4 +89,6 @@ def projector_flops(
         features = torch.empty(grid[0] * grid[1], vision)
     with FlopCounterMode(display=False) as counter:
         projector(features, torch.tensor([grid]))
+        if isinstance(projector, InnerProjector):
+            projector.inner(features, torch.tensor([grid]))
     return float(counter.get_total_flops())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Stream
 from chiasm.core.sample import Sample
 from chiasm.data.balance import answer_rarity
@@ -65,6 +66,7 @@ class Context:
             stage.batch,
             self.recipe.seed,
             self.quarantine,
+            stage.normalise == "sample",
         )
 
     def pictures(
@@ -76,6 +78,11 @@ class Context:
         uncaptioned: bool = False,
     ) -> PictureStream:
         """The pictures of a stage, moved by up to `shift` pixels and mirrored half of the time."""
+        if stage.normalise == "sample":
+            raise ConfigError(
+                f"stage '{stage.name}': normalise 'sample' weighs replies, but this stage learns "
+                "from pictures alone; leave it at 'token'"
+            )
         return PictureStream(
             self.train,
             processor,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Stream
 from chiasm.hub import mllm
 from chiasm.hub.load import load_as
@@ -17,6 +19,7 @@ from chiasm.vision.pretrained import Encoder, load_encoder
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, MLLMConfig)
+    _check_adapters(context, config)
     model, processor = mllm.build(config, _encoder(context, config))
     views = context.views()
     words = mllm.word_processor(model, processor)
@@ -34,6 +37,18 @@ def build(context: Context) -> Job:
     )
 
 
+def _check_adapters(context: Context, config: MLLMConfig) -> None:
+    """Adapters that are saved alone belong to a language model that anyone can read again."""
+    if config.lora is not None and config.lora.apart:
+        for stage in context.recipe.stages:
+            if "language" in stage.lr:
+                raise ConfigError(
+                    f"stage '{stage.name}' trains the language model itself, which is not saved "
+                    "where adapters are kept apart; set model.lora.merged true and "
+                    "model.lora.quantised false, or take 'language' out of the stage"
+                )
+
+
 def _encoder(context: Context, config: MLLMConfig) -> Encoder:
     """The one given or prepared here, or one of transformers. A path that does not exist, in a
     folder that does, is a misspelt path and no hub id."""
@@ -45,4 +60,8 @@ def _encoder(context: Context, config: MLLMConfig) -> Encoder:
             return load_encoder(given, config.tower)
     source = context.given_or_prepared(given, "encoder")
     dual, _ = load_as(source, DualEncoder, "model.encoder")
+    if isinstance(config.tower.layer, tuple):
+        count = dual.vision.config.layers
+        chosen = tuple(layer % (count + 1) for layer in config.tower.layer)
+        dual.vision.config = replace(dual.vision.config, chosen=chosen)
     return dual.vision

@@ -1,0 +1,147 @@
+"""Training a projector over a frozen encoder with the feature cache against the same without it.
+
+Both: the align-type stage of LLaVA (2304.08485, section 4.2) on easy-VQA's pictures, each described
+by its caption: projector trained, encoder and language model frozen, packed rows of 512 tokens,
+fp32, through chiasm.train.loop. The encoder has SigLIP-B/16's blocks at a sixth of its depth, the
+language model half of SmolLM2-135M's width and a fifth of its depth, random weights. A unit is a
+picture, over the second epoch of PICTURES pictures: the cache is warm, as in every epoch but the
+first. Before timing, what is remembered is
+checked to be what is encoded.
+
+Extra keys: the same over the first epoch, in which the cache is written (ours / peer below 1 is
+what that costs), and megabytes on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import AttentionInterface
+
+from benchmarks.harness import Comparison, alternate, report, result, round_to, rounds_argument
+from chiasm.core.batch import Batch, pack
+from chiasm.core.progress import silent
+from chiasm.data import easy_vqa
+from chiasm.data.processor import Processor
+from chiasm.data.template import RoleTemplate
+from chiasm.data.text import train_bpe
+from chiasm.data.views import describe
+from chiasm.mllm.codec import MLLMCodec
+from chiasm.mllm.config import MLPConfig
+from chiasm.mllm.language import attention
+from chiasm.mllm.model import MLLM
+from chiasm.mllm.projectors import build_projector
+from chiasm.train.feature_cache import open_cache
+from chiasm.train.loop import train
+from chiasm.train.stage import Stage
+from chiasm.vision.config import ViTConfig
+from chiasm.vision.vit import ViT
+
+PICTURES, TOKENS = 64, 512
+ALIGN = Stage("align", 0, lr={"projector": 1e-3}, autocast="none")
+
+
+def build() -> tuple[MLLM, list[Batch]]:
+    """The model and one epoch of batches."""
+    AttentionInterface.register("chiasm", attention)
+    torch.manual_seed(0)
+    samples = [s for s in easy_vqa.load("train") if s.meta["caption"]][:PICTURES]
+    bpe = train_bpe(easy_vqa.CAPTIONS, 400)
+    vision = ViT(ViTConfig(patch_size=8, width=768, layers=2, heads=12))
+    shape = LlamaConfig(
+        vocab_size=bpe.get_vocab_size(),
+        hidden_size=288,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    language = LlamaForCausalLM._from_config(shape, attn_implementation="chiasm")
+    projector = build_projector(MLPConfig(merge=4), 768, 288, 0.02)
+    model = MLLM(vision, projector, language, shape.vocab_size)
+    codec = MLLMCodec(vision.config, projector, model.image_token)
+    processor = Processor(RoleTemplate(bpe), codec)
+    random = np.random.default_rng(0)
+    described = [describe(sample, random) for sample in samples]
+    encoded = [processor.encode(sample) for sample in described if sample is not None]
+    rows, row = [], []
+    for one in encoded:
+        if sum(map(len, row)) + len(one) > TOKENS:
+            rows, row = [*rows, row], []
+        row.append(one)
+    return model, [pack([row]) for row in [*rows, row]]
+
+
+def epoch(model: MLLM, batches: list[Batch], place: Path, room: float) -> float:
+    """Train for one epoch with so many gigabytes of cache; how many pictures that were."""
+    stage = replace(ALIGN, steps=len(batches), feature_cache=room)
+    shutil.rmtree(place / "run", ignore_errors=True)
+    train(model, [stage], lambda _: batches, place / "run", show=silent)  # type: ignore
+    return float(PICTURES)
+
+
+def check(model: MLLM, batches: list[Batch]) -> None:
+    """What is remembered must be what is encoded."""
+    for parameter in model.vision.parameters():
+        parameter.requires_grad_(False)
+    cache = open_cache(model.vision, 1e9)
+    for _ in range(2):
+        for batch in batches:
+            assert batch.patches is not None
+            assert batch.grids is not None
+            remembered = cache(model.vision, batch.patches, batch.grids)
+            torch.testing.assert_close(
+                remembered, model.vision(batch.patches, batch.grids), atol=1e-5, rtol=1e-5
+            )
+    cache.close()
+
+
+def emptied(place: Path, run: Callable[[], float]) -> Callable[[], float]:
+    """The run over a cache that holds nothing."""
+
+    def cold() -> float:
+        shutil.rmtree(place / "features", ignore_errors=True)
+        return run()
+
+    return cold
+
+
+def main() -> None:
+    rounds = rounds_argument(__doc__, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        os.environ["CHIASM_CACHE"] = str(place)
+        model, batches = build()
+        check(model, batches)
+
+        def ours() -> float:
+            return epoch(model, batches, place, 1.0)
+
+        def peer() -> float:
+            return epoch(model, batches, place, 0.0)
+
+        warm: Comparison = alternate(ours, peer, rounds)
+        size = sum(f.stat().st_size for f in place.glob("features/*/*.data"))
+        cold = alternate(emptied(place, ours), peer, rounds)
+    report(
+        "feature_cache",
+        result(
+            "pictures/s",
+            warm,
+            first_epoch_ratio=round_to(cold.ratio),
+            megabytes=round_to(size / 1e6),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
