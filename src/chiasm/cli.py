@@ -13,8 +13,10 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from chiasm.core.errors import ChiasmError, ConfigError
+from chiasm.data import collect_commands
 
 app = tyro.extras.SubcommandApp()
+data = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
 
 
@@ -158,6 +160,10 @@ def draw(
     sampling = Sampling(temperature, top_k, top_p, guidance=guidance, seed=seed)
     draw_pictures(run, text, out, count, best_of, sampling)
 
+
+for command in collect_commands.COMMANDS:
+    data.command(command)
+app.command(data, name="data", help="Make data sets of synthetic pictures, PDFs, web pages, videos.")
 
 _overrides: Overrides = {}
 
