@@ -163,7 +163,9 @@ def draw(
 
 for command in collect_commands.COMMANDS:
     data.command(command)
-app.command(data, name="data", help="Make data sets of synthetic pictures, PDFs, web pages, videos.")
+app.command(
+    data, name="data", help="Make data sets of synthetic pictures, PDFs, web pages, videos."
+)
 
 _overrides: Overrides = {}
 

@@ -11,6 +11,12 @@ from PIL import ImageFilter
 
 
 def scan(picture: PIL.Image.Image, random: Random, skew: float = 1.5) -> PIL.Image.Image:
+    """A degraded copy of the same size: scan_jpeg, decoded."""
+    with PIL.Image.open(io.BytesIO(scan_jpeg(picture, random, skew))) as page:
+        return page.convert("RGB")
+
+
+def scan_jpeg(picture: PIL.Image.Image, random: Random, skew: float = 1.5) -> bytes:
     """A degraded copy of the same size, a function of the picture and the randomness alone.
 
     Turned by up to `skew` degrees (0 where boxes must stay true), Gaussian blur of up to 0.8 pixels
@@ -31,5 +37,4 @@ def scan(picture: PIL.Image.Image, random: Random, skew: float = 1.5) -> PIL.Ima
     page = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     file = io.BytesIO()
     page.save(file, "JPEG", quality=random.randint(35, 75))
-    with PIL.Image.open(io.BytesIO(file.getvalue())) as reread:
-        return reread.convert("RGB")
+    return file.getvalue()

@@ -71,11 +71,16 @@ def render(content: Content, random: Random) -> Rendered:
         "figure.facecolor": random.choice(("white", "#fafaf5", "#f2f5fa")),
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(random.uniform(5.2, 6.4), random.uniform(3.8, 4.6)), dpi=100, layout="constrained")
+        figure = Figure(
+            figsize=(random.uniform(5.2, 6.4), random.uniform(3.8, 4.6)),
+            dpi=100,
+            layout="constrained",
+        )
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         (_pie if content["chart"] == "pie" else _axes)(axes, content, random)
         axes.set_title(content["title"], pad=12)
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # inches
         canvas.draw()
         picture = PIL.Image.frombuffer(
             "RGBA", canvas.get_width_height(), canvas.buffer_rgba().tobytes()
@@ -130,7 +135,12 @@ def _write_values(axes, chart: str, marks, values: list[int]) -> None:
         for place, value in enumerate(values):
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
             axes.annotate(
-                str(value), (place, value), (0, 7), textcoords="offset points", ha="center", bbox=box
+                str(value),
+                (place, value),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                bbox=box,
             )
     else:
         axes.bar_label(marks, padding=2)

@@ -23,7 +23,9 @@ def draw(random: Random) -> Content:
     return {
         "title": f"{random.choice(PLACES)}, list {random.randint(1, 40)}",
         "columns": ["Product", *columns],
-        "rows": [[n, *map(str, row)] for n, row in zip(names, zip(*numbers, strict=True))],
+        "rows": [
+            [n, *map(str, row)] for n, row in zip(names, zip(*numbers, strict=True), strict=True)
+        ],
     }
 
 

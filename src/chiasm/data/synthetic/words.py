@@ -1,5 +1,7 @@
 """Words that contents are put together from."""
 
+# ruff: noqa: SIM905 -- lists of words are easier to read and to extend as text
+
 from __future__ import annotations
 
 SURNAMES = (
@@ -74,9 +76,9 @@ SCRIPTS: dict[str, str] = {
         "autumn letter window kitchen sister answer journey silver mountain evening copper lantern"
     ),
     "French": (
-        "matin rivière petite été forêt pluie soleil âme château fenêtre garçon leçon hiver où déjà "
-        "très après lumière théâtre crème pain marché école fête île noël être même voix jardin "
-        "chemin maison ville cœur sœur montagne étoile neige"
+        "matin rivière petite été forêt pluie soleil âme château fenêtre garçon leçon hiver où "
+        "déjà très après lumière théâtre crème pain marché école fête île noël être même voix "
+        "jardin chemin maison ville cœur sœur montagne étoile neige"
     ),
     "German": (
         "Morgen Fluß Garten Brücke Häuser größer über schön Straße Bäcker Brot Fenster Kälte Äpfel "
