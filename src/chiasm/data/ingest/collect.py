@@ -73,27 +73,50 @@ def collect(
 ) -> Collected:
     """Write train.jsonl and test.jsonl of all sources, and skipped.jsonl where some were bad.
 
-    A source is wholly in one half: the tenth whose keys hash highest is the test half (at least
-    one of two). Raises DataError where a set is there already or no source gave a sample.
+    A source is wholly in one half: in the order of their keys' hashes the first tenth that can be
+    used (at least one of two) is the test half. Raises DataError where a set is there already or
+    no source gave a sample.
     """
-    for file in (out / TRAIN, out / TEST):
+    train, test = out / TRAIN, out / TEST
+    for file in (train, test):
         if file.exists():
             raise DataError(f"{file}: exists already; name another folder or remove the set")
     ranked = sorted(sources, key=lambda s: hashlib.sha256(s.key.encode()).digest())
-    tests = {s.key for s in ranked[len(ranked) - max(len(ranked) // 10, len(ranked) > 1) :]}
+    wanted, taken = max(len(ranked) // 10, len(ranked) > 1), set()
     with show(out.name, len(sources), 0) as view:
-        for half, file in (("train", TRAIN), ("test", TEST)):
-            members = [s for s in sources if (s.key in tests) == (half == "test")]
-            write_messages(_samples(members, read, half, found, view), out / file)
-            if found.samples[half] == 0:
-                (out / file).unlink()
+
+        def tested() -> Iterator[Sample]:
+            good = 0
+            for source in ranked:
+                if good == wanted:
+                    break
+                taken.add(source.key)
+                before = found.samples["test"]
+                yield from _samples([source], read, "test", found, view)
+                good += found.samples["test"] > before
+
+        write_messages(tested(), test)
+        rest = [source for source in sources if source.key not in taken]
+        write_messages(_samples(rest, read, "train", found, view), train)
+    _tidy(found, train, test)
     if found.skipped:
         rows = (json.dumps({"source": n, "reason": r}) + "\n" for n, r in found.skipped.items())
         (out / SKIPPED).write_text("".join(rows), encoding="utf-8")
-    if not any(found.samples.values()):
+    if not found.samples["train"]:
         name, reason = next(iter(found.skipped.items()), ("", "there is nothing to ask about"))
         raise DataError(f"none of {len(sources)} sources gave a sample; {name}: {reason}")
     return found
+
+
+def _tidy(found: Collected, train: Path, test: Path) -> None:
+    """No empty files; the only usable source is for training."""
+    if not found.samples["train"]:
+        test.replace(train)
+        found.samples = {"train": found.samples["test"], "test": 0}
+    elif not found.samples["test"]:
+        test.unlink()
+    if not found.samples["train"]:
+        train.unlink()
 
 
 def _samples(
