@@ -24,6 +24,7 @@ except ConfigError as error:
 PAGE = "<title>News</title><h1>Harbour news</h1><p>Boats came in early.</p><button>Search</button>"
 
 
+@pytest.mark.slow
 def test_a_folder_with_bad_pages_keeps_the_good_and_names_the_rest(tmp_path, capsys):
     site, out = tmp_path / "site", tmp_path / "out"
     site.mkdir()
@@ -33,7 +34,7 @@ def test_a_folder_with_bad_pages_keeps_the_good_and_names_the_rest(tmp_path, cap
     (site / "blank.html").write_text("")
     (site / "picture.html").write_bytes(bytes(range(256)))
     (site / "slow.html").write_text("<p>text<script>while (true) {}</script>")
-    cli.main(["data", "shots", str(site), "-o", str(out), "--wait", "2"])
+    cli.main(["data", "shots", str(site), "-o", str(out), "--wait", "5"])
     said = capsys.readouterr()
     assert "skipped" in said.err
     rows = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
@@ -48,6 +49,7 @@ def test_a_folder_with_bad_pages_keeps_the_good_and_names_the_rest(tmp_path, cap
     assert {"copy.html", "p1.html", "p2.html"} <= pages[0] | pages[1]
 
 
+@pytest.mark.slow
 def test_addresses_come_from_a_text_file_and_one_that_does_not_answer_is_skipped(tmp_path):
     (tmp_path / "urls.txt").write_text("http://127.0.0.1:9/\n")
     with pytest.raises(DataError, match=r"none of 1 sources .* does not load"):

@@ -6,6 +6,7 @@ Every value can be read exactly: it is written at its mark, or lies on a labelle
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import PIL.Image
 
@@ -61,26 +62,27 @@ def render(content: Content, random: Random) -> Rendered:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise MissingExtraError("matplotlib", "synthetic", "Drawing charts") from None
-    style = {
+    style: Any = {
         "font.family": random.choice(FONTS),
         "font.size": random.choice((10, 11, 12)),
         "axes.spines.top": random.random() < 0.5,
         "axes.spines.right": random.random() < 0.5,
         "figure.facecolor": random.choice(("white", "#fafaf5", "#f2f5fa")),
     }
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)  # inches
     with matplotlib.rc_context(style):
         figure = Figure(
             figsize=(random.uniform(5.2, 6.4), random.uniform(3.8, 4.6)),
             dpi=100,
-            layout="constrained",
+            layout=layout,
         )
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         (_pie if content["chart"] == "pie" else _axes)(axes, content, random)
         axes.set_title(content["title"], pad=12)
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # inches
         canvas.draw()
         picture = PIL.Image.frombuffer(
             "RGBA", canvas.get_width_height(), canvas.buffer_rgba().tobytes()
@@ -159,8 +161,16 @@ def ask(content: Content, _rendered: Rendered, random: Random) -> list[Asked]:
         Asked("kind", "What kind of chart is this?", NAMES[content["chart"]]),
         Asked("value", f"What is the value of {one}{at}?", str(values[one])),
         Asked("unit", "Which unit are the values in?", unit),
-        Asked("largest", f"Which label has the largest value{at}?", max(labels, key=values.get)),
-        Asked("smallest", f"Which label has the smallest value{at}?", min(labels, key=values.get)),
+        Asked(
+            "largest",
+            f"Which label has the largest value{at}?",
+            max(labels, key=values.__getitem__),
+        ),
+        Asked(
+            "smallest",
+            f"Which label has the smallest value{at}?",
+            min(labels, key=values.__getitem__),
+        ),
         Asked("total", f"What do all values{at} add up to?", str(sum(values.values()))),
         Asked("count above", f"How many values{at} are above {threshold}?", str(above)),
         Asked(

@@ -121,7 +121,7 @@ def ask(content: Content, _rendered: Rendered, random: Random) -> list[Asked]:
         Asked("payment", "How was it paid?", content["payment"]),
         Asked("price", f"How much was paid for {name} in all?", money(costs[name])),
         Asked("quantity", f"How many of {name} were bought?", str(item["count"])),
-        Asked("dearest", "On which item was the most spent?", max(costs, key=costs.get)),
+        Asked("dearest", "On which item was the most spent?", max(costs, key=costs.__getitem__)),
         Asked("count", "How many different items were bought?", str(len(costs))),
     ]
 

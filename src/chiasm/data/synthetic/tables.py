@@ -75,8 +75,16 @@ def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
         Asked("title", "What is the title of the table?", content["title"]),
         Asked("cell", f"What is the {column} of {row[0]}?", row[c]),
         Asked("lookup", f"Which product has the {column} {row[c]}?", row[0]),
-        Asked("largest", f"Which product has the largest {column}?", max(values, key=values.get)),
-        Asked("smallest", f"Which product has the smallest {column}?", min(values, key=values.get)),
+        Asked(
+            "largest",
+            f"Which product has the largest {column}?",
+            max(values, key=values.__getitem__),
+        ),
+        Asked(
+            "smallest",
+            f"Which product has the smallest {column}?",
+            min(values, key=values.__getitem__),
+        ),
         Asked("total", f"What do the numbers in {column} add up to?", str(sum(values.values()))),
         Asked(
             "count above",
