@@ -472,3 +472,22 @@ def test_boxes_survive_being_written(fractions, size):
 def test_text_without_a_box_is_an_error():
     with pytest.raises(DataError, match="holds no box"):
         read_box("on the left", (10, 10))
+
+
+@pytest.mark.slow
+def test_a_made_set_trains_the_unified_route(tmp_path):
+    data, tokenizer, out = (str(tmp_path / name) for name in ("docs", "tokenizer", "unified"))
+    make("documents", tmp_path / "docs", 12, show=silent)
+    cli.main(["train", "tokenizer", "--data", data, "--out", tokenizer, "--stages.0.steps", "3",
+              "--stages.0.batch", "4", "--model.decoder_channels", "64",
+              "--model.decoder_blocks", "1"])  # fmt: skip
+    sizes = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "hidden": 64}
+    settings = [f"--model.{name}={value}" for name, value in sizes.items()]
+    for stage in range(6):
+        settings += [f"--stages.{stage}.steps=3", f"--stages.{stage}.batch=256"]
+    cli.main(["train", "unified_nano", "--data", data, "--out", out, *settings,
+              "--model.tokenizer", tokenizer])  # fmt: skip
+    rows = [json.loads(x) for x in (tmp_path / "unified/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses
+    assert np.isfinite(losses).all()
