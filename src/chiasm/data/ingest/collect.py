@@ -12,8 +12,8 @@ from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show, View
 from chiasm.core.sample import Sample
 from chiasm.data.formats.messages import TRAIN, missing, write_messages
+from chiasm.data.load import TEST
 
-TEST = "test.jsonl"
 SKIPPED = "skipped.jsonl"
 
 Skip = Callable[[str, str], None]

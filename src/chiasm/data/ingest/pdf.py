@@ -71,7 +71,10 @@ def read_pdf(source: Source, skip: Skip, options: PdfOptions) -> Iterator[Sample
 
 
 def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -> Iterator[Sample]:
-    bitmap = page.render(scale=options.side / max(page.get_size()))
+    longest = max(page.get_size())
+    if longest <= 0:
+        raise DataError("the page has no area")
+    bitmap = page.render(scale=options.side / longest)
     picture = bitmap.to_pil().convert("RGB")
     lines = text_lines(page, bitmap.get_posconv(page))
     if not lines:

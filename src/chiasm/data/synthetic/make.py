@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import count as counting
 from pathlib import Path
 from random import Random
 
@@ -22,6 +21,7 @@ from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.messages import TRAIN, write_messages
+from chiasm.data.load import TEST
 from chiasm.data.synthetic import charts, documents, forms, pages, receipts, scenes, tables
 from chiasm.data.synthetic.kind import Kind
 from chiasm.data.synthetic.split import split_of
@@ -35,7 +35,6 @@ KINDS: dict[str, Kind] = {
     "scenes": scenes.KIND,
     "documents": documents.KIND,
 }
-TEST = "test.jsonl"
 
 
 def make(
@@ -74,10 +73,8 @@ def distinct(kind: str, seed: int, wanted: dict[str, int]) -> dict[str, list[int
     """The first indices whose contents differ, so many for each half."""
     chosen: dict[str, list[int]] = {half: [] for half in wanted}
     seen: set[str] = set()
-    idle = 0
-    for index in counting():
-        if all(len(chosen[half]) == wanted[half] for half in wanted):
-            return chosen
+    index = idle = 0
+    while any(len(chosen[half]) < wanted[half] for half in wanted):
         content = KINDS[kind].draw(_random(kind, seed, index, "draw"))
         half = split_of(kind, KINDS[kind].key(content))
         text = json.dumps(content, sort_keys=True)
@@ -86,12 +83,13 @@ def distinct(kind: str, seed: int, wanted: dict[str, int]) -> dict[str, list[int
             seen.add(text)
             chosen[half].append(index)
             idle = 0
+        index += 1
         if idle > 10_000:
             raise DataError(
                 f"{kind}: after {len(seen)} of {sum(wanted.values())} samples there is nothing "
                 "new; lower --count"
             )
-    raise AssertionError("counting() never ends")
+    return chosen
 
 
 def make_sample(kind: str, seed: int, index: int) -> Sample:
