@@ -82,6 +82,15 @@ def test_text_is_what_the_page_shows(page):
     assert len(page) == 1  # a text that is not whole on the page: no transcription of the page
 
 
+def test_words_set_apart_by_margins_are_apart_and_a_bold_syllable_is_not(running, tmp_path):
+    (tmp_path / "a.html").write_text(
+        "<nav><a href=# style='margin-right:20px'>Home</a><a href=#>Plants</a></nav>"
+        "<p>un<b>believ</b>able</p>"
+    )
+    texts = read(running, tmp_path / "a.html")[0].meta["texts"]
+    assert [t["text"] for t in texts] == ["Home Plants", "unbelievable"]
+
+
 def test_boxes_of_controls_are_their_coloured_pixels(page):
     pixels = np.asarray(page[0].images[0].load()).astype(int)
     assert pixels.shape == (480, 640, 3)

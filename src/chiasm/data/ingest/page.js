@@ -45,8 +45,13 @@
     const rects = [...range.getClientRects()].filter((r) => r.width > 0 && r.height > 0);
     const owner = paragraphOf(parent);
     if (!paragraphs.has(owner)) paragraphs.set(owner, { texts: [], rects: [] });
-    paragraphs.get(owner).texts.push(asShown(node.data, parent));
-    paragraphs.get(owner).rects.push(...rects);
+    const entry = paragraphs.get(owner);
+    // Links set apart by margins alone are words apart to the eye.
+    const last = entry.rects.at(-1);
+    if (last && rects.length && (rects[0].left > last.right + 1 || rects[0].top >= last.bottom - 1))
+      entry.texts.push(" ");
+    entry.texts.push(asShown(node.data, parent));
+    entry.rects.push(...rects);
   }
   const texts = [];
   for (const [owner, { texts: parts, rects }] of paragraphs) {
