@@ -13,6 +13,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
+from chiasm.data import collect_commands
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
@@ -194,7 +195,11 @@ def inspect(
     inspect_labels(path, model, show)
 
 
-app.command(data, name="data")
+for command in collect_commands.COMMANDS:
+    data.command(command)
+app.command(
+    data, name="data", help="Make data sets of synthetic pictures, PDFs, web pages, videos."
+)
 
 _overrides: Overrides = {}
 

@@ -1,0 +1,1 @@
+"""Samples from what people have: PDF files, web pages, videos."""

@@ -1,0 +1,153 @@
+"""PDF files: pages as pictures, their text layer as the answers (pypdfium2, extra `pdf`)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from chiasm.core.errors import ConfigError, DataError, MissingExtraError
+from chiasm.core.progress import Bar, Show
+from chiasm.core.sample import Image, Sample
+from chiasm.data.boxes import Box
+from chiasm.data.degrade import scan_jpeg
+from chiasm.data.ingest.collect import Collected, Skip, Source, collect, files_in
+from chiasm.data.ingest.layout import Line, order_pairs, region_pairs, turns
+
+
+@dataclass(frozen=True)
+class PdfOptions:
+    """side: pixels of a page's longer side. pages: at most so many of a file. scans: degraded
+    copies of every page."""
+
+    side: int = 1024
+    pages: int = 50
+    scans: int = 1
+    seed: int = 0
+
+
+def ingest_pdf(folder: Path, out: Path, options: PdfOptions, show: Show = Bar) -> Collected:
+    """Every PDF below a folder. Raises DataError, ConfigError, MissingExtraError."""
+    try:
+        import pypdfium2  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("pypdfium2", "pdf", "Reading PDF files") from None
+    if options.side < 64 or options.pages < 1 or options.scans < 0:
+        raise ConfigError(
+            f"--side {options.side} --pages {options.pages} --scans {options.scans}: expected at "
+            "least 64, 1 and 0"
+        )
+    found = Collected()
+    sources = files_in(folder, {".pdf"}, found.skipped.__setitem__)
+    return collect(sources, partial(read_pdf, options=options), out, found, show)
+
+
+def read_pdf(source: Source, skip: Skip, options: PdfOptions) -> Iterator[Sample]:
+    """The samples of all pages: transcription, regions with order, degraded copies."""
+    import pypdfium2
+
+    try:
+        document = pypdfium2.PdfDocument(source.path)
+    except pypdfium2.PdfiumError as error:
+        raise DataError(f"not a readable PDF: {error}; repair or remove the file") from None
+    try:
+        if len(document) > options.pages:
+            skip(
+                f"{source.name} after page {options.pages}",
+                f"{len(document) - options.pages} pages more than --pages",
+            )
+        for number in range(min(len(document), options.pages)):
+            try:
+                yield from _page_samples(document[number], source, number + 1, options)
+            except (pypdfium2.PdfiumError, DataError) as error:
+                skip(f"{source.name} page {number + 1}", str(error))
+    finally:
+        document.close()
+
+
+def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -> Iterator[Sample]:
+    longest = max(page.get_size())
+    if longest <= 0:
+        raise DataError("the page has no area")
+    bitmap = page.render(scale=options.side / longest)
+    picture = bitmap.to_pil().convert("RGB")
+    lines = text_lines(page, bitmap.get_posconv(page))
+    if not lines:
+        raise DataError("no text layer: a scan or a drawing; recognise its text first (OCR)")
+    text = "\n".join(line.text for line in lines)
+    if sum(c == "\ufffd" or "\ue000" <= c <= "\uf8ff" for c in text) > 0.05 * len(text):
+        raise DataError("the text layer has no meaning: its fonts name no characters")
+    random = Random(f"{options.seed}/{source.key}/{number}")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    where = f"{source.name} page {number}"
+    image = Image(file.getvalue(), where)
+    meta = {
+        "file": source.name,
+        "page": number,
+        "caption": f"a page that begins {lines[0].text}",
+        "lines": [{"text": x.text, "box": [round(v, 1) for v in x.box]} for x in lines],
+    }
+    name = f"{source.name}#{number}"
+    whole = [("Transcribe the page.", text)]
+    order = order_pairs(lines, random)
+    regions = region_pairs(lines, picture.size, random)
+    yield Sample(turns(image, whole), f"{name}-text", "pdf", meta=meta)
+    yield Sample(turns(image, regions + order), f"{name}-regions", "pdf", True, meta)
+    for copy in range(options.scans):
+        # Skew moves the text, so no boxes are asked of a degraded copy, nor recorded.
+        bare = {key: value for key, value in meta.items() if key != "lines"}
+        scanned = Image(scan_jpeg(picture, random), where)
+        pairs = whole + order
+        yield Sample(
+            turns(scanned, pairs), f"{name}-scan{copy}", "pdf", True, {**bare, "degraded": True}
+        )
+
+
+def text_lines(page: Any, position: Any) -> list[Line]:
+    """The lines of a page's text layer in its order; boxes in pixels of the rendered page.
+
+    PDFium gives a rectangle for every run of one font; runs that touch on one line are joined.
+    """
+    layer = page.get_textpage()
+    joined: list[Box] = []
+    for index in range(layer.count_rects()):
+        box = layer.get_rect(index)  # left, bottom, right, top, in points from below
+        if joined and _touch(joined[-1], box):
+            a = joined[-1]
+            joined[-1] = (
+                min(a[0], box[0]),
+                min(a[1], box[1]),
+                max(a[2], box[2]),
+                max(a[3], box[3]),
+            )
+        else:
+            joined.append(box)
+    lines = []
+    for left, bottom, right, top in joined:
+        text = _clean(layer.get_text_bounded(left, bottom, right, top))
+        if text:
+            (x0, y0), (x1, y1) = position.to_bitmap(left, top), position.to_bitmap(right, bottom)
+            lines.append(Line(text, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
+    layer.close()
+    return lines
+
+
+def _touch(one: Box, other: Box) -> bool:
+    """Whether a run goes on where another ended: half of its height beside it, at most one height
+    away."""
+    height = min(one[3] - one[1], other[3] - other[1])
+    overlap = min(one[3], other[3]) - max(one[1], other[1])
+    return overlap > 0.5 * height and -height < other[0] - one[2] < height
+
+
+def _clean(text: str) -> str:
+    """One line without control characters; PDFium marks a hyphen at a line's end by U+0002 or
+    U+FFFE."""
+    text = text.replace("\x02", "-").replace("\ufffe", "-")
+    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())

@@ -1,0 +1,1 @@
+"""Pictures made from known contents, so that every answer about them is exact."""
