@@ -9,7 +9,8 @@ from typing import Literal
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
-from chiasm.data.formats.messages import TRAIN, OnError, find_jsonl, missing, read_messages
+from chiasm.data.formats.messages import TRAIN, find_jsonl, missing, read_messages
+from chiasm.data.formats.reading import OnError
 
 Split = Literal["train", "test"]
 
