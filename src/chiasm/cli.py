@@ -13,8 +13,10 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from chiasm.core.errors import ChiasmError, ConfigError
+from chiasm.recipes import data_commands
 
 app = tyro.extras.SubcommandApp()
+data = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
 
 
@@ -46,7 +48,8 @@ def train(
     Args:
         recipe: encoder, tokenizer, mllm_smol, unified_nano, or a Python file with recipe().
         out: Folder of the run (default runs/RECIPE).
-        data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file.
+        data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
+            after "FORMAT:" where it is not seen by itself.
         resume: Continue from the newest complete checkpoint in the folder.
         show: Print the recipe's fields with their values and stop.
     """
@@ -80,7 +83,7 @@ def eval(
 
     Args:
         run: Folder of a trained model of either route.
-        task: "easy-vqa", a folder with test.jsonl, or a .jsonl file.
+        task: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format; its test half.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
         blind: Give every question the picture of another: what is still right was guessed.
@@ -158,6 +161,10 @@ def draw(
     sampling = Sampling(temperature, top_k, top_p, guidance=guidance, seed=seed)
     draw_pictures(run, text, out, count, best_of, sampling)
 
+
+for name, command in data_commands.COMMANDS.items():
+    data.command(command, name=name)
+app.command(data, name="data", help="Import, inspect and filter data sets.")
 
 _overrides: Overrides = {}
 

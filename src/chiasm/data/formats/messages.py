@@ -37,17 +37,19 @@ TRAIN = "train.jsonl"
 PART_TYPES = ("text", "image", "video")
 
 
-def read_messages(path: Path, on_error: OnError | None = None) -> list[Sample]:
+def read_messages(
+    path: Path, on_error: OnError | None = None, images: Path | None = None
+) -> list[Sample]:
     """The conversations of a .jsonl file, or of a folder's train.jsonl or only .jsonl.
 
-    Pictures are not opened. meta gets "where" ("train.jsonl:17"); blank lines are skipped. Raises
+    Pictures are not opened; their paths are relative to `images`, or to the file's folder. meta gets "where" ("train.jsonl:17"); blank lines are skipped. Raises
     DataError for the first bad line, or gives each to on_error and reads on.
     """
     file = find_jsonl(path)
     source = folder_name(file)
 
     def make(row: dict, where: str) -> Sample:
-        return sample_of(row, file.parent, source, where)
+        return sample_of(row, images or file.parent, source, where)
 
     return list(samples(json_lines(file), make, source, on_error))
 
