@@ -10,6 +10,7 @@ from pathlib import Path
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
+from chiasm.data.formats.messages import videos_of
 from chiasm.data.formats.registry import WRITERS, Write
 from chiasm.data.load import Source, open_data
 from chiasm.data.quarantine import Quarantine
@@ -57,7 +58,7 @@ def convert(
             try:
                 check_media(sample)
             except DataError as error:
-                quarantine.record(sample.where, error)
+                quarantine.record(sample.id or sample.where, error)
                 continue
             counts[split] += 1
             yield sample
@@ -76,10 +77,16 @@ def convert(
 
 def check_media(sample: Sample) -> None:
     """Decode every picture and look for every clip. Raises DataError for one that fails."""
-    for turn in sample.turns:
-        for part in turn.parts:
-            path = getattr(part, "path", None)
-            if path is not None and not path.is_file():
-                raise DataError(f"{path}: no such video; correct the path or remove the sample")
+    check_clips(sample)
     for image in sample.images:
         image.load()
+
+
+def check_clips(sample: Sample) -> None:
+    """Raises DataError for a clip that is not there."""
+    for video in videos_of(sample):
+        if not video.path.is_file():
+            raise DataError(
+                f"{video.path}: no such video ({video.where}); correct the path or remove the "
+                "sample"
+            )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
 from tyro.conf import Positional, arg
+
+from chiasm.core.errors import ConfigError
 
 Out = Annotated[Path, arg(aliases=["-o"])]
 
@@ -41,8 +44,55 @@ def import_(
     _say(f"{out}: {written} written as {to}{left}")
 
 
+def inspect(
+    source: Positional[str],
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None,
+    format: str | None = None,
+    images: Path | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Look a data set over before training: counts, sizes, languages, doubles, what is unusable.
+
+    Args:
+        source: A file or folder in a known format, or hf:ORG/NAME.
+        out: The HTML page (default runs/inspect/NAME.html); the whole report is beside it as JSON.
+        format: The format of the source, where it is not seen by itself.
+        images: The folder that image paths are relative to (default: the file's own).
+        tokenizer: A tokenizer.json, or the folder of one or of a run, to count tokens with.
+    """
+    from chiasm.data.inspect.measure import inspect_data
+    from chiasm.data.inspect.page import write_page
+    from chiasm.data.inspect.show import show
+
+    count = _token_counter(tokenizer) if tokenizer else None
+    console = Console()
+    with console.status("inspecting"):
+        found = inspect_data(source, format, images, count)
+    page = out or Path("runs/inspect") / f"{_stem(source)}.html"
+    write_page(found, page)
+    show(found, console)
+    _say(f"the page: {page}, all of it: {page.with_suffix('.json')}")
+
+
+def _token_counter(path: Path) -> Callable[[str], int]:
+    from tokenizers import Tokenizer
+
+    file = path
+    if path.is_dir():
+        file = next(iter(sorted(path.rglob("tokenizer.json"))), path / "tokenizer.json")
+    if not file.is_file():
+        raise ConfigError(f"--tokenizer {path}: no tokenizer.json there; name the file")
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _stem(source: str) -> str:
+    """A file name from a path or a name on the hub."""
+    return re.sub(r"\W+", "-", Path(source).expanduser().resolve().stem) or "data"
+
+
 def _say(line: str) -> None:
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"import": import_}
+COMMANDS: dict[str, Callable[..., None]] = {"import": import_, "inspect": inspect}

@@ -11,6 +11,7 @@ from pathlib import Path
 import PIL.Image
 
 from chiasm.core.errors import DataError
+from chiasm.core.picture import Unreadable, open_picture
 from chiasm.core.sample import Image, Video
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -48,15 +49,13 @@ def image_file(image: Image, root: Path) -> str:
 
 def image_bytes(image: Image) -> bytes:
     """The encoded picture as it is; a decoded one as PNG. Raises DataError if it is missing."""
-    if isinstance(image.source, bytes):
-        return image.source
     if isinstance(image.source, PIL.Image.Image):
         buffer = io.BytesIO()
         image.load().save(buffer, "PNG")
         return buffer.getvalue()
     try:
-        return image.source.read_bytes()
-    except OSError:
+        return image.encoded()
+    except (Unreadable, OSError):
         image.load()  # raises with the file, the place and the remedy
         raise
 
@@ -68,9 +67,9 @@ def suffix(image: Image) -> str:
     if isinstance(image.source, PIL.Image.Image):
         return ".png"
     try:
-        with PIL.Image.open(io.BytesIO(image.source)) as picture:
+        with open_picture(image.source) as picture:
             return f".{(picture.format or 'image').lower()}"
-    except OSError:
+    except Unreadable:
         image.load()  # raises with the place and the remedy
         raise
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.config import nearest
-from chiasm.core.errors import DataError
+from chiasm.core.errors import DataError, PlaceholderError
 from chiasm.core.sample import ROLES, Image, Part, Sample, Text, Turn, Video
 from chiasm.data.formats.media import Appearing, image_file, video_file
 from chiasm.data.formats.reading import (
@@ -170,7 +170,7 @@ def _entries(
 def check_count(kind: str, parts: int, entries: int) -> None:
     """As many places for pictures in the words as there are pictures."""
     if parts != entries:
-        raise DataError(
+        raise PlaceholderError(
             f"{parts} {kind} part{'s' * (parts != 1)} but {entries} "
             f'{kind}{"s" * (entries != 1)} in "{kind}s"; make them equal'
         )

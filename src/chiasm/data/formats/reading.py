@@ -40,7 +40,7 @@ def samples(
                 raise record
             sample = make(record, where)
         except DataError as error:
-            located = DataError(f"{source}/{where}: {error}")
+            located = type(error)(f"{source}/{where}: {error}")
             if on_error is None:
                 raise located from None
             on_error(f"{source}/{where}", located)
