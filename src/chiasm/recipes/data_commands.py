@@ -74,6 +74,45 @@ def inspect(
     _say(f"the page: {page}, all of it: {page.with_suffix('.json')}")
 
 
+def filter_(
+    source: Positional[str],
+    out: Out,
+    rules: tuple[str, ...],
+    to: str = "messages",
+    format: str | None = None,
+    images: Path | None = None,
+) -> None:
+    """Leave out samples by rules; every drop is counted and listed with its reason.
+
+    Args:
+        source: A file or folder in a known format, or hf:ORG/NAME.
+        out: A new folder; dropped.jsonl in it lists the drops, filter.json counts them.
+        rules: In order, each NAME or NAME:SETTING=VALUE,...: exact-duplicate, near-duplicate
+            (least), size (least, most), aspect (most), entropy (least), blur (least), length
+            (least, most), repetition (n, most), language (keep=en+de), agreement (model, least),
+            contamination (test, n).
+        to: messages, webdataset or parquet.
+        format: The format of the source, where it is not seen by itself.
+        images: The folder that image paths are relative to (default: the file's own).
+    """
+    from chiasm.data.filters.agreement import Agreement
+    from chiasm.data.filters.run import DROPPED, filter_data, rule_of
+    from chiasm.data.load import detected
+
+    chosen = [rule_of(text) for text in rules]
+    for _, rule in chosen:
+        if isinstance(rule, Agreement) and rule.model:
+            from chiasm.recipes.agreement import score_by
+
+            rule.score = score_by(Path(rule.model))
+    done = filter_data(source, out, chosen, to, format, images)
+    bad, kept = len(done.quarantine), sum(done.kept.values())
+    _say(detected(done.title, kept + sum(done.dropped.values()) + bad))
+    for name, count in done.dropped.items():
+        _say(f"  {name}: {count:,} dropped")
+    _say(f"{out}: {kept:,} kept, {bad:,} unusable; reasons: {out / DROPPED}")
+
+
 def _token_counter(path: Path) -> Callable[[str], int]:
     from tokenizers import Tokenizer
 
@@ -95,4 +134,4 @@ def _say(line: str) -> None:
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"import": import_, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {"import": import_, "inspect": inspect, "filter": filter_}

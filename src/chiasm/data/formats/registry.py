@@ -22,13 +22,7 @@ from chiasm.data.formats import (
     webdataset,
 )
 from chiasm.data.formats.format import Format, Look
-from chiasm.data.formats.messages import (
-    PART_TYPES,
-    TRAIN,
-    find_jsonl,
-    read_messages,
-    write_messages,
-)
+from chiasm.data.formats.messages import TRAIN, find_jsonl, read_messages, write_messages
 from chiasm.data.formats.parquet import write_parquet
 from chiasm.data.formats.reading import OnError
 from chiasm.data.formats.webdataset import write_webdataset
@@ -40,23 +34,11 @@ def _messages(look: Look) -> bool:
         return False
     if not look.rows:  # nothing usable, or nothing at all: the reader says what is wrong
         return look.path == look.file or look.file.name == TRAIN
-    return look.any_row(_of_parts) or (
+    return swift.made_of_parts(look) or (
         look.any_row(lambda row: isinstance(row.get("messages"), list))
         and not swift.claims(look)
         and not llama_factory.claims(look)
     )
-
-
-def _of_parts(row: dict) -> bool:
-    messages = row.get("messages")
-    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(
-        messages, list
-    ) else []  # fmt: skip
-    return any(
-        isinstance(part, dict) and part.get("type") in PART_TYPES
-        for content in contents if isinstance(content, list)
-        for part in content
-    )  # fmt: skip
 
 
 def _read_messages(

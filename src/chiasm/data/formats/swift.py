@@ -14,24 +14,40 @@ from chiasm.data.formats.format import Format, Look
 from chiasm.data.formats.reading import OnError, folder_name, json_records, samples, typed
 from chiasm.data.formats.rows import roles_and_contents
 
+STRAY = 0.1  # so few records of the other kind are mistakes in them, not another format
+
 
 def claims(look: Look) -> bool:
     if look.file is None or look.file.suffix != ".jsonl" or llama_factory.declared(look):
         return False
-    return look.any_row(lambda row: ("query" in row and "response" in row) or _placed(row))
+    if look.any_row(lambda row: "query" in row and "response" in row):
+        return True
+    placed, parts = _evidence(look)
+    return placed > STRAY * parts
 
 
-def _placed(row: dict) -> bool:
-    """Turns of plain text only, with placeholders in it or pictures beside it."""
+def made_of_parts(look: Look) -> bool:
+    """Turns whose content is a list of parts, as our own messages spell it."""
+    placed, parts = _evidence(look)
+    return parts > STRAY * placed
+
+
+def _evidence(look: Look) -> tuple[int, int]:
+    """(records with plain text and pictures, records with lists of parts)"""
+    kinds = [_kind(row) for row in look.rows]
+    return kinds.count("placed"), kinds.count("parts")
+
+
+def _kind(row: dict) -> str:
     messages = row.get("messages")
     if not isinstance(messages, list):
-        return False
-    texts = [m.get("content") for m in messages if isinstance(m, dict)]
-    if not all(isinstance(text, str) for text in texts):
-        return False
-    return bool(row.get("images") or row.get("videos")) or any(
-        PLACEHOLDER.search(text) for text in texts
-    )
+        return ""
+    contents = [m.get("content") for m in messages if isinstance(m, dict)]
+    if any(isinstance(content, list) for content in contents):
+        return "parts"
+    words = "".join(content for content in contents if isinstance(content, str))
+    media = row.get("images") or row.get("videos")
+    return "placed" if media or PLACEHOLDER.search(words) else ""
 
 
 def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
