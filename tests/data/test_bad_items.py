@@ -41,7 +41,7 @@ def encoded(picture: PIL.Image.Image, kind: str, **options) -> bytes:
 def scene(seed: int, size: tuple[int, int] = (48, 32)) -> PIL.Image.Image:
     """Something to see: a few blocks of colour, so that JPEG stays close."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(blocks).resize(size, PIL.Image.Resampling.NEAREST)
+    return PIL.Image.fromarray(blocks).resize(size, PIL.Image.Resampling.BICUBIC)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -50,9 +50,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def bomb() -> bytes:
@@ -166,7 +164,7 @@ def salted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in OTHER_BAD:
         add(name)
     add("g0")  # an id twice, of the same picture
-    (folder / "g1-again.jpg").write_bytes(encoded(scene(101).resize((96, 64)), "JPEG", quality=90))
+    (folder / "g1-again.jpg").write_bytes(encoded(scene(101), "JPEG", quality=95, subsampling=0))
     add("g1-again")
     (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     (folder / "test.jsonl").write_text(json.dumps(talk("What is 1 + 1?", "2", id="t")) + "\n")

@@ -215,7 +215,7 @@ def test_swift_query_and_unplaced_pictures(tmp_path: Path):
 
 def test_llama_factory_alpaca(tmp_path: Path):
     rows = [{"instruction": "<image>Which?", "input": "In one word.", "output": "red",
-             "system": "Brief.", "history": [["a", "b"], ["c", "d"]], "images": ["0.png"]}]  # fmt: skip
+             "system": "Brief.", "history": [["a", "b"], ["c", "d"]], "images": "0.png"}]  # fmt: skip
     (sample,) = read(save(pictures(tmp_path) / "alpaca.json", rows))
     assert [t.text for t in sample.turns] == [
         "Brief.", "a", "b", "c", "d", "Which?\nIn one word.", "red"
@@ -238,9 +238,7 @@ def test_llama_factory_alpaca(tmp_path: Path):
         ({"conversations": 1}, '"conversations" is 1; make it a list'),
     ],
 )
-def test_a_bad_record_is_named_and_the_others_are_read(
-    tmp_path: Path, change: dict, message: str
-):
+def test_a_bad_record_is_named_and_the_others_are_read(tmp_path: Path, change: dict, message: str):
     good = {"id": "g", "image": "0.png", "conversations": from_value([("<image>?", "!")])}
     path = save(pictures(tmp_path / "set") / "x.json", [good, {**good, **change}, good])
     found: list = []
@@ -324,7 +322,7 @@ def test_a_plain_folder(tmp_path: Path):
     assert (sample.id, sample.meta["captions"]) == ("0", ["A red square.", "All red."])
     messages = [str(error) for _, error in found]
     for name, words in (("1.png", "not UTF-8"), ("2.png", "an empty caption"),
-                        ("3.png", "no readable 3.txt beside it"), ("4.png", "no readable")):  # fmt: skip
+                        ("3.png", "no readable 3.txt"), ("4.png", "no readable")):  # fmt: skip
         assert any(name in m and words in m for m in messages), (name, messages)
 
 
@@ -561,7 +559,7 @@ def test_images_elsewhere(tmp_path: Path):
     pictures(tmp_path / "photos")
     for i in range(5):
         (tmp_path / "json" / f"{i}.png").unlink()
-    with pytest.raises(DataError, match="none of 4 records|no such image"):
+    with pytest.raises(DataError, match="none of 4 records"):
         convert(str(save(tmp_path / "json" / "x.json", json.loads(path.read_text())[:4])),
                 tmp_path / "no")  # fmt: skip
     done = convert(str(path), tmp_path / "yes", images=tmp_path / "photos")

@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 
 EDGE, LOW = 64, 16  # pixels the picture is shrunk to; frequencies kept a side
-BANDS = 16  # of 16 bits each: two prints that differ in fewer bits share one of them
-MOST_BITS, MOST_COLOUR = 10, 12.0
+BANDS = 16  # of 16 bits each: prints that differ in fewer bits share one of them
+MOST_BITS, MOST_COLOUR = 15, 12.0
 
 K = TypeVar("K", bound=Hashable)
 

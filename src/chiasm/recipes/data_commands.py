@@ -134,4 +134,8 @@ def _say(line: str) -> None:
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"import": import_, "inspect": inspect, "filter": filter_}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "import": import_,
+    "inspect": inspect,
+    "filter": filter_,
+}

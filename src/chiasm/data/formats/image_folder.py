@@ -32,7 +32,9 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
                 row = {own: row[given], **{k: v for k, v in row.items() if k != given}}
         return sample_of(row, images or file.parent, source, where)
 
-    return samples(_csv(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error)
+    return samples(
+        _csv(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error
+    )
 
 
 def _csv(file: Path) -> Iterator[Record]:

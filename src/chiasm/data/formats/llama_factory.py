@@ -52,7 +52,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
             return _alpaca(row, root, source, where)
         raise DataError(
             f"columns {', '.join(row)}: neither messages, conversations nor instruction; "
-            f"map them under \"columns\" in {INFO}"
+            f'map them under "columns" in {INFO}'
         )
 
     return samples(json_records(file), make, source, on_error)

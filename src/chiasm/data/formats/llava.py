@@ -12,9 +12,7 @@ from chiasm.data.formats.rows import from_and_value
 
 
 def claims(look: Look) -> bool:
-    return look.any_row(
-        lambda row: "conversations" in row and ("image" in row or "video" in row)
-    )
+    return look.any_row(lambda row: "conversations" in row and ("image" in row or "video" in row))
 
 
 def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:

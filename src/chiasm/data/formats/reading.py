@@ -72,8 +72,11 @@ def json_lines(file: Path) -> Iterator[Record]:
                 while rest := stream.readline(_CHUNK):
                     if rest.endswith(b"\n"):
                         break
-                yield where, DataError(
-                    f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
+                yield (
+                    where,
+                    DataError(
+                        f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
+                    ),
                 )
                 continue
             line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
