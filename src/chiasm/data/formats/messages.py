@@ -45,7 +45,6 @@ def read_messages(
     Pictures are not opened; their paths are relative to `images`, or to the file's folder. meta
     gets "where" ("train.jsonl:17"); blank lines are skipped. Raises DataError for the first bad
     line, or gives each to on_error and reads on.
-    DataError for the first bad line, or gives each to on_error and reads on.
     """
     file = find_jsonl(path)
     source = folder_name(file)
