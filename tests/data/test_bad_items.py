@@ -124,7 +124,7 @@ def kept_pictures() -> dict[str, tuple[bytes, str]]:
     return {
         "cmyk": (encoded(scene(2).convert("CMYK"), "JPEG", quality=95), "CMYK, converted"),
         "sixteen": (encoded(PIL.Image.fromarray(grey), "PNG"), "16 bits, scaled to 8"),
-        "turned": (encoded(scene(3), "JPEG", exif=exif, quality=95, subsampling=0), "turned as its EXIF says"),
+        "turned": (encoded(scene(3), "JPEG", exif=exif, subsampling=0), "turned as its EXIF says"),
         "broken-exif": (encoded(scene(4), "JPEG", exif=broken, subsampling=0), ""),
         "animated": (encoded(scene(5).convert("P"), "GIF", save_all=True,
                              append_images=[scene(6).convert("P")]), "several frames"),

@@ -215,10 +215,10 @@ def test_swift_query_and_unplaced_pictures(tmp_path: Path):
 
 def test_llama_factory_alpaca(tmp_path: Path):
     rows = [{"instruction": "<image>Which?", "input": "In one word.", "output": "red",
-             "system": "Brief.", "history": [["a", "b"], ["c", "d"]], "images": "0.png"}]  # fmt: skip
+             "system": "Be.", "history": [["a", "b"], ["c", "d"]], "images": "0.png"}]  # fmt: skip
     (sample,) = read(save(pictures(tmp_path) / "alpaca.json", rows))
     assert [t.text for t in sample.turns] == [
-        "Brief.", "a", "b", "c", "d", "Which?\nIn one word.", "red"
+        "Be.", "a", "b", "c", "d", "Which?\nIn one word.", "red"
     ]  # fmt: skip
     assert len(sample.images) == 1
 
