@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
+from chiasm.recipes import data_commands
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
@@ -48,7 +49,8 @@ def train(
     Args:
         recipe: encoder, tokenizer, mllm_smol, unified_nano, or a Python file with recipe().
         out: Folder of the run (default runs/RECIPE).
-        data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file.
+        data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
+            after "FORMAT:" where it is not seen by itself.
         resume: Continue from the newest complete checkpoint in the folder (--resume alone); "auto"
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
@@ -83,7 +85,7 @@ def eval(
 
     Args:
         run: Folder of a trained model of either route.
-        task: "easy-vqa", a folder with test.jsonl, or a .jsonl file.
+        task: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format; its test half.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
         blind: Give every question the picture of another: what is still right was guessed.
@@ -176,30 +178,11 @@ def draw(
     draw_pictures(run, text, out, count, best_of, sampling)
 
 
-@data.command
-def inspect(
-    path: Positional[str], labels: bool = False, model: str = "mllm_smol", show: int = 5
-) -> None:
-    """Look at a data set before training on it.
-
-    Args:
-        path: "easy-vqa", a folder with train.jsonl, or a .jsonl file.
-        labels: Print which words are learnt, in colour, and samples that teach nothing.
-        model: Whose template decides: a recipe's name or file, or the folder of a run.
-        show: So many samples are printed; all of them are checked.
-    """
-    if not labels:
-        raise ConfigError("nothing to inspect: add --labels")
-    from chiasm.recipes.labels import inspect_labels
-
-    inspect_labels(path, model, show)
-
-
 for command in collect_commands.COMMANDS:
     data.command(command)
-app.command(
-    data, name="data", help="Make data sets of synthetic pictures, PDFs, web pages, videos."
-)
+for name, command in data_commands.COMMANDS.items():
+    data.command(command, name=name)
+app.command(data, name="data", help="Make, import, inspect and filter data sets.")
 
 _overrides: Overrides = {}
 

@@ -15,6 +15,10 @@ class DataError(ChiasmError):
     """A sample cannot be used: missing or corrupt image, wrong placeholders, empty conversation."""
 
 
+class PlaceholderError(DataError):
+    """As many places for pictures as pictures were expected, and others were found."""
+
+
 class CheckpointError(ChiasmError):
     """A checkpoint is missing, incomplete or does not fit the model."""
 

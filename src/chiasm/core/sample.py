@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 import PIL.Image
 
 from chiasm.core.errors import DataError
+from chiasm.core.picture import Unreadable, decode, read_file, rgb
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -36,35 +36,37 @@ class Image:
     where: str = ""
 
     def load(self) -> PIL.Image.Image:
-        """The decoded picture, RGB. Raises DataError naming the file, the place and the remedy."""
+        """The decoded picture, upright, RGB (see core.picture). Raises DataError naming the file,
+        the place and the remedy."""
         if isinstance(self.source, PIL.Image.Image):
-            return self.source.convert("RGB")
+            return rgb(self.source)
         name = self.source if isinstance(self.source, Path) else "embedded image"
         place = f" ({self.where})" if self.where else ""
         try:
-            data = self.source.read_bytes() if isinstance(self.source, Path) else self.source
-            with PIL.Image.open(io.BytesIO(data)) as picture:
-                return picture.convert("RGB")
+            return decode(self.encoded())
         except FileNotFoundError:
             raise DataError(
                 f"{name}: no such image{place}; correct the path or remove the sample"
             ) from None
-        except Exception as error:  # decoders raise what they like: AVIF's RuntimeError, for one
+        except (Unreadable, OSError) as error:
             raise DataError(
                 f"{name}: not a readable image: {' '.join(str(error).split())}{place}; "
                 "replace the file or remove the sample"
             ) from None
+
+    def encoded(self) -> bytes:
+        """The bytes of the file. Raises OSError or Unreadable; load says where."""
+        assert not isinstance(self.source, PIL.Image.Image)
+        return read_file(self.source) if isinstance(self.source, Path) else self.source
 
     def digest(self) -> str:
         """SHA-256 of the encoded bytes (of the pixels when there is no file): the cache key."""
         if isinstance(self.source, PIL.Image.Image):
             head = f"{self.source.mode}{self.source.size}".encode()
             return hashlib.sha256(head + self.source.tobytes()).hexdigest()
-        if isinstance(self.source, bytes):
-            return hashlib.sha256(self.source).hexdigest()
         try:
-            return hashlib.sha256(self.source.read_bytes()).hexdigest()
-        except OSError:
+            return hashlib.sha256(self.encoded()).hexdigest()
+        except (Unreadable, OSError):
             self.load()  # raises with the file, the place and the remedy
             raise
 

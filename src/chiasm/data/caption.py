@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from chiasm.core.sample import Sample
 
+PROMPT = "Describe the image."  # what is asked of a picture that comes with nothing but a caption
+
 
 def caption_of(sample: Sample) -> str | None:
     """meta.caption; else the first of meta.captions; else what the assistant says; else None.

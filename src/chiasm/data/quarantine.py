@@ -26,16 +26,21 @@ class Quarantine:
         return len(self.reasons)
 
     def add(self, sample: Sample, error: Exception, total: int) -> None:
-        key = sample.id or sample.where
+        """A sample of `total` that a stream could not use."""
+        self.record(sample.id or sample.where, error)
+        if len(self.reasons) > max(1, self.limit * total) or len(self.reasons) >= total:
+            raise DataError(
+                f"{len(self.reasons)} of {total} samples cannot be used, more than "
+                f"{self.limit:.0%}; the last: {error}"
+            )
+
+    def record(self, key: str, error: Exception) -> None:
+        """A record that is no sample, by its place: the on_error of the readers."""
         if key in self.reasons:
             return
         self.reasons[key] = str(error)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
+                # A lone surrogate (bytes that are no UTF-8) would not encode: JSON escapes it.
                 file.write(json.dumps({"id": key, "reason": str(error)}) + "\n")
-        if len(self.reasons) > max(1, self.limit * total) or len(self.reasons) >= total:
-            raise DataError(
-                f"{len(self.reasons)} of {total} samples cannot be used, more than "
-                f"{self.limit:.0%}; the last: {error}"
-            )

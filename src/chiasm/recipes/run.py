@@ -117,12 +117,14 @@ def _save(job: Job, folder: Path) -> None:
 
 
 def read(data: str, split: str, quarantine: Quarantine) -> list[Sample]:
-    """The samples of a split; bad lines go to the quarantine."""
-
-    def on_error(where: str, error: DataError) -> None:
-        quarantine.add(Sample((), id=where), error, 10**9)
-
-    return load_samples(data, split, on_error=on_error)  # type: ignore[arg-type]
+    """The samples of a split; bad lines go to the quarantine, the format is confirmed."""
+    console = Console(stderr=True, soft_wrap=True)
+    return load_samples(
+        data,
+        split,  # type: ignore[arg-type]
+        on_error=quarantine.record,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
 
 
 def _test(data: str) -> list[Sample]:

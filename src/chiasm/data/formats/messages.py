@@ -10,66 +10,62 @@ the n-th of `videos`. Paths are relative to the folder of the file and stay insi
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from chiasm.core.config import nearest
-from chiasm.core.errors import DataError
+from chiasm.core.errors import DataError, PlaceholderError
 from chiasm.core.sample import ROLES, Image, Part, Sample, Text, Turn, Video
+from chiasm.data.formats.media import Appearing, image_file, video_file
+from chiasm.data.formats.reading import (
+    OnError,
+    encodable,
+    folder_name,
+    identity,
+    inside,
+    json_lines,
+    picture,
+    samples,
+    show,
+    typed,
+)
 
 TRAIN = "train.jsonl"
 PART_TYPES = ("text", "image", "video")
 
-OnError = Callable[[str, DataError], None]
-"""Given the place of a bad line ("tables-qa/train.jsonl:17") and what is wrong with it."""
 
-
-def read_messages(path: Path, on_error: OnError | None = None) -> list[Sample]:
+def read_messages(
+    path: Path, on_error: OnError | None = None, images: Path | None = None
+) -> list[Sample]:
     """The conversations of a .jsonl file, or of a folder's train.jsonl or only .jsonl.
 
-    Pictures are not opened. meta gets "where" ("train.jsonl:17"); blank lines are skipped. Raises
-    DataError for the first bad line, or gives each to on_error and reads on.
+    Pictures are not opened; their paths are relative to `images`, or to the file's folder. meta
+    gets "where" ("train.jsonl:17"); blank lines are skipped. Raises DataError for the first bad
+    line, or gives each to on_error and reads on.
     """
     file = find_jsonl(path)
-    folder = Path(os.path.abspath(file)).parent.name
-    samples = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
-            if not line:
-                continue
-            try:
-                where = f"{file.name}:{number}"
-                samples.append(_sample(_object(line), file.parent, folder, where))
-            except DataError as error:
-                located = DataError(f"{folder}/{where}: {error}")
-                if on_error is None:
-                    raise located from None
-                on_error(f"{folder}/{where}", located)
-    return samples
+    source = folder_name(file)
+
+    def make(row: dict, where: str) -> Sample:
+        return sample_of(row, images or file.parent, source, where)
+
+    return list(samples(json_lines(file), make, source, on_error))
 
 
-def write_messages(samples: Iterable[Sample], path: Path) -> None:
+def write_messages(written: Iterable[Sample], path: Path) -> None:
     """Write conversations so that read_messages gives them back; the file appears only whole.
 
     Files inside the folder of `path` are named where they are; other pictures are saved once, by
     content, under images/ (decoded ones as PNG), other clips under videos/.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _Appearing(path) as temporary, temporary.open("wb") as file:
-        for sample in samples:
-            # A lone surrogate cannot be UTF-8; as a backslash escape it is still the same JSON.
-            file.write(_line(sample, path.parent).encode("utf-8", "backslashreplace") + b"\n")
+    with Appearing(path) as temporary, temporary.open("wb") as file:
+        for sample in written:
+            images = [image_file(image, path.parent) for image in sample.images]
+            videos = [video_file(video, path.parent) for video in videos_of(sample)]
+            file.write(json_line(sample, images, videos) + b"\n")
 
 
 def find_jsonl(path: Path) -> Path:
@@ -99,49 +95,30 @@ def missing(path: Path, others: tuple[str, ...] = ()) -> DataError:
     return DataError(f"{path}: no such file or folder{remedy}")
 
 
-# Reading: the place of an error is put before its message by read_messages.
+# Reading: the place of an error is put before its message by reading.samples.
 
 
-def _object(line: bytes) -> dict:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise DataError(
-            f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}; save the file as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"not JSON: {error.msg} at column {error.colno}; correct or remove the line"
-        ) from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise DataError(f"not usable JSON: {error}; correct or remove the line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"expected a JSON object, found {_show(row)}; one object a line")
-    return row
-
-
-def _sample(row: dict, root: Path, source: str, where: str) -> Sample:
+def sample_of(row: dict, root: Path, source: str, where: str) -> Sample:
+    """The conversation of one object; its paths are relative to `root`."""
     messages = _messages(row)
-    entries = {kind: _entries(row, kind, messages, root) for kind in ("image", "video")}
+    media = {
+        "image": _entries(row, "image", messages, lambda v, e: picture(v, e, root, where)),
+        "video": _entries(row, "video", messages, lambda v, e: Video(inside(v, e, root), where)),
+    }
     turns = tuple(
-        Turn(m["role"], tuple(_part(part, entries, where) for part in m["content"]))
-        for m in messages
+        Turn(m["role"], tuple(_part(part, media) for part in m["content"])) for m in messages
     )
-    _check_order(turns)
-    name = row.get("id")
-    if isinstance(name, bool) or not isinstance(name, (str, int, type(None))):
-        raise DataError(f'"id" is {_show(name)}; make it a string')
-    independent = _typed(row, "independent", bool, False)
-    meta = {**_typed(row, "meta", dict, {}), "where": where}
-    return Sample(turns, "" if name is None else str(name), source, independent, meta)
+    check_order(turns)
+    independent = typed(row, "independent", bool, False)
+    meta = {**typed(row, "meta", dict, {}), "where": where}
+    return Sample(turns, identity(row), source, independent, meta)
 
 
 def _messages(row: dict) -> list[dict]:
     """The messages, checked, with every content as a list of parts."""
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        found = "missing" if "messages" not in row else _show(messages)
+        found = "missing" if "messages" not in row else show(messages)
         raise DataError(f'"messages" is {found}; give the turns as a list or remove the line')
     return [
         {"role": _role(m, f"messages[{i}]"), "content": _content(m, f"messages[{i}]")}
@@ -151,11 +128,11 @@ def _messages(row: dict) -> list[dict]:
 
 def _role(message: Any, name: str) -> str:
     if not isinstance(message, dict):
-        raise DataError(f"{name} is {_show(message)}; make it an object with role and content")
+        raise DataError(f"{name} is {show(message)}; make it an object with role and content")
     role = message.get("role")
     if role not in ROLES:
         hint = nearest(role, ROLES) or f"; use {', '.join(ROLES)}"
-        raise DataError(f"{name} has the unknown role {_show(role)}{hint}")
+        raise DataError(f"{name} has the unknown role {show(role)}{hint}")
     return role
 
 
@@ -164,7 +141,7 @@ def _content(message: dict, name: str) -> list[dict]:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise DataError(f"{name}.content is {_show(content)}; make it a string or a list of parts")
+        raise DataError(f"{name}.content is {show(content)}; make it a string or a list of parts")
     for i, part in enumerate(content):
         _check_part(part, f"{name}.content[{i}]")
     return content
@@ -174,55 +151,37 @@ def _check_part(part: Any, name: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else part
     if not isinstance(part, dict) or kind not in PART_TYPES:
         hint = nearest(kind, PART_TYPES) or f"; use {', '.join(PART_TYPES)}"
-        raise DataError(f"{name} has the unknown type {_show(kind)}{hint}")
+        raise DataError(f"{name} has the unknown type {show(kind)}{hint}")
     if kind != "text":
         return
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise DataError(f"{name}.text is {_show(text)}; make it a string or remove the part")
-    try:
-        text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
-    except UnicodeEncodeError:
-        raise DataError(f"{name}.text holds half a surrogate pair; correct its \\u") from None
+    encodable(part.get("text"), f"{name}.text")
 
 
-def _entries(row: dict, kind: str, messages: list[dict], root: Path) -> Iterator[Path]:
-    """The files of all image or video parts of a line, in order."""
+def _entries(
+    row: dict, kind: str, messages: list[dict], make: Callable[[Any, str], Part]
+) -> Iterator[Part]:
+    """The pictures or clips of a line, in order."""
     key = f"{kind}s"
-    names = _typed(row, key, list, [])
+    values = typed(row, key, list, [])
     parts = sum(part["type"] == kind for m in messages for part in m["content"])
-    if parts != len(names):
-        raise DataError(
-            f"{parts} {kind} part{'s' * (parts != 1)} but {len(names)} "
-            f'{kind}{"s" * (len(names) != 1)} in "{key}"; make them equal'
+    check_count(kind, parts, len(values))
+    return iter([make(value, f"{key}[{i}]") for i, value in enumerate(values)])
+
+
+def check_count(kind: str, parts: int, entries: int) -> None:
+    """As many places for pictures in the words as there are pictures."""
+    if parts != entries:
+        raise PlaceholderError(
+            f"{parts} {kind} part{'s' * (parts != 1)} but {entries} "
+            f'{kind}{"s" * (entries != 1)} in "{kind}s"; make them equal'
         )
-    return iter([_inside(name, f"{key}[{i}]", root) for i, name in enumerate(names)])
 
 
-def _inside(name: Any, entry: str, root: Path) -> Path:
-    """The file of a relative path. Refuses the others: data sets are moved and shared."""
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{entry} is {_show(name)}; make it a path relative to the file's folder")
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
-        found = "an absolute path"
-    elif os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        found = "a path out of the file's folder"
-    else:
-        return root / name
-    raise DataError(
-        f"{entry} is {found}, '{name}', and the data set would break when it is moved; "
-        "put the file inside the folder"
-    )
+def _part(part: dict, media: dict[str, Iterator[Part]]) -> Part:
+    return Text(part["text"]) if part["type"] == "text" else next(media[part["type"]])
 
 
-def _part(part: dict, entries: dict[str, Iterator[Path]], where: str) -> Part:
-    if part["type"] == "text":
-        return Text(part["text"])
-    path = next(entries[part["type"]])
-    return Image(path, where) if part["type"] == "image" else Video(path, where)
-
-
-def _check_order(turns: tuple[Turn, ...]) -> None:
+def check_order(turns: tuple[Turn, ...]) -> None:
     """Users and assistants take turns, the user first; system turns may stand anywhere."""
     spoken = [(i, turn.role) for i, turn in enumerate(turns) if turn.role != "system"]
     if not any(role == "user" for _, role in spoken):
@@ -237,116 +196,44 @@ def _check_order(turns: tuple[Turn, ...]) -> None:
             )
 
 
-def _typed(row: dict, key: str, kind: type, default: Any) -> Any:
-    value = row.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, kind):
-        wanted = {bool: "true or false", dict: "an object", list: "a list"}[kind]
-        raise DataError(f'"{key}" is {_show(value)}; make it {wanted}')
-    return value
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
 # Writing
 
 
-def _line(sample: Sample, root: Path) -> str:
-    videos = [p for turn in sample.turns for p in turn.parts if isinstance(p, Video)]
+def json_line(sample: Sample, images: list[str], videos: list[str]) -> bytes:
+    """The sample as one line of JSON, its media under the given names. Raises DataError if its
+    meta is not JSON."""
     row: dict[str, Any] = {
         "id": sample.id,
-        "images": [_image_file(image, root) for image in sample.images],
-        "videos": [_video_file(video, root) for video in videos],
+        "images": images,
+        "videos": videos,
         "messages": [
             {"role": turn.role, "content": [_part_row(part) for part in turn.parts]}
             for turn in sample.turns
         ],
         "independent": sample.independent,
-        "meta": {key: value for key, value in sample.meta.items() if key != "where"},
+        "meta": own_meta(sample),
     }
     for key in ("videos", "independent", "meta"):
         if not row[key]:
             del row[key]
     try:
-        return json.dumps(row, ensure_ascii=False)
+        text = json.dumps(row, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"{sample.where}: meta is not JSON: {error}; convert or drop it") from None
+    # A lone surrogate cannot be UTF-8; as a backslash escape it is still the same JSON.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def own_meta(sample: Sample) -> dict:
+    """What the data set says about a sample, without the place it was read from."""
+    return {key: value for key, value in sample.meta.items() if key != "where"}
+
+
+def videos_of(sample: Sample) -> list[Video]:
+    return [p for turn in sample.turns for p in turn.parts if isinstance(p, Video)]
 
 
 def _part_row(part: Part) -> dict:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     return {"type": "image" if isinstance(part, Image) else "video"}
-
-
-def _relative(path: Path, root: Path) -> str | None:
-    """The path from a folder to what is inside it, else None."""
-    inner, outer = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    return inner.relative_to(outer).as_posix() if inner.is_relative_to(outer) else None
-
-
-def _image_file(image: Image, root: Path) -> str:
-    source = image.source
-    if isinstance(source, Path) and (name := _relative(source, root)):
-        return name
-    name = f"images/{image.digest()[:32]}{_suffix(image)}"
-    if not (root / name).exists():
-        (root / "images").mkdir(exist_ok=True)
-        with _Appearing(root / name) as temporary:
-            if isinstance(source, PIL.Image.Image):
-                image.load().save(temporary, "PNG")
-            else:
-                temporary.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
-    return name
-
-
-def _suffix(image: Image) -> str:
-    if isinstance(image.source, Path):
-        return image.source.suffix.lower()
-    if isinstance(image.source, PIL.Image.Image):
-        return ".png"
-    try:
-        with PIL.Image.open(io.BytesIO(image.source)) as picture:
-            return f".{(picture.format or 'image').lower()}"
-    except OSError:
-        image.load()  # raises with the place and the remedy
-        raise
-
-
-def _video_file(video: Video, root: Path) -> str:
-    if name := _relative(video.path, root):
-        return name
-    if not video.path.is_file():
-        place = f" ({video.where})" if video.where else ""
-        raise DataError(
-            f"{video.path}: no such video{place}; correct the path or remove the sample"
-        )
-    with video.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = f"videos/{digest[:32]}{video.path.suffix.lower()}"
-    if not (root / name).exists():
-        (root / "videos").mkdir(exist_ok=True)
-        with _Appearing(root / name) as temporary:
-            shutil.copyfile(video.path, temporary)
-    return name
-
-
-class _Appearing:
-    """A file that appears whole or not at all: written beside its place, then moved there."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Bytes that claim to be a picture to RGB pixels that look as their maker meant, or a reason.
+
+Checked before decoding: size in bytes and in pixels (a PNG of 40 kB can unfold to gigabytes).
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+# Only formats of pictures: PIL would start Ghostscript for an EPS that is called x.jpg.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MOST_BYTES = 256 * 2**20
+MOST_PIXELS = 100_000_000
+PAGES = {b"<!doctype html": "an HTML page", b"<html": "an HTML page", b"<svg": "an SVG drawing",
+         b"%pdf": "a PDF", b"%!ps": "a PostScript file"}  # fmt: skip
+
+
+class Unreadable(Exception):  # noqa: N818 -- the reason, for the DataError that names the file
+    """Why bytes are no usable picture."""
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. A pipe would wait for ever, a device never end."""
+    found = path.stat()  # OSError: missing, or a loop of links
+    if not stat.S_ISREG(found.st_mode):
+        raise Unreadable("is not a file")
+    if found.st_size > MOST_BYTES:
+        raise Unreadable(f"{found.st_size:,} bytes, more than the {MOST_BYTES:,} allowed")
+    return path.read_bytes()
+
+
+def open_picture(data: bytes) -> PIL.Image.Image:
+    """The picture with its header read, not decoded. Raises Unreadable."""
+    if not data:
+        raise Unreadable("an empty file")
+    if len(data) > MOST_BYTES:
+        raise Unreadable(f"{len(data):,} bytes, more than the {MOST_BYTES:,} allowed")
+    PIL.Image.init()  # once: the plugins that this build of PIL has
+    formats = [name for name in FORMATS if name in PIL.Image.OPEN]
+    try:
+        picture = PIL.Image.open(io.BytesIO(data), formats=formats)
+    except Exception as error:  # decoders raise what they like
+        raise Unreadable(_what_it_is(data) or _words(error)) from None
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise Unreadable(f"{width}x{height}, more than the {MOST_PIXELS:,} pixels allowed")
+    return picture
+
+
+def decode(data: bytes) -> PIL.Image.Image:
+    """The first frame, upright, RGB. Raises Unreadable."""
+    with open_picture(data) as picture:
+        try:
+            picture.load()
+        except Exception as error:  # truncated, or broken inside
+            raise Unreadable(_words(error)) from None
+        return rgb(_upright(picture))
+
+
+def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB as it is meant to look: 16 bits a channel scaled, transparency over white.
+
+    PIL's convert clips what is above 255, so that 16-bit scans turn white, and drops
+    transparency, so that black text on nothing turns black on black.
+    """
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        picture = _eight_bits(picture)
+    if picture.has_transparency_data:
+        whole = picture.convert("RGBA")
+        white = PIL.Image.new("RGBA", whole.size, "white")
+        return PIL.Image.alpha_composite(white, whole).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of 8 bits from whole numbers of 16 bits, or floats in [0, 1] or [0, 255]."""
+    pixels = np.nan_to_num(np.asarray(picture, np.float64))
+    top = float(pixels.max(initial=0.0))
+    if picture.mode.startswith("I"):
+        scale = 255 / 65535 if picture.mode != "I" or top > 255 else 1.0
+    else:
+        scale = 255.0 if top <= 1 else 1.0
+    return PIL.Image.fromarray(np.clip(pixels * scale + 0.5, 0, 255).astype(np.uint8))
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turned as the camera was held. A broken EXIF block says nothing about that."""
+    try:
+        return PIL.ImageOps.exif_transpose(picture)
+    except Exception:
+        return picture
+
+
+def _what_it_is(data: bytes) -> str:
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, name in PAGES.items():
+        if head.startswith(mark) or (head.startswith(b"<?xml") and mark in head):
+            return f"holds {name}, not a picture"
+    return ""
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "cannot identify the image" if "cannot identify" in text else text

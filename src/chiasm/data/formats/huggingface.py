@@ -1,0 +1,96 @@
+"""Hugging Face `datasets`: a folder of save_to_disk, or by name as hf:ORG/NAME[:CONFIG], streamed.
+
+Pictures are taken as the bytes that are stored, not decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from chiasm.core.errors import DataError, MissingExtraError
+from chiasm.core.sample import Sample
+from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.parquet import restored
+from chiasm.data.formats.reading import OnError, Record, folder_name, samples
+from chiasm.data.formats.rows import sample_of
+
+PREFIX = "hf:"
+
+
+def claims(look: Look) -> bool:
+    saved = {"state.json", "dataset_info.json"} <= {*look.names}
+    return saved or "dataset_dict.json" in look.names
+
+
+def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+    """A folder of save_to_disk; of several splits the one called train, or the only one."""
+    loaded = _datasets().load_from_disk(str(path))
+    if hasattr(loaded, "keys"):
+        loaded = loaded[_named(loaded, "train", str(path))]
+    return _samples(loaded, images or path, folder_name(path), on_error)
+
+
+def splits(path: Path) -> list[str]:
+    """The names of the splits of a DatasetDict saved to disk, which are its folders."""
+    return [p.name for p in path.iterdir() if (p / "state.json").is_file()]
+
+
+def stream(name: str, split: str, on_error: OnError | None) -> tuple[Iterator[Sample], bool]:
+    """(samples of hf:NAME[:CONFIG], whether the data set has this split of its own)."""
+    where, _, config = name.removeprefix(PREFIX).partition(":")
+    try:
+        loaded = _datasets().load_dataset(where, config or None, streaming=True)
+    except Exception as error:  # the hub's client, fsspec and the builders raise what they like
+        words = " ".join(str(error).split())
+        raise DataError(f"{name}: {words}; check the name and the network") from None
+    own = _test_of(loaded) if split == "test" else None
+    chosen = own or _named(loaded, "train", name)
+    rows = _samples(loaded[chosen], Path("."), where, on_error)
+    return rows, own is not None or _test_of(loaded) is not None
+
+
+def _test_of(loaded: Any) -> str | None:
+    return next((s for s in ("test", "validation", "val") if s in loaded), None)
+
+
+def _named(loaded: Any, split: str, name: str) -> str:
+    names = list(loaded)
+    if split in names:
+        return split
+    if len(names) != 1:
+        raise DataError(f"{name}: holds the splits {', '.join(names)} and no {split}; choose one")
+    return names[0]
+
+
+def _samples(
+    table: Any, root: Path, source: str, on_error: OnError | None
+) -> Iterator[Sample]:  # fmt: skip
+    datasets = _datasets()
+    for column, feature in dict(table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            table = table.cast_column(column, datasets.List(datasets.Image(decode=False)))
+
+    def make(row: dict, where: str) -> Sample:
+        return sample_of(restored(row), root, source, where)
+
+    return samples(_rows(table), make, source, on_error)
+
+
+def _rows(table: Any) -> Iterator[Record]:
+    for number, row in enumerate(table):
+        yield f"row {number}", row
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "hf", "reading Hugging Face data sets") from None
+    return datasets
+
+
+FORMAT = Format("hf", "Hugging Face data set", claims, read)

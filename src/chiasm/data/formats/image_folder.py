@@ -1,0 +1,47 @@
+"""An image folder with metadata.jsonl or metadata.csv: {"file_name": "a.jpg", "text": ...}."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Sample
+from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.reading import OnError, Record, folder_name, json_lines, samples
+from chiasm.data.formats.rows import sample_of
+
+NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+def claims(look: Look) -> bool:
+    return look.path.name in NAMES or bool({*NAMES} & {*look.names})
+
+
+def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+    found = [path] if path.is_file() else [path / name for name in NAMES if (path / name).is_file()]
+    if not found:
+        raise DataError(f"{path}: holds neither {' nor '.join(NAMES)}; add one")
+    file = found[0]
+    source = folder_name(file)
+
+    def make(row: dict, where: str) -> Sample:
+        for given, own in (("file_names", "images"), ("file_name", "image")):
+            if given in row:
+                row = {own: row[given], **{k: v for k, v in row.items() if k != given}}
+        return sample_of(row, images or file.parent, source, where)
+
+    return samples(
+        _csv(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error
+    )
+
+
+def _csv(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(stream)
+        for row in rows:
+            yield f"{file.name}:{rows.line_num}", {k: v for k, v in row.items() if k and v}
+
+
+FORMAT = Format("image-folder", "image folder with metadata", claims, read)

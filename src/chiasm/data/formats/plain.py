@@ -1,0 +1,51 @@
+"""A plain folder of x.jpg with x.txt beside it: every non-empty line of the text is a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Image, Sample
+from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.media import SUFFIXES
+from chiasm.data.formats.reading import LONGEST, OnError, Record, folder_name, samples
+from chiasm.data.formats.rows import described
+
+
+def claims(look: Look) -> bool:
+    if not look.path.is_dir() or look.file or {"metadata.jsonl", "metadata.csv"} & {*look.names}:
+        return False
+    stems = {Path(n).stem for n in look.names if Path(n).suffix.lower() in SUFFIXES}
+    return any(n.endswith(".txt") and Path(n).stem in stems for n in look.names)
+
+
+def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+    source = folder_name(path)
+
+    def make(file: Path, where: str) -> Sample:
+        name = file.relative_to(path).with_suffix("").as_posix()
+        captions = _words(file.with_suffix(".txt")).splitlines()
+        return described((Image(file, where),), captions, name, source, {"where": where})
+
+    return samples(_pictures(path), make, source, on_error)
+
+
+def _pictures(path: Path) -> Iterator[Record]:
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() in SUFFIXES:
+            yield file.relative_to(path).as_posix(), file
+
+
+def _words(file: Path) -> str:
+    try:
+        if file.stat().st_size > LONGEST:
+            raise DataError(f"{file.name} is larger than {LONGEST:,} bytes; shorten the caption")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.name} is not UTF-8: {error.reason}; save it as UTF-8") from None
+    except OSError:
+        raise DataError(f"no readable {file.name} beside it; write its caption there") from None
+
+
+FORMAT = Format("plain", "folder of pictures with .txt", claims, read)

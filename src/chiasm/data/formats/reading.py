@@ -1,0 +1,205 @@
+"""What all readers share: records with their places, and values checked before they are used."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import PIL.Image
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Image, Sample
+
+OnError = Callable[[str, DataError], None]
+"""Given the place of a bad line ("tables-qa/train.jsonl:17") and what is wrong with it."""
+
+Record = tuple[str, Any]
+"""A place in a file ("train.jsonl:17") and what stands there, or the DataError found there."""
+
+LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fill the memory
+_CHUNK = 2**20
+_GAP = re.compile(r"[\s,]*")
+
+
+def samples(
+    records: Iterable[Record],
+    make: Callable[[Any, str], Sample],
+    source: str,
+    on_error: OnError | None,
+) -> Iterator[Sample]:
+    """make(record, where) of every record. Raises DataError for the first that fails, naming
+    source/where, or gives each to on_error and goes on."""
+    for where, record in records:
+        try:
+            if isinstance(record, DataError):
+                raise record
+            sample = make(record, where)
+        except DataError as error:
+            located = type(error)(f"{source}/{where}: {error}")
+            if on_error is None:
+                raise located from None
+            on_error(f"{source}/{where}", located)
+        else:
+            yield sample
+
+
+def folder_name(path: Path) -> str:
+    """The folder a file stands in, or a folder's own name: the source of its samples."""
+    whole = Path(os.path.abspath(path))
+    return whole.name if path.is_dir() else whole.parent.name
+
+
+def json_records(file: Path) -> Iterator[Record]:
+    """The objects of a JSON array or of JSON lines, one at a time: memory holds one record."""
+    with file.open("rb") as stream:
+        start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    return _array(file) if start.startswith(b"[") else json_lines(file)
+
+
+def json_lines(file: Path) -> Iterator[Record]:
+    """One object a line; blank lines are skipped."""
+    number = 0
+    with file.open("rb") as stream:
+        while line := stream.readline(LONGEST):
+            number += 1
+            where = f"{file.name}:{number}"
+            if len(line) == LONGEST and not line.endswith(b"\n"):
+                while rest := stream.readline(_CHUNK):
+                    if rest.endswith(b"\n"):
+                        break
+                yield (
+                    where,
+                    DataError(
+                        f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
+                    ),
+                )
+                continue
+            line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
+            if line:
+                try:
+                    yield where, json_object(line)
+                except DataError as error:
+                    yield where, error
+
+
+def json_object(line: bytes) -> dict:
+    """The object a line spells. Raises DataError saying what it is instead."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise DataError(
+            f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}; save the file as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"not JSON: {error.msg} at column {error.colno}; correct or remove the line"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise DataError(f"not usable JSON: {error}; correct or remove the line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"expected a JSON object, found {show(row)}; one object a line")
+    return row
+
+
+def _array(file: Path) -> Iterator[Record]:
+    """The objects of one JSON array, decoded as they are read."""
+    decode = json.JSONDecoder().raw_decode
+    number = 0
+    # Bytes that are no UTF-8 become lone surrogates, found again in the record that holds them.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
+        text, at = stream.read(_CHUNK), 0
+        at = text.index("[") + 1
+        while True:
+            found = _GAP.match(text, at)
+            at = found.end() if found else at
+            if text.startswith("]", at):
+                return
+            where = f"{file.name}[{number}]"
+            try:
+                row, end = decode(text, at)
+            except (ValueError, RecursionError) as error:
+                rest = len(text) - at
+                more = stream.read(max(_CHUNK, rest)) if rest < LONGEST else ""
+                if not more:  # nothing tells where the next record begins
+                    yield where, DataError(f"not JSON from here on: {error}; correct the file")
+                    return
+                text, at = text[at:] + more, 0
+                continue
+            if not isinstance(row, dict):
+                yield where, DataError(f"expected a JSON object, found {show(row)}")
+            elif any("\udc80" <= c <= "\udcff" for c in text[at:end]):
+                yield where, DataError("not UTF-8; save the file as UTF-8")
+            else:
+                yield where, row
+            number, at = number + 1, end
+
+
+def picture(value: Any, entry: str, root: Path, where: str) -> Image:
+    """An image from what a record says: a path inside `root`, bytes, a decoded picture, or a
+    struct of bytes and path (Hugging Face's storage)."""
+    if isinstance(value, dict):
+        data = value.get("bytes")
+        return picture(data if data else value.get("path"), entry, root, where)
+    if isinstance(value, (bytes, PIL.Image.Image)):
+        return Image(value, where)
+    return Image(inside(value, entry, root), where)
+
+
+def inside(name: Any, entry: str, root: Path) -> Path:
+    """The file of a path inside `root`. Refuses the others: data sets are moved and shared."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(f"{entry} is {show(name)}; make it a path relative to the file's folder")
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
+        if Path(os.path.normpath(name)).is_relative_to(os.path.abspath(root)):
+            return Path(name)
+        found = "an absolute path"
+    elif os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        found = "a path out of the file's folder"
+    else:
+        return root / name
+    raise DataError(
+        f"{entry} is {found}, '{name}', and the data set would break when it is moved; "
+        "put the file inside the folder"
+    )
+
+
+def typed(row: dict, key: str, kind: type, default: Any) -> Any:
+    """row[key] of a kind, the default where it is absent or null. Raises DataError otherwise."""
+    value = row.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        wanted = {bool: "true or false", dict: "an object", list: "a list", str: "a string"}[kind]
+        raise DataError(f'"{key}" is {show(value)}; make it {wanted}')
+    return value
+
+
+def identity(row: dict, *keys: str) -> str:
+    """The record's id as a string, from the first of the keys that it has."""
+    name = next((row[key] for key in keys or ("id",) if row.get(key) is not None), None)
+    if isinstance(name, bool) or not isinstance(name, (str, int, type(None))):
+        raise DataError(f'"id" is {show(name)}; make it a string')
+    return "" if name is None else str(name)
+
+
+def encodable(text: Any, name: str) -> str:
+    """The text, or DataError when it is none, or none that a tokenizer takes."""
+    if not isinstance(text, str):
+        raise DataError(f"{name} is {show(text)}; make it a string or remove the part")
+    try:
+        text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError:
+        raise DataError(f"{name} holds half a surrogate pair; correct its \\u") from None
+    return text
+
+
+def show(value: Any) -> str:
+    """A value for an error: as JSON, shortened."""
+    text = json.dumps(value, default=lambda other: f"<{type(other).__name__}>")
+    return text if len(text) <= 40 else f"{text[:37]}..."

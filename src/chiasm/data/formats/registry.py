@@ -1,0 +1,105 @@
+"""Every format that is read and written, and which one a path is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from chiasm.core.config import nearest
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.sample import Sample
+from chiasm.data.formats import (
+    coco,
+    huggingface,
+    image_folder,
+    llama_factory,
+    llava,
+    parquet,
+    plain,
+    sharegpt,
+    swift,
+    vlmevalkit,
+    webdataset,
+)
+from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.messages import TRAIN, find_jsonl, read_messages, write_messages
+from chiasm.data.formats.parquet import write_parquet
+from chiasm.data.formats.reading import OnError
+from chiasm.data.formats.webdataset import write_webdataset
+
+
+def _messages(look: Look) -> bool:
+    """Turns made of parts, or of plain text where no media are."""
+    if look.file is None or look.file.suffix != ".jsonl":
+        return False
+    if not look.rows:  # nothing usable, or nothing at all: the reader says what is wrong
+        return look.path == look.file or look.file.name == TRAIN
+    return swift.made_of_parts(look) or (
+        look.any_row(lambda row: isinstance(row.get("messages"), list))
+        and not swift.claims(look)
+        and not llama_factory.claims(look)
+    )
+
+
+def _read_messages(
+    path: Path, on_error: OnError | None, images: Path | None
+) -> Iterable[Sample]:  # fmt: skip
+    return read_messages(find_jsonl(path), on_error, images)
+
+
+MESSAGES = Format("messages", "messages JSONL", _messages, _read_messages)
+FORMATS: tuple[Format, ...] = (
+    MESSAGES,
+    llava.FORMAT,
+    sharegpt.FORMAT,
+    llama_factory.FORMAT,
+    swift.FORMAT,
+    huggingface.FORMAT,
+    parquet.FORMAT,
+    webdataset.FORMAT,
+    image_folder.FORMAT,
+    vlmevalkit.FORMAT,
+    coco.FORMAT,
+    plain.FORMAT,
+)
+NAMES = tuple(format.name for format in FORMATS)
+
+Write = Callable[[Iterable[Sample], Path, str], None]
+"""(samples, folder, name of the split)"""
+
+WRITERS: dict[str, Write] = {
+    "messages": lambda samples, folder, split: write_messages(samples, folder / f"{split}.jsonl"),
+    "webdataset": write_webdataset,
+    "parquet": lambda samples, folder, split: write_parquet(samples, folder / f"{split}.parquet"),
+}
+
+
+def by_name(name: str) -> Format:
+    """The format called so. Raises ConfigError with the nearest name."""
+    for format in FORMATS:
+        if format.name == name:
+            return format
+    raise ConfigError(f"unknown format '{name}'{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+
+
+def detect(path: Path) -> Format:
+    """The one format that recognises itself in the path. Raises DataError where none does, or
+    several: then the user decides."""
+    look = Look(path)
+    found = [format for format in FORMATS if format.claims(look)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{path}: could be {' or '.join(format.title for format in found)}; "
+            f"say --format {' or '.join(format.name for format in found)}"
+        )
+    raise DataError(
+        f"{path}: no known format{_hint(look)}; give a file or a folder of one of "
+        f"{', '.join(NAMES)}, or say --format"
+    )
+
+
+def _hint(look: Look) -> str:
+    files = [name for name in look.names if name.endswith((".json", ".jsonl"))]
+    return f" (it holds {', '.join(files[:5])}: name one)" if len(files) > 1 else ""

@@ -1,0 +1,131 @@
+"""WebDataset: tars in which 7.jpg, 7.json and 7.txt are one sample.
+
+The JSON is a record of any shape that formats.rows knows; a .txt or .caption is a caption.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
+from pathlib import Path, PurePosixPath
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Sample
+from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.data.formats.media import SUFFIXES, Appearing, image_bytes, suffix
+from chiasm.data.formats.messages import json_line, videos_of
+from chiasm.data.formats.reading import OnError, Record, folder_name, json_object, samples
+from chiasm.data.formats.rows import sample_of
+
+SHARD = 1000  # samples in a tar
+LARGEST = 256 * 2**20  # bytes of one member
+CAPTIONS = ("txt", "caption", "text")
+
+
+def claims(look: Look) -> bool:
+    return look.path.suffix == ".tar" or any(name.endswith(".tar") for name in look.names)
+
+
+def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+    for file in files_of(path, "*.tar"):
+        source = folder_name(file)
+
+        def make(members: dict[str, bytes], where: str, source=source) -> Sample:
+            return sample_of(_row(members, where), Path("."), source, where)
+
+        yield from samples(_groups(file), make, source, on_error)
+
+
+def _groups(file: Path) -> Iterator[Record]:
+    """(tar:key, the members of the key by their endings), for consecutive members."""
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    wrong: DataError | None = None
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                place = PurePosixPath(member.name)
+                base, _, ending = place.name.partition(".")
+                name = str(place.parent / base)
+                if name != key:
+                    if key is not None:
+                        yield f"{file.name}:{key}", wrong or members
+                    key, members, wrong = name, {}, None
+                if member.size > LARGEST:
+                    wrong = DataError(f"{member.name} has {member.size:,} bytes; shrink it")
+                    continue
+                stream = tar.extractfile(member)
+                data = stream.read() if stream else b""
+                if len(data) < member.size:
+                    wrong = DataError(f"{member.name} ends early; the tar is truncated")
+                members[ending.lower()] = data
+            if key is not None:
+                yield f"{file.name}:{key}", wrong or members
+    except (tarfile.TarError, OSError) as error:
+        yield f"{file.name}:{key or ''}", DataError(f"not readable from here on: {error}")
+
+
+def _row(members: dict[str, bytes], where: str) -> dict:
+    row = json_object(members["json"]) if "json" in members else {}
+    caption = next((members[ending] for ending in CAPTIONS if ending in members), None)
+    if caption is not None and not {"messages", "conversations", "texts"} & row.keys():
+        try:
+            row["caption"] = caption.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the caption is not UTF-8: {error.reason}") from None
+    if row.get("videos"):
+        raise DataError("a video inside a tar is not read; unpack it and import its messages")
+    endings = [e for e in sorted(members, key=_order) if f".{e.rpartition('.')[2]}" in SUFFIXES]
+    named = row.pop("image", None), row.get("images")
+    if isinstance(named[1], list) and named[1] and all(
+        isinstance(name, str) and name in members for name in named[1]
+    ):  # fmt: skip
+        endings = named[1]
+    row["images"] = [members[ending] for ending in endings]
+    row.setdefault("id", row.pop("key", None) or where.rpartition(":")[2])
+    return row
+
+
+def _order(ending: str) -> tuple[int, str]:
+    """0.jpg, 1.jpg, ... 10.jpg in the order of their numbers."""
+    number = ending.partition(".")[0]
+    return (int(number) if number.isdecimal() else -1, ending)
+
+
+def write_webdataset(
+    written: Iterable[Sample], folder: Path, split: str = "train", size: int = SHARD
+) -> None:
+    """train-000000.tar, ... of `size` samples; equal samples make equal bytes."""
+    rest = enumerate(written)
+    for number in count():
+        first = next(rest, None)
+        if first is None and number:
+            return
+        with (
+            Appearing(folder / f"{split}-{number:06d}.tar") as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for i, sample in chain([first] if first else [], islice(rest, size - 1)):
+                _add(tar, f"{i:09d}", sample)
+
+
+def _add(tar: tarfile.TarFile, key: str, sample: Sample) -> None:
+    if videos_of(sample):
+        raise DataError(f"{sample.where}: a tar of ours holds no videos; import --to messages")
+    single = len(sample.images) == 1
+    endings = [
+        suffix(image)[1:] if single else f"{i}{suffix(image)}"
+        for i, image in enumerate(sample.images)
+    ]
+    members = [(e, image_bytes(image)) for e, image in zip(endings, sample.images, strict=True)]
+    for ending, data in [*members, ("json", json_line(sample, endings, []))]:
+        head = tarfile.TarInfo(f"{key}.{ending}")
+        head.size = len(data)
+        tar.addfile(head, io.BytesIO(data))
+
+
+FORMAT = Format("webdataset", "WebDataset", claims, read)

@@ -1,0 +1,215 @@
+"""Everything worth knowing about a data set before training on it, in one pass."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from chiasm.core.errors import DataError, PlaceholderError
+from chiasm.core.picture import Unreadable, open_picture
+from chiasm.core.sample import Image, Sample
+from chiasm.data.convert import check_clips
+from chiasm.data.fingerprint import NearPictures, fingerprint
+from chiasm.data.language import language
+from chiasm.data.load import open_data
+
+CountTokens = Callable[[str], int]
+
+SMALL, LONG, FLAT = 16, 20.0, 2.0
+"""Pixels a side; longer than wide; deviation of grey levels: beyond them a picture is odd."""
+
+
+def estimate_tokens(text: str) -> int:
+    """Four bytes a token: the rule of thumb for English with a large vocabulary."""
+    return -(-len(text.encode("utf-8", "replace")) // 4)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Size in pixels, file format, and what was odd or had to be converted."""
+
+    name: str
+    width: int
+    height: int
+    format: str
+    remarks: tuple[str, ...]
+
+
+@dataclass
+class Seen:
+    """A usable sample and what is odd about it."""
+
+    sample: Sample
+    split: str
+    tokens: int
+    language: str
+    pictures: tuple[Picture, ...]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.sample.id or self.sample.where
+
+    @property
+    def all_remarks(self) -> list[str]:
+        """Everything odd about the sample and its pictures."""
+        return [*self.remarks, *dict.fromkeys(r for p in self.pictures for r in p.remarks)]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """kind: "record", "placeholders" or "picture or clip"; key: as the quarantine names it."""
+
+    key: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class Inspection:
+    """What is usable, what is not and why, and which pictures look alike."""
+
+    data: str
+    title: str
+    seen: list[Seen]
+    unusable: list[Unusable]
+    alike: list[list[str]]
+    exact_tokens: bool
+
+    @property
+    def odd(self) -> Counter[str]:
+        """How often each remark was made."""
+        return Counter(remark for seen in self.seen for remark in seen.all_remarks)
+
+
+def inspect_data(
+    data: str,
+    name: str | None = None,
+    images: Path | None = None,
+    count_tokens: CountTokens | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Inspection:
+    """Read all splits of `data`, decode every picture once. Nothing is changed."""
+    unusable: list[Unusable] = []
+
+    def on_error(where: str, error: DataError) -> None:
+        kind = "placeholders" if isinstance(error, PlaceholderError) else "record"
+        unusable.append(Unusable(where, kind, str(error)))
+
+    sources = open_data(data, name, on_error, images)
+    album = Album()
+    seen: list[Seen] = []
+    for split, source in sources.items():
+        for sample in source.samples:
+            advance()
+            try:
+                check_clips(sample)
+                pictures = tuple(album.picture(image) for image in sample.images)
+            except DataError as error:
+                key = sample.id or sample.where
+                unusable.append(Unusable(key, "picture or clip", str(error)))
+                continue
+            text = "\n".join(turn.text for turn in sample.turns)
+            tokens = (count_tokens or estimate_tokens)(text)
+            seen.append(Seen(sample, split, tokens, language(text), pictures))
+    _remark(seen)
+    title = next(iter(sources.values())).format.title
+    return Inspection(data, title, seen, unusable, album.alike(), count_tokens is not None)
+
+
+class Album:
+    """Pictures measured once, however many samples show them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Picture] = {}
+        self._near: NearPictures[str] = NearPictures()
+        self._groups: dict[str, list[str]] = defaultdict(list)
+
+    def picture(self, image: Image) -> Picture:
+        """Raises DataError for one that cannot be decoded."""
+        key = str(image.source) if isinstance(image.source, Path) else image.digest()
+        if key not in self._known:
+            pixels = image.load()
+            name = image.source.name if isinstance(image.source, Path) else key[:12]
+            found = self._known[key] = _measure(name, image, pixels)
+            print_ = fingerprint(pixels)
+            first = self._near.find(print_)
+            if first is None:
+                self._near.add(print_, key)
+            self._groups[first or key].append(found.name)
+        return self._known[key]
+
+    def alike(self) -> list[list[str]]:
+        """Different files that show the same, in groups."""
+        return [names for names in self._groups.values() if len(names) > 1]
+
+
+def _measure(name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
+    width, height = pixels.size
+    remarks = []
+    if min(width, height) < SMALL:
+        remarks.append(f"smaller than {SMALL} pixels")
+    if max(width, height) > LONG * min(width, height):
+        remarks.append(f"more than {LONG:.0f} times as long as wide")
+    small = pixels.convert("L").resize((64, 64))
+    if float(np.asarray(small, np.float32).std()) < FLAT:
+        remarks.append("one colour only")
+    kind = "pixels"
+    if not isinstance(image.source, PIL.Image.Image):
+        try:
+            with open_picture(image.encoded()) as raw:
+                kind = raw.format or "?"
+                remarks += _converted(raw)
+        except (Unreadable, OSError) as error:  # gone since it was decoded
+            raise DataError(f"{name}: not a readable image: {error}") from None
+    return Picture(name, width, height, kind, tuple(remarks))
+
+
+def _converted(raw: PIL.Image.Image) -> list[str]:
+    """What core.picture has to do about a file, in words."""
+    remarks = []
+    if getattr(raw, "n_frames", 1) > 1:
+        remarks.append("several frames, the first is used")
+    try:
+        if raw.getexif().get(0x0112, 1) != 1:
+            remarks.append("turned as its EXIF says")
+    except Exception:  # a broken EXIF block, which decoding leaves alone too
+        remarks.append("broken EXIF")
+    if raw.mode in ("I", "F") or raw.mode.startswith("I;"):
+        remarks.append("16 bits, scaled to 8")
+    elif raw.mode == "CMYK":
+        remarks.append("CMYK, converted")
+    elif raw.has_transparency_data:
+        remarks.append("transparent, put on white")
+    return remarks
+
+
+def _remark(seen: list[Seen]) -> None:
+    """Remarks that need all samples: repeated ids, unusual lengths; and empty replies."""
+    ids = Counter(s.sample.id for s in seen if s.sample.id)
+    low, high = usual([s.tokens for s in seen])
+    for one in seen:
+        if ids[one.sample.id] > 1:
+            one.remarks.append("id is not unique")
+        if any(t.role == "assistant" and not _says(t) for t in one.sample.turns):
+            one.remarks.append("empty reply")
+        if not low <= one.tokens <= high:
+            one.remarks.append("unusual length of text")
+
+
+def _says(turn) -> bool:
+    return bool(turn.text.strip()) or any(isinstance(part, Image) for part in turn.parts)
+
+
+def usual(values: Iterable[int]) -> tuple[float, float]:
+    """Bounds of what is usual: the quartiles of the logarithms and three times their distance
+    beyond (Tukey's far-out fences, on a scale where lengths spread evenly)."""
+    logs = np.log1p(np.asarray([*values] or [0], np.float64))
+    q1, q3 = np.quantile(logs, [0.25, 0.75])
+    room = 3 * max(q3 - q1, 0.35)
+    return float(np.expm1(q1 - room)), float(np.expm1(q3 + room))

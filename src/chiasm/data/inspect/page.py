@@ -1,0 +1,221 @@
+"""An inspection as one HTML file that needs no other, and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Image, Text
+from chiasm.data.inspect.measure import Inspection, Seen, usual
+
+SHOWN, LISTED = 120, 500  # samples in the gallery; lines in a list
+EDGE = 220  # pixels of a thumbnail
+BARS = 24
+
+
+def write_page(found: Inspection, out: Path) -> None:
+    """Write `out` (HTML) and, beside it, the whole report as .json."""
+    body = "\n".join([_head(found), _unusable(found), _odd(found), _alike(found), _sizes(found),
+                      _gallery(found)])  # fmt: skip
+    template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = template.substitute(title=escape(f"Data: {found.data}"), body=body)
+    out.write_text(page, encoding="utf-8", errors="replace")
+    out.with_suffix(".json").write_text(json.dumps(summary(found), indent=1), encoding="utf-8")
+
+
+def summary(found: Inspection) -> dict:
+    """Everything that was found, as JSON."""
+    seen = found.seen
+    return {
+        "data": found.data,
+        "format": found.title,
+        "samples": Counter(s.split for s in seen),
+        "turns": sum(len(s.sample.turns) for s in seen),
+        "pictures": sum(len(s.pictures) for s in seen),
+        "tokens": {
+            "counted": found.exact_tokens,
+            "total": sum(s.tokens for s in seen),
+            **_spread([s.tokens for s in seen]),
+        },
+        "width": _spread([p.width for s in seen for p in s.pictures]),
+        "height": _spread([p.height for s in seen for p in s.pictures]),
+        "picture formats": Counter(p.format for s in seen for p in s.pictures),
+        "languages": Counter(s.language for s in seen),
+        "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
+        "odd": {s.name: s.all_remarks for s in seen if s.all_remarks},
+        "alike": found.alike,
+    }
+
+
+def _spread(values: Sequence[int]) -> dict[str, int]:
+    if not values:
+        return {}
+    marks = np.quantile(values, [0, 0.05, 0.5, 0.95, 1])
+    names = ("least", "5 %", "median", "95 %", "most")
+    return dict(zip(names, (round(m) for m in marks.tolist()), strict=True))
+
+
+def _head(found: Inspection) -> str:
+    numbers = summary(found)
+    usable = len(found.seen)
+    tokens = numbers["tokens"]["total"]
+    tiles = [
+        (f"{usable:,}", "usable samples"),
+        (f"{len(found.unusable):,}", "unusable"),
+        (f"{numbers['pictures']:,}", "pictures"),
+        (f"{sum(map(bool, (s.all_remarks for s in found.seen))):,}", "with something odd"),
+        (f"{sum(map(len, found.alike)):,}", "pictures with a double"),
+        (f"{tokens:,}", "text tokens" if found.exact_tokens else "text tokens, estimated"),
+    ]
+    items = "".join(f"<li><b>{number}</b>{name}</li>" for number, name in tiles)
+    splits = ", ".join(f"{count:,} {split}" for split, count in numbers["samples"].items())
+    return (
+        f"<header><h1>{escape(found.data)}</h1><p class='lede'>{escape(found.title)}: {splits or 0}"
+        f"</p></header><ul class='tiles'>{items}</ul>"
+    )
+
+
+def _unusable(found: Inspection) -> str:
+    rows = [(u.key, u.kind, u.reason) for u in found.unusable]
+    lede = "Training leaves these out and lists them in quarantine.jsonl; nothing replaces them."
+    return _table("Unusable", lede, ("sample", "what", "why"), rows)
+
+
+def _odd(found: Inspection) -> str:
+    rows = [(remark, f"{count:,}") for remark, count in found.odd.most_common()]
+    lede = "Usable as they are; the filters can leave them out."
+    return _table("Odd", lede, ("remark", "samples"), rows)
+
+
+def _alike(found: Inspection) -> str:
+    rows = [(f"{len(names)}", ", ".join(names[:12])) for names in found.alike]
+    return _table("Pictures alike", "Different files that show the same.", ("", "files"), rows)
+
+
+def _table(title: str, lede: str, heads: Iterable[str], rows: list[tuple]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
+        for row in rows[:LISTED]
+    )
+    more = f" The first {LISTED:,} of {len(rows):,}; all are in the JSON." * (len(rows) > LISTED)
+    return (
+        f"<section><h2>{title} <small>{len(rows):,}</small></h2><p class='lede'>{lede}{more}</p>"
+        f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        "</div></section>"
+    )
+
+
+def _sizes(found: Inspection) -> str:
+    pictures = [p for s in found.seen for p in s.pictures]
+    kind = "tokens of text" if found.exact_tokens else "tokens of text (estimated)"
+    charts = [
+        _histogram(kind, [s.tokens for s in found.seen]),
+        _histogram("width of pictures", [p.width for p in pictures]),
+        _histogram("height of pictures", [p.height for p in pictures]),
+        _shares("language", Counter(s.language for s in found.seen)),
+        _shares("format of pictures", Counter(p.format for p in pictures)),
+    ]
+    return f"<section><h2>Sizes</h2><div class='charts'>{''.join(charts)}</div></section>"
+
+
+def _histogram(title: str, values: list[int]) -> str:
+    """Bars of what is usual; what lies beyond is counted in words."""
+    if not values:
+        return ""
+    low, high = usual(values)
+    inner = [v for v in values if low <= v <= high]
+    counts, edges = np.histogram(inner, BARS)
+    top = max(1, int(counts.max()))
+    bars = "".join(
+        f"<rect x='{i * 10}' y='{60 - 60 * n / top:.1f}' width='9' height='{60 * n / top:.1f}'>"
+        f"<title>{edges[i]:.0f} to {edges[i + 1]:.0f}: {n:,}</title></rect>"
+        for i, n in enumerate(counts.tolist())
+    )
+    beyond = f"; {len(values) - len(inner):,} beyond" * (len(inner) < len(values))
+    return (
+        f"<figure class='card'><figcaption>{title}</figcaption>"
+        f"<svg viewBox='0 0 {BARS * 10} 62' role='img' aria-label='{title}'>{bars}</svg>"
+        f"<p>{edges[0]:,.0f} to {edges[-1]:,.0f}, median {np.median(values):,.0f}{beyond}</p>"
+        "</figure>"
+    )
+
+
+def _shares(title: str, counts: Counter[str]) -> str:
+    if not counts:
+        return ""
+    total = counts.total()
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{count:,} ({count / total:.0%})</dd>"
+        for name, count in counts.most_common(8)
+    )
+    return f"<figure class='card'><figcaption>{title}</figcaption><dl>{rows}</dl></figure>"
+
+
+def _gallery(found: Inspection) -> str:
+    odd = [s for s in found.seen if s.all_remarks]
+    rest = [s for s in found.seen if not s.all_remarks]
+    shown = [*_spaced(odd, SHOWN // 2), *_spaced(rest, SHOWN - min(len(odd), SHOWN // 2))]
+    names = {name for group in found.alike for name in group}
+    cards = "".join(_card(s, any(p.name in names for p in s.pictures)) for s in shown)
+    buttons = "".join(
+        f"<button type='button' data-show='{tag}' aria-pressed='{str(not tag).lower()}'>"
+        f"{label}</button>"
+        for tag, label in (("", "All"), ("odd", "Odd"), ("alike", "With a double"))
+    )
+    return (
+        f"<section><h2>Samples <small>{len(shown):,} of {len(found.seen):,}</small></h2>"
+        f"<div class='filters' role='group' aria-label='Which samples to show'>{buttons}"
+        "<input type='search' placeholder='Find words' aria-label='Find words'></div>"
+        f"<div class='gallery'>{cards}</div></section>"
+    )
+
+
+def _spaced(items: list[Seen], count: int) -> list[Seen]:
+    """At most `count`, evenly through the data set."""
+    step = max(1.0, len(items) / max(1, count))
+    return [items[int(i * step)] for i in range(min(count, len(items)))]
+
+
+def _card(seen: Seen, alike: bool) -> str:
+    turns = "".join(
+        f"<p><b>{turn.role}</b> {escape(_shown(turn.parts))}</p>" for turn in seen.sample.turns[:8]
+    )
+    tags = f"{'odd ' * bool(seen.all_remarks)}{'alike' * alike}".strip()
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in seen.all_remarks)
+    sizes = ", ".join(f"{p.width}x{p.height} {p.format}" for p in seen.pictures[:4])
+    pictures = "".join(map(_thumbnail, seen.sample.images[:4]))
+    return (
+        f"<article class='card' data-tags='{tags}'><div class='pictures'>{pictures}</div>"
+        f"<h3>{escape(seen.name)}</h3><p class='quiet'>{seen.split} · {escape(sizes)} · "
+        f"{seen.tokens:,} tokens · {escape(seen.language)}</p>{turns}<ul>{remarks}</ul></article>"
+    )
+
+
+def _shown(parts: Iterable) -> str:
+    text = "".join(p.text if isinstance(p, Text) else "▣ " for p in parts)
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def _thumbnail(image: Image) -> str:
+    try:
+        picture = image.load()
+    except DataError:  # gone since it was measured
+        return ""
+    picture.thumbnail((EDGE, EDGE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f"<img alt='' loading='lazy' src='data:image/jpeg;base64,{data}'>"
