@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from chiasm.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,34 +39,104 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
+class LFQConfig:
+    """Lookup-free quantisation: one bit a channel, 2^bits codes.
+
+    entropy weighs the penalty that makes each choice certain and, times `diversity`, all codes
+    equally frequent; sharpness is the inverse temperature of the choice there; group: at most so
+    many bits are counted together (2^group numbers a place). commitment pulls towards ±1.
+    """
+
+    bits: int = 9
+    entropy: float = 0.1
+    diversity: float = 1.0
+    commitment: float = 0.25
+    sharpness: float = 1.0
+    group: int = 9
+
+    @property
+    def codes(self) -> int:
+        return 2**self.bits
+
+    @property
+    def width(self) -> int:
+        return self.bits
+
+
+@dataclass(frozen=True)
+class ResidualVQConfig:
+    """`depth` codes a place from one codebook, each for what the ones before left over; the rest
+    as VQConfig. A picture then has `depth` times as many codes."""
+
+    codes: int = 512
+    width: int = 16
+    depth: int = 2
+    decay: float = 0.99
+    commitment: float = 0.25
+    patience: int = 20
+
+
+QuantizerConfig = FSQConfig | VQConfig | LFQConfig | ResidualVQConfig
+
+
+@dataclass(frozen=True)
+class TokenizerViT:
+    """Transformers instead of convolutions on both sides of the bottleneck (ViT-VQGAN, 2110.04627,
+    section 3.1). patch_size is the stride."""
+
+    patch_size: int = 8
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder with a discrete bottleneck, its encoder in Chameleon's shape.
+    """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
+    Chameleon's shape.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
-    stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
-    decoder_channels: width of the decoder at the code grid. detail: additional weight of the
-    squared error at edges, strokes and small things, which flat backgrounds would outvote.
+    stride). vit: transformers instead, of which the next fields say nothing. The stride is
+    2^(len(multipliers) - 1), or the ViT's patch. base_channels must be a multiple of 32.
+    decoder_channels: width of the decoder at the code grid.
+    pixel_loss: squared or absolute error. detail: its additional weight at edges, strokes and
+    small things, which flat backgrounds would outvote.
+    perceptual: weight of the distance between features of both pictures (unified/perceptual.py);
+    features: whose, the folder of a contrastive encoder or any encoder that model.encoder of the
+    MLLM takes; None is our demo's, trained first on the same data.
+    adversarial: weight of a patch discriminator's verdict (unified/discriminator.py), from batch
+    `adversarial_start` on; a stage must give its group "discriminator" a rate.
     caption: weight of reading the caption's words from the codes (unified/caption_reader.py),
     words: size of the vocabulary they are read in.
+    usage_floor: a warning is printed when fewer than this share of the codes were used in the
+    last hundred batches.
     shift, mirror: augmentation.
     """
 
-    quantizer: FSQConfig | VQConfig = FSQConfig()
+    quantizer: QuantizerConfig = FSQConfig()
     image_size: int = 64
+    vit: TokenizerViT | None = None
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
+    pixel_loss: Literal["l2", "l1"] = "l2"
     detail: float = 8.0
+    perceptual: float = 0.0
+    features: str | None = None
+    adversarial: float = 0.0
+    adversarial_start: int = 0
     caption: float = 0.0
     words: int = 512
+    usage_floor: float = 0.1
     shift: int = 0
     mirror: bool = True
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.multipliers) - 1)
+        return self.vit.patch_size if self.vit else 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)
