@@ -83,12 +83,18 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
     hidden = hidden if stage.optimizer == "muon" else set()
     adamw, muon = [], []
     for name, rate in stage.lr.items():
-        own = [p for p in model.groups()[name].parameters() if p.requires_grad]
-        rest = [p for p in own if id(p) not in hidden]
-        adamw.append(_group(name, rate, [p for p in rest if p.dim() >= 2], stage.weight_decay))
-        adamw.append(_group(name, rate, [p for p in rest if p.dim() < 2], 0.0))
-        matrices = [p for p in own if id(p) in hidden]
-        muon.append(_group(name, rate * stage.muon_scale, matrices, stage.weight_decay))
+        all_own = [p for p in model.groups()[name].parameters() if p.requires_grad]
+        for wider in sorted({_widening(p) for p in all_own}):
+            own = [p for p in all_own if _widening(p) == wider]
+            rest = [p for p in own if id(p) not in hidden]
+            matrices = [p for p in rest if p.dim() >= 2]
+            adamw.append(_group(name, rate / wider, matrices, stage.weight_decay))
+            adamw.append(_group(name, rate, [p for p in rest if p.dim() < 2], 0.0))
+            # Muon's update has a spectral norm that grows as the root of the width, where μP wants
+            # it constant: AdamW's grows as the width itself.
+            matrices = [p for p in own if id(p) in hidden]
+            scale = stage.muon_scale / wider**0.5
+            muon.append(_group(name, rate * scale, matrices, stage.weight_decay))
     adamw, muon = ([g for g in groups if g["params"]] for groups in (adamw, muon))
     parts: list[torch.optim.Optimizer] = []
     if adamw:
@@ -102,6 +108,12 @@ def make_optimizer(model: Trainable, stage: Stage) -> Optimizers:
             f"stage '{stage.name}' trains nothing: give at least one group a rate in lr"
         )
     return Optimizers(*parts)
+
+
+def _widening(parameter: nn.Parameter) -> float:
+    """How many times wider a hidden matrix is than where its rate was found (μP, 2203.03466,
+    table 8: Adam's rate for it falls as 1/width)."""
+    return getattr(parameter, "widening", 1.0)
 
 
 def _group(name: str, rate: float, parameters: list, decay: float) -> dict:

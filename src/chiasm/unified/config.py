@@ -143,29 +143,60 @@ class AutoencoderConfig:
 class UnifiedConfig:
     """A causal transformer over one vocabulary of text and image ids.
 
-    tokenizer: folder of a trained image tokenizer. text_vocabulary: size of the BPE. hidden is the
-    SwiGLU's width. qk_norm, z_loss and dropout are Chameleon's stabilisers; image_weight scales
-    the loss of image ids against text: a picture has 64 of them and an answer two, which would
-    otherwise hardly count. share_codes: image codes train with what they have in common
-    (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring codes
-    (unified/local_heads.py). rope_theta: small, as a picture's neighbours are near.
-    drop_condition: fraction of drawings trained without their
+    tokenizer: folder of a trained image tokenizer. tokens: folder of codes precomputed with it
+    (chiasm precompute). text_vocabulary: size of the BPE. hidden is the SwiGLU's width. kv_heads
+    below heads is grouped-query attention. tied: the head is the embedding.
+
+    Stabilisers, each a switch by itself: qk_norm (True is Chameleon's LayerNorm a head, "rms"
+    without mean and bias), z_loss, reordered (norms after the branches: nn/block.py), dropout,
+    attention_softcap and logit_softcap (Gemma 2, 2408.00118, section 2: 50 and 30; 0 is none).
+
+    image_attention: "bidirectional" lets the codes of given pictures see each other; drawn ones
+    stay causal. rope: "2d" turns codes by row and column (unified/picture_layout.py for both).
+    rope_theta: small, as a picture's neighbours are near.
+    mup_base: the width at which the rates were found; they then hold at other widths (μP, 2203.03466,
+    table 8). 0 is off. Scale the number of heads with the width, not their size.
+
+    image_weight scales the loss of image ids against text: a picture has 64 of them and an answer
+    two, which would otherwise hardly count. share_codes: image codes train with what they have in
+    common (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring
+    codes (unified/local_heads.py). drop_condition: fraction of drawings trained without their
     text, for classifier-free guidance.
     """
 
     tokenizer: str | None = None
+    tokens: str | None = None
     text_vocabulary: int = 400
     width: int = 192
     layers: int = 4
     heads: int = 6
     kv_heads: int = 6
     hidden: int = 512
-    qk_norm: bool = True
+    tied: bool = False
+    qk_norm: bool | Literal["rms"] = True
     z_loss: float = 1e-5
+    reordered: bool = False
     dropout: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    image_attention: Literal["causal", "bidirectional"] = "causal"
+    rope: Literal["1d", "2d"] = "1d"
+    rope_theta: float = 100.0
+    mup_base: int = 0
     image_weight: float = 0.1
     share_codes: bool = True
     local_heads: bool = True
     drop_condition: float = 0.1
-    rope_theta: float = 100.0
     max_length: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+            raise ConfigError(
+                f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads "
+                "must divide width into even sizes, and kv_heads must divide heads"
+            )
+
+    @property
+    def widening(self) -> float:
+        """How many times wider than where the rates were found; 1 without μP."""
+        return self.width / self.mup_base if self.mup_base else 1.0
