@@ -145,7 +145,9 @@ def test_the_two_sides_of_the_contest_have_disjoint_gradients():
     assert all(p.grad is not None for p in judge.parameters())
     with torch.no_grad():
         said = [judge(x).flatten().tolist() for x in (real, drawn)]
-        hinge = [np.mean([max(0, 1 - s * y) for y in ys]) for s, ys in zip((1, -1), said)]
+        hinge = [
+            np.mean([max(0, 1 - s * y) for y in ys]) for s, ys in zip((1, -1), said, strict=True)
+        ]
         assert judge.hinge(real, drawn).item() == pytest.approx(sum(hinge) / 2, rel=1e-4)
         assert judge.fooled(drawn).item() == pytest.approx(-np.mean(said[1]), abs=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -52,7 +53,7 @@ def rows(stages: tuple[Stage, ...], width: int = 64) -> list[str]:
         values = [rate for _, rate in points]
         columns = min(width, len(values))
         edges = [len(values) * i // columns for i in range(columns + 1)]
-        means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
         peak = max(values) or 1.0
         marks = "".join(" ▁▂▃▄▅▆▇█"[_eighths(mean / peak)] for mean in means)
         lines.append(f"{name:>14} {marks} peak {max(values):g}")

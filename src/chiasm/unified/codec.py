@@ -49,9 +49,10 @@ class UnifiedCodec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's configuration and of the weights that make codes."""
-        config = to_dict(self.autoencoder.config)
-        sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        """SHA-256 of all that codes depend on: shape, size of the pictures, encoder, codebook."""
+        config = self.autoencoder.config
+        shape = (config.quantizer, config.vit, config.multipliers, config.image_size)
+        sha = hashlib.sha256(json.dumps(to_dict(shape)).encode())
         for part in (self.autoencoder.encoder, self.autoencoder.quantizer):
             for name, value in sorted(part.state_dict().items()):
                 sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

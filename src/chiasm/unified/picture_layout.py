@@ -1,10 +1,10 @@
 """Where a token stands in its picture, and which tokens of it see each other.
 
-    position        0   1     2 3 4 5   6     7        text, begin, four codes, end, text
-    2-D RoPE row    0   1     2 2 3 3   6     7        counted from the picture's first position
-         column     0   1     2 3 2 3   6     7
-    block, causal   0   1     2 3 4 5   6     7
-    bidirectional   0   1     2 2 2 2   6     7        of a picture that is given, not drawn
+position        0   1     2 3 4 5   6     7        text, begin, four codes, end, text
+2-D RoPE row    0   1     2 2 3 3   6     7        counted from the picture's first position
+     column     0   1     2 3 2 3   6     7
+block, causal   0   1     2 3 4 5   6     7
+bidirectional   0   1     2 2 2 2   6     7        of a picture that is given, not drawn
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ class GridCache(KVCache):
         self._others = self._others[rows]
 
 
-def _place(
-    position: Tensor, before: Tensor, code: Tensor, columns: int
-) -> tuple[Tensor, Tensor]:
+def _place(position: Tensor, before: Tensor, code: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     offset = position - before - 1
     row, column = (before + 1 + x for x in (offset // columns, offset % columns))
     return torch.where(code, row, position), torch.where(code, column, position)

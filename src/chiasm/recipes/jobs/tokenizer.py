@@ -34,8 +34,8 @@ def build(context: Context) -> Job:
     if config.adversarial and not any("discriminator" in s.lr for s in context.recipe.stages):
         raise ConfigError(
             "model.adversarial wants a discriminator that learns, but no stage trains it; "
-            "add it to a stage's lr, as --stages.0.lr '{\"encoder\": 2e-3, \"decoder\": 2e-3, "
-            "\"discriminator\": 1e-3}'"
+            'add it to a stage\'s lr, as --stages.0.lr \'{"encoder": 2e-3, "decoder": 2e-3, '
+            '"discriminator": 1e-3}\''
         )
 
     captions = context.captions() if config.caption else []
