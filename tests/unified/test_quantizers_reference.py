@@ -49,7 +49,13 @@ def test_lfq_equals_the_reference(reference, diversity):
 def test_vq_chooses_and_follows_as_the_reference(reference):
     torch.manual_seed(0)
     theirs = reference.VectorQuantize(
-        dim=4, codebook_size=10, decay=0.9, commitment_weight=0.5, eps=1e-5, accept_image_fmap=True
+        dim=4,
+        codebook_size=10,
+        decay=0.9,
+        commitment_weight=0.5,
+        eps=1e-5,
+        accept_image_fmap=True,
+        rotation_trick=False,
     ).train()
     ours = VQEMA(VQConfig(10, 4, decay=0.9, commitment=0.5, patience=1000)).train()
     ours.started.fill_(True)

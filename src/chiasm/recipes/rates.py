@@ -25,12 +25,13 @@ def plan_command(recipe: Recipe, plot: bool, picture: Path) -> None:
             f"{stage.name}: {stage.steps} steps of {stage.accumulate} x {stage.batch}, "
             f"{stage.schedule}, warm-up {stage.warmup:.0%}, {peaks}",
             highlight=False,
+            soft_wrap=True,
         )
     if plot:
         for line in rows(recipe.stages):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         picture.write_text(svg(recipe.stages), encoding="utf-8")
-        console.print(f"drawn in {picture}", highlight=False)
+        console.print(f"drawn in {picture}", highlight=False, soft_wrap=True)
 
 
 def curves(stages: tuple[Stage, ...]) -> dict[str, list[tuple[int, float]]]:
@@ -45,7 +46,7 @@ def curves(stages: tuple[Stage, ...]) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def rows(stages: tuple[Stage, ...], width: int = 64) -> list[str]:
+def rows(stages: tuple[Stage, ...], width: int = 48) -> list[str]:
     """One line of eighth blocks a group, each column the mean of its steps over the group's peak;
     a group that is trained at all never shows as empty."""
     lines = []

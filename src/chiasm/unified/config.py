@@ -154,8 +154,8 @@ class UnifiedConfig:
     image_attention: "bidirectional" lets the codes of given pictures see each other; drawn ones
     stay causal. rope: "2d" turns codes by row and column (unified/picture_layout.py for both).
     rope_theta: small, as a picture's neighbours are near.
-    mup_base: the width at which the rates were found; they then hold at other widths (μP, 2203.03466,
-    table 8). 0 is off. Scale the number of heads with the width, not their size.
+    mup_base: the width at which the rates were found; they then hold at other widths (μP,
+    2203.03466, table 8). 0 is off. Scale the number of heads with the width, not their size.
 
     image_weight scales the loss of image ids against text: a picture has 64 of them and an answer
     two, which would otherwise hardly count. share_codes: image codes train with what they have in

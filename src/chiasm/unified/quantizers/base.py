@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """values [B C h w] with straight-through gradients, codes [B h w·depth] int64, penalty: a scalar
-    mean to add to the reconstruction loss (0 where the quantizer needs none)."""
+    """values [B C h w] with straight-through gradients, codes [B h w·depth] int64, penalty: a
+    scalar mean to add to the reconstruction loss (0 where the quantizer needs none)."""
 
     values: Tensor
     codes: Tensor
