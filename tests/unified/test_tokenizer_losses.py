@@ -125,7 +125,7 @@ def test_the_perceptual_loss_adds_its_weight_and_trains_the_autoencoder_only():
     watched.watch(encoder())
     batch = batch_of(list(pictures()))
     a, b = plain.loss(batch), watched.loss(batch)
-    assert float(b.sum - a.sum) == pytest.approx(0.5 * b.parts["perceptual"][0], rel=1e-4)
+    assert (b.sum - a.sum).item() == pytest.approx(0.5 * b.parts["perceptual"][0], rel=1e-4)
     b.sum.backward()
     assert all(p.grad is None for p in watched.perceptual.parameters())
     assert all(p.grad is not None for p in watched.encoder.parameters())
