@@ -73,6 +73,39 @@ def train(
 
 
 @app.command
+def precompute(
+    tokenizer: Positional[Path], out: Positional[Path], data: str = "easy-vqa", shard: int = 10_000
+) -> None:
+    """Encode a data set's training pictures once; use with train unified_nano --model.tokens OUT.
+
+    Args:
+        tokenizer: Folder of a trained image tokenizer.
+        out: Folder for the codes.
+        data: As of train.
+        shard: Pictures a file.
+    """
+    from chiasm.recipes.tokens import precompute
+
+    precompute(tokenizer, data, out, shard)
+
+
+@app.command
+def plan(recipe: Positional[str], plot: bool = False, out: Path | None = None) -> None:
+    """What a recipe will do, before it runs; any field can be set as in train.
+
+    Args:
+        recipe: As of train.
+        plot: Draw the learning rate of every stage, in the terminal and as a picture.
+        out: The picture, an SVG (default RECIPE-rates.svg).
+    """
+    from chiasm.recipes.rates import plan_command
+    from chiasm.recipes.recipe import find, with_overrides
+
+    chosen = with_overrides(find(recipe), _overrides)
+    plan_command(chosen, plot, out or Path(f"{Path(recipe).stem}-rates.svg"))
+
+
+@app.command
 def eval(
     run: Positional[Path],
     task: str = "easy-vqa",
@@ -192,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _overrides.clear()
-        if arguments[:1] == ["train"]:
+        if arguments[:1] in (["train"], ["plan"]):
             arguments, dotted = split_overrides(arguments)
             _overrides.update(dotted)
         app.cli(prog="chiasm", args=arguments, description=__doc__)
@@ -207,9 +240,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
-    """Arguments of `train` that are fields of the recipe (--model.width 384, --seed=1) apart from
-    the command's own."""
-    own = {"--out", "--data", "--resume", "--show", "--no-show", "--help", "-h"}
+    """Arguments of `train` and `plan` that are fields of the recipe (--model.width 384, --seed=1)
+    apart from the command's own."""
+    own = {"--out", "--data", "--resume", "--help", "-h"}
+    own |= {f"--{no}{name}" for name in ("show", "plot") for no in ("", "no-")}
     kept, dotted = [], {}
     for i, argument in enumerate(arguments):
         if argument == "--resume" and arguments[i + 1 : i + 2] not in (["yes"], ["no"], ["auto"]):

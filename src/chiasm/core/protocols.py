@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import PIL.Image
 from torch import Tensor, nn
 
@@ -36,6 +37,24 @@ class ImageCodec(Protocol):
 
     def decode(self, ids: Tensor) -> PIL.Image.Image:
         """The picture of one image's ids [n]. Raises NotGenerativeError where there is none."""
+        ...
+
+
+class TokenCodec(ImageCodec, Protocol):
+    """An ImageCodec whose slots are nothing but codes, which can be computed beforehand.
+
+    fingerprint: of everything that codes depend on; different weights or preprocessing, different
+    fingerprint. code_count: size of the codebook.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def code_count(self) -> int: ...
+
+    def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
+        """Codes [h w] int64 of each picture."""
         ...
 
 

@@ -12,10 +12,11 @@ from chiasm.unified.config import AutoencoderConfig
 
 
 def save(path: Path, model: Autoencoder) -> None:
-    """Without the head that read captions, which only training needs."""
-    plain = Autoencoder(replace(model.config, caption=0.0))
+    """Without what only training needs: the head that read captions and those who judged."""
+    plain = Autoencoder(replace(model.config, caption=0.0, perceptual=0.0, adversarial=0.0))
+    helpers = ("reader.", "perceptual.", "discriminator.")
     plain.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("reader.")}
+        {k: v for k, v in model.state_dict().items() if not k.startswith(helpers)}
     )
     files.write(path, plain.config, plain)
 

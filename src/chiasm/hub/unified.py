@@ -24,7 +24,7 @@ def build(
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary)
     processor = Processor(template, codec, config.max_length, remember=remember)
-    return Unified(config, vocabulary), processor
+    return Unified(config, vocabulary, codec.grid[1]), processor
 
 
 def save(path: Path, model: Unified, processor: Processor) -> None:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.nn.attention import Layout, attend
-from chiasm.nn.norm import HeadNorm, RMSNorm, lowered
+from chiasm.nn.norm import HeadNorm, HeadRMSNorm, RMSNorm, lowered
 from chiasm.nn.rope import rotate
+
+QKNorm = bool | Literal["rms"]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with optional QK-norm. x [B T D] -> [B T D]."""
+    """Grouped-query attention with optional QK-norm. x [B T D] -> [B T D].
 
-    def __init__(self, width: int, heads: int, kv_heads: int, qk_norm: bool):
+    qk_norm: LayerNorm over each head, "rms" that without mean and bias, False none. softcap: see
+    attend.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        qk_norm: QKNorm,
+        softcap: float | None = None,
+    ):
         super().__init__()
         size = width // heads
-        self.size = size
+        self.size, self.softcap = size, softcap
         self.q_proj = nn.Linear(width, heads * size, bias=False)
         self.k_proj = nn.Linear(width, kv_heads * size, bias=False)
         self.v_proj = nn.Linear(width, kv_heads * size, bias=False)
         self.o_proj = nn.Linear(heads * size, width, bias=False)
-        self.q_norm = HeadNorm(heads, size) if qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(kv_heads, size) if qk_norm else nn.Identity()
+        norm = HeadRMSNorm if qk_norm == "rms" else HeadNorm
+        self.q_norm = norm(heads, size) if qk_norm else nn.Identity()
+        self.k_norm = norm(kv_heads, size) if qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -43,7 +57,7 @@ class Attention(nn.Module):
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, layer)
-        mixed = attend(q, k, v, layout)
+        mixed = attend(q, k, v, layout, softcap=self.softcap)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -61,7 +75,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(·)), dropout after each branch."""
+    """x + attention(norm(x)), then + mlp(norm(·)), dropout after each branch.
+
+    reordered: x + norm(attention(x)), then + norm(mlp(·)) (Swin v2, 2111.09883, section 3.2;
+    Chameleon, 2405.09818, section 2.3): what a branch adds then has the size of its norm's weight,
+    however its matrices grow. The norms keep their names, as in Chameleon's weights.
+    """
 
     def __init__(
         self,
@@ -69,13 +88,16 @@ class Block(nn.Module):
         heads: int,
         kv_heads: int,
         hidden: int,
-        qk_norm: bool,
+        qk_norm: QKNorm,
         dropout: float,
         eps: float = 1e-5,
+        reordered: bool = False,
+        softcap: float | None = None,
     ):
         super().__init__()
+        self.reordered = reordered
         self.input_layernorm = RMSNorm(width, eps=eps)
-        self.self_attn = Attention(width, heads, kv_heads, qk_norm)
+        self.self_attn = Attention(width, heads, kv_heads, qk_norm, softcap)
         self.post_attention_layernorm = RMSNorm(width, eps=eps)
         self.mlp = SwiGLU(width, hidden)
         self.dropout = nn.Dropout(dropout)
@@ -88,6 +110,10 @@ class Block(nn.Module):
         cache: Any | None = None,
         layer: int = 0,
     ) -> Tensor:
+        if self.reordered:
+            mixed = self.self_attn(lowered(x), turn, layout, cache, layer)
+            x = x + self.dropout(self.input_layernorm(mixed))
+            return x + self.dropout(self.post_attention_layernorm(self.mlp(lowered(x))))
         seen = lowered(self.input_layernorm(x))
         x = x + self.dropout(self.self_attn(seen, turn, layout, cache, layer))
         return x + self.dropout(self.mlp(lowered(self.post_attention_layernorm(x))))

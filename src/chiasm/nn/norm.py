@@ -40,6 +40,13 @@ class _RMSNorm(torch.autograd.Function):
         return dx.add_((gradient @ weight)[..., None] * (r / size)), dweight, None
 
 
+class GroupNorm(nn.GroupNorm):
+    """Always in fp32: the bfloat16 kernel takes eight times as long on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
 class HeadNorm(nn.Module):
     """LayerNorm over each head's vector, with a weight and bias a head.
 
@@ -57,6 +64,19 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         return torch.addcmul(self.bias, x, self.weight)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMS norm over each head's vector, with a weight a head and no bias; as HeadNorm otherwise
+    (the QK-norm of OLMo 2, 2501.00656, section 3.3.3, a head at a time)."""
+
+    def __init__(self, heads: int, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
 def lowered(x: Tensor) -> Tensor:

@@ -12,6 +12,19 @@ def rotation(position: Tensor, size: int, theta: float = 10000.0) -> tuple[Tenso
     return angle.cos(), angle.sin()
 
 
+def rotation_2d(
+    row: Tensor, column: Tensor, size: int, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [B T 1 size] for rows and columns [B T]: even-numbered frequencies turn by the
+    row, odd ones by the column (axial rotation as in 2403.13298, section 3.1, interleaved so that
+    both axes get fast and slow ones). Where both are equal it is `rotation`."""
+    frequency = theta ** (-torch.arange(0, size, 2, device=row.device).float() / size)
+    even = torch.arange(size // 2, device=row.device) % 2 == 0
+    angle = torch.where(even, row[..., None], column[..., None]).float() * frequency
+    angle = torch.cat([angle, angle], dim=-1)[:, :, None]
+    return angle.cos(), angle.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B T H D] turned by its position: pairs are (i, i + D/2)."""
     a, b = x.chunk(2, dim=-1)

@@ -130,18 +130,29 @@ def _groups(
     given = stage.groups.get(name, GroupSettings())
     chosen = given.optimizer or stage.optimizer
     decay = stage.weight_decay if given.weight_decay is None else given.weight_decay
-    common = {"name": name, "weight_decay": decay}
     adam = {"betas": given.betas or stage.betas, "eps": given.eps or stage.eps}
-    rest = parameters
-    if chosen == "muon":
-        rest = [p for p in parameters if id(p) not in hidden]
-        peak = rate * stage.muon_scale
-        matrices = [p for p in parameters if id(p) in hidden]
-        yield "muon", {"params": matrices, "lr": peak, "peak": peak, **common}
-        chosen = "adamw"
-    common |= {"lr": rate, "peak": rate, **adam}
-    yield chosen, {"params": [p for p in rest if p.dim() >= 2], **common}
-    yield chosen, {"params": [p for p in rest if p.dim() < 2], **common, "weight_decay": 0.0}
+
+    def group(chosen: list[nn.Parameter], rate: float, decay: float, **more: object) -> dict:
+        common = {"params": chosen, "lr": rate, "peak": rate, "name": name}
+        return {**common, "weight_decay": decay, **more}
+
+    for wider in sorted({_widening(p) for p in parameters}):
+        own = [p for p in parameters if _widening(p) == wider]
+        rest, kind = own, chosen
+        if chosen == "muon":
+            rest, kind = [p for p in own if id(p) not in hidden], "adamw"
+            # Muon's update has a spectral norm that grows as the root of the width, where μP wants
+            # it constant: AdamW's grows as the width itself.
+            peak = rate * stage.muon_scale / wider**0.5
+            yield "muon", group([p for p in own if id(p) in hidden], peak, decay)
+        yield kind, group([p for p in rest if p.dim() >= 2], rate / wider, decay, **adam)
+        yield kind, group([p for p in rest if p.dim() < 2], rate, 0.0, **adam)
+
+
+def _widening(parameter: nn.Parameter) -> float:
+    """How many times wider a hidden matrix is than where its rate was found (μP, 2203.03466,
+    table 8: Adam's rate for it falls as 1/width)."""
+    return getattr(parameter, "widening", 1.0)
 
 
 def _muon(stage: Stage, groups: list[dict]) -> Muon:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Schedule = Literal["constant", "linear", "cosine"]
+from chiasm.core.errors import ConfigError
+
+Schedule = Literal["constant", "linear", "cosine", "wsd", "exponential", "inverse_sqrt"]
 Optimizer = Literal["adamw", "stable_adamw", "muon"]
 
 
@@ -59,7 +61,8 @@ class Stage:
         the autoencoder. accumulate: micro-batches a step, those of all ranks together; ranks that
         do not divide it raise it to their next multiple.
     warmup: fraction of the steps that rises linearly from 0. schedule: what follows, down to
-        `floor` times the peak.
+        `floor` times the peak (train/schedule.py). cooldown: fraction of the steps at the end in
+        which the schedule "wsd" falls. "exponential" needs a floor above 0.
     optimizer: "muon" updates the matrices inside the model's blocks with Muon at the same rates
         times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
         "stable_adamw" is AdamW whose steps shrink where gradients outgrow their past.
@@ -85,6 +88,7 @@ class Stage:
     warmup: float = 0.05
     schedule: Schedule = "cosine"
     floor: float = 0.0
+    cooldown: float = 0.2
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     muon_scale: float = 3.0
@@ -103,3 +107,15 @@ class Stage:
     ema: float = 0.0
     groups: dict[str, GroupSettings] = field(default_factory=dict)
     guard: GuardSettings = GuardSettings()
+
+    def __post_init__(self) -> None:
+        if self.schedule == "exponential" and not self.floor > 0:
+            raise ConfigError(
+                f"stage '{self.name}': schedule exponential never reaches 0, but floor is "
+                f"{self.floor}; set floor to what is left of the rate at the end, as 0.01"
+            )
+        if self.schedule == "wsd" and not 0 <= self.cooldown <= 1 - self.warmup:
+            raise ConfigError(
+                f"stage '{self.name}': warmup {self.warmup} and cooldown {self.cooldown} are "
+                "fractions of the steps and cannot exceed 1 together; lower one of them"
+            )

@@ -1,4 +1,4 @@
-"""The image tokenizer: a convolutional autoencoder with a discrete bottleneck."""
+"""The image tokenizer: an autoencoder with a discrete bottleneck."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.batch import PictureBatch
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
+from chiasm.nn.flops import attention_flops
+from chiasm.nn.norm import GroupNorm
 from chiasm.unified.caption_reader import CaptionReader
+from chiasm.unified.code_meter import CodeMeter
 from chiasm.unified.config import AutoencoderConfig
+from chiasm.unified.discriminator import Discriminator, adaptive_weight
+from chiasm.unified.perceptual import Perceptual
 from chiasm.unified.quantizers import build_quantizer
+from chiasm.unified.vit_networks import ViTDecoder, ViTEncoder
 
 
 def to_pixels(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -19,13 +26,6 @@ def to_pixels(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     tiles = patches.view(-1, h, w, 3, size, size)
     pixels = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, h * size, w * size)
     return pixels.contiguous(memory_format=torch.channels_last)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Always in fp32: the bfloat16 kernel takes eight times as long on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
 
 
 class ResBlock(nn.Module):
@@ -103,44 +103,66 @@ class Decoder(nn.Module):
             nn.Conv2d(narrow, 3 * rest * rest, 3, padding=1), nn.PixelShuffle(rest)
         )
 
+    @property
+    def last(self) -> Tensor:
+        """The weight that writes the pixels."""
+        return self.conv_out[0].weight  # type: ignore[return-value]
+
     def forward(self, z: Tensor) -> Tensor:
         x = self.up(self.coarse(self.conv_in(z)))
         return self.conv_out(F.silu(self.norm_out(self.fine(x))))
 
 
 class Autoencoder(nn.Module):
-    """Pictures to codes and back; trained by the common loop on the squared error, which counts
-    more where there is something to see."""
+    """Pictures to codes and back; trained by the common loop on the error of the pixels, which
+    counts more where there is something to see, and on what `watch` and a discriminator add."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
         self.quantizer = build_quantizer(config.quantizer)
-        self.encoder = Encoder(config, self.quantizer.width)
-        self.decoder = Decoder(config, self.quantizer.width)
-        self.reader = CaptionReader(self.quantizer.width, config.words) if config.caption else None
+        latent = self.quantizer.width
+        self.encoder: Encoder | ViTEncoder
+        self.decoder: Decoder | ViTDecoder
+        if config.vit is None:
+            self.encoder, self.decoder = Encoder(config, latent), Decoder(config, latent)
+        else:
+            self.encoder = ViTEncoder(config.vit, config.image_size, latent)
+            self.decoder = ViTDecoder(config.vit, config.image_size, latent)
+        self.reader = CaptionReader(latent, config.words) if config.caption else None
+        self.discriminator = Discriminator(config.adversarial_start) if config.adversarial else None
+        self.perceptual: Perceptual | None = None
+        self.meter = CodeMeter(self.quantizer.codes, config.usage_floor)
         # Convolutions of few channels run about twice as fast in this layout on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def watch(self, encoder: nn.Module) -> None:
+        """Whose features the perceptual loss compares; the encoder stays as it is."""
+        self.perceptual = Perceptual(encoder)
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [N 3 H W] in [-1, 1], H and W multiples of the stride -> codes [N h w]."""
+        """pixels [N 3 H W] in [-1, 1], H and W multiples of the stride -> codes [N h w·depth]."""
         return self.quantizer(self.encoder(pixels)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [N h w] -> pixels [N 3 H W], clipped to [-1, 1]."""
+        """codes [N h w·depth] -> pixels [N 3 H W], clipped to [-1, 1]."""
         return self.decoder(self.quantizer.lookup(codes).movedim(-1, 1)).clamp(-1, 1)
 
     def loss(self, batch: PictureBatch) -> Loss:
+        if self.config.perceptual and self.perceptual is None:
+            raise ConfigError("model.perceptual needs features to compare: call watch(encoder)")
         total = batch.patches.new_zeros(())
-        used, count = set(), len(batch.grids)
+        used = torch.zeros(self.quantizer.codes, dtype=torch.long, device=total.device)
         sums = {"mse": 0.0, "caption": 0.0}
         for rows, pixels in self._by_grid(batch):
+            n = len(pixels)
             quantized = self.quantizer(self.encoder(pixels))
-            error = (self.decoder(quantized.values) - pixels).square()
-            weighted = error * (1 + self.config.detail * details(pixels))
-            total = total + (weighted.mean() + quantized.penalty) * len(pixels)
-            used.update(quantized.codes.unique().tolist())
-            sums["mse"] += error.mean().item() * len(pixels)
+            drawn = self.decoder(quantized.values)
+            restored = self._restored(drawn, pixels, sums)
+            total = total + (restored + quantized.penalty) * n
+            used += torch.bincount(quantized.codes.reshape(-1), minlength=len(used))
+            if self.discriminator is not None and self.discriminator.active:
+                total = total + self._contest(restored, drawn, pixels, sums) * n
             if self.reader is not None and batch.texts is not None:
                 assert batch.lengths is not None
                 assert batch.match is not None
@@ -148,18 +170,52 @@ class Autoencoder(nn.Module):
                 read = self.reader.loss(quantized.values, batch.texts, batch.lengths, match).sum()
                 total = total + self.config.caption * read
                 sums["caption"] += read.item()
+        count = len(batch.grids)
         parts = {name: (value, float(count)) for name, value in sums.items()}
-        return Loss(total, count, {**parts, "codes_in_batch": (float(len(used)), 1.0)})
+        parts["codes_in_batch"] = (float((used > 0).sum()), 1.0)
+        if self.training:
+            parts |= self.meter.add(used)
+            if self.discriminator is not None:
+                self.discriminator.seen += 1
+        return Loss(total, count, parts)
+
+    def _restored(self, drawn: Tensor, pixels: Tensor, sums: dict[str, float]) -> Tensor:
+        """How far the drawn pictures are from the pixels, mean over pictures."""
+        squared = (drawn - pixels).square()
+        error = squared if self.config.pixel_loss == "l2" else (drawn - pixels).abs()
+        restored = (error * (1 + self.config.detail * details(pixels))).mean()
+        sums["mse"] += squared.mean().item() * len(pixels)
+        if self.perceptual is not None and self.config.perceptual:
+            apart = self.perceptual(drawn, pixels)
+            restored = restored + self.config.perceptual * apart.mean()
+            sums["perceptual"] = sums.get("perceptual", 0.0) + apart.sum().item()
+        return restored
+
+    def _contest(
+        self, restored: Tensor, drawn: Tensor, pixels: Tensor, sums: dict[str, float]
+    ) -> Tensor:
+        """What the discriminator makes of the pictures, both sides' losses, mean over pictures."""
+        assert self.discriminator is not None
+        fooled = self.discriminator.fooled(drawn)
+        weight = adaptive_weight(restored, fooled, self.decoder.last)
+        hinge = self.discriminator.hinge(pixels, drawn)
+        for name, value in (("fooled", fooled), ("hinge", hinge), ("adaptive_weight", weight)):
+            sums[name] = sums.get(name, 0.0) + value.item() * len(pixels)
+        return self.config.adversarial * weight * fooled + hinge
 
     def groups(self) -> dict[str, nn.Module]:
         encoder = nn.ModuleList(filter(None, [self.encoder, self.quantizer, self.reader]))
-        return {"encoder": encoder, "decoder": self.decoder}
+        groups: dict[str, nn.Module] = {"encoder": encoder, "decoder": self.decoder}
+        return groups | ({"discriminator": self.discriminator} if self.discriminator else {})
 
     def blocks(self) -> list[nn.Module]:
         return [self.encoder, self.decoder]
 
     def cost(self, batch: PictureBatch) -> Cost:
         forward = self._forward_flops_per_pixel() * len(batch.patches) * self.config.stride**2
+        if self.config.vit is not None:
+            layers = 2 * self.config.vit.layers
+            forward += attention_flops(batch.grids.prod(1), self.config.vit.width, layers)
         return Cost(3 * forward, len(batch.patches), len(batch.grids))
 
     def _by_grid(self, batch: PictureBatch) -> list[tuple[Tensor, Tensor]]:
@@ -176,18 +232,21 @@ class Autoencoder(nn.Module):
         ]
 
     def _forward_flops_per_pixel(self) -> float:
-        """Two operations a weight and output position of every convolution, over the input's
-        pixels; measured once on one picture because strides decide the positions."""
+        """Two operations a weight and output position of every convolution and linear layer, over
+        the input's pixels; measured once on one picture because strides decide the positions."""
         if not hasattr(self, "_flops_per_pixel"):
             total = 0.0
 
             def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
                 nonlocal total
-                assert isinstance(layer, nn.Conv2d)
+                assert isinstance(layer, nn.Conv2d | nn.Linear)
                 total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
+            networks = (*self.encoder.modules(), *self.decoder.modules())
             handles = [
-                m.register_forward_hook(count) for m in self.modules() if isinstance(m, nn.Conv2d)
+                m.register_forward_hook(count)
+                for m in networks
+                if isinstance(m, nn.Conv2d | nn.Linear)
             ]
             side = 4 * self.config.stride
             training = self.training

@@ -32,6 +32,6 @@ class SharedRows(nn.Module):
 
 def share_codes(model: Unified, features: Tensor) -> None:
     """Give the model's embedding and head shared rows for its image codes, features [codes F]."""
-    for layer in (model.embed_tokens, model.lm_head):
+    for layer in filter(None, (model.embed_tokens, model.lm_head)):
         shared = SharedRows(features, model.config.width)
         parametrize.register_parametrization(layer, "weight", shared, unsafe=True)

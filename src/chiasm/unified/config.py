@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from chiasm.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,63 +39,164 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
+class LFQConfig:
+    """Lookup-free quantisation: one bit a channel, 2^bits codes.
+
+    entropy weighs the penalty that makes each choice certain and, times `diversity`, all codes
+    equally frequent; sharpness is the inverse temperature of the choice there; group: at most so
+    many bits are counted together (2^group numbers a place). commitment pulls towards ±1.
+    """
+
+    bits: int = 9
+    entropy: float = 0.1
+    diversity: float = 1.0
+    commitment: float = 0.25
+    sharpness: float = 1.0
+    group: int = 9
+
+    @property
+    def codes(self) -> int:
+        return 2**self.bits
+
+    @property
+    def width(self) -> int:
+        return self.bits
+
+
+@dataclass(frozen=True)
+class ResidualVQConfig:
+    """`depth` codes a place from one codebook, each for what the ones before left over; the rest
+    as VQConfig. A picture then has `depth` times as many codes."""
+
+    codes: int = 512
+    width: int = 16
+    depth: int = 2
+    decay: float = 0.99
+    commitment: float = 0.25
+    patience: int = 20
+
+
+QuantizerConfig = FSQConfig | VQConfig | LFQConfig | ResidualVQConfig
+
+
+@dataclass(frozen=True)
+class TokenizerViT:
+    """Transformers instead of convolutions on both sides of the bottleneck (ViT-VQGAN, 2110.04627,
+    section 3.1). patch_size is the stride."""
+
+    patch_size: int = 8
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    mlp_ratio: int = 4
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
-    """A convolutional autoencoder with a discrete bottleneck, its encoder in Chameleon's shape.
+    """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
+    Chameleon's shape.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
-    stride). The stride is 2^(len(multipliers) - 1). base_channels must be a multiple of 32.
-    decoder_channels: width of the decoder at the code grid. detail: additional weight of the
-    squared error at edges, strokes and small things, which flat backgrounds would outvote.
+    stride). vit: transformers instead, of which the next fields say nothing. The stride is
+    2^(len(multipliers) - 1), or the ViT's patch. base_channels must be a multiple of 32.
+    decoder_channels: width of the decoder at the code grid.
+    pixel_loss: squared or absolute error. detail: its additional weight at edges, strokes and
+    small things, which flat backgrounds would outvote.
+    perceptual: weight of the distance between features of both pictures (unified/perceptual.py);
+    features: whose, the folder of a contrastive encoder or any encoder that model.encoder of the
+    MLLM takes; None is our demo's, trained first on the same data.
+    adversarial: weight of a patch discriminator's verdict (unified/discriminator.py), from batch
+    `adversarial_start` on; a stage must give its group "discriminator" a rate.
     caption: weight of reading the caption's words from the codes (unified/caption_reader.py),
     words: size of the vocabulary they are read in.
+    usage_floor: a warning is printed when fewer than this share of the codes were used in the
+    last hundred batches.
     shift, mirror: augmentation.
     """
 
-    quantizer: FSQConfig | VQConfig = FSQConfig()
+    quantizer: QuantizerConfig = FSQConfig()
     image_size: int = 64
+    vit: TokenizerViT | None = None
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
+    pixel_loss: Literal["l2", "l1"] = "l2"
     detail: float = 8.0
+    perceptual: float = 0.0
+    features: str | None = None
+    adversarial: float = 0.0
+    adversarial_start: int = 0
     caption: float = 0.0
     words: int = 512
+    usage_floor: float = 0.1
     shift: int = 0
     mirror: bool = True
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.multipliers) - 1)
+        return self.vit.patch_size if self.vit else 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)
 class UnifiedConfig:
     """A causal transformer over one vocabulary of text and image ids.
 
-    tokenizer: folder of a trained image tokenizer. text_vocabulary: size of the BPE. hidden is the
-    SwiGLU's width. qk_norm, z_loss and dropout are Chameleon's stabilisers; image_weight scales
-    the loss of image ids against text: a picture has 64 of them and an answer two, which would
-    otherwise hardly count. share_codes: image codes train with what they have in common
-    (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring codes
-    (unified/local_heads.py). rope_theta: small, as a picture's neighbours are near.
-    drop_condition: fraction of drawings trained without their
+    tokenizer: folder of a trained image tokenizer. tokens: folder of codes precomputed with it
+    (chiasm precompute). text_vocabulary: size of the BPE. hidden is the SwiGLU's width. kv_heads
+    below heads is grouped-query attention. tied: the head is the embedding.
+
+    Stabilisers, each a switch by itself: qk_norm (True is Chameleon's LayerNorm a head, "rms"
+    without mean and bias), z_loss, reordered (norms after the branches: nn/block.py), dropout,
+    attention_softcap and logit_softcap (Gemma 2, 2408.00118, section 2: 50 and 30; 0 is none).
+
+    image_attention: "bidirectional" lets the codes of given pictures see each other; drawn ones
+    stay causal. rope: "2d" turns codes by row and column (unified/picture_layout.py for both).
+    rope_theta: small, as a picture's neighbours are near.
+    mup_base: the width at which the rates were found; they then hold at other widths (μP,
+    2203.03466, table 8). 0 is off. Scale the number of heads with the width, not their size.
+
+    image_weight scales the loss of image ids against text: a picture has 64 of them and an answer
+    two, which would otherwise hardly count. share_codes: image codes train with what they have in
+    common (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring
+    codes (unified/local_heads.py). drop_condition: fraction of drawings trained without their
     text, for classifier-free guidance.
     """
 
     tokenizer: str | None = None
+    tokens: str | None = None
     text_vocabulary: int = 400
     width: int = 192
     layers: int = 4
     heads: int = 6
     kv_heads: int = 6
     hidden: int = 512
-    qk_norm: bool = True
+    tied: bool = False
+    qk_norm: bool | Literal["rms"] = True
     z_loss: float = 1e-5
+    reordered: bool = False
     dropout: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    image_attention: Literal["causal", "bidirectional"] = "causal"
+    rope: Literal["1d", "2d"] = "1d"
+    rope_theta: float = 100.0
+    mup_base: int = 0
     image_weight: float = 0.1
     share_codes: bool = True
     local_heads: bool = True
     drop_condition: float = 0.1
-    rope_theta: float = 100.0
     max_length: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+            raise ConfigError(
+                f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads "
+                "must divide width into even sizes, and kv_heads must divide heads"
+            )
+
+    @property
+    def widening(self) -> float:
+        """How many times wider than where the rates were found; 1 without μP."""
+        return self.width / self.mup_base if self.mup_base else 1.0

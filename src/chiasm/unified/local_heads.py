@@ -10,9 +10,11 @@ alone. It is a start, not a constraint, and what is saved has the published layo
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from chiasm.nn.norm import HeadNorm
-from chiasm.nn.rope import rotate, rotation
+from chiasm.nn.rope import rotate, rotation, rotation_2d
+from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
 
 
@@ -33,9 +35,17 @@ def look_nearby(model: Unified, columns: int, strength: float = 2.5, frequencies
         for head, distance in enumerate((1, columns, columns - 1, columns + 1)[: config.kv_heads]):
             key = torch.zeros(1, 1, 1, size)
             key[..., : min(frequencies, size // 2)] = strength
-            back = torch.tensor([[-distance]])
-            query = rotate(key, *rotation(back, size, config.rope_theta))
+            query = rotate(key, *_back(distance, columns, size, config))
             k_norm.bias[head] = key[0, 0, 0]
             for sharer in range(config.heads // config.kv_heads):
                 row = head * (config.heads // config.kv_heads) + sharer
                 q_norm.bias[row] = query[0, 0, 0]
+
+
+def _back(distance: int, columns: int, size: int, config: UnifiedConfig) -> tuple[Tensor, Tensor]:
+    """The rotation to the token `distance` before, in one dimension or two."""
+    if config.rope == "1d":
+        return rotation(torch.tensor([[-distance]]), size, config.rope_theta)
+    up = (distance + 1) // columns  # the neighbour above on the right is one row up, not one less
+    aside = up * columns - distance
+    return rotation_2d(torch.tensor([[-up]]), torch.tensor([[aside]]), size, config.rope_theta)

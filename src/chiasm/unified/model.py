@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from chiasm.core.batch import IGNORE, Batch
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
 from chiasm.core.vocab import Vocabulary
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.nn.attention import Index, Layout, packed_layout
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import attention_flops, matrix_parameters
 from chiasm.nn.loss import summed, token_loss
 from chiasm.nn.norm import RMSNorm
-from chiasm.nn.rope import rotation
+from chiasm.nn.rope import rotation, rotation_2d
 from chiasm.unified.config import UnifiedConfig
+from chiasm.unified.picture_layout import GridCache, given_pictures_whole, grid_positions
 
 
 class Unified(nn.Module):
-    """Llama-style decoder with an untied head, the shape of Chameleon (2405.09818, section 2)."""
+    """Llama-style decoder, by default in the shape of Chameleon (2405.09818, section 2).
 
-    def __init__(self, config: UnifiedConfig, vocabulary: Vocabulary):
+    columns: codes in a row of a picture, which two-dimensional RoPE needs.
+    """
+
+    def __init__(self, config: UnifiedConfig, vocabulary: Vocabulary, columns: int = 0):
         super().__init__()
-        self.config, self.vocabulary = config, vocabulary
+        if config.rope == "2d" and not columns:
+            raise ConfigError("model.rope 2d needs pictures of a known width; give columns")
+        self.config, self.vocabulary, self.columns = config, vocabulary, columns
         self.embed_tokens = nn.Embedding(vocabulary.size, config.width)
         self.layers = nn.ModuleList(
             Block(
@@ -33,39 +41,78 @@ class Unified(nn.Module):
                 config.hidden,
                 config.qk_norm,
                 config.dropout,
+                reordered=config.reordered,
+                softcap=config.attention_softcap or None,
             )
             for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width, eps=1e-5)
-        self.lm_head = nn.Linear(config.width, vocabulary.size, bias=False)
+        self.lm_head: nn.Linear | None = None
+        if not config.tied:
+            self.lm_head = nn.Linear(config.width, vocabulary.size, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
         """Normal 0.02; the matrices that write into the residual stream are scaled down by
-        sqrt(2·layers) so that its variance does not grow with depth (GPT-2, section 2.3)."""
+        sqrt(2·layers) so that its variance does not grow with depth (GPT-2, section 2.3). With μP
+        the variance of hidden matrices falls with the width, and so does their rate
+        (train/optim.py reads `widening`)."""
+        wider = self.config.widening
+        hidden = {id(p) for p in self.layers.parameters()}
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and "_norm" not in name:
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                 scale = (2 * self.config.layers) ** -0.5 if writes else 1.0
+                if id(parameter) in hidden:
+                    scale *= wider**-0.5
+                    parameter.widening = wider  # type: ignore[attr-defined]
                 nn.init.normal_(parameter, std=0.02 * scale)
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states [B T D] after the last norm."""
-        index = Index(batch.segment, batch.block, batch.branch)
-        layout = packed_layout(index) if cache is None else cache.extend(index)
-        turn = rotation(
-            batch.position, self.config.width // self.config.heads, self.config.rope_theta
-        )
+        block = batch.block
+        if self.config.image_attention == "bidirectional":
+            block = given_pictures_whole(batch, self.vocabulary)
+        layout, turn = self._place(batch, Index(batch.segment, block, batch.branch), cache)
         x = self.embed_tokens(batch.ids)
         for number, layer in enumerate(self.layers):
             x = layer(x, turn, layout, cache, number)
         return self.norm(x)
 
+    def _place(
+        self, batch: Batch, index: Index, cache: KVCache | None
+    ) -> tuple[Layout, tuple[Tensor, Tensor]]:
+        """Who sees whom, and how queries and keys are turned."""
+        size, theta = self.config.width // self.config.heads, self.config.rope_theta
+        if self.config.rope == "1d":
+            layout = packed_layout(index) if cache is None else cache.extend(index)
+            return layout, rotation(batch.position, size, theta)
+        if batch.grids is not None and bool((batch.grids[:, 1] != self.columns).any()):
+            raise ConfigError(
+                f"model.rope 2d was made for pictures of {self.columns} columns of codes, found "
+                f"{batch.grids[:, 1].tolist()}; use pictures of one size or model.rope 1d"
+            )
+        if cache is None:
+            grid = grid_positions(batch, self.vocabulary, self.columns)
+            return packed_layout(index), rotation_2d(*grid, size, theta)
+        assert isinstance(cache, GridCache)
+        layout, grid = cache.extend_grid(batch, index)
+        return layout, rotation_2d(*grid, size, theta)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
-        return self.lm_head(hidden)
+        if self.lm_head is None:
+            logits = F.linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)
+        if self.config.mup_base:
+            logits = logits / self.config.widening
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def new_cache(self) -> KVCache:
+        if self.config.rope == "2d":
+            return GridCache(self.vocabulary, self.columns)
         return KVCache()
 
     def loss(self, batch: Batch) -> Loss:
@@ -89,7 +136,7 @@ class Unified(nn.Module):
 
     def groups(self) -> dict[str, nn.Module]:
         return {
-            "embedding": nn.ModuleList([self.embed_tokens, self.lm_head]),
+            "embedding": nn.ModuleList(filter(None, [self.embed_tokens, self.lm_head])),
             "transformer": nn.ModuleList([self.layers, self.norm]),
         }
 

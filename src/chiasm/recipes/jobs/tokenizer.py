@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.text import train_bpe
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
+from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.stage import Stage
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
 from chiasm.unified.config import AutoencoderConfig
+from chiasm.vision.config import TowerOptions
+from chiasm.vision.contrastive import DualEncoder
+from chiasm.vision.pretrained import Encoder, load_encoder
 
 
 def build(context: Context) -> Job:
@@ -23,6 +29,14 @@ def build(context: Context) -> Job:
     assert isinstance(config, AutoencoderConfig)
     processor = autoencoder.picture_processor(config)
     model = Autoencoder(config)
+    if config.perceptual:
+        model.watch(_features(context, config.features))
+    if config.adversarial and not any("discriminator" in s.lr for s in context.recipe.stages):
+        raise ConfigError(
+            "model.adversarial wants a discriminator that learns, but no stage trains it; "
+            'add it to a stage\'s lr, as --stages.0.lr \'{"encoder": 2e-3, "decoder": 2e-3, '
+            '"discriminator": 1e-3}\''
+        )
 
     captions = context.captions() if config.caption else []
     words = train_bpe(captions, config.words) if captions else None
@@ -43,6 +57,16 @@ def build(context: Context) -> Job:
         lambda path: autoencoder.save(path, model),
         evaluate if pictured else None,
     )
+
+
+def _features(context: Context, given: str | None) -> Encoder:
+    """The encoder that the perceptual loss asks: one of ours, prepared on the same data where none
+    is named, or one of transformers."""
+    if given is None or (Path(given) / "model.json").exists():
+        source = context.given_or_prepared(given, "encoder")
+        dual, _ = load_as(source, DualEncoder, "model.features")
+        return dual.vision
+    return load_encoder(given, TowerOptions())
 
 
 @torch.no_grad()

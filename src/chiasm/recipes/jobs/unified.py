@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from chiasm.data.text import train_bpe
+from chiasm.data.tokens import read_tokens
 from chiasm.data.views import draw, with_caption
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job, corpus
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.code_sharing import share_codes
+from chiasm.unified.codec import UnifiedCodec
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.local_heads import look_nearby
 
@@ -23,6 +26,10 @@ def build(context: Context) -> Job:
     words = train_bpe(corpus(context.train), config.text_vocabulary)
     # Moved pictures are never the same twice: only still ones are worth remembering.
     model, processor = unified.build(config, words, autoencoder, remember=not context.recipe.shift)
+    if config.tokens is not None:
+        codec = processor.codec
+        assert isinstance(codec, UnifiedCodec)
+        codec.stored = read_tokens(Path(config.tokens), codec)
     if config.share_codes:
         share_codes(model, autoencoder.quantizer.features())
     if config.local_heads:

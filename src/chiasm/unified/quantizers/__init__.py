@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from chiasm.unified.config import FSQConfig, VQConfig
+from chiasm.unified.config import FSQConfig, LFQConfig, QuantizerConfig, ResidualVQConfig, VQConfig
 from chiasm.unified.quantizers.base import Quantized, Quantizer
 from chiasm.unified.quantizers.fsq import FSQ
+from chiasm.unified.quantizers.lfq import LFQ
+from chiasm.unified.quantizers.residual_vq import ResidualVQ
 from chiasm.unified.quantizers.vq_ema import VQEMA
 
-__all__ = ["FSQ", "VQEMA", "Quantized", "Quantizer", "build_quantizer"]
+__all__ = ["FSQ", "LFQ", "VQEMA", "Quantized", "Quantizer", "ResidualVQ", "build_quantizer"]
+
+BUILDERS = {FSQConfig: FSQ, LFQConfig: LFQ, VQConfig: VQEMA, ResidualVQConfig: ResidualVQ}
 
 
-def build_quantizer(config: FSQConfig | VQConfig) -> Quantizer:
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer a configuration describes."""
-    return FSQ(config) if isinstance(config, FSQConfig) else VQEMA(config)
+    return BUILDERS[type(config)](config)  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """values [B C h w] with straight-through gradients, codes [B h w] int64, penalty: a scalar
-    mean to add to the reconstruction loss (0 where the quantizer needs none)."""
+    """values [B C h w] with straight-through gradients, codes [B h w·depth] int64, penalty: a
+    scalar mean to add to the reconstruction loss (0 where the quantizer needs none)."""
 
     values: Tensor
     codes: Tensor
@@ -17,17 +17,18 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """codes: size of the codebook; width: channels of the values."""
+    """codes: size of the codebook; width: channels of the values; depth: codes a place."""
 
     codes: int
     width: int
+    depth: int = 1
 
     def forward(self, z: Tensor) -> Quantized:
         """z [B width h w]"""
         raise NotImplementedError
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """codes [...] -> values [... width]"""
+        """codes [... n·depth] -> values [... n width]"""
         raise NotImplementedError
 
     def features(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiasm.unified.config import VQConfig
+from chiasm.unified.config import ResidualVQConfig, VQConfig
 from chiasm.unified.quantizers.base import Quantized, Quantizer
 
 
@@ -25,7 +25,7 @@ class VQEMA(Quantizer):
     idle: Tensor
     started: Tensor
 
-    def __init__(self, config: VQConfig):
+    def __init__(self, config: VQConfig | ResidualVQConfig):
         super().__init__()
         self.codes, self.width, self.config = config.codes, config.width, config
         self.register_buffer("embedding", torch.randn(config.codes, config.width))
@@ -39,18 +39,22 @@ class VQEMA(Quantizer):
         flat = points.reshape(-1, self.width)
         if self.training and not self.started:
             self._start(flat.detach())
-        distance = (
-            flat.square().sum(1, keepdim=True)
-            + self.embedding.square().sum(1)
-            - 2 * flat @ self.embedding.T
-        )
-        codes = distance.argmin(1).view(points.shape[:-1])
+        codes = self.nearest(flat).view(points.shape[:-1])
         values = self.lookup(codes)
         penalty = self.config.commitment * F.mse_loss(points, values)
         if self.training:
             self._follow(flat.detach(), codes.reshape(-1))
         values = points + (values - points).detach()
         return Quantized(values.movedim(-1, 1), codes, penalty)
+
+    def nearest(self, flat: Tensor) -> Tensor:
+        """[N width] -> codes [N] of the nearest codebook vectors."""
+        distance = (
+            flat.square().sum(1, keepdim=True)
+            + self.embedding.square().sum(1)
+            - 2 * flat @ self.embedding.T
+        )
+        return distance.argmin(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return self.embedding[codes]

@@ -1,0 +1,143 @@
+"""The codes of a data set's pictures, computed once: shards that are mapped into memory.
+
+A folder holds tokens.json (the tokenizer's fingerprint, how many codes it has, which shards there
+are) and for each shard `NAME.codes.npy` (all codes end to end, uint16 or uint32) and
+`NAME.index.npy` (one row a picture: digest of its pixels, where its codes begin, rows, columns).
+Shards do not depend on one another, so that several processes can each write their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from chiasm.core.errors import CheckpointError, DataError
+from chiasm.core.progress import Show, silent
+from chiasm.core.protocols import TokenCodec
+from chiasm.core.sample import Image
+
+INDEX = np.dtype([("digest", "u1", 32), ("start", "i8"), ("rows", "i4"), ("columns", "i4")])
+OnUnreadable = Callable[[Image, DataError], None]
+
+
+def write_tokens(
+    folder: Path,
+    images: Sequence[Image],
+    codec: TokenCodec,
+    shard: int = 10_000,
+    on_unreadable: OnUnreadable | None = None,
+    show: Show = silent,
+) -> int:
+    """Encode pictures into a folder, `shard` a shard; how many there are, each counted once. The
+    folder appears when it is whole. Raises DataError if it exists or, without on_unreadable, for
+    a picture that cannot be read."""
+    if folder.exists():
+        raise DataError(f"{folder}: exists; choose another folder or delete it")
+    unfinished = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    parts = [images[i : i + shard] for i in range(0, len(images), shard)]
+    names = [f"shard-{number:05d}" for number in range(len(parts))]
+    with show("precomputing codes", len(parts), 0) as view:
+        for name, part in zip(names, parts, strict=True):
+            write_shard(unfinished / name, part, codec, on_unreadable)
+            view.advance()
+    about = {"fingerprint": codec.fingerprint, "codes": codec.code_count, "shards": names}
+    (unfinished / "tokens.json").write_text(json.dumps(about, indent=2))
+    unfinished.rename(folder)
+    return len(Tokens(folder, names))
+
+
+def write_shard(
+    stem: Path,
+    images: Sequence[Image],
+    codec: TokenCodec,
+    on_unreadable: OnUnreadable | None = None,
+    batch: int = 64,
+) -> None:
+    """One shard: stem.codes.npy and stem.index.npy."""
+    rows: list[tuple[bytes, int, int, int]] = []
+    codes: list[np.ndarray] = [np.zeros(0, np.int64)]
+    seen: set[bytes] = set()
+    start = 0
+    for i in range(0, len(images), batch):
+        fresh = {}
+        for image in images[i : i + batch]:
+            try:
+                picture = image.load()
+            except DataError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(image, error)
+                continue
+            digest = bytes.fromhex(Image(picture).digest())
+            if digest not in seen:
+                seen.add(digest)
+                fresh[digest] = picture
+        made = codec.codes(list(fresh.values())) if fresh else []
+        for digest, grid in zip(fresh, made, strict=True):
+            rows.append((digest, start, *grid.shape))
+            codes.append(grid.reshape(-1))
+            start += grid.size
+    index = np.zeros(len(rows), INDEX)
+    for at, (digest, *place) in enumerate(rows):
+        index[at] = (np.frombuffer(digest, np.uint8), *place)
+    small = np.uint16 if codec.code_count <= 2**16 else np.uint32
+    np.save(stem.with_name(f"{stem.name}.codes.npy"), np.concatenate(codes).astype(small))
+    np.save(stem.with_name(f"{stem.name}.index.npy"), index)
+
+
+class Tokens(Mapping[str, np.ndarray]):
+    """Digest of a picture's pixels -> its codes [h w], read from the shards when asked for."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self._codes, self._index = [], []
+        self._place: dict[bytes, tuple[int, int]] = {}
+        for number, name in enumerate(names):
+            self._codes.append(_map(folder / f"{name}.codes.npy"))
+            index = _map(folder / f"{name}.index.npy")
+            self._index.append(index)
+            for row, digest in enumerate(index["digest"]):
+                self._place[digest.tobytes()] = (number, row)
+
+    def __getitem__(self, digest: str) -> np.ndarray:
+        number, row = self._place[bytes.fromhex(digest)]
+        _, start, rows, columns = self._index[number][row]
+        flat = self._codes[number][start : start + rows * columns]
+        return flat.reshape(rows, columns).astype(np.int64)
+
+    def __iter__(self) -> Iterator[str]:
+        return (digest.hex() for digest in self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+
+def read_tokens(folder: Path, codec: TokenCodec) -> Tokens:
+    """What write_tokens left. Raises CheckpointError if another tokenizer wrote it, or if it is
+    not whole."""
+    file = folder / "tokens.json"
+    try:
+        about = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: unreadable ({error}); make it with 'chiasm precompute'"
+        ) from None
+    if about["fingerprint"] != codec.fingerprint:
+        raise CheckpointError(
+            f"{folder}: holds codes of the image tokenizer {about['fingerprint'][:12]}, but this "
+            f"one is {codec.fingerprint[:12]}: they would stand for other pictures; "
+            "precompute them again with this tokenizer"
+        )
+    return Tokens(folder, about["shards"])
+
+
+def _map(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: unreadable ({error}); precompute the codes again") from None

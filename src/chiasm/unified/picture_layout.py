@@ -1,0 +1,74 @@
+"""Where a token stands in its picture, and which tokens of it see each other.
+
+position        0   1     2 3 4 5   6     7        text, begin, four codes, end, text
+2-D RoPE row    0   1     2 2 3 3   6     7        counted from the picture's first position
+     column     0   1     2 3 2 3   6     7
+block, causal   0   1     2 3 4 5   6     7
+bidirectional   0   1     2 2 2 2   6     7        of a picture that is given, not drawn
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chiasm.core.batch import Batch
+from chiasm.core.vocab import Vocabulary
+from chiasm.nn.attention import Index, Layout, visible
+from chiasm.nn.cache import KVCache
+
+
+def given_pictures_whole(batch: Batch, vocabulary: Vocabulary) -> Tensor:
+    """block [B T] in which the codes of a picture see each other (PaliGemma's prefix attention,
+    2407.07726, section 3.2, for pictures alone). A picture with targets among its codes is being
+    drawn: it stays causal, as its codes would otherwise see what they are to predict."""
+    code = vocabulary.is_code(batch.ids)
+    joined = torch.zeros_like(code)
+    joined[:, 1:] = code[:, 1:] & code[:, :-1] & (batch.position.diff(dim=1) == 1)
+    joined[:, 1:] &= (batch.branch.diff(dim=1) == 0) & (batch.segment.diff(dim=1) == 0)
+    here = torch.arange(code.shape[1], device=code.device).expand_as(code)
+    first = torch.where(code & ~joined, here, 0).cummax(1).values  # of the run a code belongs to
+    predicts = (code & vocabulary.is_code(batch.targets)).long()
+    drawn = torch.zeros_like(first).scatter_reduce(1, first, predicts, "amax").gather(1, first)
+    return torch.where(code & (drawn == 0), batch.block.gather(1, first), batch.block)
+
+
+def grid_positions(batch: Batch, vocabulary: Vocabulary, columns: int) -> tuple[Tensor, Tensor]:
+    """(row, column) [B T] for two-dimensional rotation; a code counts from the last token before
+    it that is none. Rows hold whole pictures."""
+    code = vocabulary.is_code(batch.ids)
+    here = torch.arange(code.shape[1], device=code.device).expand_as(code)
+    before = torch.where(code, 0, here).cummax(1).values
+    return _place(batch.position, batch.position.gather(1, before), code, columns)
+
+
+class GridCache(KVCache):
+    """A cache that also knows where the pictures under way began, for drawing with 2-D RoPE."""
+
+    def __init__(self, vocabulary: Vocabulary, columns: int):
+        super().__init__()
+        self.vocabulary, self.columns = vocabulary, columns
+        self._others: Tensor | None = None  # [B T] position of what is no code, else -1
+
+    def extend_grid(self, batch: Batch, index: Index) -> tuple[Layout, tuple[Tensor, Tensor]]:
+        """`extend`, and the new tokens' (row, column)."""
+        layout = self.extend(index)
+        assert self.index is not None
+        code = self.vocabulary.is_code(batch.ids)
+        new = torch.where(code, -1, batch.position)
+        self._others = new if self._others is None else torch.cat([self._others, new], 1)
+        # With its block a code of a whole picture would see later ones, but those are codes too.
+        seen = visible(index, self.index) & (self._others[:, None] < batch.position[..., None])
+        before = torch.where(seen, self._others[:, None], -1).amax(-1)
+        return layout, _place(batch.position, before, code, self.columns)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        assert self._others is not None
+        self._others = self._others[rows]
+
+
+def _place(position: Tensor, before: Tensor, code: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    offset = position - before - 1
+    row, column = (before + 1 + x for x in (offset // columns, offset % columns))
+    return torch.where(code, row, position), torch.where(code, column, position)

@@ -1,0 +1,110 @@
+"""Precomputed codes: equal to fresh ones, mapped from disk, refused when another tokenizer's."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from chiasm.core.errors import CheckpointError, DataError
+from chiasm.core.sample import Image
+from chiasm.core.vocab import Vocabulary
+from chiasm.data.tokens import read_tokens, write_tokens
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.codec import UnifiedCodec
+from chiasm.unified.config import AutoencoderConfig, FSQConfig, ResidualVQConfig
+
+TINY = AutoencoderConfig(
+    FSQConfig((4, 4)), 16, multipliers=(1, 1, 1), decoder_channels=64, decoder_blocks=1
+)
+
+
+def codec(seed=0, text=10, **changes):
+    torch.manual_seed(seed)
+    model = Autoencoder(dataclasses.replace(TINY, **changes))
+    return UnifiedCodec(model, Vocabulary(text, model.quantizer.codes, 0, 1, 2, 3, 4))
+
+
+def pictures(count):
+    random = np.random.default_rng(0)
+    return [
+        Image(PIL.Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("quantizer", [FSQConfig((4, 4)), ResidualVQConfig(16, 4, 3)])
+@pytest.mark.parametrize("shard", [2, 100])
+def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantizer, shard):
+    maker, images = codec(quantizer=quantizer), pictures(5)
+    expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    assert write_tokens(tmp_path / "t", [*images, images[0]], maker, shard) == 5
+    # Another text vocabulary: codes do not depend on it, ids do.
+    other = codec(text=33, quantizer=quantizer)
+    other.stored = read_tokens(tmp_path / "t", other)
+    assert len(other.stored) == 5
+    calls = []
+    other.autoencoder.encode = lambda pixels: calls.append(pixels)
+    found = [slot.ids for slot in other.encode([i.load() for i in images])]
+    assert not calls
+    moved = [np.where(ids >= 33, ids - 23, ids).tolist() for ids in found]
+    assert moved == expected
+    assert all(ids.dtype == np.int64 for ids in found)
+
+
+def test_unknown_pictures_are_encoded_in_their_place(tmp_path):
+    maker, images = codec(), pictures(4)
+    expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    write_tokens(tmp_path / "t", [images[1], images[3]], maker)
+    maker.stored = read_tokens(tmp_path / "t", maker)
+    found = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    assert found == expected
+
+
+def test_files_are_small_and_mapped(tmp_path):
+    maker = codec()
+    write_tokens(tmp_path / "t", pictures(3), maker)
+    stored = np.load(tmp_path / "t" / "shard-00000.codes.npy", mmap_mode="r")
+    assert isinstance(stored, np.memmap)
+    assert stored.dtype == np.uint16
+    assert stored.shape == (3 * 16,)
+    assert not (tmp_path / "t.tmp").exists()
+
+
+def test_another_tokenizers_codes_are_refused(tmp_path):
+    write_tokens(tmp_path / "t", pictures(2), codec(0))
+    for other in (codec(1), codec(0, image_size=32)):
+        with pytest.raises(CheckpointError, match="precompute them again with this tokenizer"):
+            read_tokens(tmp_path / "t", other)
+    assert codec(0).fingerprint == codec(0, text=50).fingerprint
+
+
+def test_a_decoder_tuned_later_does_not_spoil_the_codes(tmp_path):
+    maker = codec()
+    before = maker.fingerprint
+    with torch.no_grad():
+        next(maker.autoencoder.decoder.parameters()).add_(1)
+    assert maker.fingerprint == before
+    with torch.no_grad():
+        next(maker.autoencoder.encoder.parameters()).add_(1)
+    assert maker.fingerprint != before
+
+
+def test_broken_and_existing_folders_and_pictures(tmp_path):
+    maker, bad = codec(), Image(tmp_path / "missing.png", "data.jsonl:3")
+    with pytest.raises(CheckpointError, match="chiasm precompute"):
+        read_tokens(tmp_path, maker)
+    with pytest.raises(DataError, match="no such image"):
+        write_tokens(tmp_path / "t", [bad], maker)
+    skipped = []
+    images = [*pictures(2), bad]
+    assert write_tokens(tmp_path / "t", images, maker, 2, lambda i, e: skipped.append(i)) == 2
+    assert skipped == [bad]
+    with pytest.raises(DataError, match="exists"):
+        write_tokens(tmp_path / "t", images, maker)
+    (tmp_path / "t" / "shard-00000.codes.npy").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="precompute the codes again"):
+        read_tokens(tmp_path / "t", maker)
+    assert json.loads((tmp_path / "t" / "tokens.json").read_text())["codes"] == 16
