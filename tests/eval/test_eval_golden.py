@@ -19,6 +19,7 @@ from chiasm.eval.metrics.vqa import exact_match
 from chiasm.eval.metrics.vqa_accuracy import vqa_accuracy
 from chiasm.eval.metrics.words import caption_tokens
 from chiasm.eval.metrics.yes_no import parse_yes_no, pope
+from chiasm.eval.scoring import find_metric
 
 CALLABLE = {
     f.__name__: f
@@ -48,7 +49,9 @@ def test_golden(call, reply, wanted, score, why):
         found = float(found)
     elif isinstance(score, list):
         found = list(found)
-    assert found == (pytest.approx(score) if score and not isinstance(score, (str, list)) else score)
+    assert found == (
+        pytest.approx(score) if score and not isinstance(score, (str, list)) else score
+    )
 
 
 def test_pope_ratio_is_that_of_the_predictions():
@@ -72,6 +75,13 @@ def test_nothing_accumulates_from_one_evaluation_to_the_next():
     assert pope(["yes", "no"], ["yes", "yes"]) == once
     first = vqa_accuracy("none", ["none"] * 5 + ["unseen word"] * 5)
     assert vqa_accuracy("none", ["none"] * 5 + ["unseen word"] * 5) == first == 1.0
+    meta = {"reference": "stop", "category": "scene text"}
+    results = [_evaluate_once(meta) for _ in range(2)]
+    assert results[0] == results[1] == {"correct": 1.0, "parsed": 1.0}
+
+
+def _evaluate_once(meta):
+    return find_metric("contains").score(meta, "a STOP sign")
 
 
 def test_a_guess_is_drawn_only_where_their_habit_is_asked_for():

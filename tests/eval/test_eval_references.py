@@ -21,7 +21,7 @@ from chiasm.eval.metrics.ranking import ranks, recall_at, top_k
 from chiasm.eval.metrics.rouge import rouge_l
 from chiasm.eval.metrics.vqa_accuracy import vqa_accuracy
 
-WORDS = "a the dog cat man runs sits on red grass near two".split()
+WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "red", "grass", "near", "two"]
 
 
 def sentences(count: int, seed: int, references: int = 4) -> tuple[list[str], list[list[str]]]:
@@ -204,8 +204,7 @@ def test_iou_is_counted_cells():
         x, y = np.sort(random.integers(0, 9, (2, 2))), np.sort(random.integers(0, 9, (2, 2)))
         a, b = Box(x[0][0], y[0][0], x[0][1], y[0][1]), Box(x[1][0], y[1][0], x[1][1], y[1][1])
         cells = [
-            {(i, j) for i in range(c.left, c.right) for j in range(c.top, c.bottom)}
-            for c in (a, b)
+            {(i, j) for i in range(c.left, c.right) for j in range(c.top, c.bottom)} for c in (a, b)
         ]
         union = len(cells[0] | cells[1])
         assert iou(a, b) == pytest.approx(len(cells[0] & cells[1]) / union if union else 0)

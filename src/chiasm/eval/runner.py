@@ -27,8 +27,8 @@ class Result:
     accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole pictures,
     wider where the questions of a picture stand or fall together. parse_failures: replies that
     are none of the answers, counted wrong. categories: name -> {"n", "accuracy"}. measure: what a
-    task with a metric of its own means by accuracy, a mean of scores in [0, 1]; metrics: the rest of
-    what its metric tells (scoring.py).
+    task with a metric of its own means by accuracy, a mean of scores in [0, 1], for which the
+    intervals are too wide rather than too narrow; metrics: the rest of what it tells (scoring.py).
     """
 
     task: str

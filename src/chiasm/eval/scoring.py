@@ -1,6 +1,7 @@
 """Metrics by name, as a task uses them: one reply at a time, then all together.
 
-What is right stands in a sample's meta: "reference" always; "answers" where several are right;
+What is right stands in a sample's meta: "reference" always; "answers" (or "captions") where several
+are right;
 "options" (letter -> text); "box" (left, top, right, bottom as fractions of the picture).
 """
 
@@ -51,7 +52,7 @@ def find_metric(name: str, compat: Compat = None) -> Metric:
 
 def answers_of(meta: Meta) -> list[str]:
     """All right answers of a sample."""
-    return list(meta.get("answers") or [meta["reference"]])
+    return list(meta.get("answers") or meta.get("captions") or [meta["reference"]])
 
 
 def _result(correct: float, parsed: bool) -> Scores:
@@ -84,8 +85,8 @@ def _choice(compat: Compat, meta: Meta, reply: str) -> Scores:
     return _result(letter == meta["reference"], letter is not None)
 
 
-def _contains(meta: Meta, reply: str) -> Scores:
-    right = contains(reply, answers_of(meta), bool(meta.get("verbatim")))
+def _contains(compat: Compat, meta: Meta, reply: str) -> Scores:
+    right = contains(reply, answers_of(meta), bool(meta.get("verbatim")), compat)
     return _result(right, bool(reply.strip()))
 
 
@@ -173,7 +174,7 @@ METRICS: dict[str, Callable[[Compat], Metric]] = {
     "anls": _compatible("ANLS", _anls),
     "relaxed": _compatible("relaxed accuracy", _relaxed),
     "choice": _compatible("accuracy", _choice),
-    "contains": _plain("accuracy", _contains),
+    "contains": _compatible("accuracy", _contains),
     "yes-no": lambda compat: Metric(
         "accuracy", partial(_yes_no, compat), partial(_yes_no_summary, compat)
     ),

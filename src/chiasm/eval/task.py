@@ -122,7 +122,8 @@ class Measured(Protocol):
     """What a task may have besides core.protocols.Task: the name of its main score, and numbers of
     all replies together."""
 
-    measure: str
+    @property
+    def measure(self) -> str: ...
 
     def summary(self, replies: Sequence[tuple[Sample, str]]) -> dict[str, float]: ...
 

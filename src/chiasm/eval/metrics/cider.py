@@ -26,7 +26,8 @@ def cider(replies: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
             f"cider of {len(replies)} replies and {len(references)} sets of references"
         )
     tokens = [[caption_tokens(ref) for ref in refs] for refs in references]
-    return [_mean(scores) for scores in zip(*(_order(replies, tokens, n) for n in ORDERS))]
+    by_order = [_order(replies, tokens, n) for n in ORDERS]
+    return [_mean(scores) for scores in zip(*by_order, strict=True)]
 
 
 def _order(replies: Sequence[str], tokens: Sequence[Sequence[list[str]]], n: int) -> list[float]:
@@ -57,7 +58,7 @@ def _order(replies: Sequence[str], tokens: Sequence[Sequence[list[str]]], n: int
 
 
 def _similarity(said: Vector, wanted: Vector) -> float:
-    """Cosine with what is said clipped to what is wanted, so that repeating a word gains nothing."""
+    """Cosine with what is said clipped to what is wanted: repeating a word gains nothing."""
     norms = math.sqrt(sum(v * v for v in said.values()) * sum(v * v for v in wanted.values()))
     dot = sum(min(v, wanted[g]) * wanted[g] for g, v in said.items() if g in wanted)
     return dot / norms if norms else 0.0

@@ -22,7 +22,8 @@ def reference_clip_score(
     """RefCLIPScore: the harmonic mean of clip_score and the best cosine (not below 0) of each
     text [D] with its references [R D] -> [N]."""
     score, unit = clip_score(images, texts), _unit(np.asarray(texts, np.float64))
-    best = np.array([(_unit(r) @ t).max().clip(min=0) for r, t in zip(references, unit, strict=True)])
+    pairs = zip(references, unit, strict=True)
+    best = np.array([(_unit(r) @ text).max().clip(min=0) for r, text in pairs])
     total = score + best
     return np.divide(2 * score * best, total, out=np.zeros_like(total), where=total > 0)
 

@@ -1,6 +1,6 @@
 """Finding flat shapes on a plain ground by rules, without anything learned.
 
-For pictures like easy-VQA's. It gives metrics/agreement.py what a detector gives it for photographs.
+For pictures like easy-VQA's; gives metrics/agreement.py what a detector does for photographs.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def find_shapes(
 
 def _regions(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows, columns) of each group of True pixels that touch at their sides."""
-    left = mask.copy()
-    for start in zip(*np.nonzero(mask), strict=True):
-        if not left[start]:
-            continue
-        left[start] = False
-        region, edge = [], [start]
+    left = set(zip(*(axis.tolist() for axis in np.nonzero(mask)), strict=True))
+    while left:
+        edge = [left.pop()]
+        region = []
         while edge:
             row, column = edge.pop()
             region.append((row, column))
-            for step in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if 0 <= step[0] < mask.shape[0] and 0 <= step[1] < mask.shape[1] and left[step]:
-                    left[step] = False
-                    edge.append(step)
-        yield tuple(np.array(region).T)  # type: ignore[misc]
+            for step in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                beside = (row + step[0], column + step[1])
+                if beside in left:
+                    left.remove(beside)
+                    edge.append(beside)
+        rows, columns = np.array(region).T
+        yield rows, columns

@@ -29,9 +29,9 @@ def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
 def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity of uint8 [H W 3] or [H W] arrays, at most 1, which equal ones have.
 
-    Wang et al. 2004: windows of 11 pixels weighted by a Gaussian of 1.5, each channel by itself, the
-    mean over channels and all windows that lie inside. Raises ValueError for shapes that differ,
-    sides below 11 or other types.
+    Wang et al. 2004: windows of 11 pixels weighted by a Gaussian of 1.5, each channel by itself,
+    the mean over channels and all windows that lie inside. Raises ValueError for shapes that
+    differ, sides below 11 or other types.
     """
     if picture.shape != reference.shape or min(picture.shape[:2]) < 11:
         raise ValueError(f"ssim of {picture.shape} and {reference.shape}; equal, 11 at least")

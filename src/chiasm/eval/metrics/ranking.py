@@ -28,13 +28,13 @@ def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 def recall_at(
     scores: np.ndarray, positive: np.ndarray, at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """"R@K": the share of queries (rows) with at least one positive among the top K."""
+    """ "R@K": the share of queries (rows) with at least one positive among the top K."""
     rank = ranks(scores, positive)
     return {f"R@{k}": float((rank <= k).mean()) for k in at}
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, at: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """"top-K": the share of rows [N C] whose label [N] is among the K best classes."""
+    """ "top-K": the share of rows [N C] whose label [N] is among the K best classes."""
     one_hot = np.arange(scores.shape[1]) == np.asarray(labels)[:, None]
     rank = ranks(scores, one_hot)
     return {f"top-{k}": float((rank <= k).mean()) for k in at}

@@ -35,9 +35,7 @@ def number(text: str) -> Number | None:
     return Number(value, bool(found["percent"]), bare and int(value) in YEARS)
 
 
-def relaxed_match(
-    reply: str, target: str, tolerance: float = 0.05, compat: Compat = None
-) -> bool:
+def relaxed_match(reply: str, target: str, tolerance: float = 0.05, compat: Compat = None) -> bool:
     """|reply - target| <= tolerance · |target| for numbers (2203.10244, section 5.1), else equal
     after folding.
 

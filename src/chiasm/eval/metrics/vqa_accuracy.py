@@ -6,22 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from chiasm.eval.metrics.vqa import ARTICLES, NUMBERS
 from chiasm.eval.metrics.compat import Compat
+from chiasm.eval.metrics.vqa import ARTICLES, NUMBERS
 
 # Its contractions, each given once; the benchmark's table maps every spelling that lacks one
 # apostrophe. "wed", "shed", "hell", "ill", "id" and the like are words and stay.
 _WHOLE = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
-    "haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't "
-    "mightn't've might've mustn't must've needn't not've o'clock oughtn't shan't she'd've should've "
-    "shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll "
-    "someone's something'd something'd've something'll that's there'd there'd've there're there's "
-    "they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're "
-    "what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll "
-    "why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've 'ow's'at you'd "
-    "you'd've you'll you're you've"
-).split()
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've "
+    "hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am "
+    "mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't shan't "
+    "she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd "
+    "someone'd've someone'll someone's something'd something'd've something'll that's there'd "
+    "there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've "
+    "we've weren't what'll what're what's what've when's where'd where's where've who'd "
+    "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all "
+    "y'all'll y'all'd've 'ow's'at you'd you'd've you'll you're you've "
+)
 
 
 def _without_one(word: str) -> list[str]:
@@ -29,7 +29,7 @@ def _without_one(word: str) -> list[str]:
 
 
 # The last entry stands the other way round in the benchmark's table, and so it does here.
-CONTRACTIONS = {short: word for word in _WHOLE for short in _without_one(word)} | {
+CONTRACTIONS = {short: word for word in _WHOLE.split() for short in _without_one(word)} | {
     "somebody'd": "somebodyd"
 }
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

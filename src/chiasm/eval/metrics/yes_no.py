@@ -12,7 +12,7 @@ YesNo = Literal["yes", "no"]
 
 
 class Pope(NamedTuple):
-    """"yes" is the positive class. yes_ratio: replies that say yes over all replies, 0.5 for a
+    """ "yes" is the positive class. yes_ratio: replies that say yes over all replies, 0.5 for a
     model without bias on balanced questions. parse_failures: replies that say neither."""
 
     accuracy: float
