@@ -91,3 +91,15 @@ def test_a_guess_is_drawn_only_where_their_habit_is_asked_for():
     drawn = [parse_choice("unclear", options, "lmms-eval", guess) for _ in range(300)]
     assert all(60 < drawn.count(letter) < 140 for letter in options)
     assert parse_choice("(B)", options, "lmms-eval", guess) == "B"
+
+
+def test_their_guesses_score_by_chance_and_ours_never():
+    metas = [
+        {"reference": "A", "options": dict.fromkeys("ABCD", "x"), "where": i} for i in range(400)
+    ]
+    ours, theirs = find_metric("choice"), find_metric("choice", "lmms-eval")
+    assert sum(ours.score(meta, "unclear")["correct"] for meta in metas) == 0
+    guessed = [theirs.score(meta, "unclear") for meta in metas]
+    assert 70 < sum(score["correct"] for score in guessed) < 130
+    assert sum(score["parsed"] for score in guessed) == 0
+    assert guessed == [theirs.score(meta, "unclear") for meta in metas]

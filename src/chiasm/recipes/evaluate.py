@@ -22,7 +22,8 @@ from chiasm.hub.load import load
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.talk import responder
-from chiasm.vision.contrastive import DualEncoder
+from chiasm.train.checkpoint import read_json
+from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
 
 
@@ -40,7 +41,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate, print the table, keep the predictions."""
     if asked.metric == "perplexity":
-        _report(modality_perplexity(responder(run), asked.samples()), asked.name, "perplexity")
+        samples = asked.samples()[: asked.limit or None]
+        _report(modality_perplexity(responder(run), samples), asked.name, "perplexity")
         return
     if asked.task in NAMES and find_benchmark(asked.task).metric == "drawing":
         _draw(run, asked, out or run / f"drawn-{asked.name}", count, judge)
@@ -66,12 +68,13 @@ def evaluate_command(
 
 
 def contrastive(run: Path) -> Dual | None:
-    """A contrastive encoder of ours or of transformers (a folder, or a hub id where no such folder
-    could be), None for anything else."""
+    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where there
+    is no folder OWNER), None for anything else."""
     if (run / "model.json").exists():
-        model, processor = load(run)
-        return OwnDual(model, processor) if isinstance(model, DualEncoder) else None
-    if (run / "config.json").exists() or not (run.exists() or run.parent.exists()):
+        if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
+            return None
+        return OwnDual(*load(run))
+    if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
         return load_stock_dual(str(run))
     return None
 
