@@ -68,8 +68,8 @@ def evaluate_command(
 
 
 def contrastive(run: Path) -> Dual | None:
-    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where there
-    is no folder OWNER), None for anything else."""
+    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where no
+    folder OWNER is), None for anything else."""
     if (run / "model.json").exists():
         if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
             return None

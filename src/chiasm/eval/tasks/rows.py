@@ -94,13 +94,14 @@ def _lines(file: Path) -> Iterator[dict]:
 
 
 def _list(file: Path) -> Iterator[dict]:
-    found = read_json(file)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError:  # POPE's .json files are one object a line
+        return _lines(file)
     rows = found.get("data") if isinstance(found, dict) else found
-    if isinstance(rows, list):
-        return iter(rows)
-    if file.read_text(encoding="utf-8").count("\n") <= 1:
+    if not isinstance(rows, list):
         raise DataError(f'{file}: neither a list nor an object with a list "data"')
-    return _lines(file)
+    return iter(rows)
 
 
 def _separated(file: Path, mark: str) -> Iterator[dict]:
