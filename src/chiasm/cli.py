@@ -113,20 +113,62 @@ def eval(
     seed: int = 0,
     blind: bool = False,
     out: Path | None = None,
+    metric: str = "",
+    columns: str = "",
+    data: Path | None = None,
+    split: str = "",
+    download: bool = False,
+    compat: Literal["lmms-eval"] | None = None,
+    by_likelihood: bool = False,
+    labels: Path | None = None,
+    prompts: tuple[str, ...] = (),
+    count: int = 4,
+    judge: Path | None = None,
 ) -> None:
-    """Ask a model every question of a test set; accuracy with its interval, parse failures.
+    """Ask a model every question of a test set; its score with an interval, parse failures.
 
     Args:
-        run: Folder of a trained model of either route.
-        task: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format; its test half.
+        run: Folder of a trained model of either route; or a contrastive encoder, ours or one of
+            transformers (CLIP, SigLIP), for zero-shot classification and retrieval.
+        task: A benchmark (vqav2, gqa, textvqa, docvqa, chartqa, ai2d, mmmu, mmstar, mmbench, pope,
+            ocrbench, screenspot, coco-captions, flickr30k, imagenet, video-mme, geneval),
+            "easy-vqa", hf:ORG/NAME, a file or folder in a known format (its test half), or a .tsv,
+            .csv, .json or .parquet table.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
         blind: Give every question the picture of another: what is still right was guessed.
         out: File for the predictions (default RUN/predictions-TASK.jsonl).
+        metric: exact, vqa, anls, relaxed, choice, contains, yes-no, caption, transcript, click,
+            box, perplexity; by default the task's own.
+        columns: Of a table, where they are not called as usual: "question=q answer=gold".
+        data: Folder of the benchmark's published files (default data/TASK).
+        split: Split of the benchmark (default the one that has answers).
+        download: Fetch the benchmark from the Hugging Face hub into that folder first.
+        compat: Repeat a harness's habits, defects included, to compare with its numbers.
+        by_likelihood: Choose the likeliest of a question's options, or of --labels, instead of
+            generating.
+        labels: File with one label or class name a line (default classes.txt beside the data, else
+            the test set's answers).
+        prompts: For zero-shot, texts with {} for the class's name (default CLIP's ensemble of 7).
+        count: Pictures a prompt, for tasks that are drawn.
+        judge: A contrastive encoder that gives drawn pictures a CLIPScore.
     """
+    from chiasm.eval.zero_shot import PROMPTS
+    from chiasm.recipes.asked import Asked
     from chiasm.recipes.evaluate import evaluate_command
 
-    evaluate_command(run, task, limit, seed, blind, out)
+    asked = Asked(task, data, split, download, metric, columns, compat, limit, seed)
+    evaluate_command(
+        run,
+        asked,
+        blind=blind,
+        out=out,
+        by_likelihood=by_likelihood,
+        labels=labels,
+        prompts=prompts or PROMPTS,
+        count=count,
+        judge=judge,
+    )
 
 
 @app.command

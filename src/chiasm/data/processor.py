@@ -10,7 +10,7 @@ import numpy as np
 from chiasm.core.batch import IGNORE, Encoded, Slot, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
-from chiasm.core.sample import Image, Sample, Turn, split_independent
+from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
 from chiasm.data.clips import Clips, Frames
 from chiasm.data.template import Template
 
@@ -66,6 +66,23 @@ class Processor:
         lines, slots = self._lines([bare], reply=True)
         return _merge(lines, slots, sample.id, self.prefix)
 
+    def alternatives(self, sample: Sample, replies: Sequence[str]) -> Encoded:
+        """Several replies to one conversation that ends with the user's turn, as branches of one
+        trunk (reply i is branch i + 1; 0 where there is one only). Only they are supervised."""
+        _check(sample)
+        sample = sample if self.clips is None else self.clips.unroll([sample])[0]
+        slots = self._encode_pictures(sample)
+        prompt = self._line(sample, slots, reply=True)
+        spoken = any(turn.role == "assistant" for turn in sample.turns)
+        lines = []
+        for reply in replies:
+            turns = (*sample.turns, answer(reply))
+            line = self._line(sample.replace(turns=turns), slots, reply=False, whole=True)
+            if spoken:
+                line.supervised[: len(prompt.ids)] = False
+            lines.append(line)
+        return _merge(lines, slots, sample.id, self.prefix)
+
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:
         """Prompts to answer: neighbours that ask about the same single picture share a trunk.
 
@@ -88,7 +105,8 @@ class Processor:
         slots = self._encode_pictures(parts[0])
         return [self._line(part, slots, reply) for part in parts], slots
 
-    def _line(self, sample: Sample, slots: list[Slot], reply: bool) -> _Line:
+    def _line(self, sample: Sample, slots: list[Slot], reply: bool, whole: bool = False) -> _Line:
+        """whole: refuse what is too long instead of dropping later turns."""
         turns = list(sample.turns)
         while True:
             tokens = self.template.render(turns, reply)
@@ -97,6 +115,7 @@ class Processor:
                 return self._expand(tokens.ids, tokens.supervised, slots)
             if (
                 reply
+                or whole
                 or len(turns) <= 3
                 or any(isinstance(p, Image) for t in turns[-2:] for p in t.parts)
             ):

@@ -14,7 +14,7 @@ from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.interval import bootstrap_mean, wilson
-from chiasm.eval.task import is_open, picture_key
+from chiasm.eval.task import Measured, is_open, picture_key
 
 Reply = str | DataError
 
@@ -26,7 +26,9 @@ class Result:
     n: questions answered; those that could not be asked are in errors (id -> reason) and in no
     accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole pictures,
     wider where the questions of a picture stand or fall together. parse_failures: replies that
-    are none of the answers, counted wrong. categories: name -> {"n", "accuracy"}.
+    are none of the answers, counted wrong. categories: name -> {"n", "accuracy"}. measure: what a
+    task with a metric of its own means by accuracy, a mean of scores in [0, 1], for which the
+    intervals are too wide rather than too narrow; metrics: the rest of what it tells (scoring.py).
     """
 
     task: str
@@ -40,6 +42,8 @@ class Result:
     seconds: float
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    measure: str = "accuracy"
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -73,18 +77,19 @@ def evaluate(
     seconds = time.perf_counter() - began
     if out is not None:
         _write(out, rows)
-    return _summarise(task.name, rows, seconds)
+    return _summarise(task, rows, seconds)
 
 
 def majority_baseline(task: Task) -> dict[str, float | None]:
-    """Accuracy of always giving the commonest reference: of all questions, and of the open and the
+    """What always giving the commonest reference scores: of all questions, and of the open and the
     yes/no ones apart, each with the commonest of its own."""
     kinds = {"accuracy": (True, False), "open_accuracy": (True,), "yes_no_accuracy": (False,)}
-    references = [str(sample.meta["reference"]) for sample in task.samples()]
     result: dict[str, float | None] = {}
     for name, wanted in kinds.items():
-        counts = Counter(r for r in references if is_open(r) in wanted)
-        result[name] = counts.most_common(1)[0][1] / counts.total() if counts else None
+        asked = [s for s in task.samples() if is_open(str(s.meta["reference"])) in wanted]
+        counts = Counter(str(sample.meta["reference"]) for sample in asked)
+        reply = counts.most_common(1)[0][0] if counts else ""
+        result[name] = _mean([task.score(sample, reply)["correct"] for sample in asked])
     return result
 
 
@@ -134,7 +139,8 @@ def _row(task: Task, sample: Sample, reply: Reply) -> _Row:
     return _Row(sample, reply, {} if isinstance(reply, DataError) else task.score(sample, reply))
 
 
-def _summarise(name: str, rows: Sequence[_Row], seconds: float) -> Result:
+def _summarise(task: Task, rows: Sequence[_Row], seconds: float) -> Result:
+    name = task.name
     errors = {row.sample.id or row.sample.where: str(row.reply) for row in rows if row.failed}
     rows = [row for row in rows if not row.failed]
     if not rows:
@@ -156,7 +162,18 @@ def _summarise(name: str, rows: Sequence[_Row], seconds: float) -> Result:
         seconds=seconds,
         categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in groups.items()},
         errors=errors,
+        measure=task.measure if isinstance(task, Measured) else "accuracy",
+        metrics=_metrics(task, rows),
     )
+
+
+def _metrics(task: Task, rows: Sequence[_Row]) -> dict[str, float]:
+    """Means of the scores beside the main one, and what only all replies together tell."""
+    if not isinstance(task, Measured):
+        return {}
+    names = dict.fromkeys(k for row in rows for k in row.score if k not in ("correct", "parsed"))
+    means = {name: sum(row.score[name] for row in rows) / len(rows) for name in names}
+    return means | task.summary([(row.sample, str(row.reply)) for row in rows])
 
 
 def _mean(values: Sequence[float]) -> float | None:

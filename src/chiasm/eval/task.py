@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Turn, split_independent
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
+from chiasm.eval.scoring import Metric
 
 YES_NO = frozenset({"yes", "no"})
 
@@ -87,6 +89,43 @@ class QuestionTask:
             "category": sample.meta.get("category", kind),
         }
         return sample.replace(turns=sample.turns[:-1], meta=meta)
+
+
+class MeasuredTask(QuestionTask):
+    """Questions scored by a metric (scoring.py) that reads what is right from their meta."""
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        metric: Metric,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(name, samples, limit=limit, seed=seed)
+        self.metric = metric
+
+    @property
+    def measure(self) -> str:
+        return self.metric.measure
+
+    def score(self, sample: Sample, reply: str) -> dict[str, float]:
+        return self.metric.score(sample.meta, reply)
+
+    def summary(self, replies: Sequence[tuple[Sample, str]]) -> dict[str, float]:
+        return self.metric.summary([s.meta for s, _ in replies], [reply for _, reply in replies])
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a task may have besides core.protocols.Task: the name of its main score, and numbers of
+    all replies together."""
+
+    @property
+    def measure(self) -> str: ...
+
+    def summary(self, replies: Sequence[tuple[Sample, str]]) -> dict[str, float]: ...
 
 
 def is_open(reference: str) -> bool:

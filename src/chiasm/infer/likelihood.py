@@ -2,28 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-from chiasm.core.batch import IGNORE, pack
+from chiasm.core.batch import IGNORE, Encoded, pack
+from chiasm.core.errors import DataError
+from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.infer.generate import Generator, chunks
 from chiasm.nn.loss import token_loss
 from chiasm.nn.precision import autocast
 
+AT_ONCE = 64
+"""Labels that share one trunk: their words weigh more than the picture from about there on."""
 
-@torch.inference_mode()
+
 def reply_log_likelihood(respond: Generator, samples: Sequence[Sample]) -> list[float]:
     """log p(replies | what was said before) of each conversation, nats, summed over the supervised
     tokens. Raises DataError for a sample that cannot be encoded or has no reply."""
-    model, found = respond.model.eval(), []
-    for rows in chunks([respond.processor.encode(s) for s in samples], respond.tokens, len):
-        batch = pack([[row] for row in rows]).to(respond.device)
+    rows = [respond.processor.encode(sample) for sample in samples]
+    return [float(sums.sum()) for sums in _sums(respond, rows)]
+
+
+def label_log_likelihood(
+    respond: Generator, samples: Sequence[Sample], labels: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """log p(label | conversation that ends with the user's turn), nats, of each sample's labels as
+    the whole reply, its end included. They are branches of one trunk: the pictures are computed
+    once, and each label is read as if it stood alone. Raises DataError."""
+    rows, owners = [], []
+    for i, (sample, own) in enumerate(zip(samples, labels, strict=True)):
+        for start in range(0, len(own), AT_ONCE):
+            part = own[start : start + AT_ONCE]
+            rows.append(respond.processor.alternatives(sample, part))
+            owners.append((i, len(part)))
+    found: list[list[float]] = [[] for _ in samples]
+    for (i, count), sums in zip(owners, _sums(respond, rows), strict=True):
+        found[i] += sums[1 : count + 1].tolist() if count > 1 else sums[:1].tolist()
+    return found
+
+
+class LabelResponder:
+    """A `Respond` (core.protocols) that says the likeliest of given labels instead of generating.
+
+    labels: what may be said to a sample. Longer labels have more factors below 1; they are not
+    compensated, for the product is the probability of the reply.
+    """
+
+    def __init__(self, respond: Generator, labels: Callable[[Sample], Sequence[str]]):
+        self.respond, self.labels = respond, labels
+
+    def __call__(
+        self, samples: Sequence[Sample], sampling: Sampling
+    ) -> Iterator[tuple[int, Piece]]:
+        """One whole reply a sample; sampling has no say. Raises DataError for a sample without
+        labels or one that cannot be encoded."""
+        labels = [list(self.labels(sample)) for sample in samples]
+        for sample, own in zip(samples, labels, strict=True):
+            if not own:
+                raise DataError(f"{sample.where}: no labels to choose from")
+        for i, scores in enumerate(label_log_likelihood(self.respond, samples, labels)):
+            yield i, Piece(labels[i][scores.index(max(scores))], finish="stop")
+
+
+@torch.inference_mode()
+def _sums(respond: Generator, rows: Sequence[Encoded]) -> Iterator[Tensor]:
+    """Of each row its supervised tokens' log-likelihood by branch [branches]."""
+    model = respond.model.eval()
+    for chunk in chunks(rows, respond.tokens, len):
+        batch = pack([[row] for row in chunk]).to(respond.device)
         wanted = batch.targets != IGNORE
         with autocast(respond.precision, respond.device):
             logits = model.logits(model(batch)[wanted])
         nll, _ = token_loss(logits, batch.targets[wanted])
-        total = nll.new_zeros(len(rows)).index_add_(0, wanted.nonzero()[:, 0], nll)
-        found += (-total).tolist()
-    return found
+        total = nll.new_zeros(len(chunk), int(batch.branch.max()) + 1)
+        total.index_put_((wanted.nonzero()[:, 0], batch.branch[wanted]), -nll, accumulate=True)
+        yield from total

@@ -26,6 +26,35 @@ def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
+def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Structural similarity of uint8 [H W 3] or [H W] arrays, at most 1, which equal ones have.
+
+    Wang et al. 2004: windows of 11 pixels weighted by a Gaussian of 1.5, each channel by itself,
+    the mean over channels and all windows that lie inside. Raises ValueError for shapes that
+    differ, sides below 11 or other types.
+    """
+    if picture.shape != reference.shape or min(picture.shape[:2]) < 11:
+        raise ValueError(f"ssim of {picture.shape} and {reference.shape}; equal, 11 at least")
+    if picture.dtype != np.uint8 or reference.dtype != np.uint8:
+        raise ValueError(f"ssim wants uint8, got {picture.dtype} and {reference.dtype}")
+    x, y = picture.astype(np.float64), reference.astype(np.float64)
+    mean_x, mean_y = _window(x), _window(y)
+    variances = _window(x * x) - mean_x**2 + _window(y * y) - mean_y**2
+    covariance = _window(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return float((luminance * (2 * covariance + c2) / (variances + c2)).mean())
+
+
+def _window(x: np.ndarray) -> np.ndarray:
+    """[H W ...] -> [H-10 W-10 ...], the Gaussian mean of each window."""
+    weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        x = np.lib.stride_tricks.sliding_window_view(x, 11, axis) @ weights
+    return x
+
+
 class Distinct(NamedTuple):
     """count: how many different pictures. distance: mean absolute difference of two of them,
     per channel value, over all pairs, as a fraction of the full range; 0 for a single picture."""

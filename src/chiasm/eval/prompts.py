@@ -1,0 +1,86 @@
+"""Pictures for a list of prompts, kept as GenEval's own evaluation reads them, and scored by rules
+where rules can see what they show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from chiasm.core.errors import DataError
+from chiasm.core.progress import Bar, Show
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Sample
+from chiasm.eval.metrics.agreement import agrees
+from chiasm.eval.metrics.clipscore import clip_score
+from chiasm.eval.metrics.flat_shapes import PALETTE, find_shapes
+from chiasm.infer.draw import draw
+from chiasm.infer.generate import Generator
+from chiasm.vision.dual import Dual
+
+SHAPES = frozenset({"rectangle", "circle", "triangle"})
+Pictures = list[list[PIL.Image.Image]]
+
+
+def draw_prompts(
+    respond: Generator,
+    samples: Sequence[Sample],
+    out: Path,
+    count: int,
+    sampling: Sampling,
+    show: Show = Bar,
+) -> Pictures:
+    """`count` pictures a prompt, written to out/00000/samples/0000.png with the prompt's record in
+    out/00000/metadata.jsonl. Raises NotGenerativeError for a model that cannot draw."""
+    pictures: Pictures = []
+    with show("drawing", len(samples), 0) as view:
+        for number, sample in enumerate(samples):
+            folder = out / f"{number:05d}"
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "metadata.jsonl").write_text(json.dumps(_record(sample)) + "\n")
+            drawn = [d.best for d in draw(respond, [prompt_of(sample)] * count, sampling)]
+            for i, picture in enumerate(drawn):
+                picture.save(folder / "samples" / f"{i:04d}.png")
+            pictures.append(drawn)
+            view.advance()
+    return pictures
+
+
+def prompt_of(sample: Sample) -> str:
+    return sample.turns[0].text
+
+
+def rules_apply(samples: Sequence[Sample]) -> bool:
+    """Whether all prompts are of what metrics/flat_shapes.py can find: its shapes and colours."""
+    rules = [r for s in samples for r in (*s.meta["include"], *(s.meta.get("exclude") or ()))]
+    return all(r["class"] in SHAPES and r.get("color", "red") in PALETTE for r in rules)
+
+
+def score_by_rules(samples: Sequence[Sample], pictures: Pictures) -> dict[str, float]:
+    """The share of pictures that agree with their prompt: "all", and of each tag."""
+    found: dict[str, list[bool]] = {"all": []}
+    for sample, drawn in zip(samples, pictures, strict=True):
+        right = [agrees(sample.meta, find_shapes(picture)) for picture in drawn]
+        found["all"] += right
+        found.setdefault(sample.meta["category"], []).extend(right)
+    return {name: sum(right) / len(right) for name, right in found.items()}
+
+
+def mean_clip_score(dual: Dual, samples: Sequence[Sample], pictures: Pictures) -> float:
+    """CLIPScore of all pictures with their prompts. Raises DataError without pictures."""
+    scores = []
+    for sample, drawn in zip(samples, pictures, strict=True):
+        images = dual.embed_pictures(drawn).numpy()
+        text = dual.embed_texts([prompt_of(sample)]).numpy()
+        scores.append(clip_score(images, np.repeat(text, len(images), 0)))
+    if not scores:
+        raise DataError("there are no pictures to score")
+    return float(np.concatenate(scores).mean())
+
+
+def _record(sample: Sample) -> dict:
+    rules = {key: sample.meta[key] for key in ("include", "exclude") if key in sample.meta}
+    return {"tag": sample.meta["category"], **rules, "prompt": prompt_of(sample)}

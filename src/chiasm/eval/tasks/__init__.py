@@ -1,0 +1,1 @@
+"""Published benchmarks: one file each that reads the published files; registry.py finds them."""

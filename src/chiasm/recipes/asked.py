@@ -1,0 +1,109 @@
+"""What `chiasm eval --task` means: a benchmark, a data set, or any table with a metric."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.core.config import nearest
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.sample import Sample
+from chiasm.data import easy_vqa
+from chiasm.data.load import BUILT_IN, load_samples
+from chiasm.data.quarantine import Quarantine
+from chiasm.eval.metrics.compat import Compat
+from chiasm.eval.scoring import find_metric
+from chiasm.eval.task import MeasuredTask, QuestionTask
+from chiasm.eval.tasks.registry import NAMES, download, find_benchmark, read_benchmark
+from chiasm.eval.tasks.rows import SUFFIXES
+from chiasm.eval.tasks.table import read_table
+from chiasm.recipes.run import read
+
+
+@dataclass(frozen=True)
+class Asked:
+    """task: a benchmark's name, "easy-vqa", a folder with test.jsonl, a .jsonl of conversations, or
+    a table. folder: where a benchmark's files are (data/NAME). split: "" for the one that has
+    answers. fetch: download it first. metric: "" for the task's own. columns: of a table."""
+
+    task: str
+    folder: Path | None = None
+    split: str = ""
+    fetch: bool = False
+    metric: str = ""
+    columns: str = ""
+    compat: Compat = None
+    limit: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return Path(self.task).stem
+
+    def samples(self) -> list[Sample]:
+        """All questions with their answers."""
+        if self.task in NAMES:
+            folder = self.folder or Path("data") / self.task
+            if self.fetch:
+                download(self.task, folder)
+            return read_benchmark(self.task, folder, self.split)
+        if self.task in BUILT_IN:
+            return load_samples(self.task, "test")
+        if not Path(self.task).exists() and (near := nearest(self.task, NAMES)):
+            raise ConfigError(f"unknown task '{self.task}'{near}")
+        if is_table(Path(self.task)):
+            return read_table(Path(self.task).expanduser(), self.columns)
+        return read(self.task, "test", Quarantine())
+
+    def question_task(self) -> QuestionTask:
+        """The questions as a task; easy-VQA's answers are a closed set."""
+        samples, limit = self.samples(), self.limit or None
+        metric = self.metric or self._usual(samples)
+        if not metric:
+            answers = easy_vqa.ANSWERS if self.task in BUILT_IN else None
+            return QuestionTask(self.name, samples, answers, limit=limit, seed=self.seed)
+        found = find_metric(metric, self.compat)
+        return MeasuredTask(self.name, samples, found, limit=limit, seed=self.seed)
+
+    def _usual(self, samples: list[Sample]) -> str:
+        """The metric of a task for which none was asked, "" where answers are just compared."""
+        if self.task in NAMES:
+            return find_benchmark(self.task).metric
+        if is_table(Path(self.task)):
+            return "choice" if all("options" in sample.meta for sample in samples) else "exact"
+        return ""
+
+    def labels(self, task: QuestionTask, file: Path | None = None) -> list[str]:
+        """The names to choose from: the lines of a file, else of classes.txt beside the data, else
+        all answers of the task, which tells a model more than the question does."""
+        beside = Path(self.task).expanduser()
+        beside = (beside if beside.is_dir() else beside.parent) / "classes.txt"
+        file = file or (beside if beside.is_file() else None)
+        if file is None:
+            closed = task.answers or ()
+            return list(closed) or sorted({s.meta["reference"] for s in task.samples()})
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: {error}; give a text file, one label a line") from None
+        labels = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        if not labels:
+            raise DataError(f"{file}: no labels; write one a line")
+        return labels
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of rows rather than conversations (rows with "messages")."""
+    path = path.expanduser()
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        return False
+    if path.suffix != ".jsonl":
+        return True
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return False  # the reader of conversations says where it is broken
+    return isinstance(row, dict) and "messages" not in row
