@@ -81,7 +81,7 @@ def test_a_decompression_bomb_is_a_data_error(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_any_exception_of_a_decoder_becomes_a_data_error(monkeypatch: pytest.MonkeyPatch):
-    def fail(_):
+    def fail(*_, **__):
         raise RuntimeError("Failed to decode frame 0:\nDecoding of color planes failed")
 
     monkeypatch.setattr(PIL.Image, "open", fail)

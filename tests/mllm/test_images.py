@@ -461,9 +461,9 @@ def test_words_for_tiles_are_added_once_and_well(folders, tmp_path):
     ids = words.convert_tokens_to_ids(names)
     assert len(set(ids)) == len(names)
     assert max(ids) < len(table) == model.head.weight.shape[0]
-    assert min(ids) < 300 <= max(ids)  # some rows were there, unused
+    near = 0.02 * float(table.std())  # the mean of all others, a little apart from each other
     for i in ids:
-        torch.testing.assert_close(table[i], table[: min(ids)].mean(0))
+        torch.testing.assert_close(table[i], table[: min(ids)].mean(0), atol=near, rtol=0)
     hub.save(tmp_path / "run", model, processor, config)
     again, other = load(tmp_path / "run")
     assert len(other.template.tokenizer) == len(words)

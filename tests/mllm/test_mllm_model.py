@@ -414,7 +414,8 @@ def test_a_tied_language_model_is_checkpointed(llama, lora, tmp_path):
     noisy_adapters(model)
     assert model.head.weight is model.language.get_input_embeddings().weight
     batch = pack([[processor.encode(s) for s in samples()]])
-    checkpoint.save(tmp_path / "step-1", {"model": checkpoint.state_of(model, model.groups())}, {})
+    state = checkpoint.copied(checkpoint.state_of(model, model.groups()), keep=True)
+    checkpoint.save(tmp_path / "step-1", {"model": state}, {})
     again, _ = build(llama, lora)
     with torch.no_grad():
         for parameter in again.parameters():

@@ -63,6 +63,12 @@ def test_accumulated_over_uneven_batches_it_is_one_large_batch(toy, per_sample, 
         def __init__(self, groups):
             self.groups = groups
 
+        def split(self, strand, count):
+            self.groups = self.groups[strand::count]
+
+        def state_dict(self):
+            return {}
+
         def __iter__(self):
             while True:
                 for group in self.groups:
@@ -78,8 +84,8 @@ def test_accumulated_over_uneven_batches_it_is_one_large_batch(toy, per_sample, 
             accumulate=len(groups),
             autocast="none",
         )
-        stream = Batches([[encoded[i] for i in group] for group in groups])
-        train(model, [stage], lambda _: stream, tmp_path / name, show=silent)
+        members = [[encoded[i] for i in group] for group in groups]
+        train(model, [stage], lambda _: Batches(members), tmp_path / name, show=silent)
         return model.state_dict()
 
     one, two = run([[0, 1, 2, 3]], "one"), run([[1], [3, 0, 2]], "two")

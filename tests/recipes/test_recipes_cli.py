@@ -51,6 +51,7 @@ TINY_TOKENIZER = [
 
 def fails(capsys, *arguments: object) -> str:
     """Run a command that must end with exit code 2 and one line."""
+    capsys.readouterr()  # what was said before
     with pytest.raises(SystemExit) as caught:
         cli.main([str(a) for a in arguments])
     assert caught.value.code == 2

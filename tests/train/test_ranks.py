@@ -106,8 +106,8 @@ def stages(groups, steps=3, **settings):
     common = {"accumulate": 2, "log_every": 1, "autocast": "none", "save_every": 2, **settings}
     rates = dict.fromkeys(groups, 1e-3)
     return [
-        Stage("first", steps, lr={groups[-1]: 1e-3}, **common),
-        Stage("second", steps, lr=rates, **common),
+        Stage("first", steps, lr={groups[-1]: 1e-3}, feature_cache=0, **common),
+        Stage("second", steps, lr=rates, feature_cache=0, **common),
     ]
 
 

@@ -55,19 +55,26 @@ class MLLM(nn.Module):
         """Hidden states [B T D] after the language model's last norm."""
         index = Index(batch.segment, batch.block, batch.branch, batch.position)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        slots, features, grids = batch.ids == self.image_token, None, None
-        if batch.patches is not None and batch.grids is not None:
-            features, grids = self.features(batch.patches, batch.grids), self._seen(batch.grids)
+        slots, features = batch.ids == self.image_token, self._features_of(batch)
         x = self._embed(batch, slots, features)
         steps = {}
         if isinstance(self.projector, InnerProjector):
             sight = Sight(slots, index, cache, partial(self._arranged, batch.place, slots))
+            grids = None if batch.grids is None else self._seen(batch.grids)
             steps = self.projector.between(features, grids, sight)
         with taking(steps, self.layers()):
             return run(self.language, x, batch.position, layout, cache)
 
-    def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
+        return self._embed(batch, batch.ids == self.image_token, self._features_of(batch))
+
+    def _features_of(self, batch: Batch) -> Tensor | None:
+        if batch.patches is None or batch.grids is None:
+            return None
+        return self.features(batch.patches, batch.grids)
+
+    def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
         x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
         self.idle = []
         if features is None or batch.grids is None:

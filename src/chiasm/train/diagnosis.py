@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.protocols import Trainable
+from chiasm.nn.modes import evaluating
 
 
 @torch.no_grad()
@@ -24,12 +25,10 @@ def output_sizes(model: Trainable, batch: Any) -> dict[str, float]:
         sizes[names[module]] = first.float().square().mean().sqrt().item()
 
     handles = [block.register_forward_hook(record) for block in model.blocks()]
-    training = model.training
-    model.eval()  # dropout off, and nothing that follows the data moves
     try:
-        model.loss(batch)
+        with evaluating(model):  # dropout off, and nothing that follows the data moves
+            model.loss(batch)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return sizes

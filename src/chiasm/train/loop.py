@@ -18,6 +18,7 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
+from chiasm.nn.modes import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
 from chiasm.train.diagnosis import first_grown, output_sizes
@@ -156,12 +157,15 @@ class _Trainer:
         stage = self.stages[number]
         self._set_up(number)
         self.model.train()
+        for name, group in self.model.groups().items():
+            if name not in stage.lr:  # a frozen codebook does not follow the data either
+                group.eval()
         # Parts of weights are exchanged by the ranks as they are: those stay as they are.
         lowest = torch.float32 if self.sharded else working_dtype(stage.autocast, self.device)
         lowered = LoweredWeights(self.model, lowest)
         try:
             with (
-                remembered(self.model, stage),
+                nullcontext() if self.sharded else remembered(self.model, stage),
                 recomputed(self.model.blocks() if stage.recompute else ()),
             ):
                 self._steps(number, first, lowered)
@@ -371,12 +375,8 @@ class _Trainer:
         """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
         assert self.evaluate is not None
         averaged = self.ema.applied() if self.ema else nullcontext()
-        self.model.eval()
-        try:
-            with averaged, whole(self.model):
-                numbers = self.evaluate()
-        finally:
-            self.model.train()
+        with evaluating(self.model), averaged, whole(self.model):
+            numbers = self.evaluate()
         record = {f"eval/{name}": value for name, value in numbers.items()}
         self.metrics.write({"step": self.total, "stage": stage.name, **record})
         name = stage.best.removeprefix("-")

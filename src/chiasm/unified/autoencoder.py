@@ -10,6 +10,7 @@ from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
 from chiasm.nn.flops import attention_flops
+from chiasm.nn.modes import evaluating
 from chiasm.nn.norm import GroupNorm
 from chiasm.unified.caption_reader import CaptionReader
 from chiasm.unified.code_meter import CodeMeter
@@ -249,16 +250,13 @@ class Autoencoder(nn.Module):
                 if isinstance(m, nn.Conv2d | nn.Linear)
             ]
             side = 4 * self.config.stride
-            training = self.training
             device = next(self.parameters()).device
-            with torch.no_grad():
-                self.eval()
+            with torch.no_grad(), evaluating(self):
                 self.decoder(
                     self.quantizer(
                         self.encoder(torch.zeros(1, 3, side, side, device=device))
                     ).values
                 )
-            self.train(training)
             for handle in handles:
                 handle.remove()
             self._flops_per_pixel = total / side**2
