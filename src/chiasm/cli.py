@@ -253,8 +253,8 @@ def draw(
     draw_pictures(run, text, out, count, best_of, sampling)
 
 
-for command in collect_commands.COMMANDS:
-    data.command(command)
+for maker in collect_commands.COMMANDS:
+    data.command(maker)
 for name, command in data_commands.COMMANDS.items():
     data.command(command, name=name)
 app.command(data, name="data", help="Make, import, inspect and filter data sets.")

@@ -84,11 +84,13 @@ class Clips:
         first = slots[0]
         if len(slots) == 1:
             return first
-        assert all(slot.grid == first.grid and slot.place is not None for slot in slots)
+        assert all(slot.grid == first.grid for slot in slots)
+        patches = [slot.patches for slot in slots if slot.patches is not None]
+        places = [slot.place for slot in slots if slot.place is not None]
         return replace(
             first,
-            patches=np.concatenate([slot.patches for slot in slots]),
-            place=np.concatenate([slot.place for slot in slots]),
+            patches=np.concatenate(patches),
+            place=np.concatenate(places),
             tiles=sum(slot.tiles for slot in slots),
         )
 

@@ -59,7 +59,10 @@ def read_footage(path: Path, config: VideoConfig, where: str = "") -> Footage:
                 sound = "only sound" if container.streams.audio else "or it is truncated"
                 raise _BadFileError(f"no pictures in it, {sound}")
             index = _indexed(container)
-            unit = float(container.streams.video[0].time_base)
+            unit = container.streams.video[0].time_base
+            if unit is None:
+                raise _BadFileError("its frames have no times")
+            unit = float(unit)
             first = index.times[0]
             seconds = (index.end - first) * unit
             chosen = choose(

@@ -166,7 +166,7 @@ class FeatureCache:
         if mapped is None or len(mapped) < entry.end:
             mapped = self._maps[entry.data] = np.memmap(entry.data, np.uint8, "r")
         raw = np.array(mapped[entry.offset : entry.end])
-        if not entry.checked and zlib.crc32(raw) != entry.checksum:
+        if not entry.checked and zlib.crc32(raw.data) != entry.checksum:
             del self._held[name]
             return None
         entry.checked = True
@@ -192,8 +192,9 @@ class FeatureCache:
 
     def _write(self, name: bytes, features: Tensor, raw: memoryview) -> None:
         data, index = self._files = self._files or self._new_part()
+        rows, width = features.shape
         entry = _Entry(
-            Path(data.name), data.tell(), *features.shape, features.dtype, zlib.crc32(raw), True
+            Path(data.name), data.tell(), rows, width, features.dtype, zlib.crc32(raw), True
         )
         record = RECORD.pack(
             name,
@@ -215,7 +216,7 @@ class FeatureCache:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _size(folder: Path) -> int:

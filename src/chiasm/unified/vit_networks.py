@@ -35,7 +35,7 @@ class ViTDecoder(nn.Module):
         self.out = nn.Linear(config.width, 3 * config.patch_size**2)
 
     @property
-    def last(self) -> nn.Parameter:
+    def last(self) -> Tensor:
         """The weight that writes the pixels."""
         return self.out.weight
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import DataError
@@ -65,7 +65,7 @@ def conversation(
             [Video(inside(v, f"videos[{i}]", root), where) for i, v in enumerate(videos)]
         ),
     }
-    turns = tuple(Turn(role, _parts(text, media)) for role, text in words)
+    turns = tuple(Turn(cast(Role, role), _parts(text, media)) for role, text in words)
     check_order(turns)
     return turns
 
