@@ -256,7 +256,7 @@ def draw(
 for maker in collect_commands.COMMANDS:
     data.command(maker)
 for name, command in data_commands.COMMANDS.items():
-    data.command(command, name=name)
+    data.command(name=name)(command)
 app.command(data, name="data", help="Make, import, inspect and filter data sets.")
 
 _overrides: Overrides = {}
