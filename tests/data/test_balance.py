@@ -70,7 +70,7 @@ def test_match_asks_of_its_own_caption_and_of_others():
 
 def test_every_other_stranger_is_a_near_one():
     captions = [f"a {color} {shape}" for color in "pqrs" for shape in "xyzw"]
-    view, random = match(captions, pairs=2), np.random.default_rng(0)
+    view, random = match(captions, hard=True, pairs=2), np.random.default_rng(0)
     shared = {0: 0, 1: 0}
     for _ in range(200):
         turns = view(asked([("what?", "p")], "a p x"), random).turns

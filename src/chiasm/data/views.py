@@ -44,19 +44,21 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
 ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
 
 
-def match(captions: Sequence[str], pairs: int = 3) -> View:
+def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
     """Does this text describe the picture? Asked `pairs` times of its own caption and of another's,
     answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2). All are branches of
-    the one picture, which costs more than any of them. Every other stranger is the one of eight
-    that shares the rarest words with the picture's own caption (hard negatives, the same section):
-    told apart from those, a picture must be known in all its parts."""
+    the one picture, which costs more than any of them.
+
+    hard: every other stranger is the one of eight that shares the rarest words with the picture's
+    own caption (hard negatives, the same section): told apart from those, a picture must be known
+    in all its parts. A model that cannot compare at all yet learns it sooner without (LOG.md)."""
     common = Counter(word for caption in captions for word in set(caption.split()))
 
     def alike(one: str, other: str) -> float:
         return sum(1.0 / common[word] for word in set(one.split()) & set(other.split()))
 
-    def stranger(own: str, hard: bool, random: np.random.Generator) -> str:
-        places = random.integers(0, len(captions), 8 if hard else 1).tolist()
+    def stranger(own: str, alike_one: bool, random: np.random.Generator) -> str:
+        places = random.integers(0, len(captions), 8 if alike_one else 1).tolist()
         drawn = [captions[int(i)] for i in places]
         return max(drawn, key=lambda other: (other != own, alike(own, other)))
 
@@ -64,7 +66,7 @@ def match(captions: Sequence[str], pairs: int = 3) -> View:
         own = caption_of(sample)
         if not own or not sample.images:
             return None
-        others = [stranger(own, number % 2 == 1, random) for number in range(pairs)]
+        others = [stranger(own, hard and number % 2 == 1, random) for number in range(pairs)]
         turns = []
         for caption in (*[own] * pairs, *(c for c in others if c != own)):
             picture = () if turns else sample.images[:1]

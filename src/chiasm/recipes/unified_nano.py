@@ -10,7 +10,8 @@ RATES = {"embedding": 2e-3, "transformer": 2e-3}
 def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
     # drawing teaches what pictures are made of, captions what is in them, matching to compare them
-    # with words (drawing beside it holds that up for long); only then can questions be answered.
+    # with words (drawing beside it, or captions too much alike, hold that up for long); only then
+    # can questions be answered.
     def stage(
         name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
     ) -> Stage:
@@ -29,9 +30,10 @@ def recipe() -> Recipe:
     stages = (
         stage("draw", 60, "draw", warmup=0.05),
         stage("perceive", 90, "describe+describe+describe+draw"),
-        stage("match", 150, "match"),
-        stage("converse", 150, "converse+converse+converse+match"),
-        stage("settle", 340, "converse+draw"),
+        stage("match", 110, "match"),
+        stage("discern", 40, "discern"),
+        stage("converse", 130, "converse+converse+converse+discern"),
+        stage("settle", 300, "converse+draw"),
         stage("cool", 290, "converse+draw+draw+draw", "linear"),
     )
     return Recipe(UnifiedConfig(), stages, questions=9)

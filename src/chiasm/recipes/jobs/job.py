@@ -54,7 +54,13 @@ class Context:
         questions: View = converse
         if self.recipe.questions:
             questions = at_most(converse, self.recipe.questions, answer_rarity(self.train))
-        return {"converse": questions, "describe": describe, "match": match(self.captions())}
+        captions = self.captions()
+        return {
+            "converse": questions,
+            "describe": describe,
+            "match": match(captions),
+            "discern": match(captions, hard=True),
+        }
 
     def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
         """The packed batches of a stage."""

@@ -38,6 +38,7 @@ def build(context: Context) -> Job:
     views |= {
         "converse": with_caption(views["converse"]),
         "match": with_caption(views["match"]),
+        "discern": with_caption(views["discern"]),
         "draw": partial(draw, drop=config.drop_condition),
     }
     return Job(
