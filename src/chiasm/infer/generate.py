@@ -22,6 +22,7 @@ from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.grammar import Drawn, Edit, Grammar
+from chiasm.infer.paint import paint
 from chiasm.infer.replies import Reply, next_batch
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.precision import Precision, autocast
@@ -102,6 +103,18 @@ class Generator:
             for sequence, tokens in zip(live, ids, strict=True):
                 for token in tokens:
                     yield from self._advance(sequence, token, sampling)
+            painters = [s for s in live if not s.done and self._paints(s)]
+            if painters:
+                assert self.grammar is not None
+                with torch.inference_mode(), autocast(self.precision, self.device):
+                    ids = paint(
+                        self.model, self.grammar, painters, count, cache, sampling, guided, random
+                    )
+                for sequence, tokens in zip(painters, ids, strict=True):
+                    before = sequence.pending
+                    for token in tokens:
+                        yield from self._advance(sequence, token, sampling)
+                    sequence.pending = [*before, *tokens]
             live = [s for s in live if not s.done]
             if not live:
                 return
@@ -215,6 +228,11 @@ class Generator:
             s.shown += fresh
             if fresh or s.done:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
+
+    def _paints(self, s: Reply) -> bool:
+        """Whether the rest of its picture is drawn at once, by masked diffusion."""
+        masked = self.grammar is not None and self.grammar.vocabulary.mask is not None
+        return masked and s.state is not None and s.state.open
 
     def _picture(self, drawn: Drawn) -> PIL.Image.Image:
         ids = torch.tensor(drawn.ids)

@@ -147,6 +147,11 @@ class Row:
         more = self.images < self.sampling.max_images and self._fits()
         return WORDS_OR_PICTURE if more else WORDS
 
+    @property
+    def open(self) -> bool:
+        """Whether only codes are left to say of a picture: its size is known."""
+        return self.drawing and self._grid is not None
+
     def ahead(self) -> list[int]:
         """The marks of the next tokens as far as they are certain, at least one. They can all be
         chosen before any is taken."""

@@ -55,6 +55,12 @@ class KVCache:
             for layer in store:
                 store[layer] = store[layer][rows]
 
+    def forget(self, length: int) -> None:
+        """Keep the first `length` tokens of every row: what was tried after them does not count."""
+        assert self.index is not None
+        self.index = self.index.map(lambda column: column[:, :length])
+        self._length = length
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held (transformers asks by this name)."""
         return self._before

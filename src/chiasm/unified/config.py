@@ -198,7 +198,7 @@ class UnifiedConfig:
                 "model.row_ends cuts pictures into rows, which rope 2d and image_objective masked "
                 "take as a whole; leave it off with them"
             )
-        if len(set(grid[1] for grid in self.grids)) > 1 and self.rope == "2d":
+        if len({grid[1] for grid in self.grids}) > 1 and self.rope == "2d":
             raise ConfigError(
                 "model.grids of several widths need model.rope 1d, or grids of one width"
             )
