@@ -104,7 +104,10 @@ def score_parts(
     drawing = replace(SAMPLING, max_images=1, draw_first=True)
     drawn = replies(respond, [Sample((question(w.caption),)) for w in asked], drawing)
     read = replies(respond, [Sample((question(s.images[0]),)) for s in shown], Sampling())
-    others = [w.other if w.other != s.meta["color"] else w.color for w, s in zip(asked, shown)]
+    others = [
+        w.other if w.other != s.meta["color"] else w.color
+        for w, s in zip(asked, shown, strict=True)
+    ]
     told = [
         Sample((question(s.images[0], CHANGES[0].format(color)),))
         for s, color in zip(shown, others, strict=True)
@@ -112,7 +115,10 @@ def score_parts(
     changed = replies(respond, told, drawing)
     right = {
         "draw": [sees(judge, d[0], w.color, w.shape) for d, w in zip(drawn, asked, strict=True)],
-        "read": ["".join(map(str, r)).strip() == s.meta["caption"] for r, s in zip(read, shown)],
+        "read": [
+            "".join(map(str, r)).strip() == s.meta["caption"]
+            for r, s in zip(read, shown, strict=True)
+        ],
         "change": [
             sees(judge, c[0], color, s.meta["shape"])
             for c, color, s in zip(changed, others, shown, strict=True)

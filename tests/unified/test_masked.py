@@ -201,7 +201,7 @@ def test_passes_unmask_by_the_cosine_the_surest_first(n, steps, seed):
 def test_the_default_objective_knows_no_mask_and_the_masked_one_needs_it():
     assert UnifiedConfig().image_objective == "next"
     plain = dataclasses.replace(V, mask=None)
-    with pytest.raises(ConfigError, match="hub.unified.build"):
+    with pytest.raises(ConfigError, match=r"hub\.unified\.build"):
         Unified(CONFIG, plain)
     with pytest.raises(ConfigError, match="row_ends"):
         dataclasses.replace(CONFIG, row_ends=True)

@@ -10,8 +10,8 @@ import PIL.Image
 
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, answer, question
-from chiasm.infer.grammar import Edit
 from chiasm.infer.generate import Generator
+from chiasm.infer.grammar import Edit
 from chiasm.infer.likelihood import reply_log_likelihood
 
 SURE = math.log(0.95)

@@ -16,15 +16,16 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import Batch, Encoded, pack
+from chiasm.core.batch import Encoded, pack
 from chiasm.core.errors import NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.grammar import Drawn, Edit, Grammar
 from chiasm.infer.paint import paint
-from chiasm.infer.replies import Reply, next_batch
+from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
+from chiasm.nn.attention import Index
 from chiasm.nn.precision import Precision, autocast
 
 T = TypeVar("T")
@@ -88,49 +89,40 @@ class Generator:
             for row, (_, members) in enumerate(prompts)
             for branch, sample in enumerate(members)
         ]
-        count = len(prompts)
-        place = self._last_tokens(live, rows, count if guided else 0)
+        place = self._last_tokens(live, rows, len(prompts) if guided else 0)
         for s in live if self.grammar is not None else ():
             room = self.processor.max_length - s.position
             s.state = self.grammar.start(sampling, edits[s.sample], room)  # type: ignore[union-attr]
-        cache = self.model.new_cache()
+        session = Session(live, len(prompts), guided, self.model.new_cache(), sampling, random)
         batch = pack([[row] for row in rows])
-        while True:
+        while session.live:
             # Inside the context only while computing: a generator must not leak it to its caller.
             with torch.inference_mode(), autocast(self.precision, self.device):
-                logits = self._logits(batch, place, cache)
-                ids = self._run(logits, live, count, cache, sampling, guided, random)
-            for sequence, tokens in zip(live, ids, strict=True):
+                hidden = self.model(batch.to(self.device), session.cache)
+                logits = self.model.logits(hidden[place[0], place[1]]).float()
+                ids, fed = self._run(logits, session)
+            for s, tokens in zip(session.live, ids, strict=True):
                 for token in tokens:
-                    yield from self._advance(sequence, token, sampling)
-            painters = [s for s in live if not s.done and self._paints(s)]
-            if painters:
-                assert self.grammar is not None
-                with torch.inference_mode(), autocast(self.precision, self.device):
-                    ids = paint(
-                        self.model, self.grammar, painters, count, cache, sampling, guided, random
-                    )
-                for sequence, tokens in zip(painters, ids, strict=True):
-                    before = sequence.pending
-                    for token in tokens:
-                        yield from self._advance(sequence, token, sampling)
-                    sequence.pending = [*before, *tokens]
-            live = [s for s in live if not s.done]
-            if not live:
-                return
-            used = sorted({s.row for s in live})
-            if len(used) <= count // 2:  # finished rows leave the batch once they are the majority
-                keep = used + [row + count for row in used] if guided else used
-                cache.select(torch.tensor(keep, device=self.device))
-                for sequence in live:
-                    sequence.row = used.index(sequence.row)
-                count = len(used)
-            batch, place = next_batch(live, count, guided)
+                    yield from self._advance(s, token, sampling)
+                s.pending = tokens[fed:]
+            yield from self._paint(session)
+            session.drop_finished()
+            if session.live:
+                batch, place = next_batch(session.live, session.rows, guided)
 
-    def _logits(self, batch: Batch, place: tuple[Tensor, Tensor], cache: Any) -> Tensor:
-        """[n V] of the tokens at (rows, columns)."""
-        hidden = self.model(batch.to(self.device), cache)
-        return self.model.logits(hidden[place[0], place[1]]).float()
+    def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
+        """Draw the pictures that are begun, where they are drawn by masked diffusion."""
+        if self.grammar is None or self.grammar.vocabulary.mask is None:
+            return
+        painters = [s for s in session.live if s.state is not None and s.state.open]
+        if not painters:
+            return
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            ids = paint(self.model, self.grammar, painters, session)
+        for s, tokens in zip(painters, ids, strict=True):
+            for token in tokens:
+                yield from self._advance(s, token, session.sampling)
+            s.pending += tokens
 
     def _last_tokens(
         self, live: list[Reply], rows: list[Encoded], twins: int
@@ -150,63 +142,69 @@ class Generator:
             column_of.append(len(twin) - 1)
         return torch.tensor(row_of), torch.tensor(column_of)
 
-    def _run(
-        self,
-        logits: Tensor,
-        live: list[Reply],
-        rows: int,
-        cache: Any,
-        sampling: Sampling,
-        guided: bool,
-        random: torch.Generator,
-    ) -> list[list[int]]:
+    def _run(self, logits: Tensor, session: Session) -> tuple[list[list[int]], int]:
         """The next tokens of each sequence, all of one number: one, or as many as the grammar
-        knows what may come, which is the rest of a picture where all draw one."""
-        marks = [[0] if s.state is None else s.state.ahead() for s in live]
+        knows what may come, which is the rest of a picture where all draw one. And how many of
+        them the model has seen."""
+        marks = [[0] if s.state is None else s.state.ahead() for s in session.live]
         ahead = list(zip(*marks, strict=False))  # up to the shortest
-        drawing = [s.drawing for s in live]
-        chosen = [self._choose(logits, ahead[0], drawing, sampling, guided, random)]
-        if len(ahead) > 1:
-            for s in live:
-                s.pending = [0]
-            batch, place = next_batch(live, rows, guided)
-            batch, place = batch.to(self.device), tuple(x.to(self.device) for x in place)
-            for step, allowed in enumerate(ahead[1:]):
-                told = chosen[-1].repeat(2) if guided else chosen[-1]
-                ids = batch.ids.index_put(place, told)
-                at = batch.position + step + 1
-                logits = self._logits(replace(batch, ids=ids, position=at, block=at), place, cache)
-                chosen.append(self._choose(logits, allowed, drawing, sampling, guided, random))
-        return torch.stack(chosen, 1).tolist()
+        drawing = [s.drawing for s in session.live]
+        chosen = [self._choose(logits, ahead[0], drawing, session)]
+        # What has to come at the end of it is told without asking the model.
+        free = 1 + max((n for n, row in enumerate(ahead[1:]) if max(row) >= 0), default=-1)
+        if free:
+            step = self._stepper(session, free)
+            for number in range(free):
+                told = step(number, chosen[-1])
+                chosen.append(self._choose(told, ahead[number + 1], drawing, session))
+        ids = torch.stack(chosen, 1).tolist()
+        forced = zip(*ahead[free + 1 :], strict=True) if len(ahead) > free + 1 else [()] * len(ids)
+        return [own + [~m for m in rest] for own, rest in zip(ids, forced, strict=True)], free
+
+    def _stepper(self, session: Session, steps: int) -> Callable[[int, Tensor], Tensor]:
+        """A function of (number of the step, ids [N] just chosen) -> logits for the next ones, for
+        so many steps in which nothing else changes: all but ids and positions is laid out once."""
+        guided, feeds = session.guided, []
+        for s in session.live:
+            feeds.append(replace(s, pending=[0], position=s.position + 1))
+        batch, (line, column) = next_batch(feeds, session.rows, guided)
+        batch, width = batch.to(self.device), batch.ids.shape[1]
+        place = (line * width + column).to(self.device)
+        straight = place.tolist() == list(range(batch.ids.numel()))
+        session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
+
+        def step(number: int, ids: Tensor) -> Tensor:
+            told = ids.repeat(2) if guided else ids
+            if not straight:
+                told = batch.ids.reshape(-1).index_put((place,), told)
+            at = batch.position + number
+            fed = replace(batch, ids=told.view(batch.ids.shape), position=at, block=at)
+            hidden = self.model(fed, session.cache).flatten(0, 1)
+            return self.model.logits(hidden if straight else hidden[place]).float()
+
+        return step
 
     def _choose(
-        self,
-        logits: Tensor,
-        marks: Sequence[int],
-        drawing: list[bool],
-        sampling: Sampling,
-        guided: bool,
-        random: torch.Generator,
+        self, logits: Tensor, marks: Sequence[int], drawing: list[bool], session: Session
     ) -> Tensor:
         """ids [N] from logits [N V], or [2N V] with the twins'."""
         of_images = torch.tensor(drawing, device=logits.device)
-        if guided:
+        if session.guided:
             plain, bare = logits.split(len(drawing))
             logits = plain
             if any(drawing):
-                logits = guide(plain, bare, sampling.guidance)
+                logits = guide(plain, bare, session.sampling.guidance)
             if not all(drawing):
                 logits = torch.where(of_images[:, None], logits, plain)
         if self.grammar is not None:
-            logits = logits.masked_fill(~self.grammar.allow(marks), float("-inf"))
+            logits = logits.masked_fill(self.grammar.forbid(tuple(marks)), float("-inf"))
         elif self.processor.template.marker < logits.shape[-1]:
             # Said, it would stand for a picture that is not there.
             logits[:, self.processor.template.marker] = float("-inf")
-        return choose(logits, sampling, random, of_images)
+        return choose(logits, session.sampling, session.random, of_images)
 
     def _advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
         """Take a token in; yield what became known by it."""
-        s.pending = [token]
         s.position += 1
         inside = s.drawing
         drawn = None if s.state is None else s.state.take(token)
@@ -228,11 +226,6 @@ class Generator:
             s.shown += fresh
             if fresh or s.done:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
-
-    def _paints(self, s: Reply) -> bool:
-        """Whether the rest of its picture is drawn at once, by masked diffusion."""
-        masked = self.grammar is not None and self.grammar.vocabulary.mask is not None
-        return masked and s.state is not None and s.state.open
 
     def _picture(self, drawn: Drawn) -> PIL.Image.Image:
         ids = torch.tensor(drawn.ids)

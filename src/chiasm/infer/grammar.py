@@ -66,6 +66,7 @@ class Grammar:
         allowed = [words, both, vocabulary.allow_codes(), self._sides(self._heights)]
         allowed += [self._sides(w for h, w in grids if h == height) for height in self._heights]
         self.table = torch.stack(allowed).to(device)
+        self._asked: tuple[tuple[int, ...], Tensor] = ((), torch.empty(0))
         self.legal = torch.stack(allowed).numpy()  # the same, quick to ask for one id
 
     def start(self, sampling: Sampling, edit: Edit | None = None, room: int | None = None) -> Row:
@@ -90,6 +91,13 @@ class Grammar:
             only[torch.arange(len(forced)), ~where[forced]] = True
             allowed[forced.to(allowed.device)] = only.to(allowed.device)
         return allowed
+
+    def forbid(self, marks: tuple[int, ...]) -> Tensor:
+        """[N V] bool: the opposite of allow. Inside pictures rows ask for the same again and again,
+        so the last answer is kept."""
+        if self._asked[0] != marks:
+            self._asked = (marks, ~self.allow(marks))
+        return self._asked[1]
 
     def columns_after(self, rows: int) -> int:
         """The mark of the columns that go with a number of rows."""

@@ -11,29 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.core.protocols import Sampling
 from chiasm.infer.grammar import CODES, Grammar
-from chiasm.infer.replies import Reply, next_batch
+from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
 
 
 def paint(
-    model: Any,
-    grammar: Grammar,
-    replies: Sequence[Reply],
-    rows: int,
-    cache: Any,
-    sampling: Sampling,
-    guided: bool,
-    random: torch.Generator,
+    model: Any, grammar: Grammar, replies: Sequence[Reply], session: Session
 ) -> list[list[int]]:
-    """The tokens left of each reply's picture, its end included. The replies stand in a batch of
-    `rows` rows, their size is announced; the cache is left as it was.
+    """The tokens left of each reply's picture, its end included. The replies are some of the
+    session's, the size of their pictures is announced; the cache is left as it was.
 
     After pass t of T the floor(cos(pi t / 2T) n) least sure of a picture's n codes to draw are
     masked again, given ones never. Sureness is log p of the code chosen plus Gumbel noise times the
     temperature, which falls linearly to 0 (once: FACTS, section 2).
     """
+    cache, guided, random = session.cache, session.guided, session.random
     device, mask = random.device, grammar.vocabulary.mask
     assert mask is not None
     marks = [s.state.ahead()[:-1] for s in replies if s.state is not None]
@@ -47,14 +40,14 @@ def paint(
         replace(s, pending=[*s.pending, *[mask] * len(own)], position=s.position + len(own))
         for s, own in zip(replies, marks, strict=True)
     ]
-    batch, (line, last) = next_batch(feeds, rows, guided)
+    batch, (line, last) = next_batch(feeds, session.rows, guided)
     batch, ids, unknown = batch.to(device), ids.to(device), unknown.to(device)
     size = torch.tensor([len(own) for own in marks])
     valid = (torch.arange(longest) < size[:, None]).repeat(1 + guided, 1)
     column = last[:, None] - size.repeat(1 + guided)[:, None] + 1 + torch.arange(longest)
     place = (line[:, None].expand_as(column)[valid].to(device), column[valid].to(device))
     count, length = unknown.sum(1), len(cache)
-    own = sampling.of_images
+    sampling = session.sampling.of_images
     for step in range(max(1, sampling.image_steps)):
         told = ids.repeat(1 + guided, 1)[valid.to(device)]
         hidden = model(replace(batch, ids=batch.ids.index_put(place, told)), cache)
@@ -65,12 +58,12 @@ def paint(
         logits = logits.masked_fill(~grammar.table[CODES], float("-inf"))
         chosen, sure = torch.full_like(ids, mask), ids.new_zeros(ids.shape, dtype=logits.dtype)
         here = valid[:n].to(device)
-        picked = choose(logits, own, random)
+        picked = choose(logits, sampling, random)
         chosen[here] = picked
         sure[here] = logits.log_softmax(-1).gather(1, picked[:, None])[:, 0]
         done = (step + 1) / max(1, sampling.image_steps)
         ids = torch.where(unknown, chosen, ids)
-        unknown = _least_sure(sure, unknown, count, done, own.temperature, random)
+        unknown = _least_sure(sure, unknown, count, done, sampling.temperature, random)
         ids = ids.masked_fill(unknown, mask)
     assert not bool(unknown.any())
     end = grammar.vocabulary.end_image

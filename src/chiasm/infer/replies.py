@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chiasm.core.batch import IGNORE, Batch
+from chiasm.core.protocols import Sampling
 from chiasm.infer.grammar import Row
 
 
@@ -16,8 +18,8 @@ from chiasm.infer.grammar import Row
 class Reply:
     """One reply in the making: a branch of a row; shift is how much later its twin stands.
 
-    position: where its next token will stand. pending: tokens that the model has not seen yet.
-    state: where it stands in the grammar; None of a model that cannot draw.
+    position: where its next token will stand. pending: its last tokens, as far as the model has not
+    seen them. state: where it stands in the grammar; None of a model that cannot draw.
     """
 
     sample: int
@@ -34,6 +36,31 @@ class Reply:
     @property
     def drawing(self) -> bool:
         return self.state is not None and self.state.drawing
+
+
+@dataclass
+class Session:
+    """Replies made together: those unfinished, in a batch of `rows` rows (then as many twins where
+    it is guided) whose past the cache holds."""
+
+    live: list[Reply]
+    rows: int
+    guided: bool
+    cache: Any
+    sampling: Sampling
+    random: torch.Generator
+
+    def drop_finished(self) -> None:
+        """Forget finished replies; their rows leave the batch once they are the majority."""
+        self.live = [s for s in self.live if not s.done]
+        used = sorted({s.row for s in self.live})
+        if not used or len(used) > self.rows // 2:
+            return
+        keep = used + [row + self.rows for row in used] if self.guided else used
+        self.cache.select(torch.tensor(keep, device=self.random.device))
+        for s in self.live:
+            s.row = used.index(s.row)
+        self.rows = len(used)
 
 
 def next_batch(

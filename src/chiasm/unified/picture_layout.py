@@ -67,11 +67,12 @@ class GridCache(KVCache):
         """`extend`, and the new tokens' (row, column)."""
         layout = self.extend(index)
         assert self.index is not None
+        known = self.index.map(lambda column: column[:, : len(self)])
         code = self.vocabulary.in_picture(batch.ids)
         new = torch.where(code, -1, batch.position)
         self._others = new if self._others is None else torch.cat([self._others, new], 1)
         # With its block a code of a whole picture would see later ones, but those are codes too.
-        seen = visible(index, self.index) & (self._others[:, None] < batch.position[..., None])
+        seen = visible(index, known) & (self._others[:, None] < batch.position[..., None])
         before = torch.where(seen, self._others[:, None], -1).amax(-1)
         return layout, _place(batch.position, before, code, self.columns)
 
