@@ -84,5 +84,5 @@ def _least_sure(
     left = torch.minimum(left, unknown.sum(1) - 1)
     noise = torch.empty_like(sure).exponential_(generator=random).log_().neg_()
     doubt = sure + max(0.0, temperature) * (1 - done) * noise if temperature > 0 else sure
-    rank = doubt.masked_fill(~unknown, float("inf")).argsort(1, stable=True).argsort(1)
+    rank = doubt.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True).argsort(1)
     return unknown & (rank < left[:, None])
