@@ -98,7 +98,7 @@ def restored(respond, sample):
     return codec.decode(ids[codec.vocabulary.is_code(ids)]).tobytes()
 
 
-@pytest.mark.parametrize("objective", ["next", "masked"])
+@pytest.mark.parametrize("objective", ["next", pytest.param("masked", marks=pytest.mark.slow)])
 def test_one_request_draws_says_and_draws_again(objective):
     respond = learned(image_objective=objective)
     red, blue = restored(respond, RED), restored(respond, BLUE)
