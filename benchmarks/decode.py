@@ -5,6 +5,8 @@
              every id that is no code. Ours has QK-norm (the default; Llama has none) and writes
              the two ids around the codes as well. Both decode the codes to pixels. A unit is a
              code.
+    guided   the same with classifier-free guidance, of one picture and of eight. The peer is told
+             guidance_scale and the bare prompt, which it runs beside the other.
     mllm     ten questions about one picture of 64 visual tokens, eight new tokens each, with a
              language model of SmolLM2-135M's shape. Ours is one row with the questions as
              branches; the peer is ten left-padded rows of inputs_embeds, stock sdpa, its picture
@@ -47,6 +49,7 @@ from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
 PICTURES, QUESTIONS, NEW_TOKENS = 8, 10, 8
+GUIDANCE = 1.5
 Replies = list
 
 
@@ -71,20 +74,33 @@ class Sides:
         return result(unit, alternate(counted(self.ours), counted(self.peer), rounds))
 
 
-def drawing(config: UnifiedConfig, samples: Sequence[Sample]) -> Sides:
-    """PICTURES captions to draw; replies are the pixels."""
+def drawing(
+    config: UnifiedConfig,
+    samples: Sequence[Sample],
+    pictures: int = PICTURES,
+    guidance: float = 1.0,
+) -> Sides:
+    """So many captions to draw; replies are the pixels."""
     model, processor = build(config, samples)
     vocabulary, codec = model.vocabulary, processor.codec
     peer = llama(config, vocabulary.size).eval()
     if not config.qk_norm:
         copy_weights(model, peer)
-    asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // PICTURES]]
+    asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // pictures]]
     rows = [
         [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
     ]
     ids, mask = _left_padded(rows, vocabulary.pad)
+    guided = {}
+    if guidance != 1.0:
+        bare = [processor.unconditional(one).ids.tolist() for one in asked]
+        told = _left_padded([[*row, vocabulary.begin_image] for row in bare], vocabulary.pad)
+        guided = dict(
+            zip(("negative_prompt_ids", "negative_prompt_attention_mask"), told, strict=True)
+        )
+        guided["guidance_scale"] = guidance
     generator = Generator(model, processor)
-    sampling = Sampling(max_images=1, draw_first=True)
+    sampling = Sampling(max_images=1, draw_first=True, guidance=guidance)
 
     def ours() -> Replies:
         pieces = sorted(
@@ -102,10 +118,11 @@ def drawing(config: UnifiedConfig, samples: Sequence[Sample]) -> Sides:
                 do_sample=False,
                 suppress_tokens=list(range(vocabulary.text)),
                 pad_token_id=vocabulary.pad,
+                **guided,
             )
             return [codec.decode(row).tobytes() for row in out[:, ids.shape[1] :]]
 
-    return Sides(ours, theirs, PICTURES * codec.codes_per_image)
+    return Sides(ours, theirs, pictures * codec.codes_per_image)
 
 
 class _Numbers(RoleTemplate):
@@ -200,6 +217,12 @@ def main() -> None:
     drawing(UnifiedConfig(qk_norm=False), samples).check("unified")
     parts = {"unified": drawing(UnifiedConfig(), samples).measure("codes/s", rounds)}
     print(f"unified: {parts['unified']}", flush=True)
+    for pictures in (1, PICTURES):
+        name = f"guided {pictures}"
+        drawing(UnifiedConfig(qk_norm=False), samples, pictures, GUIDANCE).check(name)
+        sides = drawing(UnifiedConfig(), samples, pictures, GUIDANCE)
+        parts[name] = sides.measure("codes/s", rounds)
+        print(f"{name}: {parts[name]}", flush=True)
     sides = answering(samples)
     sides.check("mllm")
     parts["mllm"] = sides.measure("tokens/s", rounds)

@@ -47,7 +47,8 @@ def train(
     """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
 
     Args:
-        recipe: encoder, tokenizer, mllm_smol, unified_nano, or a Python file with recipe().
+        recipe: encoder, tokenizer, mllm_smol, unified_nano, unified_interleaved, or a Python file
+            with recipe().
         out: Folder of the run (default runs/RECIPE).
         data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
             after "FORMAT:" where it is not seen by itself.
@@ -228,8 +229,13 @@ def draw(
     top_p: float = 0.95,
     guidance: float = 1.5,
     seed: int = 0,
+    edit: Path | None = None,
+    mask: Path | None = None,
+    vary: float = 0.0,
+    grid: tuple[int, int] | None = None,
+    steps: int = 12,
 ) -> None:
-    """Draw a picture from text with a unified model.
+    """Draw a picture from text with a unified model, or change one (--edit).
 
     Args:
         run: Folder of a trained unified model.
@@ -243,14 +249,30 @@ def draw(
         top_p: Choose among the likeliest codes that make up this probability.
         guidance: Scale of classifier-free guidance; 1 is none.
         seed: Another seed, another picture.
+        edit: A picture to change. Alone it is shown to the model beside the text, which says how
+            ("make it blue"); with --mask or --vary the text says what is to be seen.
+        mask: A picture that is white where --edit is to be drawn anew; the rest keeps its codes.
+        vary: Draw this share of --edit anew, at random places.
+        grid: Rows and columns of codes, for models that draw several sizes.
+        steps: Passes a picture, for models that draw by masked diffusion.
     """
     from chiasm.core.protocols import Sampling
-    from chiasm.recipes.talk import draw_pictures
+    from chiasm.recipes.talk import Change, draw_pictures
 
     if count < 1 or best_of < 1:
         raise ConfigError(f"--count {count} --best-of {best_of}: both must be at least 1")
-    sampling = Sampling(temperature, top_k, top_p, guidance=guidance, seed=seed)
-    draw_pictures(run, text, out, count, best_of, sampling)
+    if (mask or vary) and not edit:
+        raise ConfigError("--mask and --vary change a picture: give it with --edit")
+    if (mask and vary) or not 0 <= vary <= 1 or steps < 1:
+        raise ConfigError(
+            f"--vary {vary} --steps {steps}: give --mask or a --vary from 0 to 1, and --steps of "
+            "at least 1"
+        )
+    sampling = Sampling(
+        temperature, top_k, top_p, guidance=guidance, seed=seed, grid=grid, image_steps=steps
+    )
+    change = Change(edit, mask, vary) if edit else None
+    draw_pictures(run, text, out, count, best_of, sampling, change)
 
 
 for maker in collect_commands.COMMANDS:

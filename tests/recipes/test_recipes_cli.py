@@ -112,6 +112,13 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
     runs("chat", tiny_run, picture, "what is it?", "--max-tokens", "4")
     runs("draw", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--count", "2")
     assert PIL.Image.open(tmp_path / "drawn.png").size == (128, 64)
+    PIL.Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
+    for change in ((), ("--mask", tmp_path / "mask.png"), ("--vary", "0.5")):
+        changed = tmp_path / "changed.png"
+        runs("draw", tiny_run, "noise 1", "-o", changed, "--edit", picture, *change)
+        assert PIL.Image.open(changed).size == (64, 64)
+        changed.unlink()
+    assert "give it with --edit" in fails(capsys, "draw", tiny_run, "x", "--vary", "0.5")
     names = {p.name for p in tiny_run.iterdir()}
     assert {
         "recipe.json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,9 @@ class ImageCodec(Protocol):
     """Pictures to what stands for them in a sequence, and back.
 
     vocabulary: the numbering shared with text, None where pictures cannot be written.
-    codes_per_image: ids of one picture, without those around it; 0 where there are none.
+    codes_per_image: codes of one picture, the largest where they differ; 0 where there are none.
+    grids: (rows, columns) of codes that pictures can have. depth: neighbouring columns that belong
+    to one place of the picture.
     """
 
     @property
@@ -31,12 +33,19 @@ class ImageCodec(Protocol):
     @property
     def codes_per_image(self) -> int: ...
 
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]: ...
+
+    @property
+    def depth(self) -> int: ...
+
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
         """One Slot a picture."""
         ...
 
-    def decode(self, ids: Tensor) -> PIL.Image.Image:
-        """The picture of one image's ids [n]. Raises NotGenerativeError where there is none."""
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
+        """The picture of one image's code ids [n] in a grid (None: the only one there is). Raises
+        NotGenerativeError where there is none."""
         ...
 
 
@@ -133,6 +142,9 @@ class Sampling:
     temperature 0 is greedy. top_k 0 and top_p 1 keep everything. guidance is the scale s of
     classifier-free guidance u + s (c - u) on image tokens; 1 is none. max_tokens counts text
     tokens of one reply; max_images pictures of one reply; draw_first makes a reply begin with one.
+    image_temperature, image_top_k and image_top_p: the same for image tokens where they differ.
+    image_steps: passes to draw a picture by masked diffusion. grid: (rows, columns) of codes for
+    models that draw several sizes; None leaves it to the model.
     """
 
     temperature: float = 0.0
@@ -143,6 +155,25 @@ class Sampling:
     max_images: int = 0
     draw_first: bool = False
     seed: int = 0
+    image_temperature: float | None = None
+    image_top_k: int | None = None
+    image_top_p: float | None = None
+    image_steps: int = 12
+    grid: tuple[int, int] | None = None
+
+    @property
+    def of_images(self) -> Sampling:
+        """How the codes of pictures are chosen."""
+        own = (self.image_temperature, self.image_top_k, self.image_top_p)
+        if own == (None, None, None):
+            return self
+        temperature, top_k, top_p = own
+        return replace(
+            self,
+            temperature=self.temperature if temperature is None else temperature,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
+        )
 
 
 @dataclass(frozen=True)

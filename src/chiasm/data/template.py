@@ -68,6 +68,9 @@ class RoleTemplate:
 
     def vocabulary(self, codes: int) -> Vocabulary:
         """The shared numbering of this tokenizer's ids and `codes` image codes."""
+        find, sides = self.tokenizer.token_to_id, 0
+        while find(names.SIDE.format(sides + 1)) is not None:
+            sides += 1
         return Vocabulary(
             self.tokenizer.get_vocab_size(),
             codes,
@@ -76,6 +79,9 @@ class RoleTemplate:
             self.end,
             self._id(names.BEGIN_IMAGE),
             self._id(names.END_IMAGE),
+            find(names.MASK),
+            find(names.ROW_END),
+            sides,
         )
 
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PAD, BEGIN, END, BEGIN_IMAGE, END_IMAGE = "<pad>", "<s>", "</s>", "<image>", "</image>"
 USER, ASSISTANT, SYSTEM = "<user>", "<assistant>", "<system>"
+MASK, ROW_END, SIDE = "<mask>", "<row>", "<side {}>"
+"""Only of models that need them: see core.vocab.Vocabulary."""
 SPECIALS = (PAD, BEGIN, END, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT, SYSTEM)
 
 
@@ -31,3 +33,11 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def add_picture_tokens(tokenizer: Tokenizer, mask: bool, row_end: bool, sides: int) -> None:
+    """Give a tokenizer, in place, those of the picture's further special tokens that it lacks;
+    sides: the largest number of rows or columns of codes."""
+    wanted = [MASK] * mask + [ROW_END] * row_end
+    wanted += [SIDE.format(number + 1) for number in range(sides)]  # last: ids in one run
+    tokenizer.add_special_tokens([name for name in wanted if tokenizer.token_to_id(name) is None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -74,6 +74,84 @@ def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
             turns.append(question(*picture, phrase.format(caption)))
             turns.append(answer("yes" if caption == own else "no"))
         return replace(sample, turns=tuple(turns), independent=True)
+
+    return apply
+
+
+CHANGES = ("make it {}", "draw it {}", "the same in {}")
+
+
+class Pairs:
+    """Pictures that are alike but for one attribute: meta[kept] equal, meta[changed] another."""
+
+    def __init__(self, samples: Sequence[Sample], kept: str = "shape", changed: str = "color"):
+        self.kept, self.changed = kept, changed
+        self._alike: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+        for sample in samples:
+            own = self._both(sample)
+            if own is not None and sample.images:
+                self._alike[own[0]][own[1]].append(sample)
+
+    def other(self, sample: Sample, random: np.random.Generator) -> tuple[Image, str] | None:
+        """A picture like the sample's and the value in which it differs, each value as likely;
+        None where there is none."""
+        own = self._both(sample)
+        if own is None or not sample.images:
+            return None
+        known = self._alike.get(own[0], {})
+        values = sorted(value for value in known if value != own[1])
+        if not values:
+            return None
+        value = values[random.integers(len(values))]
+        found = known[value][random.integers(len(known[value]))]
+        return found.images[0], value
+
+    def _both(self, sample: Sample) -> tuple[str, str] | None:
+        kept, changed = (sample.meta.get(name) for name in (self.kept, self.changed))
+        words = isinstance(kept, str) and isinstance(changed, str)
+        return (kept, changed) if words else None  # type: ignore[return-value]
+
+
+def edit(pairs: Pairs, drop: float = 0.0) -> View:
+    """A picture and words in, the changed picture out: "make it blue". Pairs are different
+    pictures, so the size and place of what is drawn are the model's to choose. drop: as draw's,
+    of picture and words together."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        found = pairs.other(sample, random)
+        if found is None:
+            return None
+        changed, value = found
+        words = CHANGES[random.integers(len(CHANGES))].format(value)
+        asked = question(sample.images[0], words)
+        if random.random() < drop:
+            asked = Turn("user", ())
+        return replace(sample, turns=(asked, answer(changed)), independent=False)
+
+    return apply
+
+
+DRAW_SAY_REDRAW = "draw {}, then say what you drew, then draw it {}"
+DOCUMENTS = (DRAW_SAY_REDRAW, "draw {}, then say what you drew", "say what it is, then draw it {}")
+
+
+def document(pairs: Pairs, drop: float = 0.0) -> View:
+    """One request for several things in order, one reply that mixes text and pictures: a third
+    each of DOCUMENTS, the last with a picture to look at. drop: as draw's."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        caption, found = caption_of(sample), pairs.other(sample, random)
+        if not caption or found is None:
+            return None
+        (changed, value), own = found, sample.images[0]
+        asked, reply = (
+            (question(DOCUMENTS[0].format(caption, value)), answer(own, caption, changed)),
+            (question(DOCUMENTS[1].format(caption)), answer(own, caption)),
+            (question(own, DOCUMENTS[2].format(value)), answer(caption, changed)),
+        )[random.integers(len(DOCUMENTS))]
+        if random.random() < drop:
+            asked = Turn("user", ())
+        return replace(sample, turns=(asked, reply), independent=False)
 
     return apply
 

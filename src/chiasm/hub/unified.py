@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
+from chiasm.data.text import add_picture_tokens
 from chiasm.hub import autoencoder as autoencoders
 from chiasm.hub import folder as files
 from chiasm.unified.autoencoder import Autoencoder
@@ -19,10 +20,14 @@ from chiasm.unified.model import Unified
 def build(
     config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder, remember: bool = True
 ) -> tuple[Unified, Processor]:
-    """A model to train over a text and an image tokenizer."""
+    """A model to train over a text and an image tokenizer. The text tokenizer is given the special
+    tokens that the model's pictures need."""
+    depth = autoencoder.quantizer.depth
+    sides = max((max(rows, columns * depth) for rows, columns in config.grids), default=0)
+    add_picture_tokens(tokenizer, config.image_objective == "masked", config.row_ends, sides)
     template = RoleTemplate(tokenizer)
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
-    codec = UnifiedCodec(autoencoder, vocabulary)
+    codec = UnifiedCodec(autoencoder, vocabulary, grids=config.grids)
     processor = Processor(template, codec, config.max_length, remember=remember)
     return Unified(config, vocabulary, codec.grid[1]), processor
 

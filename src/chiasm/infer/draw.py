@@ -11,6 +11,7 @@ import PIL.Image
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.infer.generate import Generator
+from chiasm.infer.grammar import Edit
 from chiasm.infer.likelihood import reply_log_likelihood
 
 SURE = math.log(0.95)
@@ -31,19 +32,24 @@ class Drawing:
 
 
 def draw(
-    respond: Generator, texts: Sequence[str], sampling: Sampling, candidates: int = 1
+    respond: Generator,
+    texts: Sequence[str],
+    sampling: Sampling,
+    candidates: int = 1,
+    edit: Edit | None = None,
 ) -> list[Drawing]:
     """One drawing a text: of up to `candidates` pictures the one of which the model itself would
     most likely say the text, drawn anew until it is sure. A unified model reads pictures better
     than it draws them (LOG.md); DALL-E (2102.12092, section 2.6) let a contrastive model choose
-    among all. Raises NotGenerativeError for a model that cannot draw."""
+    among all. edit: what is given of every picture. Raises NotGenerativeError for a model that
+    cannot draw."""
     drawings: dict[int, Drawing] = {}
     left = list(range(len(texts)))
     for attempt in range(candidates):
         asked = [texts[i] for i in left]
         # Far from the next seed, whose first drawing must not be this one's second.
         seeded = replace(sampling, seed=sampling.seed + attempt * APART)
-        pictures = _pictures(respond, asked, seeded)
+        pictures = _pictures(respond, [(text,) for text in asked], seeded, edit)
         scores = [-math.inf] * len(left)
         if candidates > 1:
             seen = [
@@ -62,12 +68,24 @@ def draw(
     return [drawings[i] for i in range(len(texts))]
 
 
+def redraw(
+    respond: Generator, picture: Image, texts: Sequence[str], sampling: Sampling
+) -> list[PIL.Image.Image]:
+    """What the model draws when it is shown a picture and told how to change it, one a text.
+    Raises NotGenerativeError for a model that cannot draw."""
+    return _pictures(respond, [(picture, text) for text in texts], sampling)
+
+
 def _pictures(
-    respond: Generator, texts: Sequence[str], sampling: Sampling
+    respond: Generator,
+    asked: Sequence[tuple[Image | str, ...]],
+    sampling: Sampling,
+    edit: Edit | None = None,
 ) -> list[PIL.Image.Image]:
     drawn: dict[int, PIL.Image.Image] = {}
-    asked = [Sample((question(text),)) for text in texts]
-    for index, piece in respond(asked, replace(sampling, max_images=1, draw_first=True)):
+    samples = [Sample((question(*parts),)) for parts in asked]
+    drawing = replace(sampling, max_images=1, draw_first=True)
+    for index, piece in respond(samples, drawing, [edit] * len(samples)):
         if piece.image is not None:
             drawn[index] = piece.image
-    return [drawn[i] for i in range(len(texts))]
+    return [drawn[i] for i in range(len(samples))]

@@ -8,40 +8,27 @@ twin without the condition that is fed the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Batch, Encoded, pack
+from chiasm.core.batch import Encoded, pack
 from chiasm.core.errors import NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
+from chiasm.infer.grammar import Drawn, Edit, Grammar
+from chiasm.infer.paint import paint
+from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
+from chiasm.nn.attention import Index
 from chiasm.nn.precision import Precision, autocast
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Sequence:
-    """One reply in the making: a branch of a row; shift is how much later its twin stands."""
-
-    sample: int
-    row: int
-    branch: int
-    position: int
-    shift: int = 0
-    text: list[int] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)
-    drawing: bool = False
-    images: int = 0
-    shown: str = ""
-    token: int = 0
-    done: bool = False
 
 
 class Generator:
@@ -57,16 +44,23 @@ class Generator:
     ):
         self.model, self.processor, self.tokens = model, processor, tokens
         self.precision: Precision = precision
-        self.vocabulary = processor.codec.vocabulary
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
+        self.grammar: Grammar | None = None
+        if processor.codec.vocabulary is not None:
+            codec = processor.codec
+            self.grammar = Grammar(codec.vocabulary, codec.grids, self.device)  # type: ignore[arg-type]
 
     def __call__(
-        self, samples: Sequence[Sample], sampling: Sampling
+        self,
+        samples: Sequence[Sample],
+        sampling: Sampling,
+        edits: Sequence[Edit | None] | None = None,
     ) -> Iterator[tuple[int, Piece]]:
         """Yields (index of the sample, piece) as soon as a piece is known; the last piece of a
-        reply has `finish` set. Raises NotGenerativeError if a picture is wanted of a model that
-        cannot draw, DataError for a sample that cannot be encoded."""
+        reply has `finish` set. edits: what is given of each reply's first picture. Raises
+        NotGenerativeError if a picture is wanted of a model that cannot draw, DataError for a
+        sample that cannot be encoded, ConfigError for a picture size that the model has not."""
         if (sampling.draw_first or sampling.max_images) and not self.codes_per_image:
             raise NotGenerativeError(
                 "this model reads pictures but cannot draw them; use a unified model"
@@ -74,14 +68,16 @@ class Generator:
         self.model.eval()
         random = torch.Generator(device=self.device).manual_seed(sampling.seed)
         prompts = self.processor.prompts(samples)
+        given = edits or [None] * len(samples)
         for chunk in chunks(prompts, self.tokens, lambda prompt: len(prompt[0])):
-            yield from self._reply(chunk, samples, sampling, random)
+            yield from self._reply(chunk, samples, sampling, given, random)
 
     def _reply(
         self,
         prompts: list[tuple[Encoded, list[int]]],
         samples: Sequence[Sample],
         sampling: Sampling,
+        edits: Sequence[Edit | None],
         random: torch.Generator,
     ) -> Iterator[tuple[int, Piece]]:
         rows = [encoded for encoded, _ in prompts]
@@ -89,36 +85,47 @@ class Generator:
         if guided:
             rows += [self.processor.unconditional(samples[members[0]]) for _, members in prompts]
         live = [
-            _Sequence(sample, row, branch + 1 if len(members) > 1 else 0, 0)
+            Reply(sample, row, branch + 1 if len(members) > 1 else 0, 0)
             for row, (_, members) in enumerate(prompts)
             for branch, sample in enumerate(members)
         ]
-        cache = self.model.new_cache()
-        batch = pack([[row] for row in rows])
         place = self._last_tokens(live, rows, len(prompts) if guided else 0)
-        count = len(prompts)
-        while True:
+        for s in live if self.grammar is not None else ():
+            room = self.processor.max_length - s.position
+            s.state = self.grammar.start(sampling, edits[s.sample], room)  # type: ignore[union-attr]
+        session = Session(live, len(prompts), guided, self.model.new_cache(), sampling, random)
+        batch = pack([[row] for row in rows])
+        while session.live:
             # Inside the context only while computing: a generator must not leak it to its caller.
             with torch.inference_mode(), autocast(self.precision, self.device):
-                hidden = self.model(batch.to(self.device), cache)
+                hidden = self.model(batch.to(self.device), session.cache)
                 logits = self.model.logits(hidden[place[0], place[1]]).float()
-                ids = self._choose(logits, live, sampling, guided, random)
-            for sequence, token in zip(live, ids, strict=True):
-                yield from self._advance(sequence, token, sampling)
-            live = [s for s in live if not s.done]
-            if not live:
-                return
-            used = sorted({s.row for s in live})
-            if len(used) <= count // 2:  # finished rows leave the batch once they are the majority
-                keep = used + [row + count for row in used] if guided else used
-                cache.select(torch.tensor(keep, device=self.device))
-                for sequence in live:
-                    sequence.row = used.index(sequence.row)
-                count = len(used)
-            batch, place = _next_batch(live, count, guided)
+                ids, fed = self._run(logits, session)
+            for s, tokens in zip(session.live, ids, strict=True):
+                for token in tokens:
+                    yield from self._advance(s, token, sampling)
+                s.pending = tokens[fed:]
+            yield from self._paint(session)
+            session.drop_finished()
+            if session.live:
+                batch, place = next_batch(session.live, session.rows, guided)
+
+    def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
+        """Draw the pictures that are begun, where they are drawn by masked diffusion."""
+        if self.grammar is None or self.grammar.vocabulary.mask is None:
+            return
+        painters = [s for s in session.live if s.state is not None and s.state.open]
+        if not painters:
+            return
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            ids = paint(self.model, self.grammar, painters, session)
+        for s, tokens in zip(painters, ids, strict=True):
+            for token in tokens:
+                yield from self._advance(s, token, session.sampling)
+            s.pending += tokens
 
     def _last_tokens(
-        self, live: list[_Sequence], rows: list[Encoded], twins: int
+        self, live: list[Reply], rows: list[Encoded], twins: int
     ) -> tuple[Tensor, Tensor]:
         """(rows, columns) of each sequence's last prompt token, then of its twin's; sets where
         the next token of each stands."""
@@ -135,58 +142,78 @@ class Generator:
             column_of.append(len(twin) - 1)
         return torch.tensor(row_of), torch.tensor(column_of)
 
+    def _run(self, logits: Tensor, session: Session) -> tuple[list[list[int]], int]:
+        """The next tokens of each sequence, all of one number: one, or as many as the grammar
+        knows what may come, which is the rest of a picture where all draw one. And how many of
+        them the model has seen."""
+        marks = [[0] if s.state is None else s.state.ahead() for s in session.live]
+        ahead = list(zip(*marks, strict=False))  # up to the shortest
+        drawing = [s.drawing for s in session.live]
+        chosen = [self._choose(logits, ahead[0], drawing, session)]
+        # What has to come at the end of it is told without asking the model.
+        free = 1 + max((n for n, row in enumerate(ahead[1:]) if max(row) >= 0), default=-1)
+        if free:
+            step = self._stepper(session, free)
+            for number in range(free):
+                told = step(number, chosen[-1])
+                chosen.append(self._choose(told, ahead[number + 1], drawing, session))
+        ids = torch.stack(chosen, 1).tolist()
+        forced = zip(*ahead[free + 1 :], strict=True) if len(ahead) > free + 1 else [()] * len(ids)
+        return [own + [~m for m in rest] for own, rest in zip(ids, forced, strict=True)], free
+
+    def _stepper(self, session: Session, steps: int) -> Callable[[int, Tensor], Tensor]:
+        """A function of (number of the step, ids [N] just chosen) -> logits for the next ones, for
+        so many steps in which nothing else changes: all but ids and positions is laid out once."""
+        guided, feeds = session.guided, []
+        for s in session.live:
+            feeds.append(replace(s, pending=[0], position=s.position + 1))
+        batch, (line, column) = next_batch(feeds, session.rows, guided)
+        batch, width = batch.to(self.device), batch.ids.shape[1]
+        place = (line * width + column).to(self.device)
+        straight = place.tolist() == list(range(batch.ids.numel()))
+        session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
+
+        def step(number: int, ids: Tensor) -> Tensor:
+            told = ids.repeat(2) if guided else ids
+            if not straight:
+                told = batch.ids.reshape(-1).index_put((place,), told)
+            at = batch.position + number
+            fed = replace(batch, ids=told.view(batch.ids.shape), position=at, block=at)
+            hidden = self.model(fed, session.cache).flatten(0, 1)
+            return self.model.logits(hidden if straight else hidden[place]).float()
+
+        return step
+
     def _choose(
-        self,
-        logits: Tensor,
-        live: list[_Sequence],
-        sampling: Sampling,
-        guided: bool,
-        random: torch.Generator,
-    ) -> list[int]:
-        if guided:
-            drawing = torch.tensor([[s.drawing] for s in live], device=logits.device)
-            plain, bare = logits.split(len(live))
-            logits = torch.where(drawing, guide(plain, bare, sampling.guidance), plain)
-        if self.vocabulary is not None:
-            logits = logits.masked_fill(~self._allowed(live, sampling), float("-inf"))
+        self, logits: Tensor, marks: Sequence[int], drawing: list[bool], session: Session
+    ) -> Tensor:
+        """ids [N] from logits [N V], or [2N V] with the twins'."""
+        of_images = torch.tensor(drawing, device=logits.device)
+        if session.guided:
+            plain, bare = logits.split(len(drawing))
+            logits = plain
+            if any(drawing):
+                logits = guide(plain, bare, session.sampling.guidance)
+            if not all(drawing):
+                logits = torch.where(of_images[:, None], logits, plain)
+        if self.grammar is not None:
+            logits = logits.masked_fill(self.grammar.forbid(tuple(marks)), float("-inf"))
         elif self.processor.template.marker < logits.shape[-1]:
             # Said, it would stand for a picture that is not there.
             logits[:, self.processor.template.marker] = float("-inf")
-        return choose(logits, sampling, random).tolist()
+        return choose(logits, session.sampling, session.random, of_images)
 
-    def _allowed(self, live: list[_Sequence], sampling: Sampling) -> Tensor:
-        """[N V] bool: the grammar. Text until begin-of-image, then exactly codes_per_image codes,
-        then end-of-image; a picture is begun only while one is still allowed."""
-        vocabulary = self.vocabulary
-        assert vocabulary is not None
-        text, codes = vocabulary.allow_text(self.device), vocabulary.allow_codes(self.device)
-        text[vocabulary.begin_image] = False
-        begin, end = torch.zeros_like(text), torch.zeros_like(text)
-        begin[vocabulary.begin_image], end[vocabulary.end_image] = True, True
-        rows = []
-        for s in live:
-            if s.drawing:
-                rows.append(codes if len(s.codes) < self.codes_per_image else end)
-            elif sampling.draw_first and not s.images:
-                rows.append(begin)
-            else:
-                rows.append(text | begin if s.images < sampling.max_images else text)
-        return torch.stack(rows)
-
-    def _advance(self, s: _Sequence, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
+    def _advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
         """Take a token in; yield what became known by it."""
-        s.token = token
         s.position += 1
-        if self.vocabulary is not None and token == self.vocabulary.begin_image:
-            s.drawing, s.codes = True, []
-        elif self.vocabulary is not None and token == self.vocabulary.end_image:
-            s.drawing, s.images = False, s.images + 1
-            picture = self.processor.codec.decode(torch.tensor(s.codes))
-            s.done = s.images >= max(1, sampling.max_images) and sampling.draw_first
+        inside = s.drawing
+        drawn = None if s.state is None else s.state.take(token)
+        if drawn is not None and s.state is not None:
+            s.done = s.state.done
             held = self._held(s) if s.done else ""
-            yield s.sample, Piece(held, picture, "stop" if s.done else None)
-        elif s.drawing:
-            s.codes.append(token)
+            yield s.sample, Piece(held, self._picture(drawn), "stop" if s.done else None)
+        elif inside or s.drawing:
+            return
         elif token in self.processor.template.stop:
             s.done = True
             yield s.sample, Piece(self._held(s), finish="stop")
@@ -195,42 +222,21 @@ class Generator:
             s.done = len(s.text) >= sampling.max_tokens
             whole = self.processor.template.decode(s.text)
             # An unfinished character decodes to U+FFFD: hold it back until its bytes are complete.
-            fresh = "" if whole.endswith("�") and not s.done else whole[len(s.shown) :]
+            fresh = "" if whole.endswith("\ufffd") and not s.done else whole[len(s.shown) :]
             s.shown += fresh
             if fresh or s.done:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
 
-    def _held(self, s: _Sequence) -> str:
+    def _picture(self, drawn: Drawn) -> PIL.Image.Image:
+        ids = torch.tensor(drawn.ids)
+        assert self.grammar is not None
+        if not self.grammar.announced:
+            return self.processor.codec.decode(ids)
+        return self.processor.codec.decode(ids, drawn.grid)
+
+    def _held(self, s: Reply) -> str:
         """What was held back as an unfinished character, now that the reply is over."""
         return self.processor.template.decode(s.text)[len(s.shown) :]
-
-
-def _next_batch(
-    live: list[_Sequence], rows: int, guided: bool
-) -> tuple[Batch, tuple[Tensor, Tensor]]:
-    """The tokens just chosen, one column a branch, and where each sequence stands in it."""
-    used: dict[int, int] = {}
-    columns = []
-    for s in live:
-        columns.append(used.get(s.row, 0))
-        used[s.row] = columns[-1] + 1
-    row = torch.tensor([s.row for s in live])
-    column = torch.tensor(columns)
-    place = (row, column)
-    position = torch.tensor([s.position - 1 for s in live])
-    told = torch.tensor([[s.token for s in live], [s.branch for s in live]])
-    if guided:  # the twins are told the same, each at its own position
-        place = (torch.cat([row, row + rows]), column.repeat(2))
-        position = torch.cat([position, position + torch.tensor([s.shift for s in live])])
-        told = told.repeat(1, 2)
-    blank = torch.zeros(2 * rows if guided else rows, max(used.values()), dtype=torch.long)
-
-    def spread(values: Tensor, filling: int = 0) -> Tensor:
-        return (blank + filling).index_put(place, values)
-
-    ids, branch, at = spread(told[0]), spread(told[1]), spread(position)
-    segment = spread(torch.zeros_like(position), -1)
-    return Batch(ids, torch.full_like(ids, IGNORE), segment, at, branch, at), place
 
 
 def chunks(items: Sequence[T], tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:

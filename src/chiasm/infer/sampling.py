@@ -8,12 +8,23 @@ from torch import Tensor
 from chiasm.core.protocols import Sampling
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    of_images: Tensor | None = None,
+) -> Tensor:
     """logits [N V] (-inf is forbidden) -> ids [N]: greedy at temperature 0, else from the softmax
-    at the temperature after top-k and top-p."""
-    if sampling.temperature <= 0:
-        return logits.argmax(-1)
-    share = probabilities(logits, sampling)
+    at the temperature after top-k and top-p. of_images [N]: which rows choose as sampling.of_images
+    says."""
+    inside = sampling.of_images
+    if of_images is None or inside is sampling:
+        if sampling.temperature <= 0:
+            return logits.argmax(-1)
+        share = probabilities(logits, sampling)
+    else:
+        kinds = (probabilities(logits, kind) for kind in (inside, sampling))
+        share = torch.where(of_images[:, None], *kinds)
     # A draw from p is the argmax of p / e with e exponential (the Gumbel-max trick in linear
     # space): the same distribution as torch.multinomial at a fraction of its time on a CPU.
     noise = torch.empty_like(share).exponential_(generator=generator)
@@ -22,6 +33,8 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [N V] that `choose` draws from."""
+    if sampling.temperature <= 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = logits.float() / sampling.temperature
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         worst = logits.topk(sampling.top_k, dim=-1).values[:, -1:]

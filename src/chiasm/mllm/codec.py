@@ -25,6 +25,8 @@ class MLLMCodec:
 
     vocabulary = None
     codes_per_image = 0
+    grids: tuple[tuple[int, int], ...] = ()
+    depth = 1
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class MLLMCodec:
         """How many ids a picture (width, height) takes in the sequence."""
         return len(self.mode.slot(size).ids)
 
-    def decode(self, ids: Tensor) -> PIL.Image.Image:
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
         raise NotGenerativeError(
             "this model reads pictures but cannot draw them; use a unified model (chiasm draw)"
         )

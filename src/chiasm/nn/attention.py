@@ -77,7 +77,8 @@ class Layout:
 
     mask: [B 1 Tq Tk] bool or None, causal: plain causal attention without a mask. With groups the
     packed rows are taken apart instead: each segment attends by itself. query and key: who attends,
-    to cut windows from; narrower: the layouts of windows already cut.
+    to cut windows from; narrower: the layouts of windows already cut. whole: the layout of more
+    keys, of which the mask is the beginning.
     """
 
     mask: Tensor | None = None
@@ -86,6 +87,24 @@ class Layout:
     query: Index | None = None
     key: Index | None = None
     narrower: dict[int, Layout] = field(default_factory=dict, compare=False, repr=False)
+    biases: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    whole: Layout | None = None
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What is added to logits [B 1 Tq Tk]: 0 where the mask is true, else -inf. Made on first
+        use, then kept for the other layers."""
+        if dtype not in self.biases:
+            assert self.mask is not None
+            if self.whole is None:
+                self.biases[dtype] = additive(self.mask, dtype)
+            else:
+                self.biases[dtype] = self.whole.bias(dtype)[..., : self.mask.shape[-1]]
+        return self.biases[dtype]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is true, else -inf."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
 def full_layout() -> Layout:
@@ -199,7 +218,7 @@ def attend(
     """
     layout = layout if window is None else within(layout, window)
     if not layout.groups:
-        return _softmax_attention(q, k, v, layout.mask, layout.causal, scale, softcap, sinks)
+        return _softmax_attention(q, k, v, layout, scale, softcap, sinks)
     B, H, T, D = q.shape
     rows = torch.cat([x.transpose(1, 2).reshape(B * T, -1, D) for x in (q, k, v)], 1)
     sizes = [H, k.shape[1], v.shape[1]]
@@ -208,7 +227,8 @@ def attend(
         S, L = group.place.shape
         own = rows.index_select(0, group.place.reshape(-1)).view(S, L, -1, D).transpose(1, 2)
         q, k, v = own.split(sizes, dim=1)
-        mixed = _softmax_attention(q, k, v, group.mask, group.causal, scale, softcap, sinks)
+        inner = Layout(group.mask, group.causal)
+        mixed = _softmax_attention(q, k, v, inner, scale, softcap, sinks)
         keep = group.index.segment.reshape(-1) == 0
         out = out.index_copy(
             0, group.place.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep]
@@ -225,8 +245,7 @@ def _softmax_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
+    layout: Layout,
     scale: float | None,
     softcap: float | None,
     sinks: Tensor | None,
@@ -237,15 +256,16 @@ def _softmax_attention(
     plain = softcap is not None or sinks is not None
     if not plain and not (q.device.type == "cpu" and k.shape[2] <= SHORT):
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=scale
+            q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale
         )
     logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if causal:
+    if layout.causal:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        logits = logits + torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+        logits = logits + additive(mask, q.dtype)
+    elif layout.mask is not None:
+        logits = logits + layout.bias(q.dtype)
     if sinks is not None:
         drain = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
         return torch.cat([logits, drain], -1).softmax(dim=-1)[..., :-1].to(v.dtype) @ v

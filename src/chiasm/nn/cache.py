@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,15 +28,37 @@ class KVCache:
         self._values: dict[int, Tensor] = {}
         self._length = 0
         self._before = 0
+        self._foreseen: Layout | None = None
 
     def __len__(self) -> int:
         return self._length
 
     def extend(self, new: Index) -> Layout:
         """Append tokens [B T]; the layout in which they see the cache and each other."""
+        if self._foreseen is not None:
+            return self._next(self._foreseen, new.segment.shape[1])
         self.index = new if self.index is None else _join(self.index, new)
         self._before, self._length = self._length, self.index.segment.shape[1]
         return cached_layout(new, self.index)
+
+    def foresee(self, first: Index, steps: int) -> None:
+        """Say what the next `steps` calls of extend will append: tokens like `first` each time,
+        their blocks one higher at every step. Who sees whom is then worked out once."""
+        assert self.index is not None
+        rise = torch.arange(steps, device=first.block.device)
+        ahead = first.map(lambda column: column.repeat(1, steps))
+        rise = rise.repeat_interleave(first.block.shape[1])
+        self.index = _join(self.index, replace(ahead, block=ahead.block + rise))
+        last = replace(first, block=first.block + steps - 1)
+        self._foreseen = cached_layout(last, self.index)
+
+    def _next(self, whole: Layout, count: int) -> Layout:
+        """What the last step sees, up to now: everything later has a higher block."""
+        assert whole.mask is not None
+        self._before, self._length = self._length, self._length + count
+        if self._length == whole.mask.shape[-1]:
+            self._foreseen = None
+        return Layout(whole.mask[..., : self._length], whole=whole)
 
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs
@@ -55,6 +78,13 @@ class KVCache:
             for layer in store:
                 store[layer] = store[layer][rows]
 
+    def forget(self, length: int) -> None:
+        """Keep the first `length` tokens of every row: what was tried after them does not count."""
+        assert self.index is not None
+        self._foreseen = None
+        self.index = self.index.map(lambda column: column[:, :length])
+        self._length = length
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held (transformers asks by this name)."""
         return self._before
@@ -64,7 +94,9 @@ class KVCache:
         if buffer is None or buffer.shape[2] < self._length:
             # Doubling: appending one token at a time must not copy the whole cache every step.
             B, H, _, D = new.shape
-            grown = new.new_empty(B, H, max(64, 2 * self._length), D)
+            assert self.index is not None
+            room = max(64, 2 * self._length, self.index.segment.shape[1])
+            grown = new.new_empty(B, H, room, D)
             if buffer is not None:
                 grown[:, :, : self._before] = buffer[:, :, : self._before]
             buffer = store[layer] = grown

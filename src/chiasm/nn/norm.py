@@ -12,7 +12,15 @@ class RMSNorm(nn.RMSNorm):
         if x.device.type != "cpu":
             return super().forward(x)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        if not torch.is_grad_enabled():
+            return x * _inverse(x, eps) * self.weight
         return _RMSNorm.apply(x, self.weight, eps)  # type: ignore[return-value]
+
+
+def _inverse(x: Tensor, eps: float) -> Tensor:
+    """r = (mean(x²) + eps)^-1/2 [... 1]."""
+    r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -24,8 +32,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = _inverse(x, eps)
         ctx.save_for_backward(x, weight, r)
         return x * r * weight
 

@@ -39,7 +39,7 @@ class Recipe:
     sinks: tuple[str, ...] = ()
 
 
-NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano")
+NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano", "unified_interleaved")
 """The recipes that come with chiasm."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Turn, Video, answer, question
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
-from chiasm.infer.draw import draw
+from chiasm.infer.draw import draw, redraw
+from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
 
 CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
@@ -65,24 +67,58 @@ def session(run: Path, image: Path | None, sampling: Sampling) -> None:
         pending = []
 
 
+@dataclass(frozen=True)
+class Change:
+    """A picture to change. mask: only where it is light; vary: only this share of it, at random;
+    neither: the model is shown it beside the words."""
+
+    picture: Path
+    mask: Path | None = None
+    vary: float = 0.0
+
+
 def draw_pictures(
-    run: Path, text: str, out: Path, count: int, candidates: int, sampling: Sampling
+    run: Path,
+    text: str,
+    out: Path,
+    count: int,
+    candidates: int,
+    sampling: Sampling,
+    change: Change | None = None,
 ) -> None:
     """Draw `count` pictures of a text into one file, side by side, each the best of `candidates`
-    (infer/draw.py). NotGenerativeError if the model cannot draw."""
+    (infer/draw.py). NotGenerativeError if the model cannot draw, DataError for a picture or mask
+    that cannot be used."""
+    given = {} if change is None else _open(change)
     respond = responder(run)
     if not respond.codes_per_image:
         raise NotGenerativeError(
             f"{run}: this model reads pictures but cannot draw them; use a unified model"
         )
-    pictures = [drawing.best for drawing in draw(respond, [text] * count, sampling, candidates)]
-    width, height = pictures[0].size
+    texts = [text] * count
+    if change is not None and change.mask is None and not change.vary:
+        pictures = redraw(respond, Image(given["picture"]), texts, sampling)
+    else:
+        edit, codec = None, respond.processor.codec
+        if "mask" in given:
+            edit = inpaint(codec, given["picture"], given["mask"])
+        elif change is not None:
+            edit = variation(codec, given["picture"], change.vary, sampling.seed)
+        drawings = draw(respond, texts, sampling, candidates, edit)
+        pictures = [drawing.best for drawing in drawings]
+    width, height = (max(sides) for sides in zip(*(p.size for p in pictures), strict=True))
     row = PIL.Image.new("RGB", (width * count, height))
     for place, picture in enumerate(pictures):
         row.paste(picture, (place * width, 0))
     out.parent.mkdir(parents=True, exist_ok=True)
     row.save(out)
     Console().print(f"{out}: {count} of {width}×{height} pixels")
+
+
+def _open(change: Change) -> dict[str, PIL.Image.Image]:
+    """Its pictures, read before the model: a bad one is told at once."""
+    files = {"picture": change.picture, "mask": change.mask}
+    return {name: Image(file).load() for name, file in files.items() if file is not None}
 
 
 def _say(respond: Generator, sample: Sample, sampling: Sampling) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from chiasm.core.config import to_dict
 from chiasm.core.sample import Image
 from chiasm.core.vocab import Vocabulary
 from chiasm.unified.autoencoder import Autoencoder
-from chiasm.vision.patches import fit, from_array, to_array
+from chiasm.vision.patches import fit, from_array, resized, to_array
 
 
 class UnifiedCodec:
@@ -24,6 +25,9 @@ class UnifiedCodec:
 
     Every picture is squeezed to the tokenizer's image_size, so a picture always has the same
     number of codes, rows × columns = (image_size / stride)², times the quantizer's depth.
+    grids: other (rows, columns) of places instead; a picture is squeezed to the one nearest to its
+    shape, then size, and its slot says the rows and columns of codes before them. With a row_end
+    in the vocabulary it stands behind each row of codes.
     stored: codes [h w] that are known already, by the digest of the picture's pixels (as
     data/tokens.py keeps them); pictures that are not among them are encoded.
     """
@@ -33,6 +37,7 @@ class UnifiedCodec:
         autoencoder: Autoencoder,
         vocabulary: Vocabulary,
         stored: Mapping[str, np.ndarray] | None = None,
+        grids: Sequence[tuple[int, int]] = (),
     ):
         if vocabulary.codes != autoencoder.quantizer.codes:
             raise ValueError(
@@ -43,15 +48,20 @@ class UnifiedCodec:
         self.vocabulary: Vocabulary = vocabulary
         self.stored = stored
         side = autoencoder.config.image_size // autoencoder.config.stride
-        self.grid = (side, side * autoencoder.quantizer.depth)
-        self.codes_per_image = self.grid[0] * self.grid[1]
+        self.depth: int = autoencoder.quantizer.depth
+        self.places = tuple(grids) or ((side, side),)
+        self.grids = tuple((h, w * self.depth) for h, w in self.places)
+        self.grid = self.grids[0]
+        self.codes_per_image = max(h * w for h, w in self.grids)
         self.code_count = autoencoder.quantizer.codes
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that codes depend on: shape, size of the pictures, encoder, codebook."""
         config = self.autoencoder.config
-        shape = (config.quantizer, config.vit, config.multipliers, config.image_size)
+        shape: tuple = (config.quantizer, config.vit, config.multipliers, config.image_size)
+        if self.vocabulary.sides:
+            shape = (*shape, self.places)
         sha = hashlib.sha256(json.dumps(to_dict(shape)).encode())
         for part in (self.autoencoder.encoder, self.autoencoder.quantizer):
             for name, value in sorted(part.state_dict().items()):
@@ -71,22 +81,49 @@ class UnifiedCodec:
     @torch.no_grad()
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
         """Codes [h w] int64 of each picture."""
+        sizes = [self._size(image) for image in images]
+        result: list[np.ndarray] = [np.empty(0)] * len(images)
+        for size in dict.fromkeys(sizes):
+            rows = [row for row, own in enumerate(sizes) if own == size]
+            arrays = [to_array(self._fitted(images[row], size)) for row in rows]
+            pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+            for row, codes in zip(rows, self.autoencoder.encode(pixels).numpy(), strict=True):
+                result[row] = codes
+        return result
+
+    def _size(self, image: PIL.Image.Image) -> tuple[int, int]:
+        """Width and height in pixels that a picture is squeezed to."""
+
+        def apart(places: tuple[int, int]) -> tuple[float, float]:
+            wide, high = places[1] * stride / image.width, places[0] * stride / image.height
+            return abs(math.log(wide / high)), abs(math.log(wide * high))
+
+        stride = self.autoencoder.config.stride
+        rows, columns = min(self.places, key=apart)
+        return columns * stride, rows * stride
+
+    def _fitted(self, image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
         config = self.autoencoder.config
-        arrays = [to_array(fit(i, config.image_size, config.stride, None)) for i in images]
-        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        return list(self.autoencoder.encode(pixels).numpy())
+        if self.vocabulary.sides:
+            return resized(image, size, 3)
+        return fit(image, config.image_size, config.stride, None)
 
     def _slot(self, codes: np.ndarray) -> Slot:
-        v = self.vocabulary
-        inner = codes.reshape(-1).astype(np.int64) + v.first_code
-        return Slot(np.concatenate([[v.begin_image], inner, [v.end_image]]), None, self.grid)
+        v, (rows, columns) = self.vocabulary, codes.shape
+        inner = codes.astype(np.int64) + v.first_code
+        if v.row_end is not None:
+            inner = np.pad(inner, ((0, 0), (0, 1)), constant_values=v.row_end)
+        size = [v.side_to_id(rows), v.side_to_id(columns)] if v.sides else []
+        ids = [[v.begin_image], size, inner.reshape(-1), [v.end_image]]
+        return Slot(np.concatenate(ids).astype(np.int64), None, (rows, columns))
 
     @torch.no_grad()
-    def decode(self, ids: Tensor) -> PIL.Image.Image:
-        """The picture of codes_per_image ids [n]. Raises ValueError for another number of ids or
-        an id that is no image code."""
-        if ids.numel() != self.codes_per_image:
-            raise ValueError(f"a picture has {self.codes_per_image} codes, got {ids.numel()}")
-        codes = self.vocabulary.id_to_code(ids).view(1, *self.grid)
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
+        """The picture of code ids [n] in a grid, by default that of all pictures. Raises
+        ValueError for another number of ids or an id that is no image code."""
+        rows, columns = grid or self.grid
+        if ids.numel() != rows * columns:
+            raise ValueError(f"a picture has {rows * columns} codes, got {ids.numel()}")
+        codes = self.vocabulary.id_to_code(ids).view(1, rows, columns)
         pixels = self.autoencoder.decode(codes)[0]
         return from_array(pixels.permute(1, 2, 0).numpy())

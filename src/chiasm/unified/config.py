@@ -187,9 +187,21 @@ class UnifiedConfig:
     share_codes: bool = True
     local_heads: bool = True
     drop_condition: float = 0.1
+    image_objective: Literal["next", "masked"] = "next"
+    grids: tuple[tuple[int, int], ...] = ()
+    row_ends: bool = False
     max_length: int = 1024
 
     def __post_init__(self) -> None:
+        if self.row_ends and (self.rope == "2d" or self.image_objective == "masked"):
+            raise ConfigError(
+                "model.row_ends cuts pictures into rows, which rope 2d and image_objective masked "
+                "take as a whole; leave it off with them"
+            )
+        if len({grid[1] for grid in self.grids}) > 1 and self.rope == "2d":
+            raise ConfigError(
+                "model.grids of several widths need model.rope 1d, or grids of one width"
+            )
         if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
             raise ConfigError(
                 f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads "

@@ -18,7 +18,13 @@ from chiasm.nn.loss import summed, token_loss
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation, rotation_2d
 from chiasm.unified.config import UnifiedConfig
-from chiasm.unified.picture_layout import GridCache, given_pictures_whole, grid_positions
+from chiasm.unified.masked import mask_pictures
+from chiasm.unified.picture_layout import (
+    GridCache,
+    given_pictures_whole,
+    grid_positions,
+    pictures_whole,
+)
 
 
 class Unified(nn.Module):
@@ -31,6 +37,11 @@ class Unified(nn.Module):
         super().__init__()
         if config.rope == "2d" and not columns:
             raise ConfigError("model.rope 2d needs pictures of a known width; give columns")
+        if config.image_objective == "masked" and vocabulary.mask is None:
+            raise ConfigError(
+                "model.image_objective masked needs an id for masked codes, which this vocabulary "
+                "has not; build it with hub.unified.build"
+            )
         self.config, self.vocabulary, self.columns = config, vocabulary, columns
         self.embed_tokens = nn.Embedding(vocabulary.size, config.width)
         self.layers = nn.ModuleList(
@@ -71,7 +82,9 @@ class Unified(nn.Module):
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states [B T D] after the last norm."""
         block = batch.block
-        if self.config.image_attention == "bidirectional":
+        if self.config.image_objective == "masked":
+            block = pictures_whole(batch, self.vocabulary)
+        elif self.config.image_attention == "bidirectional":
             block = given_pictures_whole(batch, self.vocabulary)
         layout, turn = self._place(batch, Index(batch.segment, block, batch.branch), cache)
         x = self.embed_tokens(batch.ids)
@@ -116,8 +129,11 @@ class Unified(nn.Module):
         return KVCache()
 
     def loss(self, batch: Batch) -> Loss:
-        """Next-token loss on both modalities, each with its weight, plus the z-loss; logits are
-        computed only for tokens that have a target."""
+        """Next-token loss on both modalities (of masked codes instead on images where the
+        objective says so), each with its weight, plus the z-loss; logits are computed only for
+        tokens that have a target."""
+        if self.config.image_objective == "masked":
+            batch = mask_pictures(batch, self.vocabulary)
         wanted = batch.targets != IGNORE
         targets = batch.targets[wanted]
         hidden = self(batch)[wanted]

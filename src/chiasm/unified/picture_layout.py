@@ -4,7 +4,8 @@ position        0   1     2 3 4 5   6     7        text, begin, four codes, end,
 2-D RoPE row    0   1     2 2 3 3   6     7        counted from the picture's first position
      column     0   1     2 3 2 3   6     7
 block, causal   0   1     2 3 4 5   6     7
-bidirectional   0   1     2 2 2 2   6     7        of a picture that is given, not drawn
+bidirectional   0   1     2 2 2 2   6     7        of a picture that is given, not drawn; of every
+                                                   picture with masked diffusion
 """
 
 from __future__ import annotations
@@ -18,16 +19,28 @@ from chiasm.nn.attention import Index, Layout, visible
 from chiasm.nn.cache import KVCache
 
 
-def given_pictures_whole(batch: Batch, vocabulary: Vocabulary) -> Tensor:
-    """block [B T] in which the codes of a picture see each other (PaliGemma's prefix attention,
-    2407.07726, section 3.2, for pictures alone). A picture with targets among its codes is being
-    drawn: it stays causal, as its codes would otherwise see what they are to predict."""
-    code = vocabulary.is_code(batch.ids)
+def picture_runs(batch: Batch, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Which tokens [B T] are codes of a picture, and where in the row the first of its codes is
+    (anything where there is none)."""
+    code = vocabulary.in_picture(batch.ids)
     joined = torch.zeros_like(code)
     joined[:, 1:] = code[:, 1:] & code[:, :-1] & (batch.position.diff(dim=1) == 1)
     joined[:, 1:] &= (batch.branch.diff(dim=1) == 0) & (batch.segment.diff(dim=1) == 0)
     here = torch.arange(code.shape[1], device=code.device).expand_as(code)
-    first = torch.where(code & ~joined, here, 0).cummax(1).values  # of the run a code belongs to
+    return code, torch.where(code & ~joined, here, 0).cummax(1).values
+
+
+def pictures_whole(batch: Batch, vocabulary: Vocabulary) -> Tensor:
+    """block [B T] in which the codes of every picture see each other."""
+    code, first = picture_runs(batch, vocabulary)
+    return torch.where(code, batch.block.gather(1, first), batch.block)
+
+
+def given_pictures_whole(batch: Batch, vocabulary: Vocabulary) -> Tensor:
+    """block [B T] in which the codes of a picture see each other (PaliGemma's prefix attention,
+    2407.07726, section 3.2, for pictures alone). A picture with targets among its codes is being
+    drawn: it stays causal, as its codes would otherwise see what they are to predict."""
+    code, first = picture_runs(batch, vocabulary)
     predicts = (code & vocabulary.is_code(batch.targets)).long()
     drawn = torch.zeros_like(first).scatter_reduce(1, first, predicts, "amax").gather(1, first)
     return torch.where(code & (drawn == 0), batch.block.gather(1, first), batch.block)
@@ -36,7 +49,7 @@ def given_pictures_whole(batch: Batch, vocabulary: Vocabulary) -> Tensor:
 def grid_positions(batch: Batch, vocabulary: Vocabulary, columns: int) -> tuple[Tensor, Tensor]:
     """(row, column) [B T] for two-dimensional rotation; a code counts from the last token before
     it that is none. Rows hold whole pictures."""
-    code = vocabulary.is_code(batch.ids)
+    code = vocabulary.in_picture(batch.ids)
     here = torch.arange(code.shape[1], device=code.device).expand_as(code)
     before = torch.where(code, 0, here).cummax(1).values
     return _place(batch.position, batch.position.gather(1, before), code, columns)
@@ -54,13 +67,19 @@ class GridCache(KVCache):
         """`extend`, and the new tokens' (row, column)."""
         layout = self.extend(index)
         assert self.index is not None
-        code = self.vocabulary.is_code(batch.ids)
+        known = self.index.map(lambda column: column[:, : len(self)])
+        code = self.vocabulary.in_picture(batch.ids)
         new = torch.where(code, -1, batch.position)
         self._others = new if self._others is None else torch.cat([self._others, new], 1)
         # With its block a code of a whole picture would see later ones, but those are codes too.
-        seen = visible(index, self.index) & (self._others[:, None] < batch.position[..., None])
+        seen = visible(index, known) & (self._others[:, None] < batch.position[..., None])
         before = torch.where(seen, self._others[:, None], -1).amax(-1)
         return layout, _place(batch.position, before, code, self.columns)
+
+    def forget(self, length: int) -> None:
+        super().forget(length)
+        assert self._others is not None
+        self._others = self._others[:, :length]
 
     def select(self, rows: Tensor) -> None:
         super().select(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.data.text import train_bpe
 from chiasm.data.tokens import read_tokens
-from chiasm.data.views import draw, with_caption
+from chiasm.data.views import Pairs, document, draw, edit, with_caption
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job, corpus
@@ -34,12 +34,14 @@ def build(context: Context) -> Job:
         share_codes(model, autoencoder.quantizer.features())
     if config.local_heads:
         look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
-    views = context.views()
+    views, pairs = context.views(), Pairs(context.train)
     views |= {
         "converse": with_caption(views["converse"]),
         "match": with_caption(views["match"]),
         "discern": with_caption(views["discern"]),
         "draw": partial(draw, drop=config.drop_condition),
+        "edit": edit(pairs, config.drop_condition),
+        "document": document(pairs, config.drop_condition),
     }
     return Job(
         model,
