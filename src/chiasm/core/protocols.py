@@ -35,6 +35,11 @@ class ImageCodec(Protocol):
         """One Slot a picture."""
         ...
 
+    def outline(self, size: tuple[int, int]) -> Slot:
+        """The Slot of a picture (width, height) before it is looked at: as many ids, the same grid
+        and tiles, no patches, codes that mean nothing."""
+        ...
+
     def decode(self, ids: Tensor) -> PIL.Image.Image:
         """The picture of one image's ids [n]. Raises NotGenerativeError where there is none."""
         ...
@@ -73,11 +78,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of one training step on a batch (forward and backward)."""
+    """Floating-point operations of one training step on a batch (forward and backward); parts: of
+    which parts of the model."""
 
     flops: float
     tokens: int
     images: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
