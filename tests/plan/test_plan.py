@@ -1,13 +1,12 @@
 """The plan: models without weights, memory against what autograd really keeps, published runs."""
 
-import dataclasses
 import time
 
 import pytest
 import torch
 
-from chiasm.core.errors import ChiasmError, ConfigError
-from chiasm.mllm.config import LoRAConfig, MLLMConfig, MLPConfig
+from chiasm.core.errors import ConfigError
+from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.plan.estimate import estimate, fit
 from chiasm.plan.hardware import parse
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, without_storage
@@ -18,7 +17,7 @@ from chiasm.recipes.recipe import Recipe
 from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
-from chiasm.vision.config import ContrastiveConfig, ViTConfig
+from chiasm.vision.config import ContrastiveConfig
 
 RATES = {"embedding": 1.0, "transformer": 1.0}
 UNIFIED = UnifiedConfig(width=64, layers=3, heads=4, kv_heads=4, hidden=128)
@@ -66,11 +65,14 @@ def test_34_billion_parameters_are_planned_in_seconds():
 def test_activations_are_what_autograd_keeps(words):
     """A real forward of the same shapes on the CPU, under the same autocast."""
     stage, assumed = Stage("s", 1, RATES, batch=words), Assumed(words=words)
-    with without_storage():
+    shapes = without_storage()
+    with shapes:
         outlined = outline_of(UNIFIED, assumed)
-        set_trained(outlined.model, stage)
-        batch = typical(outlined, stage, assumed)
-        planned = measure(forward(outlined, batch), outlined.model, outlined.model.blocks())
+    set_trained(outlined.model, stage)
+    batch = typical(outlined, stage, assumed)
+    work = forward(outlined, batch)
+    with shapes:
+        planned = measure(work, outlined.model, outlined.model.blocks())
     real = outline_of(UNIFIED, assumed)
     set_trained(real.model, stage)
     seen = measure(lambda: _loss(real.model, batch), real.model, real.model.blocks())

@@ -3,8 +3,8 @@
 Forward costs 2 operations a parameter and token, backward to the inputs as much again, backward to
 the weights as much again. A part that is trained costs 3 forwards, a frozen part that gradients
 pass through 2, a frozen part with nothing trained before it 1. Attention has no weights: its
-scores and mixing cost 3 forwards wherever a gradient passes. Nothing computes gradients of the data,
-so the first matrix of all costs 2 where it is trained.
+scores and mixing cost 3 forwards wherever a gradient passes. The data itself gets no gradient, so
+the first matrix of all costs 2 where it is trained.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def matrix_parameters(module: nn.Module, experts: int = 0) -> int:
-    """Parameters that multiply a token's activations: matrices and convolutions, no embedding table,
-    norm or bias. Of a layer of experts, as many experts as a token is sent to."""
+    """Parameters that multiply a token's activations: matrices and convolutions, no embedding
+    table, norm or bias. Of a layer of experts, as many experts as a token is sent to."""
     total = 0
     for m in module.modules():
         if isinstance(m, nn.Linear):  # of 4 bits too, whose weight holds two values a byte

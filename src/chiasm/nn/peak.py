@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: measured, as what is printed on the box is not reached."""
+"""How fast this machine multiplies matrices: measured, as no machine reaches its data sheet."""
 
 from __future__ import annotations
 

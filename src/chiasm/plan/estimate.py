@@ -19,8 +19,9 @@ ROOM = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A stage on a cluster. seconds: of the whole stage at the assumed MFU, without waiting for data
-    or the network. sent: bytes that a GPU sends in a step over the slowest link it has to use."""
+    """A stage on a cluster. seconds: of the whole stage at the assumed MFU, without waiting for
+    data or the network. sent: bytes that a GPU sends in a step over the slowest link it
+    has to use."""
 
     cluster: Cluster
     sharding: Sharding

@@ -8,8 +8,7 @@ tensors without storage, and what autograd saves is added up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,11 +127,10 @@ class Saved:
         )
 
 
-@contextmanager
-def without_storage() -> Iterator[FakeTensorMode]:
-    """Tensors made inside have shapes and no numbers: a model of any size is built in a moment."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
+def without_storage() -> FakeTensorMode:
+    """A context in which tensors have shapes and no numbers: a model of any size is built in a
+    moment. It may be entered again, for what was made in it."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def measure(work: Callable[[], Any], model: nn.Module, blocks: Sequence[nn.Module]) -> Saved:

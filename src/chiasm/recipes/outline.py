@@ -1,4 +1,4 @@
-"""A recipe's model without weights, and a batch that looks like its data: what a plan is made of."""
+"""A recipe's model without weights, and a batch that looks like its data: what a plan needs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Outline:
-    """model: with shapes only. slot: what a picture is in the sequence, None where there is none."""
+    """model: shapes alone. slot: what a picture is in the sequence, None where there is none."""
 
     config: Model
     model: Any
@@ -60,7 +60,7 @@ class Outline:
 
 
 def outline_of(config: Model, assumed: Assumed) -> Outline:
-    """The model a configuration describes, inside plan.memory.without_storage. Raises
+    """The model a configuration describes; call it inside plan.memory.without_storage(). Raises
     CheckpointError for a part whose configuration cannot be had, ConfigError as training would."""
     if isinstance(config, MLLMConfig):
         return _mllm(config, assumed)
@@ -217,16 +217,19 @@ def forward(outlined: Outline, batch: Batch | PictureBatch) -> Callable[[], Any]
     All its tokens stand in one causal row: what is saved is the same, and no sample need be told
     from another."""
     model = outlined.model
+    # Looked at here: inside, tensors have no numbers.
+    supervised = int((batch.targets != IGNORE).sum()) if isinstance(batch, Batch) else 0
+    side = 0 if batch.grids is None else int(batch.grids[0, 0])
 
     def work() -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             if isinstance(model, MLLM):
-                return _forward_mllm(model, batch)
+                return _forward_mllm(model, batch, supervised)
             if isinstance(model, Unified):
                 assert isinstance(batch, Batch)
-                return _forward_unified(model, batch)
+                return _forward_unified(model, batch, supervised)
             assert isinstance(batch, PictureBatch)
-            return _forward_pictures(model, batch)
+            return _forward_pictures(model, batch, side)
 
     return work
 
@@ -237,7 +240,7 @@ def _patches(batch: Batch | PictureBatch) -> tuple[Tensor, Tensor]:
     return torch.empty(batch.patches.shape), batch.grids
 
 
-def _forward_mllm(model: MLLM, batch: Batch | PictureBatch) -> Any:
+def _forward_mllm(model: MLLM, batch: Batch | PictureBatch, supervised: int) -> Any:
     tokens = None
     if batch.patches is not None:
         patches, grids = _patches(batch)
@@ -254,28 +257,27 @@ def _forward_mllm(model: MLLM, batch: Batch | PictureBatch) -> Any:
         x = x + 0.0 * tokens.sum()
     position = torch.zeros(1, x.shape[1], dtype=torch.long)
     hidden = run(model.language, x, position, Layout(causal=True))
-    return _head(model, hidden, batch)
+    return _head(model, hidden, supervised)
 
 
-def _forward_unified(model: Unified, batch: Batch) -> Any:
+def _forward_unified(model: Unified, batch: Batch, supervised: int) -> Any:
     config, length = model.config, batch.ids.shape[1]
     x = model.embed_tokens(torch.zeros(1, length, dtype=torch.long))
     position = torch.zeros(1, length, dtype=torch.long)
     turn = rotation(position, config.width // config.heads, config.rope_theta)
     for layer in model.layers:
         x = layer(x, turn, Layout(causal=True))
-    return _head(model, model.norm(x), batch)
+    return _head(model, model.norm(x), supervised)
 
 
-def _head(model: Any, hidden: Tensor, batch: Batch) -> Any:
-    """The loss, and as much again as its logits' gradient takes when the backward pass begins."""
-    count = int((batch.targets != IGNORE).sum())
+def _head(model: Any, hidden: Tensor, count: int) -> Any:
+    """The loss of so many tokens."""
     chosen = hidden[0, :count].clone()
     nll, z = token_loss(model.logits(chosen), torch.zeros(count, dtype=torch.long))
     return nll.sum() + z.sum()
 
 
-def _forward_pictures(model: nn.Module, batch: PictureBatch) -> Any:
+def _forward_pictures(model: nn.Module, batch: PictureBatch, side: int) -> Any:
     patches, grids = _patches(batch)
     if isinstance(model, DualEncoder):
         assert batch.texts is not None
@@ -284,6 +286,6 @@ def _forward_pictures(model: nn.Module, batch: PictureBatch) -> Any:
         text = model.text_projection(model.text(batch.texts, batch.lengths))
         return image.sum() + text.sum()
     assert isinstance(model, Autoencoder)
-    side, stride = int(grids[0, 0]), model.config.stride
+    stride = model.config.stride
     z = model.encoder(torch.empty(len(grids), 3, side * stride, side * stride))
     return model.decoder(z).square().sum()

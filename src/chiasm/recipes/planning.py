@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,23 +36,25 @@ class StagePlan:
 
 def plan_of(recipe: Recipe, assumed: Assumed) -> tuple[dict[str, int], list[StagePlan]]:
     """Parameters by group, and every stage's plan. Raises what training's set-up would."""
-    with without_storage():
+    shapes = without_storage()
+    with shapes:
         outlined = outline_of(recipe.model, assumed)
-        parameters = {
-            name: sum(p.numel() for p in part.parameters())
-            for name, part in outlined.model.groups().items()
-        }
-        return parameters, [_stage(outlined, stage, assumed) for stage in recipe.stages]
+    parameters = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in outlined.model.groups().items()
+    }
+    return parameters, [_stage(outlined, stage, assumed, shapes) for stage in recipe.stages]
 
 
-def _stage(outlined: Outline, stage: Stage, assumed: Assumed) -> StagePlan:
+def _stage(outlined: Outline, stage: Stage, assumed: Assumed, shapes: Any) -> StagePlan:
     model = outlined.model
     set_trained(model, stage)
     batch = typical(outlined, stage, assumed)
     work = work_of(model, batch, stage.accumulate, stage.steps)
     small = typical(outlined, _shrunk(stage, work), assumed)
-    blocks = model.blocks()
-    saved = measure(forward(outlined, small), model, blocks)
+    pass_of_it = forward(outlined, small)
+    with shapes:
+        saved = measure(pass_of_it, model, model.blocks())
     saved = saved.times(work.tokens / max(1, int(small.tokens)))
     one = typical(outlined, replace(stage, batch=1), assumed)
     return StagePlan(
@@ -210,7 +213,7 @@ def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal |
     name = s.stage.name
     if found is None:
         console.print(
-            f"{name}: fits in no sharding with one sample a GPU; take more GPUs, or train less of it"
+            f"{name}: fits in no sharding, one sample a GPU; take more GPUs, or train less of it"
         )
         return
     e = found.estimate

@@ -88,16 +88,16 @@ RUNS = (
 
 def implied_mfu(run: Run) -> tuple[int, float, float]:
     """(parameters, FLOPs of the run, the share of the peak they are in its GPU-hours)."""
+    assumed = Assumed(run.words, (640, 640), pictures=0 if run.trained is UNIFIED else 1)
     with without_storage():
-        assumed = Assumed(run.words, (640, 640), pictures=0 if run.trained is UNIFIED else 1)
         outlined = outline_of(run.model, assumed)
-        stage = Stage("s", 1, dict.fromkeys(run.trained, 1.0), batch=1)
-        set_trained(outlined.model, stage)
-        batch = typical(outlined, stage, assumed)
-        if run.trained is UNIFIED:
-            batch = replace(batch, targets=torch.zeros_like(batch.ids))  # type: ignore[union-attr]
-        flops = work_of(outlined.model, batch, 1, 1).flops * run.samples
-        parameters = sum(p.numel() for p in outlined.model.parameters())
+    stage = Stage("s", 1, dict.fromkeys(run.trained, 1.0), batch=1)
+    set_trained(outlined.model, stage)
+    batch = typical(outlined, stage, assumed)
+    if run.trained is UNIFIED:
+        batch = replace(batch, targets=torch.zeros_like(batch.ids))  # type: ignore[union-attr]
+    flops = work_of(outlined.model, batch, 1, 1).flops * run.samples
+    parameters = sum(p.numel() for p in outlined.model.parameters())
     seconds = run.gpu_hours * 3600
     return parameters, flops, flops / (seconds * KNOWN[run.gpus.lower()].peak)
 

@@ -209,8 +209,8 @@ def load_encoder(source: str, options: TowerOptions) -> Tower | FusedTowers:
 
 
 def outline(source: str, theirs: Any, options: TowerOptions) -> Tower:
-    """An encoder of transformers' configuration `theirs`, without weights from anywhere: what a plan
-    needs to know its size. Colours are the family's. Raises ConfigError as load_encoder."""
+    """An encoder of transformers' configuration `theirs`, without weights from anywhere: what
+    a plan needs to know its size. Colours are the family's. Raises ConfigError as load_encoder."""
     import transformers
 
     if theirs.model_type not in FAMILIES:
