@@ -78,7 +78,7 @@ def test_activations_are_what_autograd_keeps(words):
     seen = measure(lambda: _loss(real.model, batch), real.model, real.model.blocks())
     assert planned.activations == pytest.approx(seen.activations, rel=0.1)
     assert planned.copies == pytest.approx(seen.copies, rel=0.01)
-    assert planned.recomputed < 0.7 * planned.activations
+    assert planned.recomputed < 0.8 * planned.activations
 
 
 def _loss(model, batch):

@@ -23,9 +23,6 @@ FULL = 0.97
 WAITING = 4
 """Rows that samples may wait for; what is more goes into rows that are not full."""
 
-DRIFT = 3.0
-"""How much an even mixture outweighs a large sample."""
-
 PAIRS = 192
 """At most so many candidates are tried in pairs."""
 
@@ -87,7 +84,7 @@ def _row(
             return row
         used = length - room + tokens[fits]
         drift = np.abs((seen + patches[fits]) / even - used / length) if share else 0.0
-        picks = [int(fits[np.argmax(tokens[fits] / length - DRIFT * drift)])]
+        picks = [int(fits[np.argmax(tokens[fits] / length - drift)])]
         if room <= 2 * tokens[fits].max():
             picks = _closing(tokens, patches, fits, room, most - seen) or picks
         for pick in picks:

@@ -166,8 +166,11 @@ def measure(work: Callable[[], Any], model: nn.Module, blocks: Sequence[nn.Modul
 
         return hook
 
+    def leave(*_: Any) -> None:
+        inside.pop()
+
     handles = [b.register_forward_pre_hook(enter(i)) for i, b in enumerate(blocks)]
-    handles += [b.register_forward_hook(lambda *_: inside.pop() and None) for b in blocks]
+    handles += [b.register_forward_hook(leave) for b in blocks]
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             kept = work()

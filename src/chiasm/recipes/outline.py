@@ -165,7 +165,7 @@ def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | Pictur
     mean = sum(map(len, samples)) / len(samples)
     count = max(1, int(stage.batch // mean))
     batch = pack([[samples[i % len(samples)] for i in range(count)]])
-    if isinstance(config, MLLMConfig):
+    if isinstance(config, MLLMConfig) and batch.grids is not None:
         vit = model.vision.config
         patches = torch.empty(int(batch.grids.prod(1).sum()), 3 * vit.patch_size**2, device="meta")
         batch = replace(batch, patches=patches)

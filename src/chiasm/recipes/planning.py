@@ -110,7 +110,7 @@ def report(
     propose: bool,
 ) -> None:
     """Print the plan."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=max(120, Console().width))
     parameters, stages = plan_of(recipe, assumed)
     total = sum(parameters.values())
     each = ", ".join(f"{name} {_number(n)}" for name, n in parameters.items())
