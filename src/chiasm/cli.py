@@ -91,19 +91,42 @@ def precompute(
 
 
 @app.command
-def plan(recipe: Positional[str], plot: bool = False, out: Path | None = None) -> None:
-    """What a recipe will do, before it runs; any field can be set as in train.
+def plan(
+    recipe: Positional[str],
+    gpus: str | None = None,
+    fit: bool = False,
+    mfu: float = 0.4,
+    price: float | None = None,
+    words: int = 128,
+    picture: tuple[int, int] = (640, 480),
+    pictures: int = 1,
+    plot: bool = False,
+    out: Path | None = None,
+) -> None:
+    """What a recipe will cost, before it runs; any field can be set as in train.
 
     Args:
         recipe: As of train.
+        gpus: How many of which, as 64xH100: hours, cost, memory a GPU, what does not fit.
+        fit: Propose sharding and micro-batch that fit, as flags for train.
+        mfu: Share of the data sheet's peak that a run reaches.
+        price: US dollars an hour and GPU.
+        words: Tokens of text a sample, half of them a reply.
+        picture: Width and height of the pictures.
+        pictures: Pictures a sample.
         plot: Draw the learning rate of every stage, in the terminal and as a picture.
         out: The picture, an SVG (default RECIPE-rates.svg).
     """
+    from chiasm.plan.hardware import parse
+    from chiasm.recipes.outline import Assumed
+    from chiasm.recipes.planning import report
     from chiasm.recipes.rates import plan_command
     from chiasm.recipes.recipe import find, with_overrides
 
     chosen = with_overrides(find(recipe), _overrides)
     plan_command(chosen, plot, out or Path(f"{Path(recipe).stem}-rates.svg"))
+    cluster = parse(gpus) if gpus else None
+    report(chosen, cluster, Assumed(words, picture, pictures), mfu, price, fit)
 
 
 @app.command
@@ -307,7 +330,8 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
     """Arguments of `train` and `plan` that are fields of the recipe (--model.width 384, --seed=1)
     apart from the command's own."""
     own = {"--out", "--data", "--resume", "--help", "-h"}
-    own |= {f"--{no}{name}" for name in ("show", "plot") for no in ("", "no-")}
+    own |= {"--gpus", "--mfu", "--price", "--words", "--picture", "--pictures"}
+    own |= {f"--{no}{name}" for name in ("show", "plot", "fit") for no in ("", "no-")}
     kept, dotted = [], {}
     for i, argument in enumerate(arguments):
         if argument == "--resume" and arguments[i + 1 : i + 2] not in (["yes"], ["no"], ["auto"]):

@@ -1,6 +1,7 @@
 """The loop: exact resume, exact accumulation, freezing, and what must never reach the weights."""
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -170,3 +171,23 @@ def test_periodic_evaluation_is_logged(tmp_path):
     train(toy(), [stage], lambda _: ToyStream(), tmp_path, show=silent, evaluate=lambda: {"x": 1.0})
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if "eval/x" in x] == [2, 4]
+
+
+def test_the_log_says_how_well_the_machine_is_used(tmp_path):
+    """A stream that sleeps is seen as a stall; rates, peak and memory are there and sensible."""
+
+    class Slow(ToyStream):
+        def __iter__(self):
+            for batch in super().__iter__():
+                time.sleep(0.02)
+                yield batch
+
+    train(toy(), STAGES[:1], lambda _: Slow(), tmp_path, show=silent)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        assert 0.3 < line["data_stall"] <= 1
+        assert 0 < line["of_achievable"] < 1
+        assert line["memory_gb"] > 0.01
+        assert "waited" not in line
+        assert line["tokens_per_second"] > 0

@@ -260,7 +260,7 @@ def test_changing_a_question_changes_no_other_branch_and_not_the_trunk(route):
     assert torch.equal(a[rest], b[rest])
 
 
-@pytest.mark.parametrize("rows", [((40,), (40,)), ((40, 25), (65,))])
+@pytest.mark.parametrize("rows", [((40,), (40,)), ((40, 12), (52,))])
 def test_cost_is_what_torch_counts(rows):
     """Causal samples with a target on every token and no padding, through the plain kernel, whose
     operations torch counts."""
@@ -271,7 +271,7 @@ def test_cost_is_what_torch_counts(rows):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         made.loss(batch).sum.backward()
     cost = made.cost(batch)
-    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert cost.tokens == sum(map(sum, rows))
     assert cost.images == 0
 

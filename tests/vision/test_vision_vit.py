@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from chiasm.core.batch import PictureBatch
@@ -235,3 +236,16 @@ def test_groups_hold_every_parameter_once():
     model = DualEncoder(CONTRASTIVE)
     owned = [p for part in model.groups().values() for p in part.parameters()]
     assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("trained", [("vision", "text"), ("text",)])
+def test_cost_is_what_torch_counts(kind, trained):
+    model, batch = DualEncoder(dataclasses.replace(CONTRASTIVE, loss=kind)), pictures()
+    lengths = torch.full_like(batch.lengths, batch.texts.shape[1])  # padding is no cost of ours
+    batch = dataclasses.replace(batch, lengths=lengths)
+    for name, part in model.groups().items():
+        part.requires_grad_(name in trained)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(batch).sum.backward()
+    assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -17,6 +17,10 @@ import PIL.ImageOps
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 100_000_000
+HEAD = 2**16
+"""Bytes in which nearly every picture states its size."""
+ORIENTATION = 0x0112
+"""EXIF's tag; 5 to 8 are turned by a quarter."""
 PAGES = {b"<!doctype html": "an HTML page", b"<html": "an HTML page", b"<svg": "an SVG drawing",
          b"%pdf": "a PDF", b"%!ps": "a PostScript file"}  # fmt: skip
 
@@ -51,6 +55,31 @@ def open_picture(data: bytes) -> PIL.Image.Image:
     if width * height > MOST_PIXELS:
         raise Unreadable(f"{width}x{height}, more than the {MOST_PIXELS:,} pixels allowed")
     return picture
+
+
+def header_size(source: Path | bytes) -> tuple[int, int]:
+    """(width, height) as `decode` gives them, from the first bytes alone where they say it. Raises
+    Unreadable, OSError."""
+    if isinstance(source, bytes):
+        return _stated_size(source)
+    with source.open("rb") as file:
+        head = file.read(HEAD)
+    try:
+        return _stated_size(head)
+    except Unreadable:  # what stands before the size is longer, or comes last (TIFF)
+        return _stated_size(read_file(source))
+
+
+def _stated_size(data: bytes) -> tuple[int, int]:
+    with open_picture(data) as picture:
+        width, height = picture.size
+        # PIL would decode a PNG whole to look for EXIF behind its pixels.
+        stated = picture.format != "PNG" or "exif" in picture.info
+        try:
+            turned = stated and picture.getexif().get(ORIENTATION, 1) >= 5
+        except Exception:  # as decode: a broken EXIF block says nothing
+            turned = False
+    return (height, width) if turned else (width, height)
 
 
 def decode(data: bytes) -> PIL.Image.Image:

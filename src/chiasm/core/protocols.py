@@ -43,6 +43,11 @@ class ImageCodec(Protocol):
         """One Slot a picture."""
         ...
 
+    def outline(self, size: tuple[int, int]) -> Slot:
+        """The Slot of a picture (width, height) before it is looked at: as many ids, the same grid
+        and tiles, no patches, codes that mean nothing."""
+        ...
+
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
         """The picture of one image's code ids [n] in a grid (None: the only one there is). Raises
         NotGenerativeError where there is none."""
@@ -82,11 +87,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of one training step on a batch (forward and backward)."""
+    """Floating-point operations of one training step on a batch (forward and backward); parts: of
+    which parts of the model."""
 
     flops: float
     tokens: int
     images: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

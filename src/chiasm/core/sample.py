@@ -11,7 +11,7 @@ from typing import Literal
 import PIL.Image
 
 from chiasm.core.errors import DataError
-from chiasm.core.picture import Unreadable, decode, read_file, rgb
+from chiasm.core.picture import Unreadable, decode, header_size, read_file, rgb
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -53,6 +53,15 @@ class Image:
                 f"{name}: not a readable image: {' '.join(str(error).split())}{place}; "
                 "replace the file or remove the sample"
             ) from None
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) of what load gives, without decoding it. Raises DataError as load."""
+        if isinstance(self.source, PIL.Image.Image):
+            return self.source.size
+        try:
+            return header_size(self.source)
+        except (Unreadable, OSError):
+            return self.load().size  # raises with the file, the place and the remedy
 
     def encoded(self) -> bytes:
         """The bytes of the file. Raises OSError or Unreadable; load says where."""

@@ -12,6 +12,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
 from chiasm.data.clips import Clips, Frames
+from chiasm.data.packing import Size
 from chiasm.data.template import Template
 
 
@@ -59,6 +60,22 @@ class Processor:
         if not any(line.supervised.any() for line in lines):
             raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
         return _merge(lines, slots, sample.id, self.prefix)
+
+    def measure(self, sample: Sample) -> Size:
+        """What `encode` would make of a sample, from the headers of its pictures. Raises DataError
+        as encode, but for what only decoding would find."""
+        _check(sample)
+        if sample.videos:  # how many frames a clip has is not in its header
+            encoded = self.encode(sample)
+            return Size(len(encoded), 0 if encoded.patches is None else len(encoded.patches))
+        parts = split_independent(sample)
+        slots = [self.codec.outline(image.size()) for image in parts[0].images]
+        lines = [self._line(part, slots, reply=False) for part in parts]
+        whole = _merge(lines, slots, sample.id, self.prefix)
+        if not any(line.supervised.any() for line in lines):
+            raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
+        pictures = slots * (len(lines) if self.prefix else 1)
+        return Size(len(whole), sum(slot.grid[0] * slot.grid[1] * slot.tiles for slot in pictures))
 
     def unconditional(self, sample: Sample) -> Encoded:
         """The prompt without its words and pictures: the other side of guidance."""

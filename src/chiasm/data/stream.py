@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.order import index_at, place_of, randomness_at
+from chiasm.data.packing import Budget, Size, fill
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.views import View
+
+T = TypeVar("T")
 
 
 class SampleStream:
@@ -70,22 +76,87 @@ class SampleStream:
 
     def _encode_next(self) -> Encoded:
         """The next usable sample; the cursor is left on it."""
-        barren = 0
-        while True:
-            total = len(self.samples) * len(self.views)
-            place = place_of(self.cursor, *self._strand)
-            index, view = divmod(index_at(place, total, self.seed), len(self.views))
-            sample = self.samples[index]
-            try:
-                seen = self.views[view](sample, randomness_at(place, self.seed))
-                if seen is not None:
-                    return self.processor.encode(seen)
-            except DataError as error:
-                self.quarantine.add(sample, error, len(self.samples))
+        for place in self._places():
+            encoded = self._at(place, self.processor.encode)
+            if encoded is not None:
+                return encoded
+        raise AssertionError("places are endless")
+
+    def _places(self) -> Iterator[int]:
+        """Places of the whole order from the cursor's on; the cursor is moved as one after another
+        turns out to be of no use. DataError when none of two epochs was."""
+        total = len(self.samples) * len(self.views)
+        for _ in range(2 * total + 1):
+            yield place_of(self.cursor, *self._strand)
             self.cursor += 1
-            barren += 1
-            if barren > 2 * total:
-                raise DataError(
-                    "no sample of the data suits this stage's view; "
-                    "captions are needed to describe or draw"
-                )
+        raise DataError(
+            "no sample of the data suits this stage's view; captions are needed to describe or draw"
+        )
+
+    def _at(self, place: int, make: Callable[[Sample], T]) -> T | None:
+        """What is made of the sample at a place, None for one that cannot be used."""
+        index, view = divmod(
+            index_at(place, len(self.samples) * len(self.views), self.seed), len(self.views)
+        )
+        sample = self.samples[index]
+        try:
+            seen = self.views[view](sample, randomness_at(place, self.seed))
+            return None if seen is None else make(seen)
+        except DataError as error:
+            self.quarantine.add(sample, error, len(self.samples))
+            return None
+
+
+class KnapsackStream(SampleStream):
+    """Endless batches of one full row: windows of the order are measured from headers and filled
+    into rows (data/packing.py), so that nearly no token is left unused and rows hold like numbers
+    of patches. Nothing is seen twice or left out; the order within a window is another.
+
+    The state is the rows of the window still to come and what waits for the next one, as places of
+    the order: a few hundred numbers. patches: the most of a row, None for any number.
+    """
+
+    def __init__(self, *parts, patches: int | None = None, window: int = 512, **more):
+        super().__init__(*parts, **more)
+        self.budget, self.window = Budget(self.tokens, patches), window
+        self._rows: list[list[int]] = []
+        self._waiting: list[tuple[int, Size]] = []
+
+    def state_dict(self) -> dict:
+        waiting = [[place, size.tokens, size.patches] for place, size in self._waiting]
+        rows = [list(row) for row in self._rows]
+        return {"cursor": self.cursor, "rows": rows, "waiting": waiting}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.cursor = state["cursor"]
+        self._rows = [list(row) for row in state["rows"]]
+        self._waiting = [(place, Size(t, p)) for place, t, p in state["waiting"]]
+
+    def _next(self) -> Batch:
+        while True:
+            while not self._rows:
+                self._fill()
+            places = self._rows.pop(0)
+            found = [self._at(place, self.processor.encode) for place in places]
+            row = [encoded for encoded in found if encoded is not None]
+            if row:
+                return pack([row], per_sample=self.per_sample)
+
+    def _fill(self) -> None:
+        """Measure the next window and lay out its rows, in an order of their own: those filled
+        first hold the longest samples."""
+        random = np.random.default_rng((self.seed, 2, self.cursor, *self._strand))
+        measured = [*self._waiting, *(self._measure_next() for _ in range(self.window))]
+        rows, left = fill([size for _, size in measured], self.budget)
+        order = random.permutation(len(rows))
+        self._rows = [[measured[i][0] for i in rows[number]] for number in order]
+        self._waiting = [measured[i] for i in left]
+
+    def _measure_next(self) -> tuple[int, Size]:
+        """Place and size of the next usable sample; the cursor is left behind it."""
+        for place in self._places():
+            size = self._at(place, self.processor.measure)
+            if size is not None:
+                self.cursor += 1
+                return place, size
+        raise AssertionError("places are endless")

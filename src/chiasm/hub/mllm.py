@@ -53,7 +53,7 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     model, processor = _assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
         add_adapters(model.language, config.lora)
-    _freeze(model, config.frozen_layers)
+    freeze(model, config.frozen_layers)
     return model, processor
 
 
@@ -78,7 +78,7 @@ def word_processor(model: MLLM, processor: Processor, context: int = 64) -> Pict
     )
 
 
-def _freeze(model: MLLM, count: int) -> None:
+def freeze(model: MLLM, count: int) -> None:
     """Hold the language model's embedding and first `count` layers in every stage (train.optim)."""
     if count > len(model.layers()):
         raise ConfigError(

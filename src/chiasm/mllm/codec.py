@@ -50,6 +50,9 @@ class MLLMCodec:
         """One Slot a picture."""
         return [self._slot(image) for image in images]
 
+    def outline(self, size: tuple[int, int]) -> Slot:
+        return self.mode.slot(size)
+
     def tokens(self, size: tuple[int, int]) -> int:
         """How many ids a picture (width, height) takes in the sequence."""
         return len(self.mode.slot(size).ids)

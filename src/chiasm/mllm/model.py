@@ -20,7 +20,15 @@ from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_f
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
-from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
+from chiasm.nn.flops import (
+    attention_flops,
+    encoder_flops,
+    is_trained,
+    matrix_parameters,
+    mixing_passes,
+    passes,
+    segment_lengths,
+)
 from chiasm.nn.loss import summed, token_loss
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
@@ -190,41 +198,39 @@ class MLLM(nn.Module):
     def cost(self, batch: Batch | PictureBatch) -> Cost:
         """The cost model: each part times its passes."""
         trained = {name: is_trained(part) for name, part in self.groups().items()}
-        flops = 0.0
+        parts: dict[str, float] = {}
         if batch.patches is not None and batch.grids is not None:
-            flops += self._vision_cost(batch.patches, batch.grids, trained)
+            parts |= self._vision_cost(batch.grids, trained)
         if isinstance(batch, Batch):
             upstream = batch.patches is not None and (trained["vision"] or trained["projector"])
-            flops += self._language_cost(batch, upstream)
+            parts |= self._language_cost(batch, upstream)
             if isinstance(self.projector, InnerProjector) and batch.grids is not None:
                 steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
-                flops += passes(trained["projector"], upstream or trained["language"]) * steps
-        return Cost(flops, batch.tokens, batch.images)
+                passed = passes(trained["projector"], upstream or trained["language"])
+                parts["projector"] += passed * steps
+        return Cost(sum(parts.values()), batch.tokens, batch.images, parts)
 
-    def _vision_cost(self, patches: Tensor, grids: Tensor, trained: dict[str, bool]) -> float:
-        config = self.vision.config
+    def _vision_cost(self, grids: Tensor, trained: dict[str, bool]) -> dict[str, float]:
         seen = (grids if self.memory is None else self.memory.encoded).prod(1)
-        vision = 2.0 * matrix_parameters(self.vision) * int(seen.sum())
-        vision += attention_flops(seen, config.mixing, 1)
-        widths = feature_width(config), self.language.config.hidden_size
+        vision = sum(encoder_flops(t, seen, trained["vision"]) for t in self.vision.towers)
+        widths = feature_width(self.vision.config), self.language.config.hidden_size
+        state = trained["projector"], trained["vision"]
         projector = sum(
-            projector_flops(self.projector.config, *widths, (h, w))
+            projector_flops(self.projector.config, *widths, (h, w), *state)
             for h, w in self._seen(grids).tolist()
         )
-        return (
-            passes(trained["vision"], False) * vision
-            + passes(trained["projector"], trained["vision"]) * projector
-        )
+        return {"vision": vision, "projector": projector}
 
-    def _language_cost(self, batch: Batch, upstream: bool) -> float:
+    def _language_cost(self, batch: Batch, upstream: bool) -> dict[str, float]:
         """Layer by layer: below the first trained one, gradients need not go."""
-        rows = torch.arange(len(batch.segment))[:, None] * (int(batch.segment.max()) + 2)
-        lengths = torch.bincount((batch.segment + 1 + rows)[batch.segment >= 0])
         config = self.language.config
         width = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        attention = attention_flops(lengths, width * config.num_attention_heads, 1)
+        mixing = attention_flops(
+            segment_lengths(batch.segment), width * config.num_attention_heads, 1
+        )
+        experts = getattr(config, "num_experts_per_tok", None) or 0
         upstream = upstream or is_trained(self.language.get_input_embeddings())
         flops = 0.0
         for layer in self.layers():
@@ -234,10 +240,11 @@ class MLLM(nn.Module):
             costs = [adapter_flops(m, batch.tokens) for m in inner]
             base = any(p.requires_grad for p in layer.parameters() if p not in adapter)
             adapted = any(p.requires_grad for p in adapter)
-            forward = 2.0 * (matrix_parameters(layer) - extra) * batch.tokens + attention
-            flops += passes(base, upstream or adapted) * forward
+            matrices = 2.0 * (matrix_parameters(layer, experts) - extra) * batch.tokens
+            flops += passes(base, upstream or adapted) * matrices
+            flops += mixing_passes(upstream or base or adapted) * mixing
             flops += passes(adapted, upstream) * sum(cost for cost, _ in costs)
             flops += sum(once for _, once in costs)
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
-        return flops + passes(is_trained(self.head), upstream) * head
+        return {"language": flops, "head": passes(is_trained(self.head), upstream) * head}

@@ -27,6 +27,7 @@ from chiasm.train.feature_cache import remembered
 from chiasm.train.feed import Feed, strands
 from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
+from chiasm.train.meter import in_words, memory_in_use, peak_rate, use_of
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
 from chiasm.train.recompute import recomputed
@@ -195,6 +196,8 @@ class _Trainer:
 
     def _steps(self, number: int, first: int, lowered: LoweredWeights) -> None:
         stage, window, entry = self.stages[number], Window(), self.ledger.stages[number]
+        dtype = working_dtype(stage.autocast, self.device)
+        peak = peak_rate(self.device, dtype, self.world.size)
         with self.show(stage.name, stage.steps, first) as view:
             for step in range(first, stage.steps):
                 began = time.perf_counter()
@@ -207,15 +210,17 @@ class _Trainer:
                 view.advance()
                 last = step + 1 == stage.steps
                 if last or _due(stage.log_every, step):
+                    sums = window.flush()
                     line = {
                         "step": self.total,
                         "stage": stage.name,
-                        **window.flush(),
+                        **use_of(sums, peak),
+                        "memory_gb": memory_in_use(self.device),
                         "skipped_steps": entry.skipped_steps,
                         "elapsed": self.ledger.seconds,
                     }
                     self.metrics.write(line)
-                    view.status(f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tok/s")
+                    view.status(in_words(line))
                 better = False
                 due = self.evaluate and _due(stage.evaluate_every, step)
                 if due and not self.stop.requested:
@@ -235,13 +240,15 @@ class _Trainer:
             group["lr"] = group["peak"] * scale
         self.optimizer.zero_grad()
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        own, batches = {}, {}
+        own, batches, waited = {}, {}, 0.0
         feed = self.feed.step()
         while True:
             if self.world.any(self.stop.requested):
                 _put_back(buffers)
                 raise _HaltError
+            asked = time.perf_counter()
             strand, batch = next(feed, (None, None))
+            waited += time.perf_counter() - asked
             if strand is None:
                 break
             batches[strand] = batch
@@ -260,6 +267,7 @@ class _Trainer:
         self.total += 1
         rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.groups}
         cost = {"tokens": done.tokens, "images": done.images, "flops": done.flops}
+        cost["waited"] = waited
         return {"loss": done.loss, "grad_norm": norm, **done.means, **rates, **cost}
 
     def _micro_batch(self, stage: Stage, strand: int, batch: Any) -> dict:

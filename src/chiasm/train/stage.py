@@ -66,6 +66,9 @@ class Stage:
     optimizer: "muon" updates the matrices inside the model's blocks with Muon at the same rates
         times `muon_scale`, everything else with AdamW; muon_iterations as in train/muon.py.
         "stable_adamw" is AdamW whose steps shrink where gradients outgrow their past.
+    packing: which samples share a row of `batch` tokens: "order" lays them end to end as they come,
+        "knapsack" looks ahead for those that fill it (data/packing.py). patches: with "knapsack",
+        the most of a row; 0 is any number.
     groups: other settings of single groups. ema: decay of an average of the trained weights that is
         evaluated and, at the end of the stage, kept in their place; 0 is none.
     normalise: what weighs alike in the loss, every supervised token or every example (its tokens'
@@ -105,6 +108,8 @@ class Stage:
     log_every: int = 10
     best: str = ""
     ema: float = 0.0
+    packing: Literal["order", "knapsack"] = "order"
+    patches: int = 0
     groups: dict[str, GroupSettings] = field(default_factory=dict)
     guard: GuardSettings = GuardSettings()
 

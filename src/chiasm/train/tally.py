@@ -69,7 +69,7 @@ class Window:
         line: dict[str, float] = {}
         for name in dict.fromkeys(key for record in self._records for key in record):
             values = [r[name] for r in self._records if name in r]
-            if name in sums:
+            if name in (*sums, "waited"):
                 line[name] = sum(values)
             elif name.startswith("lr/"):
                 line[name] = values[-1]

@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
-from chiasm.nn.flops import attention_flops
+from chiasm.nn.flops import (
+    attention_flops,
+    encoder_flops,
+    is_trained,
+    matrix_parameters,
+    mixing_passes,
+    passes,
+)
 from chiasm.nn.modes import evaluating
 from chiasm.nn.norm import GroupNorm
 from chiasm.unified.caption_reader import CaptionReader
@@ -213,11 +220,47 @@ class Autoencoder(nn.Module):
         return [self.encoder, self.decoder]
 
     def cost(self, batch: PictureBatch) -> Cost:
-        forward = self._forward_flops_per_pixel() * len(batch.patches) * self.config.stride**2
+        pixels = len(batch.patches) * self.config.stride**2
+        trained = {name: is_trained(part) for name, part in self.groups().items()}
+        encoding, decoding = trained["encoder"], trained["decoder"]
+        forwards = passes(encoding, False), passes(decoding, encoding)
+        shape = self._flops_per_pixel()
+        parts = {
+            "encoder": (forwards[0] * shape["encoder"] + min(2, forwards[0]) * shape["first"])
+            * pixels,
+            "decoder": forwards[1] * shape["decoder"] * pixels,
+            "quantizer": self.quantizer.flops(len(batch.patches)),
+            **self._judges_cost(batch, shape["discriminator"] * pixels),
+        }
         if self.config.vit is not None:
-            layers = 2 * self.config.vit.layers
-            forward += attention_flops(batch.grids.prod(1), self.config.vit.width, layers)
-        return Cost(3 * forward, len(batch.patches), len(batch.grids))
+            mixing = attention_flops(
+                batch.grids.prod(1), self.config.vit.width, self.config.vit.layers
+            )
+            parts["encoder"] += mixing_passes(encoding) * mixing
+            parts["decoder"] += mixing_passes(encoding or decoding) * mixing
+        return Cost(sum(parts.values()), len(batch.patches), len(batch.grids), parts)
+
+    def _judges_cost(self, batch: PictureBatch, judging: float) -> dict[str, float]:
+        """What the caption's reader, the discriminator (forward: judging) and the perceptual loss
+        add. With a discriminator gradients reach the pixels once more, for the adaptive weight."""
+        parts, pictures = {}, len(batch.grids)
+        again = self.discriminator is not None and self.discriminator.active
+        if self.reader is not None and batch.texts is not None:
+            each = 2.0 * matrix_parameters(self.reader.each) * len(batch.patches)
+            parts["reader"] = 3 * (each + 2.0 * matrix_parameters(self.reader.words) * pictures)
+        if again:
+            parts["discriminator"] = (2 + 1 + 2 * 3) * judging
+        if self.perceptual is not None and self.config.perceptual:
+            eye, side = self.perceptual.encoder, self.perceptual.side // self.perceptual.patch
+            mixing = sum(
+                attention_flops(torch.full((pictures,), side**2 + t.special), t.config.mixing, 1)
+                for t in eye.towers
+            )
+            counts = torch.full((pictures,), side**2)
+            forward = sum(encoder_flops(t, counts, False) for t in eye.towers)
+            # Both pictures forward; backward to one: matrices once, attention twice.
+            parts["perceptual"] = (3 + again) * forward + (1 + again) * mixing
+        return parts
 
     def _by_grid(self, batch: PictureBatch) -> list[tuple[Tensor, Tensor]]:
         """The batch's pictures as pixel tensors, one a resolution, each with its rows."""
@@ -232,35 +275,39 @@ class Autoencoder(nn.Module):
             for grid, own in rows.items()
         ]
 
-    def _forward_flops_per_pixel(self) -> float:
-        """Two operations a weight and output position of every convolution and linear layer, over
-        the input's pixels; measured once on one picture because strides decide the positions."""
-        if not hasattr(self, "_flops_per_pixel"):
-            total = 0.0
+    def _flops_per_pixel(self) -> dict[str, float]:
+        """Forward, by part: two operations a weight and output position of every convolution and
+        linear layer, over the input's pixels; `first` is the layer that sees the pixels. Measured
+        once on one picture because strides decide the positions."""
+        if hasattr(self, "_shape_cost"):
+            return self._shape_cost
+        total = {"first": 0.0, "encoder": 0.0, "decoder": 0.0, "discriminator": 0.0}
+        judge = self.discriminator or nn.Identity()
 
-            def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
-                nonlocal total
-                assert isinstance(layer, nn.Conv2d | nn.Linear)
-                total += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
+        def count(layer: nn.Module, output: Tensor, part: str) -> None:
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            part = "encoder" if part == "first" and total["first"] else part
+            total[part] += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]
 
-            networks = (*self.encoder.modules(), *self.decoder.modules())
-            handles = [
-                m.register_forward_hook(count)
-                for m in networks
-                if isinstance(m, nn.Conv2d | nn.Linear)
-            ]
-            side = 4 * self.config.stride
-            device = next(self.parameters()).device
-            with torch.no_grad(), evaluating(self):
-                self.decoder(
-                    self.quantizer(
-                        self.encoder(torch.zeros(1, 3, side, side, device=device))
-                    ).values
-                )
-            for handle in handles:
-                handle.remove()
-            self._flops_per_pixel = total / side**2
-        return self._flops_per_pixel
+        handles = [
+            m.register_forward_hook(lambda m, _, output, part=part: count(m, output, part))
+            for part, network in (
+                ("first", self.encoder),
+                ("decoder", self.decoder),
+                ("discriminator", judge),
+            )
+            for m in network.modules()
+            if isinstance(m, nn.Conv2d | nn.Linear)
+        ]
+        side = 4 * self.config.stride
+        device = next(self.parameters()).device
+        with torch.no_grad(), evaluating(self):
+            z = self.encoder(torch.zeros(1, 3, side, side, device=device))
+            judge(self.decoder(self.quantizer(z).values))
+        for handle in handles:
+            handle.remove()
+        self._shape_cost = {part: flops / side**2 for part, flops in total.items()}
+        return self._shape_cost
 
 
 def details(pixels: Tensor, size: int = 5, threshold: float = 0.05) -> Tensor:

@@ -78,6 +78,9 @@ class UnifiedCodec:
         made = iter(self.codes(fresh) if fresh else ())
         return [self._slot(next(made) if codes is None else codes) for codes in found]
 
+    def outline(self, size: tuple[int, int]) -> Slot:
+        return self._slot(np.zeros(self.grid, np.int64))
+
     @torch.no_grad()
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
         """Codes [h w] int64 of each picture."""

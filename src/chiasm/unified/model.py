@@ -13,7 +13,14 @@ from chiasm.core.vocab import Vocabulary
 from chiasm.nn.attention import Index, Layout, packed_layout
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
-from chiasm.nn.flops import attention_flops, matrix_parameters
+from chiasm.nn.flops import (
+    attention_flops,
+    is_trained,
+    matrix_parameters,
+    mixing_passes,
+    passes,
+    segment_lengths,
+)
 from chiasm.nn.loss import summed, token_loss
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation, rotation_2d
@@ -160,12 +167,14 @@ class Unified(nn.Module):
         return list(self.layers)
 
     def cost(self, batch: Batch) -> Cost:
-        counts = torch.unique_consecutive(
-            batch.segment + torch.arange(len(batch.segment))[:, None] * (batch.segment.max() + 2),
-            return_counts=True,
-        )[1]
-        supervised = int((batch.targets != IGNORE).sum())
-        forward = 2.0 * matrix_parameters(self.layers) * batch.tokens
-        forward += attention_flops(counts, self.config.width, self.config.layers)
-        forward += 2.0 * self.vocabulary.size * self.config.width * supervised
-        return Cost(3 * forward, batch.tokens, batch.images)
+        config, trained = self.config, {n: is_trained(part) for n, part in self.groups().items()}
+        upstream = trained["embedding"]
+        matrices = 2.0 * matrix_parameters(self.layers) * batch.tokens
+        mixing = attention_flops(segment_lengths(batch.segment), config.width, config.layers)
+        parts = {
+            "transformer": passes(trained["transformer"], upstream) * matrices
+            + mixing_passes(upstream or trained["transformer"]) * mixing,
+            "head": passes(trained["embedding"], trained["transformer"])
+            * (2.0 * self.vocabulary.size * config.width * int((batch.targets != IGNORE).sum())),
+        }
+        return Cost(sum(parts.values()), batch.tokens, batch.images, parts)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from chiasm.core.batch import PictureBatch
 from chiasm.core.protocols import Cost, Loss
 from chiasm.nn.attention import Layout
-from chiasm.nn.flops import attention_flops, matrix_parameters
+from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
 from chiasm.nn.loss import sigmoid_contrastive, softmax_contrastive
 from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.vit import AttentionPool, EncoderBlock, ViT
@@ -99,12 +99,39 @@ class DualEncoder(nn.Module):
         return [*self.vision.layers, *self.text.layers]
 
     def cost(self, batch: PictureBatch) -> Cost:
-        config = self.config.vision
+        """Both towers with their heads, and every picture against every text."""
         assert batch.lengths is not None
-        forward = 2.0 * matrix_parameters(self.vision) * len(batch.patches)
-        forward += attention_flops(batch.grids.prod(1), config.width, config.layers)
-        forward += 2.0 * matrix_parameters(self.text) * int(batch.lengths.sum())
-        return Cost(3 * forward, len(batch.patches), len(batch.grids))
+        trained = {name: is_trained(part) for name, part in self.groups().items()}
+        pictures = self._vision_cost(batch.grids, trained["vision"])
+        texts = self._text_cost(batch.lengths, trained["text"])
+        pairs = 2.0 * len(batch.grids) * len(batch.lengths) * self.config.embedding
+        parts = {
+            "vision": pictures,
+            "text": texts,
+            # Once more for the accuracy that is logged.
+            "pairs": (2 + trained["vision"] + trained["text"]) * pairs,
+        }
+        return Cost(sum(parts.values()), len(batch.patches), len(batch.grids), parts)
+
+    def _vision_cost(self, grids: Tensor, trained: bool) -> float:
+        config, forwards = self.config.vision, passes(trained, False)
+        counts = grids.prod(1)
+        patches, pictures = int(counts.sum()), len(grids)
+        first = 2.0 * matrix_parameters(self.vision.patch_embedding) * patches
+        blocks = 2.0 * matrix_parameters(self.vision.layers) * patches
+        blocks += attention_flops(counts, config.width, config.layers)
+        keys = 2 * config.width**2  # of a picture's patches; the rest of the head is of its probe
+        head = 2.0 * keys * patches + 4.0 * config.width * patches
+        rest = matrix_parameters(self.pool) - keys + matrix_parameters(self.image_projection)
+        head += 2.0 * rest * pictures
+        return forwards * (blocks + head) + min(forwards, 2) * first
+
+    def _text_cost(self, lengths: Tensor, trained: bool) -> float:
+        config = self.config
+        forward = 2.0 * matrix_parameters(self.text) * int(lengths.sum())
+        forward += attention_flops(lengths, config.text_width, config.text_layers)
+        forward += 2.0 * matrix_parameters(self.text_projection) * len(lengths)
+        return passes(trained, False) * forward
 
 
 @torch.no_grad()

@@ -103,6 +103,16 @@ class Tower(nn.Module):
         self.register_buffer("offset", ((0.5 - mean) / deviation)[:, None], persistent=False)
 
     @property
+    def special(self) -> int:
+        """Tokens of a picture that are no patches: class and registers."""
+        return self.family.class_token + getattr(self.model.config, "num_register_tokens", 0)
+
+    @property
+    def towers(self) -> list[Tower]:
+        """As ViT's."""
+        return [self]
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The blocks, first to last."""
         return list(operator.attrgetter(self.family.blocks)(self.model))
@@ -171,6 +181,11 @@ class FusedTowers(nn.Module):
         self.first, self.second = first, second
 
     @property
+    def towers(self) -> list[Tower]:
+        """As ViT's."""
+        return [self.first, self.second]
+
+    @property
     def layers(self) -> list[nn.Module]:
         return [*self.first.layers, *self.second.layers]
 
@@ -191,6 +206,18 @@ def load_encoder(source: str, options: TowerOptions) -> Tower | FusedTowers:
         raise ConfigError(f"{source}: two encoders are fused as 'A+B'; found {len(parts)} names")
     first, second = (_load(part, options) for part in parts)
     return FusedTowers(first, second)
+
+
+def outline(source: str, theirs: Any, options: TowerOptions) -> Tower:
+    """An encoder of transformers' configuration `theirs`, without weights from anywhere: what
+    a plan needs to know its size. Colours are the family's. Raises ConfigError as load_encoder."""
+    import transformers
+
+    if theirs.model_type not in FAMILIES:
+        raise ConfigError(f"{source}: a '{theirs.model_type}', expected {', '.join(FAMILIES)}")
+    config = _resolve(source, theirs, options, {})
+    settings = _settings(theirs, config.layers)
+    return Tower(config, getattr(transformers, FAMILIES[config.family].model)(settings))
 
 
 def save_encoder(folder: Path, encoder: Tower | FusedTowers) -> None:
@@ -219,7 +246,7 @@ def _restore(folder: Path, config: TowerConfig) -> Tower:
 def _load(source: str, options: TowerOptions) -> Tower:
     source = str(Path(source).expanduser()) if source.startswith("~") else source
     theirs = _read_config(source)
-    config = _resolve(source, theirs, options)
+    config = _resolve(source, theirs, options, _preprocessing(source))
     return Tower(config, _model(source, theirs, config.layers))
 
 
@@ -246,15 +273,12 @@ def _model(source: str, config: Any, layers: int) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    settings = {**config.to_dict(), "num_hidden_layers": layers, "vision_use_head": False}
-    for derived in ("stage_names", "out_features", "out_indices"):  # they count the blocks
-        settings.pop(derived, None)
     kind = getattr(transformers, FAMILIES[config.model_type].model)
     with quiet():
         try:
             model, report = kind.from_pretrained(
                 source,
-                config=type(config).from_dict(settings),
+                config=_settings(config, layers),
                 dtype=torch.float32,
                 attn_implementation="sdpa",
                 use_safetensors=True,
@@ -272,8 +296,18 @@ def _model(source: str, config: Any, layers: int) -> Any:
     return model.eval()
 
 
-def _resolve(source: str, theirs: Any, options: TowerOptions) -> TowerConfig:
-    family, stated = FAMILIES[theirs.model_type], _preprocessing(source)
+def _settings(config: Any, layers: int) -> Any:
+    """transformers' configuration of the first `layers` blocks, without a pooling head."""
+    settings = {**config.to_dict(), "num_hidden_layers": layers, "vision_use_head": False}
+    for derived in ("stage_names", "out_features", "out_indices"):  # they count the blocks
+        settings.pop(derived, None)
+    return type(config).from_dict(settings)
+
+
+def _resolve(
+    source: str, theirs: Any, options: TowerOptions, stated: dict[str, Any]
+) -> TowerConfig:
+    family = FAMILIES[theirs.model_type]
     states = theirs.num_hidden_layers + 1
     layers = (options.layer,) if isinstance(options.layer, int) else options.layer
     if not layers or not all(-states <= layer < states for layer in layers):

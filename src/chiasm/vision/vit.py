@@ -75,6 +75,14 @@ class ViT(nn.Module):
         )
         self.post_layernorm = nn.LayerNorm(config.width, eps=1e-6)
 
+    special = 0
+    """Tokens of a picture that are no patches."""
+
+    @property
+    def towers(self) -> list[ViT]:
+        """The encoders it is made of."""
+        return [self]
+
     def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
         x = self.patch_embedding(patches)
         shapes = [(int(h), int(w)) for h, w in grids.tolist()]

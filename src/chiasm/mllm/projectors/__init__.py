@@ -80,15 +80,25 @@ def build_projector(config: ProjectorConfig, vision: int, language: int, scale: 
 
 @lru_cache(maxsize=1024)
 def projector_flops(
-    config: ProjectorConfig, vision: int, language: int, grid: tuple[int, int]
+    config: ProjectorConfig,
+    vision: int,
+    language: int,
+    grid: tuple[int, int],
+    trained: bool = False,
+    upstream: bool = False,
 ) -> float:
-    """What the forward pass of one picture of this grid costs: counted by torch on shapes alone, as
-    layers of one projector see patches, queries or tokens in different numbers."""
+    """What one picture of this grid costs in a step, forward and, where it is trained or lets
+    gradients through, backward: counted by torch on shapes alone, as layers of one projector see
+    patches, queries or tokens in different numbers."""
     with torch.device("meta"):
-        projector = build_projector(config, vision, language, 1.0).requires_grad_(False)
-        features = torch.empty(grid[0] * grid[1], vision)
+        projector = build_projector(config, vision, language, 1.0).requires_grad_(trained)
+        features = torch.empty(grid[0] * grid[1], vision, requires_grad=upstream)
     with FlopCounterMode(display=False) as counter:
-        projector(features, torch.tensor([grid]))
+        made = [projector(features, torch.tensor([grid]))]
         if isinstance(projector, InnerProjector):
-            projector.inner(features, torch.tensor([grid]))
+            for one in projector.inner(features, torch.tensor([grid])):
+                made += one if isinstance(one, tuple) else [one]
+        reached = [x for x in made if x.requires_grad]
+        if reached:
+            torch.autograd.backward(reached, [torch.ones_like(x) for x in reached])
     return float(counter.get_total_flops())

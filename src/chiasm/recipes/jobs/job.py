@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from chiasm.data.caption import caption_of
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
-from chiasm.data.stream import SampleStream
+from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage
@@ -65,7 +66,9 @@ class Context:
     def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
         """The packed batches of a stage."""
         chosen = by_name(stage.data or "converse", views)
-        return SampleStream(
+        knapsack = partial(KnapsackStream, patches=stage.patches or None)
+        kind = knapsack if stage.packing == "knapsack" else SampleStream
+        return kind(
             self.train,
             [moved(view, self.recipe.shift) for view in chosen],
             processor,

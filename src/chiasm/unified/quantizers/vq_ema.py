@@ -59,6 +59,10 @@ class VQEMA(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.embedding[codes]
 
+    def flops(self, places: int) -> float:
+        """Every place against every vector, once a code; nothing is passed back through it."""
+        return 2.0 * places * self.depth * self.codes * self.width
+
     def features(self) -> Tensor:
         """The codebook, normalised a channel."""
         centred = self.embedding - self.embedding.mean(0)

@@ -1,0 +1,239 @@
+"""chiasm plan: what a recipe costs before it runs, on what it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from chiasm.core.errors import ConfigError
+from chiasm.plan.estimate import Estimate, Proposal, estimate, fit
+from chiasm.plan.flops import Work, work_of
+from chiasm.plan.hardware import Cluster
+from chiasm.plan.memory import Saved, Sharding, Weights, measure, without_storage
+from chiasm.recipes.outline import Assumed, Outline, forward, outline_of, typical
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.optim import set_trained
+from chiasm.train.stage import Ranks, Stage
+
+MEASURED = 4096
+"""Tokens of the batch that activations are measured on: longer ones are like it, only longer."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage without a machine: what it computes, holds and saves a micro-batch; smallest: one
+    sample as a share of the micro-batch."""
+
+    stage: Stage
+    work: Work
+    weights: Weights
+    saved: Saved
+    smallest: float
+
+
+def plan_of(recipe: Recipe, assumed: Assumed) -> tuple[dict[str, int], list[StagePlan]]:
+    """Parameters by group, and every stage's plan. Raises what training's set-up would."""
+    shapes = without_storage()
+    with shapes:
+        outlined = outline_of(recipe.model, assumed)
+    parameters = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in outlined.model.groups().items()
+    }
+    return parameters, [_stage(outlined, stage, assumed, shapes) for stage in recipe.stages]
+
+
+def _stage(outlined: Outline, stage: Stage, assumed: Assumed, shapes: Any) -> StagePlan:
+    model = outlined.model
+    set_trained(model, stage)
+    batch = typical(outlined, stage, assumed)
+    work = work_of(model, batch, stage.accumulate, stage.steps)
+    small = typical(outlined, _shrunk(stage, work), assumed)
+    pass_of_it = forward(outlined, small)
+    with shapes:
+        saved = measure(pass_of_it, model, model.blocks())
+    saved = saved.times(work.tokens / max(1, int(small.tokens)))
+    one = typical(outlined, replace(stage, batch=1), assumed)
+    return StagePlan(
+        stage, work, _weights(model, stage), saved, min(1.0, one.tokens / max(1, work.tokens))
+    )
+
+
+def _shrunk(stage: Stage, work: Work) -> Stage:
+    """The stage with a batch of about MEASURED tokens or patches, if its own is larger."""
+    return replace(stage, batch=max(1, int(stage.batch * min(1.0, MEASURED / max(1, work.tokens)))))
+
+
+def _weights(model: object, stage: Stage) -> Weights:
+    parameters = list(model.parameters())  # type: ignore[attr-defined]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    units = model.units() if hasattr(model, "units") else model.blocks()  # type: ignore[attr-defined]
+    inside = {id(p) for unit in units for p in unit.parameters()}
+    rest = sum(p.numel() for p in parameters if id(p) not in inside)
+    largest = max([rest, *(sum(p.numel() for p in unit.parameters()) for unit in units)])
+    # Muon keeps one moment of the matrices inside blocks, AdamW two of everything.
+    moments = 2.0
+    if stage.optimizer == "muon" and trained:
+        blocks = {id(p) for b in model.blocks() for p in b.parameters()}  # type: ignore[attr-defined]
+        one = sum(
+            p.numel() for p in parameters if p.requires_grad and p.dim() == 2 and id(p) in blocks
+        )
+        moments -= one / trained
+    return Weights(
+        trained, sum(p.numel() for p in parameters) - trained, moments, bool(stage.ema), largest
+    )
+
+
+def chosen_sharding(ranks: Ranks, weights: Weights, cluster: Cluster, recompute: bool) -> Sharding:
+    """What the engine would do with a recipe's ranks (train/shard.py)."""
+    if cluster.count == 1 or weights.trained + weights.frozen < ranks.shard:
+        return Sharding("DDP", 1, cluster.count, recompute)
+    if cluster.count % ranks.replicas:
+        raise ConfigError(
+            f"ranks.replicas: {ranks.replicas} groups, but {cluster.count} GPUs cannot be split "
+            "evenly; choose a divisor"
+        )
+    parts = cluster.count // ranks.replicas
+    name = "FSDP2" if ranks.replicas == 1 else "HSDP"
+    return Sharding(name, parts, ranks.replicas, recompute)
+
+
+def report(
+    recipe: Recipe,
+    cluster: Cluster | None,
+    assumed: Assumed,
+    mfu: float,
+    price: float | None,
+    propose: bool,
+) -> None:
+    """Print the plan."""
+    console = Console(soft_wrap=True, highlight=False, width=max(120, Console().width))
+    parameters, stages = plan_of(recipe, assumed)
+    total = sum(parameters.values())
+    each = ", ".join(f"{name} {_number(n)}" for name, n in parameters.items())
+    console.print(f"[bold]{_number(total)} parameters[/bold]: {each}")
+    width, height = assumed.picture
+    console.print(
+        f"supposed: {assumed.words} words a sample, {assumed.pictures} picture(s) of "
+        f"{width}x{height}" + (f"; {mfu:.0%} of the data sheet's peak (--mfu)" if cluster else "")
+    )
+    console.print(_work_table(stages))
+    if cluster is None:
+        console.print("hours and memory: add --gpus 8xH100")
+        return
+    estimates = [
+        estimate(
+            s.work,
+            s.weights,
+            s.saved,
+            cluster,
+            chosen_sharding(recipe.ranks, s.weights, cluster, s.stage.recompute),
+            mfu,
+        )
+        for s in stages
+    ]
+    console.print(_cluster_table(stages, estimates))
+    _say_sum(console, estimates, price)
+    for number, (s, e) in enumerate(zip(stages, estimates, strict=True)):
+        _say_remarks(console, s, e)
+        if propose or not e.fits:
+            found = fit(s.work, s.weights, s.saved, cluster, mfu, s.smallest)
+            _say_proposal(console, number, s, found)
+
+
+def _work_table(stages: list[StagePlan]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    heads = ("stage", "trained", "frozen", "tokens/step", "pictures/step", "FLOP/token", "vision")
+    for head in (*heads, "FLOP/step", "FLOP"):
+        table.add_column(head, justify="left" if head == "stage" else "right")
+    for s in stages:
+        w = s.work
+        seen = w.parts.get("vision", w.parts.get("encoder", 0.0)) / w.flops
+        table.add_row(
+            s.stage.name,
+            _number(s.weights.trained),
+            _number(s.weights.frozen),
+            f"{w.tokens * w.micro_batches:,}",
+            f"{w.images * w.micro_batches:,}",
+            _number(w.per_token),
+            f"{seen:.0%}",
+            f"{w.per_step:.3g}",
+            f"{w.total:.3g}",
+        )
+    return table
+
+
+def _cluster_table(stages: list[StagePlan], estimates: list[Estimate]) -> Table:
+    table = Table(box=None, pad_edge=False, title=str(estimates[0].cluster), title_justify="left")
+    heads = ("weights", "copies", "gradients", "optimizer", "activations", "GB a GPU", "fits")
+    for head in ("stage", "sharding", *heads, "hours"):
+        table.add_column(head, justify="left" if head in ("stage", "sharding") else "right")
+    for s, e in zip(stages, estimates, strict=True):
+        m = e.memory
+        held = (m.weights, m.copies, m.gradients, m.optimizer, m.activations, m.total)
+        table.add_row(
+            s.stage.name,
+            str(e.sharding),
+            *(f"{part / 1e9:.1f}" for part in held),
+            "yes" if e.fits else "[red]no[/red]",
+            f"{e.seconds / 3600:.3g}",
+        )
+    return table
+
+
+def _say_sum(console: Console, estimates: list[Estimate], price: float | None) -> None:
+    hours = sum(e.seconds for e in estimates) / 3600
+    cluster = estimates[0].cluster
+    rate = cluster.kind.price if price is None else price
+    gpu_hours = hours * cluster.count
+    console.print(
+        f"[bold]{hours:.3g} hours[/bold], {gpu_hours:.3g} GPU-hours, about "
+        f"${gpu_hours * rate:,.0f} at ${rate:g} an hour (--price)"
+    )
+
+
+def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
+    name, count = s.stage.name, e.cluster.count
+    if s.work.micro_batches % count:
+        wanted = -(-s.work.micro_batches // count) * count
+        console.print(
+            f"{name}: {s.work.micro_batches} micro-batches a step on {count} GPUs: training raises "
+            f"them to {wanted} (a larger step); set --stages.N.accumulate and batch to keep it"
+        )
+    if e.network_share > 0.5:
+        console.print(f"{name}: the network needs {e.network_share:.0%} of the time of a step")
+    if e.decoding_cores >= 1:
+        console.print(f"{name}: pictures keep {e.decoding_cores:.0f} cores a GPU busy decoding")
+
+
+def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal | None) -> None:
+    name = s.stage.name
+    if found is None:
+        console.print(
+            f"{name}: fits in no sharding, one sample a GPU; take more GPUs, or train less of it"
+        )
+        return
+    e = found.estimate
+    ranks = "1000000000000" if e.sharding.parts == 1 else "0"
+    flags = [f"--ranks.shard {ranks}"]
+    if e.sharding.name == "HSDP":
+        flags.append(f"--ranks.replicas {e.sharding.replicas}")
+    flags.append(f"--stages.{number}.batch {max(1, round(s.stage.batch * found.factor))}")
+    flags.append(f"--stages.{number}.accumulate {found.micro_batches}")
+    if e.sharding.recompute:
+        flags.append(f"--stages.{number}.recompute true")
+    console.print(
+        f"{name}: {e.sharding}, {e.memory.total / 1e9:.0f} GB a GPU, {e.seconds / 3600:.3g} hours:"
+        f"\n  {' '.join(flags)}"
+    )
+
+
+def _number(value: float) -> str:
+    """Three digits and a letter: 7.06B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,149 @@
+"""The plan: models without weights, memory against what autograd really keeps, published runs."""
+
+import time
+
+import pytest
+import torch
+
+from chiasm.core.errors import ConfigError
+from chiasm.mllm.config import MLLMConfig, MLPConfig
+from chiasm.plan.estimate import estimate, fit
+from chiasm.plan.hardware import parse
+from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, without_storage
+from chiasm.recipes.outline import Assumed, forward, outline_of, typical
+from chiasm.recipes.planning import plan_of
+from chiasm.recipes.published import CHAMELEON_34B, RUNS, SMALL, implied_mfu
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.optim import set_trained
+from chiasm.train.stage import Stage
+from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
+from chiasm.vision.config import ContrastiveConfig
+
+RATES = {"embedding": 1.0, "transformer": 1.0}
+UNIFIED = UnifiedConfig(width=64, layers=3, heads=4, kv_heads=4, hidden=128)
+
+
+@pytest.fixture(scope="module")
+def implied():
+    return {run.name: implied_mfu(run) for run in RUNS}
+
+
+def test_published_runs_reached_what_runs_reach(implied):
+    for run in RUNS:
+        if run.remark != SMALL:
+            assert 0.15 < implied[run.name][2] < 0.60, (run.name, implied[run.name])
+
+
+@pytest.mark.parametrize("alike", ["align", "tune", "PaliGemma", "Chameleon"])
+def test_comparable_runs_agree_within_a_factor_of_two(implied, alike):
+    shares = [mfu for name, (_, _, mfu) in implied.items() if alike in name]
+    assert len(shares) >= 2
+    assert max(shares) < 2 * min(shares)
+
+
+def test_their_sizes_are_the_published_ones(implied):
+    for name, billions in {
+        "LLaVA-1.5 7B, tune": 7.06,
+        "LLaVA-1.5 13B, tune": 13.35,
+        "PaliGemma 3B, 224": 2.92,
+        "nanoVLM 222M": 0.222,
+        "Chameleon 34B": 34.3,
+    }.items():
+        assert implied[name][0] / 1e9 == pytest.approx(billions, rel=0.02), name
+
+
+def test_34_billion_parameters_are_planned_in_seconds():
+    began = time.process_time()
+    recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch=4096),))
+    _, (plan,) = plan_of(recipe, Assumed(words=4000))
+    assert time.process_time() - began < 20
+    assert plan.weights.trained > 33e9
+    assert len(plan.saved.blocks) == 48
+
+
+@pytest.mark.parametrize("words", [700, 1400])
+def test_activations_are_what_autograd_keeps(words):
+    """A real forward of the same shapes on the CPU, under the same autocast."""
+    stage, assumed = Stage("s", 1, RATES, batch=words), Assumed(words=words)
+    shapes = without_storage()
+    with shapes:
+        outlined = outline_of(UNIFIED, assumed)
+    set_trained(outlined.model, stage)
+    batch = typical(outlined, stage, assumed)
+    work = forward(outlined, batch)
+    with shapes:
+        planned = measure(work, outlined.model, outlined.model.blocks())
+    real = outline_of(UNIFIED, assumed)
+    set_trained(real.model, stage)
+    seen = measure(lambda: _loss(real.model, batch), real.model, real.model.blocks())
+    assert planned.activations == pytest.approx(seen.activations, rel=0.1)
+    assert planned.copies == pytest.approx(seen.copies, rel=0.01)
+    assert planned.recomputed < 0.8 * planned.activations
+
+
+def _loss(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.loss(batch).sum
+
+
+def test_memory_counts_by_hand():
+    weights = Weights(trained=1000, frozen=500, moments=2.0, averaged=True, largest=100)
+    saved = Saved([10.0, 30.0], [2.0, 2.0], 5.0, copies=2000.0, largest_copies=200.0)
+    whole = memory(weights, Sharding("DDP", 1, 8), saved)
+    assert (whole.weights, whole.copies, whole.gradients) == (6000 + 1000, 2000, 4000)
+    assert (whole.optimizer, whole.activations) == (8000 + 4000, 45)
+    parts = memory(weights, Sharding("FSDP2", 4, 1, True), saved)
+    assert (parts.weights, parts.copies, parts.gradients) == (1500 + 800, 200, 1000 + 400)
+    assert (parts.optimizer, parts.activations) == (3000, 4 + 30 + 5)
+
+
+def test_a_larger_cluster_is_faster_and_what_does_not_fit_is_made_to():
+    recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch=32768, accumulate=64),))
+    _, (plan,) = plan_of(recipe, Assumed(words=4000))
+    one, many = parse("8xH100"), parse("64xH100")
+    given = (plan.work, plan.weights, plan.saved)
+    small, large = (estimate(*given, c, Sharding("FSDP2", c.count, 1), 0.4) for c in (one, many))
+    assert small.seconds == pytest.approx(8 * large.seconds)
+    assert not small.fits
+    assert fit(*given, one, 0.4, plan.smallest) is None
+    found = fit(*given, many, 0.4, plan.smallest)
+    assert found is not None
+    assert found.estimate.fits
+    assert found.factor * found.micro_batches == pytest.approx(64, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "rates", "data"),
+    [
+        (ContrastiveConfig(), {"vision": 1.0, "text": 1.0}, ""),
+        (AutoencoderConfig(), {"encoder": 1.0, "decoder": 1.0}, ""),
+        (UNIFIED, RATES, "converse+draw"),
+        (MLLMConfig(lora=None), {"vision": 1.0, "projector": 1.0}, "words"),
+        (MLLMConfig(projector=MLPConfig(merge=2)), {"projector": 1.0, "adapter": 1.0}, ""),
+    ],
+    ids=["encoder", "tokenizer", "unified", "align", "lora"],
+)
+def test_every_kind_of_recipe_is_planned(model, rates, data):
+    _, (plan,) = plan_of(Recipe(model, (Stage("s", 3, rates, data, batch=2048),)), Assumed())
+    assert plan.work.flops > 0
+    assert plan.saved.activations > 0
+    assert plan.weights.trained > 0
+
+
+@pytest.mark.parametrize("text", ["8xH1000", "0xH100", "H100x8x", ""])
+def test_gpus_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="--gpus"):
+        parse(text)
+    assert parse("h100").count == 1
+
+
+def test_the_command_says_what_fits(capsys):
+    from chiasm.cli import main
+
+    main(["plan", "unified_nano", "--gpus", "2xT4", "--fit"])
+    said = capsys.readouterr().out
+    assert "parameters" in said
+    assert "2 x T4" in said
+    assert "--stages.0.accumulate 2" in said
+    with pytest.raises(SystemExit):
+        main(["plan", "unified_nano", "--gpus", "2xT5"])
