@@ -111,8 +111,12 @@ def eval(
     task: str = "easy-vqa",
     limit: int = 2000,
     seed: int = 0,
-    blind: bool = False,
+    ablate: tuple[Literal["blind", "shuffled", "resolution"], ...] = (),
+    batch: int = 0,
+    max_tokens: int = 32,
+    precision: Literal["auto", "bfloat16", "none"] = "none",
     out: Path | None = None,
+    export: Path | None = None,
     metric: str = "",
     columns: str = "",
     data: Path | None = None,
@@ -136,8 +140,15 @@ def eval(
             .csv, .json or .parquet table.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
-        blind: Give every question the picture of another: what is still right was guessed.
-        out: File for the predictions (default RUN/predictions-TASK.jsonl).
+        ablate: Ask once more with less to see: blind (no picture), shuffled (the picture of
+            another question), resolution (pictures at half, a quarter, an eighth of their size).
+        batch: Questions handed over at once; 0 for as many as fit. Replies do not depend on it.
+        max_tokens: Longest reply.
+        precision: bfloat16 is faster on some machines; the share of replies that then depend on
+            the batch is told.
+        out: File for the predictions (default RUN/predictions-TASK.jsonl), with the result beside
+            it as .json. Replies that are there already are not asked for again.
+        export: The table as Markdown (.md) or everything as JSON (.json).
         metric: exact, vqa, anls, relaxed, choice, contains, yes-no, caption, transcript, click,
             box, perplexity; by default the task's own.
         columns: Of a table, where they are not called as usual: "question=q answer=gold".
@@ -155,16 +166,16 @@ def eval(
     """
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked
-    from chiasm.recipes.evaluate import evaluate_command
+    from chiasm.recipes.evaluate import How, evaluate_command
 
+    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels)
     asked = Asked(task, data, split, download, metric, columns, compat, limit, seed)
     evaluate_command(
         run,
         asked,
-        blind=blind,
+        how,
         out=out,
-        by_likelihood=by_likelihood,
-        labels=labels,
+        export_to=export,
         prompts=prompts or PROMPTS,
         count=count,
         judge=judge,
