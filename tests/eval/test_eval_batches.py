@@ -31,7 +31,9 @@ def samples(count=200):
     """No, one or two pictures of many sizes, some shared by neighbours; long and short questions."""
     random = np.random.default_rng(0)
     pictures = [
-        Image(PIL.Image.fromarray(random.integers(0, 256, (*random.integers(4, 33, 2), 3), np.uint8)))
+        Image(
+            PIL.Image.fromarray(random.integers(0, 256, (*random.integers(4, 33, 2), 3), np.uint8))
+        )
         for _ in range(60)
     ]
     found = []

@@ -23,7 +23,7 @@ from chiasm.eval.task import QuestionTask
 
 RUN = {"model": "m", "prompt_hash": "p"}
 
-KILLED = '''
+KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
@@ -34,7 +34,7 @@ from chiasm.eval.runner import evaluate
 
 respond = Counting(Path({log!r}), dies_after={dies})
 evaluate(many(), respond, Sampling(), Path({out!r}), show=silent, chunk=8, run=RUN)
-'''
+"""
 
 
 def many(count: int = 50) -> QuestionTask:
@@ -66,7 +66,9 @@ class Counting:
 def test_a_killed_run_asks_only_what_it_had_not_written_down(tmp_path):
     out, log = tmp_path / "predictions.jsonl", tmp_path / "log"
     for dies in (13, 20):
-        script = KILLED.format(here=str(Path(__file__).parent), log=str(log), out=str(out), dies=dies)
+        script = KILLED.format(
+            here=str(Path(__file__).parent), log=str(log), out=str(out), dies=dies
+        )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert len(out.read_text().splitlines()) == 33
@@ -174,10 +176,12 @@ def test_flip_rate_counts_replies_that_depend_on_company():
 
 def pictured(count=6):
     random = np.random.default_rng(0)
-    pictures = [Image(PIL.Image.fromarray(random.integers(0, 255, (8, 40, 3), np.uint8)))
-                for _ in range(3)]
-    samples = [Sample((question(pictures[i % 3], f"q{i}"), answer("yes")), f"id{i}")
-               for i in range(count)]
+    pictures = [
+        Image(PIL.Image.fromarray(random.integers(0, 255, (8, 40, 3), np.uint8))) for _ in range(3)
+    ]
+    samples = [
+        Sample((question(pictures[i % 3], f"q{i}"), answer("yes")), f"id{i}") for i in range(count)
+    ]
     return QuestionTask("toy", samples)
 
 
