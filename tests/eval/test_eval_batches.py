@@ -28,7 +28,7 @@ WORDS = "what colour is it? is there a red circle or a blue square in the pictur
 
 
 def samples(count=200):
-    """No, one or two pictures of many sizes, some shared by neighbours; long and short questions."""
+    """No, one or two pictures of many sizes, some shared by neighbours."""
     random = np.random.default_rng(0)
     pictures = [
         Image(

@@ -1,4 +1,4 @@
-"""Replies that decline to answer: counted apart, for they say something else than a wrong answer."""
+"""Replies that decline to answer: counted apart, as they are not wrong in the usual way."""
 
 from __future__ import annotations
 

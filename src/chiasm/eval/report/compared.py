@@ -113,7 +113,8 @@ def _cards(found: Comparison, measure: str) -> str:
         articles.append(
             f'<article class="card route {css(number)}"><h3>{escape(score.name)}</h3>'
             f'<p class="big">{percent(score.mean)}</p><p class="quiet">{escape(measure)}; 95 % '
-            f'interval {percent(a)} to {percent(b)}</p>{strip}<dl class="rows">{body}</dl></article>'
+            f"interval {percent(a)} to {percent(b)}</p>{strip}"
+            f'<dl class="rows">{body}</dl></article>'
         )
     return f'<section><h2>At a glance</h2><div class="two">{"".join(articles)}</div></section>'
 
