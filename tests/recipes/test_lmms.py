@@ -53,6 +53,23 @@ def test_requests_of_equal_settings_go_together_and_keep_their_order(model):
     assert [(count, s.max_tokens) for count, s in seen] == [(8, 5), (2, 5), (1, 9)]
 
 
+def test_likelihoods_are_losses_of_the_right_document(model, monkeypatch):
+    made, _ = model
+
+    def likelihood(respond, samples):
+        red = samples[0].images[0].load().getpixel((0, 0)) == (255, 0, 0)
+        return [-1.0 if samples[0].turns[-1].text == ("it is red" if red else "no") else -5.0]
+
+    monkeypatch.setattr(adapter, "reply_log_likelihood", likelihood)
+    made.respond = lambda samples, sampling: iter([(0, Piece("it is red", finish="stop"))])
+    asked = [
+        SimpleNamespace(args=("which?", text, lambda doc: [doc["picture"]], doc, "toy", "test"))
+        for text in (" it is red", "no")
+        for doc in (0, 1)
+    ]
+    assert made.loglikelihood(asked) == [(1.0, True), (5.0, True), (5.0, False), (1.0, False)]
+
+
 def test_sampling_follows_the_tasks_settings(model):
     made, _ = model
     assert made._sampling({"temperature": 0.7, "top_p": 0.9}).temperature == 0.7

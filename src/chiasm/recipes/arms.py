@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -99,6 +100,7 @@ def measure(arm: Arm, data: str, train: Sequence[Sample], folder: Path, show: Sh
     few = ((PROBED,) * len(arm.part.stages), (PROBED,) * len(arm.main.stages))
     part = train_part(arm, data, folder, 0, few[0], show)
     main = train_main(arm, data, train, folder, 0, few[1], show)
+    shutil.rmtree(folder / "model" / "language", ignore_errors=True)  # half a gigabyte, unused
     return _rates(part.stages), _rates(main.stages)
 
 

@@ -66,21 +66,23 @@ class Chiasm(lmms):
         return replies
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(log p(continuation | document), whether greedy decoding says it). args: (context,
-        messages, continuation or a function of the document, document, task, split)."""
+        """(-log p(continuation | context and pictures), whether greedy decoding says it). The sign
+        is the harness's: its multiple choice takes the least ("we return the actual loss",
+        api/task.py). args: (context, continuation or a function of the document, function of the
+        document that gives its pictures, document, task, split)."""
         found = []
-        for context, messages, target, doc, task, split in (r.args for r in requests):
+        for context, target, visuals, doc, task, split in (r.args for r in requests):
             row = self.task_dict[task][split][doc]
-            said = to_sample(messages(row), f"{task} {doc}")
-            wanted = target(row) if callable(target) else target
-            wanted = str(wanted).strip()
+            wanted = str(target(row) if callable(target) else target).strip()
             if not wanted:
-                raise DataError(
-                    f"{task} {doc}: an empty continuation has no likelihood ({context})"
-                )
+                raise DataError(f"{task} {doc}: an empty continuation has no likelihood")
+            pictures = [{"type": "image", "url": p} for p in visuals(row) or ()]
+            content = [*pictures, {"type": "text", "text": context}]
+            said = to_sample([{"role": "user", "content": content}], f"{task} {doc}")
             whole = said.replace(turns=(*said.turns, answer(wanted)))
-            spoken = "".join(p.text for _, p in self.respond([said], Sampling()))
-            found.append((reply_log_likelihood(self.respond, [whole])[0], spoken.strip() == wanted))
+            spoken = "".join(piece.text for _, piece in self.respond([said], Sampling()))
+            loss = -reply_log_likelihood(self.respond, [whole])[0]
+            found.append((loss, spoken.strip() == wanted))
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
