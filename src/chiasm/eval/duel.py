@@ -180,6 +180,21 @@ def conclusions(outcome: Outcome) -> list[str]:
     return said
 
 
+def in_short(outcome: Outcome) -> str:
+    """A sentence about the largest budget at which there are two arms to compare."""
+    if not outcome.bouts:
+        return "No two arms could be run at one budget."
+    last = [bout for bout in outcome.bouts if bout.budget == outcome.bouts[-1].budget]
+    said = []
+    for bout in last:
+        if bout.winner is None:
+            said.append(f"{bout.first} and {bout.second} cannot be told apart")
+        else:
+            loser = bout.first if bout.winner == bout.second else bout.second
+            said.append(f"{bout.winner} beats {loser}")
+    return f"At {last[0].budget:.3g} FLOPs {'; '.join(said)}."
+
+
 def _of_bout(bout: Bout) -> str:
     low, high = (100 * end for end in sorted(bout.interval))
     at = f"at {bout.budget:.3g} FLOPs"
@@ -202,7 +217,7 @@ def _over_budgets(bouts: Sequence[Bout]) -> str:
     if len(bouts) < 2 or winners == {None}:
         return ""
     if len(winners) == 1:
-        return f" {winners.pop()} wins at every budget."
+        return f" {winners.pop()} wins at each of these budgets."
     if len(winners - {None}) == 2:
         return " Which is better depends on the budget."
     return ""

@@ -191,8 +191,8 @@ def _categories(found: Comparison, measure: str) -> str:
     more = len(found.categories) - len(shown)
     note = f" The {more} smallest kinds are not shown." if more else ""
     return (
-        f'<section><h2>Kind by kind</h2><p class="lede">{escape(measure)} in per cent by kind of '
-        f"question, with 95 % intervals.{note}</p>"
+        f'<section><h2>Kind by kind</h2><p class="lede">By kind of question: '
+        f"{escape(measure)} in per cent, with 95 % intervals.{note}</p>"
         f'<div class="card"><div class="legend">{legend}</div>{grouped_bars(groups)}</div>'
         f"<details><summary>The tests behind it</summary>{table(('', *HEADS), rows)}</details>"
         "</section>"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from chiasm.eval.duel import TOLERANCE, Bout, Outcome, Stand, conclusions
+from chiasm.eval.duel import TOLERANCE, Bout, Outcome, Stand, conclusions, in_short
 from chiasm.eval.report.charts import percent
 from chiasm.eval.report.compared import css, header, p_value, points, table
 from chiasm.eval.report.page import write_page
@@ -33,9 +33,9 @@ def render_duel(
         (f"{record['questions']:,}", "questions"),
         (duration(sum(t.seconds for t in trials)), "of training"),
     ]
-    lead = f"Trained on {record['data']} within the same training FLOPs, parts included. {said[0]}"
+    trained = f"Trained on {record['data']} within the same training FLOPs, parts included."
     body = [
-        header(TITLE, "duel", lead, facts),
+        header(TITLE, "duel", f"{trained} {in_short(outcome)}", facts),
         _curves(outcome, titles, measure),
         _conclusions(said),
         _stands(outcome, titles, measure),
@@ -62,8 +62,8 @@ def _curves(outcome: Outcome, titles: Mapping[str, str], measure: str) -> str:
         for number, arm in enumerate(outcome.arms)
     ]
     return (
-        f'<section><h2>Quality against compute</h2><p class="lede">{escape(measure)} on held-out '
-        "questions. Large points are means over seeds with 95 % intervals, small ones single "
+        '<section><h2>Quality against compute</h2><p class="lede">Of held-out questions: '
+        f"{escape(measure)}. Large points are means over seeds with 95 % intervals, small ones single "
         "runs; where arms share a budget they are drawn side by side.</p>"
         f'<div class="card">{legend(series)}{plane(series, "Quality against training compute")}'
         "</div></section>"

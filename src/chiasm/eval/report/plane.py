@@ -9,7 +9,7 @@ from html import escape
 
 from chiasm.eval.report.charts import percent
 
-W, H, LEFT, RIGHT, TOP, BOTTOM = 520, 330, 48, 18, 14, 44
+W, H, LEFT, RIGHT, TOP, BOTTOM = 400, 300, 48, 18, 14, 44
 
 
 @dataclass(frozen=True)
