@@ -52,7 +52,9 @@ def compare_command(
     if export_to is not None:
         export(export_to, _rows(found, measure), _record(found))
     if failed:
-        raise DataError(f"{failed} questions could not be asked; they are left out for all models")
+        raise DataError(
+            f"{failed} of the questions could not be asked; they are left out for all models"
+        )
     return found
 
 

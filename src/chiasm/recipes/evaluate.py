@@ -85,7 +85,9 @@ def evaluate_command(
         export(export_to, rows, record | {"versions": versions()})
     failed = sum(len(result.errors) for result in results.values())
     if failed:
-        raise DataError(f"{failed} questions could not be asked, see {out or run}; mend or remove")
+        raise DataError(
+            f"{failed} of the questions could not be asked, see {out or run}; mend or remove them"
+        )
 
 
 def ask_model(

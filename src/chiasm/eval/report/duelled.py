@@ -63,8 +63,8 @@ def _curves(outcome: Outcome, titles: Mapping[str, str], measure: str) -> str:
     ]
     return (
         '<section><h2>Quality against compute</h2><p class="lede">Of held-out questions: '
-        f"{escape(measure)}. Large points are means over seeds with 95 % intervals, small ones single "
-        "runs; where arms share a budget they are drawn side by side.</p>"
+        f"{escape(measure)}. Large points are means over seeds with 95 % intervals, small ones "
+        "single runs; where arms share a budget they are drawn side by side.</p>"
         f'<div class="card">{legend(series)}{plane(series, "Quality against training compute")}'
         "</div></section>"
     )
