@@ -73,9 +73,10 @@ def scratch_recipe() -> Recipe:
 
     stages = (
         stage("perceive", 90, "describe", warmup=0.05),
-        stage("match", 150, "match"),
-        stage("converse", 150, "converse+converse+converse+match"),
-        stage("settle", 340, "converse"),
+        stage("match", 110, "match"),
+        stage("discern", 40, "discern"),
+        stage("converse", 130, "converse+converse+converse+discern"),
+        stage("settle", 300, "converse"),
         stage("cool", 290, "converse", schedule="linear"),
     )
     return Recipe(MLLMConfig(projector=MLPConfig(merge=2), lora=None), stages, questions=9)
