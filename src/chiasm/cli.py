@@ -135,8 +135,12 @@ def eval(
     task: str = "easy-vqa",
     limit: int = 2000,
     seed: int = 0,
-    blind: bool = False,
+    ablate: tuple[Literal["blind", "shuffled", "resolution"], ...] = (),
+    batch: int = 0,
+    max_tokens: int = 32,
+    precision: Literal["auto", "bfloat16", "none"] = "none",
     out: Path | None = None,
+    export: Path | None = None,
     metric: str = "",
     columns: str = "",
     data: Path | None = None,
@@ -160,8 +164,15 @@ def eval(
             .csv, .json or .parquet table.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
-        blind: Give every question the picture of another: what is still right was guessed.
-        out: File for the predictions (default RUN/predictions-TASK.jsonl).
+        ablate: Ask once more with less to see: blind (no picture), shuffled (the picture of
+            another question), resolution (pictures at half, a quarter, an eighth of their size).
+        batch: Questions handed over at once; 0 for as many as fit. Replies do not depend on it.
+        max_tokens: Longest reply.
+        precision: bfloat16 is faster on some machines; the share of replies that then depend on
+            the batch is told.
+        out: File for the predictions (default RUN/predictions-TASK.jsonl), with the result beside
+            it as .json. Replies that are there already are not asked for again.
+        export: The table as Markdown (.md) or everything as JSON (.json).
         metric: exact, vqa, anls, relaxed, choice, contains, yes-no, caption, transcript, click,
             box, perplexity; by default the task's own.
         columns: Of a table, where they are not called as usual: "question=q answer=gold".
@@ -179,20 +190,89 @@ def eval(
     """
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked
-    from chiasm.recipes.evaluate import evaluate_command
+    from chiasm.recipes.evaluate import How, evaluate_command
 
+    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels)
     asked = Asked(task, data, split, download, metric, columns, compat, limit, seed)
     evaluate_command(
         run,
         asked,
-        blind=blind,
+        how,
         out=out,
-        by_likelihood=by_likelihood,
-        labels=labels,
+        export_to=export,
         prompts=prompts or PROMPTS,
         count=count,
         judge=judge,
     )
+
+
+@app.command
+def compare(
+    runs: Positional[tuple[Path, ...]],
+    task: str = "easy-vqa",
+    limit: int = 2000,
+    seed: int = 0,
+    out: Path = Path("comparison.html"),
+    export: Path | None = None,
+    batch: int = 0,
+    max_tokens: int = 32,
+    metric: str = "",
+    columns: str = "",
+    data: Path | None = None,
+    split: str = "",
+) -> None:
+    """Models on the same questions: paired tests, kinds of questions, cost, where they disagree.
+
+    Args:
+        runs: Folders of trained models, or files of predictions that eval left.
+        task: As of eval, like limit, seed, batch, max_tokens, metric, columns, data and split;
+            what a folder was asked before is not asked again.
+        out: The report, one HTML file.
+        export: The models as a table in Markdown (.md), or everything as JSON (.json).
+    """
+    from chiasm.recipes.asked import Asked
+    from chiasm.recipes.compare import compare_command
+    from chiasm.recipes.evaluate import How
+
+    asked = Asked(task, data, split, False, metric, columns, None, limit, seed)
+    how = How(batch=batch, max_tokens=max_tokens)
+    compare_command(runs, asked, how, out=out, export_to=export)
+
+
+@app.command
+def duel(
+    budget: float,
+    data: str = "easy-vqa",
+    points: int = 3,
+    seeds: int = 3,
+    arms: tuple[str, ...] = ("mllm-scratch", "unified", "mllm"),
+    questions: int = 1000,
+    max_tokens: int = 16,
+    metric: str = "",
+    out: Path = Path("runs/duel"),
+    keep: bool = False,
+    plan: bool = False,
+) -> None:
+    """Train both routes within the same FLOPs; which wins at which budget, or cannot be told.
+
+    Args:
+        budget: The largest, in training FLOPs, parts such as encoder and tokenizer included.
+        data: As of train; its test half is asked.
+        points: So many budgets, each half of the one above.
+        seeds: Runs of every arm at every budget.
+        arms: mllm-scratch (language model from random weights), unified, mllm (pretrained).
+        questions: Asked of every model, at most.
+        max_tokens: Longest reply.
+        metric: As of eval.
+        out: Folder of the report and the raw results; a duel stopped there goes on.
+        keep: Keep the weights of every run.
+        plan: Say what would be trained and how long it would take, and stop.
+    """
+    from chiasm.recipes.duel import DuelSettings, choose_arms
+    from chiasm.recipes.duel import duel as fight
+
+    settings = DuelSettings(data, budget, points, seeds, questions, max_tokens, metric, keep)
+    fight(settings, out, choose_arms(arms), only_plan=plan)
 
 
 @app.command

@@ -67,9 +67,12 @@ def test_numbers_add_up(tmp_path):
         "image": "/nowhere/0.png",
         "question": "q0",
         "reference": "yes",
+        "category": "yes",
         "reply": "Yes.",
+        "finish": "stop",
         "parsed": 1,
         "correct": 1,
+        "key": lines[0]["key"],
     }
     assert [line["correct"] for line in lines] == [1, 0, 1, 0, 1]
     assert [line["parsed"] for line in lines] == [1, 1, 1, 0, 1]

@@ -305,3 +305,42 @@ def test_both_recipes_train_on_tables_qa(name, tmp_path):
     few = [word for flag in steps for word in (flag, "2")]
     runs("train", name, "--data", SHARED / "tables-qa", "--out", tmp_path / name, *few)
     runs("eval", tmp_path / name, "--task", SHARED / "tables-qa", "--limit", "8")
+
+
+def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed(
+    tiny_run, data, tmp_path, capsys
+):
+    table = tmp_path / "table.md"
+    asked = ["eval", tiny_run, "--task", data, "--max-tokens", "4", "--export", table]
+    runs(*asked, "--ablate", "blind", "shuffled", "resolution")
+    assert "without pictures" in capsys.readouterr().out
+    assert [line.split(" | ")[1] for line in table.read_text().splitlines()[2:]] == [
+        "as they are",
+        "blind",
+        "shuffled",
+        "half",
+        "quarter",
+        "eighth",
+    ]
+    record = json.loads((tiny_run / "predictions-own-blind.json").read_text())
+    assert (record["complete"], record["n"], record["run"]["ablation"]) == (True, 4, "blind")
+    assert record["run"]["prompt_hash"]
+    runs(*asked)
+    assert "4 of them asked before" in capsys.readouterr().out
+    first = json.loads((data / "test.jsonl").read_text().splitlines()[0])
+    (data / first["images"][0]).unlink()
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(a) for a in asked])
+    assert caught.value.code == 2
+    assert "1 of the questions could not be asked" in capsys.readouterr().err
+    assert "Only right right" in _compared(tiny_run, data, tmp_path)
+
+
+def _compared(run: Path, data: Path, tmp_path: Path) -> str:
+    """The page that compares a run with answers that are all right."""
+    lines = (run / "predictions-own.jsonl").read_text().splitlines()
+    right = [json.loads(line) | {"correct": 1.0} for line in lines]
+    (tmp_path / "right.jsonl").write_text("\n".join(map(json.dumps, right)))
+    page = tmp_path / "page.html"
+    runs("compare", run / "predictions-own.jsonl", tmp_path / "right.jsonl", "--out", page)
+    return page.read_text()

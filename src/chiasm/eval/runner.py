@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.interval import bootstrap_mean, wilson
+from chiasm.eval.metrics.refusal import is_refusal
+from chiasm.eval.predictions import Predictions, Reply, key_of
 from chiasm.eval.task import Measured, is_open, picture_key
-
-Reply = str | DataError
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class Result:
     n: questions answered; those that could not be asked are in errors (id -> reason) and in no
     accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole pictures,
     wider where the questions of a picture stand or fall together. parse_failures: replies that
-    are none of the answers, counted wrong. categories: name -> {"n", "accuracy"}. measure: what a
-    task with a metric of its own means by accuracy, a mean of scores in [0, 1], for which the
-    intervals are too wide rather than too narrow; metrics: the rest of what it tells (scoring.py).
+    are none of the answers, refusals: those that decline to answer, truncations: those cut off at
+    max_tokens; all are scored like any other. resumed: how many replies were on the disk already,
+    which `seconds` does not include. categories: name -> {"n", "accuracy"}. measure: what a task
+    with a metric of its own means by accuracy, a mean of scores in [0, 1], for which the intervals
+    are too wide rather than too narrow; metrics: the rest of what it tells (scoring.py).
     """
 
     task: str
@@ -40,6 +42,9 @@ class Result:
     yes_no_accuracy: float | None
     parse_failures: int
     seconds: float
+    refusals: int = 0
+    truncations: int = 0
+    resumed: int = 0
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     measure: str = "accuracy"
@@ -56,28 +61,65 @@ def evaluate(
     out: Path | None = None,
     show: Show = Bar,
     chunk: int = 256,
+    run: Mapping[str, Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
 ) -> Result:
     """Ask every sample of the task and score the replies.
 
-    out: a file for the predictions, one JSON object a line: id, image (absolute path, or null),
-    question, reference, reply, parsed, correct, and error where there is no reply. chunk: how many
-    samples the model is handed at once. A sample whose reply fails with DataError is an error, not
-    a wrong answer; the others of its chunk are asked again without it. Raises DataError when no
-    sample could be answered.
+    out: a file for the predictions, one JSON object a line, written as replies come: id, image
+    (absolute path, or null), question, reference, category, reply, finish, parsed, correct, key,
+    and error where there is no reply. run: what the replies depend on (predictions.py); where the
+    file holds replies of the same run they are not asked for again, and the result is written
+    beside it. chunk: how many samples the model is handed at once; greedy replies do not depend on
+    it in fp32. groups: samples that stand or fall together (default: those about the same picture).
+    A sample whose reply fails with DataError is an error, not a wrong answer; the others of its
+    chunk are asked again without it. Raises DataError when no sample could be answered.
     """
     samples = task.samples()
+    predictions = Predictions(out, run)
+    keys = [key_of(sample) for sample in samples]
+    replies = {i: predictions.known[key] for i, key in enumerate(keys) if key in predictions.known}
+    resumed = len(replies)
+    rows = {i: _row(task, samples[i], reply) for i, reply in replies.items()}
+    left = [i for i in range(len(samples)) if i not in rows]
     began = time.perf_counter()
-    rows: list[_Row] = []
-    with show(task.name, len(samples), 0) as view:
-        for start in range(0, len(samples), chunk):
-            asked = samples[start : start + chunk]
-            replies = _ask(asked, respond, sampling, view.advance)
-            rows += [_row(task, s, reply) for s, reply in zip(asked, replies, strict=True)]
-            view.status(_so_far(rows, time.perf_counter() - began))
+    try:
+        with show(task.name, len(samples), resumed) as view:
+            for start in range(0, len(left), chunk):
+                asked = left[start : start + chunk]
+
+                def done(place: int, reply: Reply, asked: list[int] = asked) -> None:
+                    i = asked[place]
+                    rows[i] = _row(task, samples[i], reply)
+                    predictions.append(_record(rows[i], keys[i]))
+                    view.advance()
+
+                _ask([samples[i] for i in asked], respond, sampling, done)
+                view.status(_so_far(rows.values(), start + len(asked), time.perf_counter() - began))
+    finally:
+        predictions.close()
+    ordered = [rows[i] for i in range(len(samples))]
     seconds = time.perf_counter() - began
-    if out is not None:
-        _write(out, rows)
-    return _summarise(task, rows, seconds)
+    result = _summarise(task, ordered, seconds, resumed, groups)
+    records = [_record(row, key) for row, key in zip(ordered, keys, strict=True)]
+    predictions.finish(records, result.to_dict())
+    return result
+
+
+def flip_rate(samples: Sequence[Sample], respond: Respond, sampling: Sampling) -> float:
+    """The share of samples whose reply is another when they are asked one by one instead of all at
+    once: 0 in fp32, and what rounding to bfloat16 costs in repeatability. Raises DataError for a
+    sample that cannot be asked."""
+
+    def said(part: Sequence[Sample]) -> list[str]:
+        texts = [""] * len(part)
+        for index, piece in respond(part, sampling):
+            texts[index] += piece.text
+        return texts
+
+    together = said(samples)
+    alone = [said([sample])[0] for sample in samples]
+    return sum(a != b for a, b in zip(together, alone, strict=True)) / max(1, len(samples))
 
 
 def majority_baseline(task: Task) -> dict[str, float | None]:
@@ -101,14 +143,18 @@ class _Row:
 
     @property
     def failed(self) -> bool:
-        return isinstance(self.reply, DataError)
+        return bool(self.reply.error)
 
 
 def _ask(
-    samples: Sequence[Sample], respond: Respond, sampling: Sampling, done: Callable[[], None]
-) -> list[Reply]:
-    """One reply a sample. A DataError ends the whole stream of replies without saying whose it is,
-    so those not yet answered are asked again in halves until each failure stands alone."""
+    samples: Sequence[Sample],
+    respond: Respond,
+    sampling: Sampling,
+    done: Callable[[int, Reply], None],
+) -> None:
+    """Tell `done` of every sample's reply as soon as it is whole. A DataError ends the whole stream
+    of replies without saying whose it is, so those not yet answered are asked again in halves until
+    each failure stands alone."""
     texts = [""] * len(samples)
     finished: set[int] = set()
     failure: DataError | None = None
@@ -117,50 +163,57 @@ def _ask(
             texts[index] += piece.text
             if piece.finish is not None and index not in finished:
                 finished.add(index)
-                done()
+                done(index, Reply(texts[index], piece.finish))
     except DataError as error:
         failure = error
-    replies: list[Reply] = list(texts)
     left = [i for i in range(len(samples)) if i not in finished]
     if failure is not None and len(samples) > 1:
         middle = len(left) // 2
         for half in filter(None, (left[:middle], left[middle:])):
-            again = _ask([samples[i] for i in half], respond, sampling, done)
-            for i, reply in zip(half, again, strict=True):
-                replies[i] = reply
-        return replies
+            again = [samples[i] for i in half]
+            _ask(again, respond, sampling, lambda i, reply, half=half: done(half[i], reply))
+        return
     for i in left:
-        replies[i] = failure or DataError(f"{samples[i].where}: the model never ended its reply")
-        done()
-    return replies
+        done(i, Reply(error=str(failure or f"{samples[i].where}: the model never ended its reply")))
 
 
 def _row(task: Task, sample: Sample, reply: Reply) -> _Row:
-    return _Row(sample, reply, {} if isinstance(reply, DataError) else task.score(sample, reply))
+    return _Row(sample, reply, {} if reply.error else task.score(sample, reply.text))
 
 
-def _summarise(task: Task, rows: Sequence[_Row], seconds: float) -> Result:
+def _summarise(
+    task: Task,
+    rows: Sequence[_Row],
+    seconds: float,
+    resumed: int,
+    groups: Sequence[Hashable] | None,
+) -> Result:
     name = task.name
-    errors = {row.sample.id or row.sample.where: str(row.reply) for row in rows if row.failed}
+    errors = {row.sample.id or row.sample.where: row.reply.error for row in rows if row.failed}
+    pictures = groups or [picture_key(row.sample) for row in rows]
+    pictures = [key for key, row in zip(pictures, rows, strict=True) if not row.failed]
     rows = [row for row in rows if not row.failed]
     if not rows:
         first = next(iter(errors.values()), "the task is empty")
         raise DataError(f"task '{name}': none of {len(errors)} samples could be asked; {first}")
     correct = [row.score["correct"] for row in rows]
-    groups: dict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        groups[str(row.sample.meta.get("category", "all"))].append(row.score["correct"])
+        kinds[_category(row.sample)].append(row.score["correct"])
     return Result(
         task=name,
         n=len(rows),
         accuracy=sum(correct) / len(rows),
         accuracy_interval=wilson(sum(correct), len(rows)),
-        interval_by_picture=bootstrap_mean(correct, [picture_key(row.sample) for row in rows]),
+        interval_by_picture=bootstrap_mean(correct, pictures),
         open_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 1]),
         yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
         parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),
         seconds=seconds,
-        categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in groups.items()},
+        refusals=sum(is_refusal(row.reply.text) for row in rows),
+        truncations=sum(row.reply.finish == "length" for row in rows),
+        resumed=resumed,
+        categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in kinds.items()},
         errors=errors,
         measure=task.measure if isinstance(task, Measured) else "accuracy",
         metrics=_metrics(task, rows),
@@ -173,21 +226,18 @@ def _metrics(task: Task, rows: Sequence[_Row]) -> dict[str, float]:
         return {}
     names = dict.fromkeys(k for row in rows for k in row.score if k not in ("correct", "parsed"))
     means = {name: sum(row.score[name] for row in rows) / len(rows) for name in names}
-    return means | task.summary([(row.sample, str(row.reply)) for row in rows])
+    return means | task.summary([(row.sample, row.reply.text) for row in rows])
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _write(out: Path, rows: Sequence[_Row]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
+def _category(sample: Sample) -> str:
+    return str(sample.meta.get("category", "all"))
 
 
-def _record(row: _Row) -> dict:
+def _record(row: _Row, key: str) -> dict:
     images = row.sample.images
     source = images[0].source if images else None
     record = {
@@ -195,22 +245,25 @@ def _record(row: _Row) -> dict:
         "image": str(source.resolve()) if isinstance(source, Path) else None,
         "question": row.sample.turns[-1].text.strip(),
         "reference": row.sample.meta.get("reference"),
+        "category": _category(row.sample),
+        "reply": None,
+        "finish": None,
+        "parsed": None,
+        "correct": None,
+        "key": key,
     }
-    if isinstance(row.reply, DataError):
-        return {**record, "reply": None, "parsed": None, "correct": None, "error": str(row.reply)}
-    return {
-        **record,
-        "reply": row.reply,
-        "parsed": row.score.get("parsed"),
-        "correct": row.score["correct"],
-    }
+    if row.failed:
+        return {**record, "error": row.reply.error}
+    scores = {"parsed": row.score.get("parsed"), "correct": row.score["correct"]}
+    return {**record, "reply": row.reply.text, "finish": row.reply.finish, **scores}
 
 
-def _so_far(rows: Sequence[_Row], seconds: float) -> str:
+def _so_far(rows: Iterable[_Row], asked: int, seconds: float) -> str:
+    rows = list(rows)
     right = [row.score["correct"] for row in rows if not row.failed]
     failed = len(rows) - len(right)
     return (
         (f"{sum(right) / len(right):.1%} right  " if right else "")
         + (f"[red]{failed} failed[/]  " if failed else "")
-        + f"{len(rows) / max(1e-9, seconds):,.0f}/s"
+        + f"{asked / max(1e-9, seconds):,.0f}/s"
     )

@@ -64,8 +64,12 @@ class QuestionTask:
 
     def blinded(self, seed: int = 0) -> QuestionTask:
         """The same questions in the same order, each about a wrong picture."""
+        return self.showing(blind(self._samples, seed))
+
+    def showing(self, samples: Sequence[Sample]) -> QuestionTask:
+        """The same task with the questions so changed."""
         task = copy.copy(self)
-        task._samples = blind(self._samples, seed)
+        task._samples = list(samples)
         return task
 
     def _ask(self, sample: Sample) -> Sample:

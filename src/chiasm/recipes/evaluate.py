@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from chiasm.core.errors import DataError
-from chiasm.core.protocols import Sampling
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.protocols import Respond, Sampling
 from chiasm.core.sample import Sample
+from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
+from chiasm.eval.export import check_export, export
+from chiasm.eval.identity import prompt_hashes, versions, weights_hash
 from chiasm.eval.perplexity import modality_perplexity
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
-from chiasm.eval.runner import Result, evaluate, majority_baseline
-from chiasm.eval.task import QuestionTask
+from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
+from chiasm.eval.task import QuestionTask, picture_key
 from chiasm.eval.tasks.registry import NAMES, find_benchmark
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
 from chiasm.hub.load import load
 from chiasm.infer.likelihood import LabelResponder
+from chiasm.nn.precision import Precision
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.talk import responder
 from chiasm.train.checkpoint import read_json
@@ -27,19 +32,39 @@ from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
 
 
+@dataclass(frozen=True)
+class How:
+    """How a model is asked. ablate: to ask once more with less to see (eval/ablation.py). batch:
+    questions handed over at once, 0 for as many as fit. precision: as in nn/precision.py."""
+
+    ablate: tuple[Ablation, ...] = ()
+    batch: int = 0
+    max_tokens: int = 32
+    precision: Precision = "none"
+    by_likelihood: bool = False
+    labels: Path | None = None
+
+
+DEFAULT = How()
+FLIPS = 64
+"""Questions asked again one by one where rounding may turn replies."""
+
+
 def evaluate_command(
     run: Path,
     asked: Asked,
+    how: How = DEFAULT,
     *,
-    blind: bool = False,
     out: Path | None = None,
-    by_likelihood: bool = False,
-    labels: Path | None = None,
+    export_to: Path | None = None,
     prompts: Sequence[str] = PROMPTS,
     count: int = 4,
     judge: Path | None = None,
 ) -> None:
-    """Evaluate, print the table, keep the predictions."""
+    """Evaluate, print the table, keep the predictions. Raises DataError at the end if a question
+    could not be asked."""
+    if export_to is not None:
+        check_export(export_to)
     if asked.metric == "perplexity":
         samples = asked.samples()[: asked.limit or None]
         _report(modality_perplexity(responder(run), samples), asked.name, "perplexity")
@@ -50,21 +75,62 @@ def evaluate_command(
     task = asked.question_task()
     dual = contrastive(run)
     if dual is not None:
-        shown = task.blinded(asked.seed) if blind else task
-        _zero_shot(dual, shown, asked.labels(task, labels), prompts, out)
+        _zero_shot(dual, asked, task, how, prompts, out)
         return
-    respond = responder(run)
-    choose = LabelResponder(respond, _labels(asked, task, labels)) if by_likelihood else respond
-    name = f"predictions-{task.name}{'-blind' if blind else ''}.jsonl"
-    file = out or run / name
-    result = evaluate(
-        task.blinded(asked.seed) if blind else task, choose, Sampling(max_tokens=32), file
-    )
-    _print(result, majority_baseline(task), blind, file)
-    if result.errors:
+    results = ask_model(run, asked, task, how, out or run / f"predictions-{task.name}.jsonl")
+    _print(results, majority_baseline(task))
+    if export_to is not None:
+        rows = [_row(name, result) for name, result in results.items()]
+        record = {name or "plain": result.to_dict() for name, result in results.items()}
+        export(export_to, rows, record | {"versions": versions()})
+    failed = sum(len(result.errors) for result in results.values())
+    if failed:
         raise DataError(
-            f"{len(result.errors)} questions could not be asked, see {file}; mend or remove them"
+            f"{failed} of the questions could not be asked, see {out or run}; mend or remove them"
         )
+
+
+def ask_model(
+    run: Path, asked: Asked, task: QuestionTask, how: How, file: Path
+) -> dict[str, Result]:
+    """Result of every variant by its name; replies go to `file`, those of a variant beside it, and
+    are not asked for again where they are there already."""
+    respond = responder(run)
+    respond.precision = how.precision
+    ask: Respond = respond
+    if how.by_likelihood:
+        ask = LabelResponder(respond, _labels(asked, task, how.labels))
+    sampling = Sampling(max_tokens=how.max_tokens)
+    shown = variants(task, how.ablate, asked.seed)
+    groups = [picture_key(sample) for sample in task.samples()]
+    record = {
+        "model": {"path": str(run.resolve()), "weights": weights_hash(run)},
+        "sampling": asdict(sampling),
+        "precision": how.precision,
+        "likelihood_of": "" if not how.by_likelihood else str(how.labels or "the answers"),
+        "versions": versions(),
+    }
+    results = {}
+    for variant in shown:
+        samples = variant.task.samples()
+        end = f"-{variant.name}" if variant.name else ""
+        results[variant.name] = evaluate(
+            variant.task,
+            ask,
+            sampling,
+            file.with_name(f"{file.stem}{end}.jsonl"),
+            chunk=how.batch or 256,
+            run={**record, "ablation": variant.name, **prompt_hashes(respond.processor, samples)},
+            groups=groups,
+        )
+    if how.precision != "none" and not how.by_likelihood:
+        few = task.samples()[:FLIPS]
+        share = flip_rate(few, respond, sampling)
+        Console().print(
+            f"{share:.1%} of {len(few)} replies are others when asked one by one: rounding to "
+            f"{how.precision} makes them depend on the batch"
+        )
+    return results
 
 
 def contrastive(run: Path) -> Dual | None:
@@ -93,20 +159,36 @@ def _labels(
 
 
 def _zero_shot(
-    dual: Dual, task: QuestionTask, classes: list[str], prompts: Sequence[str], out: Path | None
+    dual: Dual,
+    asked: Asked,
+    task: QuestionTask,
+    how: How,
+    prompts: Sequence[str],
+    out: Path | None,
 ) -> None:
-    """Retrieval where samples have captions, else classes by their names."""
-    samples = task.samples()
+    """Retrieval where samples have captions, else classes by their names; of every variant."""
+    if "blind" in how.ablate:
+        raise ConfigError("a contrastive encoder does nothing without a picture; leave out blind")
+    classes, records = asked.labels(task, how.labels), {}
+    for variant in variants(task, how.ablate, asked.seed):
+        records[variant.name or "plain"] = _zero_shot_once(dual, variant, classes, prompts)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        record = records.pop("plain") | records
+        out.write_text(json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def _zero_shot_once(
+    dual: Dual, variant: Variant, classes: list[str], prompts: Sequence[str]
+) -> dict:
+    samples = variant.task.samples()
     if any(sample.meta.get("captions") for sample in samples):
         scores, what = retrieval(dual, samples), f"retrieval, {len(samples)} pictures"
     else:
         scores = zero_shot_accuracy(dual, samples, classes, prompts)
         what = f"zero-shot, {len(samples)} pictures, {len(classes)} classes"
-    _report(scores, task.name, what)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"task": task.name, "n": len(samples), "prompts": list(prompts), **scores}
-        out.write_text(json.dumps(record, indent=2, ensure_ascii=False))
+    _report(scores, variant.task.name, f"{what}{', ' * bool(variant.name)}{variant.name}")
+    return {"task": variant.task.name, "n": len(samples), "prompts": list(prompts), **scores}
 
 
 def _draw(run: Path, asked: Asked, out: Path, count: int, judge: Path | None) -> None:
@@ -136,22 +218,56 @@ def _report(scores: dict[str, float], name: str, what: str) -> None:
     Console().print(table)
 
 
-def _print(result: Result, majority: dict, blind: bool, file: Path) -> None:
-    table = Table(title=f"{result.task}{' (blind)' if blind else ''}, n = {result.n}")
-    for heading in ("", result.measure, "95 %", "always the commonest"):
+def _row(name: str, result: Result) -> dict[str, object]:
+    """A variant in a table for others."""
+    low, high = result.interval_by_picture
+    return {
+        "task": result.task,
+        "pictures": name or "as they are",
+        "n": result.n,
+        result.measure: round(result.accuracy, 4),
+        "95 % from": round(low, 4),
+        "to": round(high, 4),
+        "parse failures": result.parse_failures,
+        "refusals": result.refusals,
+        "cut off": result.truncations,
+        "failed": len(result.errors),
+    }
+
+
+def _print(results: dict[str, Result], majority: dict) -> None:
+    plain = results[""]
+    table = Table(title=f"{plain.task}, n = {plain.n}")
+    for heading in ("", plain.measure, "95 %", "always the commonest"):
         table.add_column(heading, justify="left" if not heading else "right")
-    low, high = result.accuracy_interval
     for name in ("accuracy", "open_accuracy", "yes_no_accuracy"):
-        value, base = getattr(result, name), majority[name]
+        value, base = getattr(plain, name), majority[name]
         if value is not None:
-            interval = f"{low:.1%} - {high:.1%}" if name == "accuracy" else ""
+            whole = name == "accuracy"
             label = {"accuracy": "all"}.get(name, name.removesuffix("_accuracy").replace("_", "/"))
-            table.add_row(label, f"{value:.1%}", interval, f"{base:.1%}")
-    for name, value in result.metrics.items():
+            table.add_row(label, f"{value:.1%}", _span(plain) if whole else "", f"{base:.1%}")
+    for name, value in plain.metrics.items():
         table.add_row(name, f"{value:.4g}", "", "")
+    for name, result in results.items():
+        if name:
+            table.add_row(f"all, {SAID[name]}", f"{result.accuracy:.1%}", _span(result), "")
     console = Console()
     console.print(table)
+    known = f", {plain.resumed} of them asked before" if plain.resumed else ""
     console.print(
-        f"{result.parse_failures} replies were none of the answers; {result.n} in "
-        f"{result.seconds:.0f} s; predictions: {file}"
+        f"{plain.parse_failures} replies were none of the answers, {plain.refusals} declined, "
+        f"{plain.truncations} were cut off; {plain.n} in {plain.seconds:.0f} s{known}"
     )
+
+
+SAID = {
+    "blind": "without pictures",
+    "shuffled": "pictures of other questions",
+    **{name: f"pictures at {scale:g} of their size" for name, scale in SCALES.items()},
+}
+
+
+def _span(result: Result) -> str:
+    """Bootstrap over pictures: questions about one stand or fall together."""
+    low, high = result.interval_by_picture
+    return f"{low:.1%} - {high:.1%}"

@@ -17,7 +17,7 @@ from chiasm.train.sinks import Sink
 
 @dataclass
 class Entry:
-    """What one stage has cost so far."""
+    """What one stage has cost so far. peak_memory: bytes (train/memory.py), 0 before its end."""
 
     name: str
     steps: int = 0
@@ -28,6 +28,7 @@ class Entry:
     skipped_steps: int = 0
     trained_parameters: int = 0
     frozen_parameters: int = 0
+    peak_memory: float = 0.0
 
 
 @dataclass

@@ -79,12 +79,14 @@ class UnifiedCodec:
         return [self._slot(next(made) if codes is None else codes) for codes in found]
 
     def outline(self, size: tuple[int, int]) -> Slot:
-        return self._slot(np.zeros(self.grid, np.int64))
+        width, height = self._size(size)
+        stride = self.autoencoder.config.stride
+        return self._slot(np.zeros((height // stride, width // stride), np.int64))
 
     @torch.no_grad()
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
         """Codes [h w] int64 of each picture."""
-        sizes = [self._size(image) for image in images]
+        sizes = [self._size(image.size) for image in images]
         result: list[np.ndarray] = [np.empty(0)] * len(images)
         for size in dict.fromkeys(sizes):
             rows = [row for row, own in enumerate(sizes) if own == size]
@@ -94,11 +96,11 @@ class UnifiedCodec:
                 result[row] = codes
         return result
 
-    def _size(self, image: PIL.Image.Image) -> tuple[int, int]:
-        """Width and height in pixels that a picture is squeezed to."""
+    def _size(self, own: tuple[int, int]) -> tuple[int, int]:
+        """Width and height in pixels that a picture of such a size is squeezed to."""
 
         def apart(places: tuple[int, int]) -> tuple[float, float]:
-            wide, high = places[1] * stride / image.width, places[0] * stride / image.height
+            wide, high = places[1] * stride / own[0], places[0] * stride / own[1]
             return abs(math.log(wide / high)), abs(math.log(wide * high))
 
         stride = self.autoencoder.config.stride

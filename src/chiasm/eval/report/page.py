@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -33,8 +34,13 @@ def render(folder: Path) -> Path:
     """
     run = read(folder)
     body = [sections.header(run, TITLE), *(section(run) for section in ORDER)]
+    return write_page(folder / "report.html", TITLE, body)
+
+
+def write_page(out: Path, title: str, body: Sequence[str]) -> Path:
+    """Sections of HTML as one self-contained file; empty ones are left out."""
     template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=escape(TITLE), body="\n".join(filter(None, body)))
-    out = folder / "report.html"
+    page = template.substitute(title=escape(title), body="\n".join(filter(None, body)))
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out

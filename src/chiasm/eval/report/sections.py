@@ -397,15 +397,21 @@ def method(run: Run) -> str:
 
 
 def details(run: Run) -> str:
+    parts = (("Versions", "versions"), ("Settings", "settings"), ("Data", "data"))
+    return details_of([(title, run.summary.get(key)) for title, key in parts])
+
+
+def details_of(parts: Iterable[tuple[str, object]]) -> str:
+    """Titles and nested values as tables that open; versions are open."""
     blocks = []
-    for title, key in (("Versions", "versions"), ("Settings", "settings"), ("Data", "data")):
+    for title, value in parts:
         rows = "".join(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-            for name, value in _flat(run.summary.get(key))
+            f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>'
+            for name, text in _flat(value)
         )
         if rows:
             blocks.append(
-                f"<details{' open' if key == 'versions' else ''}><summary>{title}</summary>"
+                f"<details{' open' if title == 'Versions' else ''}><summary>{title}</summary>"
                 f'<div class="scroll"><table class="plain"><tbody>{rows}</tbody></table>'
                 "</div></details>"
             )
