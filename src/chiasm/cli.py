@@ -51,7 +51,8 @@ def train(
             with recipe().
         out: Folder of the run (default runs/RECIPE).
         data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
-            after "FORMAT:" where it is not seen by itself.
+            after "FORMAT:" where it is not seen by itself; a URL of .tar or .jsonl files; several
+            of them with weights, "a.jsonl=2,b=1", or a mixture file (see docs/data.md).
         resume: Continue from the newest complete checkpoint in the folder (--resume alone); "auto"
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
@@ -75,19 +76,38 @@ def train(
 
 @app.command
 def precompute(
-    tokenizer: Positional[Path], out: Positional[Path], data: str = "easy-vqa", shard: int = 10_000
+    part: Positional[Path],
+    out: Positional[Path],
+    data: str = "easy-vqa",
+    shard: int = 10_000,
+    autocast: Literal["auto", "bfloat16", "none"] = "auto",
+    array_index: int | None = None,
+    array_count: int = 1,
+    ray: int = 0,
+    workers: int = 1,
 ) -> None:
-    """Encode a data set's training pictures once; use with train unified_nano --model.tokens OUT.
+    """Encode a data set's training pictures once: as codes, for train unified_nano --model.tokens
+    OUT, or as features, for CHIASM_CACHE=OUT chiasm train mllm_smol. What is complete in OUT
+    already is left alone.
 
     Args:
-        tokenizer: Folder of a trained image tokenizer.
-        out: Folder for the codes.
+        part: Folder of a trained image tokenizer (codes), encoder or MLLM (features).
+        out: Folder for the shards.
         data: As of train.
-        shard: Pictures a file.
+        shard: Samples a shard.
+        autocast: Of features, as that of the stage that will use them.
+        array_index: Do the shards of one job of an array ($SLURM_ARRAY_TASK_ID), counted from 0.
+        array_count: Jobs of that array ($SLURM_ARRAY_TASK_COUNT).
+        ray: Processes of Ray Data that share the work instead.
+        workers: Processes of this machine that share it.
     """
-    from chiasm.recipes.tokens import precompute
+    from chiasm.recipes.carry_out import carry_out
+    from chiasm.recipes.precompute import PrecomputePlan
 
-    precompute(tokenizer, data, out, shard)
+    if shard < 1:
+        raise ConfigError(f"--shard {shard}: a shard has at least one sample")
+    plan = PrecomputePlan(part, data, shard, autocast)
+    carry_out(plan, out, array_index, array_count, ray, workers)
 
 
 @app.command

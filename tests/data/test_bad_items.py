@@ -290,7 +290,7 @@ def test_both_training_streams_leave_out_the_same(salted: Path, tmp_path: Path, 
                 samples, PictureProcessor(32, 8, most), 8, seed=0, quarantine=quarantine
             )
         batches = iter(stream)
-        while stream.cursor < len(samples):
+        while stream.turns.counts[0].cursor < len(samples):
             batch = next(batches)
             assert np.isfinite(batch.patches.numpy()).all()  # type: ignore[union-attr]
         assert {*quarantine.reasons} == BAD_KEYS | bad_places(salted)

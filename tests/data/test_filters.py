@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import PIL.ImageFilter
+import PIL.ImageFont
 import pytest
 
 from chiasm.core.errors import ConfigError, DataError
@@ -67,6 +69,26 @@ def test_near_duplicates():
         ask(None, "what is shown", long.upper()),
         ask(None, "", ""),
     ) == [False, True, False, False, False, True, False]  # fmt: skip
+
+
+def table(numbers: list[int]) -> PIL.Image.Image:
+    """The same table with other numbers: pictures that differ in little else."""
+    picture = PIL.Image.new("RGB", (240, 160), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    font = PIL.ImageFont.load_default(18)
+    draw.rectangle((0, 0, 239, 38), fill="#3a7")
+    for row, number in enumerate(numbers):
+        draw.line((0, 40 * row + 39, 239, 40 * row + 39), "#555")
+        draw.text((12, 40 * row + 8), ("Day", "Monday", "Tuesday", "Friday")[row], "black", font)
+        draw.text((170, 40 * row + 8), str(number), "black", font)
+    return picture
+
+
+def test_tables_of_other_numbers_are_no_doubles():
+    random = np.random.default_rng(0)
+    tables = [table(random.integers(0, 100, 4).tolist()) for _ in range(12)]
+    near = [[fingerprint(a).near(fingerprint(jpeg(b))) for b in tables] for a in tables]
+    np.testing.assert_array_equal(near, np.eye(12, dtype=bool))
 
 
 def test_fingerprints_are_near_for_copies_and_far_for_others():

@@ -8,10 +8,11 @@ import PIL.Image
 import pytest
 import torch
 
-from chiasm.core.errors import CheckpointError, DataError
-from chiasm.core.sample import Image
+from chiasm.core.errors import CheckpointError
+from chiasm.core.sample import Image, Sample, question
 from chiasm.core.vocab import Vocabulary
-from chiasm.data.tokens import read_tokens, write_tokens
+from chiasm.data.shards import run_shards
+from chiasm.data.tokens import Codes, read_tokens
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.codec import UnifiedCodec
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, ResidualVQConfig
@@ -35,12 +36,20 @@ def pictures(count):
     ]
 
 
+def write_tokens(folder, images, maker, size=10_000):
+    """How many pictures are stored, and the reasons for those that are not."""
+    samples = [Sample((question(image),)) for image in images]
+    done = run_shards(Codes(samples, maker, size), folder)
+    bad = {where: why for one in done for where, why in one["unusable"].items()}
+    return len(read_tokens(folder, maker)), bad
+
+
 @pytest.mark.parametrize("quantizer", [FSQConfig((4, 4)), ResidualVQConfig(16, 4, 3)])
 @pytest.mark.parametrize("shard", [2, 100])
 def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantizer, shard):
     maker, images = codec(quantizer=quantizer), pictures(5)
     expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
-    assert write_tokens(tmp_path / "t", [*images, images[0]], maker, shard) == 5
+    assert write_tokens(tmp_path / "t", [*images, images[0]], maker, shard) == (5, {})
     # Another text vocabulary: codes do not depend on it, ids do.
     other = codec(text=33, quantizer=quantizer)
     other.stored = read_tokens(tmp_path / "t", other)
@@ -70,7 +79,7 @@ def test_files_are_small_and_mapped(tmp_path):
     assert isinstance(stored, np.memmap)
     assert stored.dtype == np.uint16
     assert stored.shape == (3 * 16,)
-    assert not (tmp_path / "t.tmp").exists()
+    assert not list((tmp_path / "t").glob(".*.unfinished"))
 
 
 def test_another_tokenizers_codes_are_refused(tmp_path):
@@ -92,18 +101,16 @@ def test_a_decoder_tuned_later_does_not_spoil_the_codes(tmp_path):
     assert maker.fingerprint != before
 
 
-def test_broken_and_existing_folders_and_pictures(tmp_path):
+def test_broken_folders_and_pictures(tmp_path):
     maker, bad = codec(), Image(tmp_path / "missing.png", "data.jsonl:3")
     with pytest.raises(CheckpointError, match="chiasm precompute"):
         read_tokens(tmp_path, maker)
-    with pytest.raises(DataError, match="no such image"):
-        write_tokens(tmp_path / "t", [bad], maker)
-    skipped = []
-    images = [*pictures(2), bad]
-    assert write_tokens(tmp_path / "t", images, maker, 2, lambda i, e: skipped.append(i)) == 2
-    assert skipped == [bad]
-    with pytest.raises(DataError, match="exists"):
-        write_tokens(tmp_path / "t", images, maker)
+    count, skipped = write_tokens(tmp_path / "t", [*pictures(2), bad], maker, 2)
+    assert count == 2
+    assert list(skipped) == ["data.jsonl:3"]
+    assert "no such image" in skipped["data.jsonl:3"]
+    with pytest.raises(CheckpointError, match="made by other weights, settings or data"):
+        write_tokens(tmp_path / "t", [*pictures(2), bad], codec(1), 2)
     (tmp_path / "t" / "shard-00000.codes.npy").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="precompute the codes again"):
         read_tokens(tmp_path / "t", maker)

@@ -13,6 +13,7 @@ from chiasm.core.sample import Sample
 from chiasm.data.formats.messages import videos_of
 from chiasm.data.formats.registry import WRITERS, Write
 from chiasm.data.load import Source, open_data
+from chiasm.data.parallel import mapped
 from chiasm.data.quarantine import Quarantine
 
 BAD = "quarantine.jsonl"
@@ -38,13 +39,18 @@ def writer(name: str) -> Write:
 
 
 def convert(
-    data: str, out: Path, to: str = "messages", name: str | None = None, images: Path | None = None
+    data: str,
+    out: Path,
+    to: str = "messages",
+    name: str | None = None,
+    images: Path | None = None,
+    workers: int = 1,
 ) -> Imported:
     """Write all usable samples of `data` into the folder `out`; every picture is decoded once.
 
     name: the format of `data` where it does not show. images: the folder that its image paths are
-    relative to. Records and samples that cannot be used go to out/quarantine.jsonl, none is
-    replaced. Raises DataError if no sample is left.
+    relative to. workers: processes that decode. Records and samples that cannot be used go to
+    out/quarantine.jsonl, none is replaced. Raises DataError if no sample is left.
     """
     write = writer(to)
     if out.exists() and any(out.iterdir()):
@@ -54,10 +60,8 @@ def convert(
     counts: Counter[str] = Counter()
 
     def usable(split: str, source: Source) -> Iterator[Sample]:
-        for sample in source.samples:
-            try:
-                check_media(sample)
-            except DataError as error:
+        for sample, error in mapped(_checked, source.samples, workers):
+            if error is not None:
                 quarantine.record(sample.id or sample.where, error)
                 continue
             counts[split] += 1
@@ -73,6 +77,14 @@ def convert(
         )
     title = next(iter(sources.values())).format.title
     return Imported(title, dict(counts), quarantine)
+
+
+def _checked(sample: Sample) -> tuple[Sample, DataError | None]:
+    try:
+        check_media(sample)
+    except DataError as error:
+        return sample, error
+    return sample, None
 
 
 def check_media(sample: Sample) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,23 +12,28 @@ from typing import Literal
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
+from chiasm.data.blob import Blob, blobs, is_url, local
 from chiasm.data.formats import huggingface
+from chiasm.data.formats.format import files_of
 from chiasm.data.formats.messages import find_jsonl, missing
 from chiasm.data.formats.reading import OnError
 from chiasm.data.formats.registry import MESSAGES, NAMES, Format, by_name, detect
+from chiasm.data.indexed import open_indexed
 
 Split = Literal["train", "test"]
 Say = Callable[[str], object]
 
 TEST = "test.jsonl"
+LARGE = 64 * 2**20  # bytes of JSON lines: more are not held in memory
 BUILT_IN = ("easy-vqa",)
 
 
 def load_samples(
     data: str, split: Split, on_error: OnError | None = None, say: Say | None = None
-) -> list[Sample]:
-    """One half of a data set: "easy-vqa", "hf:ORG/NAME", or a file or folder in a known format,
-    after "FORMAT:" where it does not show.
+) -> Sequence[Sample]:
+    """One half of a data set: "easy-vqa", "hf:ORG/NAME", a file or folder in a known format,
+    after "FORMAT:" where it does not show, or a URL of .tar or .jsonl files. Tars, JSON lines of
+    more than LARGE bytes and URLs stay where they are (data/indexed.py).
 
     Where there is no test file, a tenth of the samples, chosen by id, is the test half and the
     rest is for training. Raises DataError when the path does not exist or the half is empty;
@@ -37,6 +42,11 @@ def load_samples(
     """
     if data in BUILT_IN:
         return easy_vqa.load(split)
+    if is_url(data):
+        half, title = _at_url(data, split, on_error)
+        if say is not None:
+            say(detected(title, len(half), split))
+        return half
     if data.startswith(huggingface.PREFIX):
         rows, whole = huggingface.stream(data, split, on_error)
         samples, place, title = list(rows), data, huggingface.FORMAT.title
@@ -46,7 +56,13 @@ def load_samples(
             raise missing(path, BUILT_IN)
         places, whole = _choose(path, split, name)
         source = open_source(places, name, on_error)
-        samples, place, title = list(source.samples), str(places[0]), source.format.title
+        place, title = str(places[0]), source.format.title
+        if found := _large(places, source.format):
+            indexed = open_indexed(found, on_error)
+            samples = indexed if whole else indexed.half(split == "test")
+            whole = True
+        else:
+            samples = list(source.samples)
     half = samples if whole else _divide(samples, split)
     if not half:
         raise DataError(
@@ -56,6 +72,34 @@ def load_samples(
     if say is not None:
         say(detected(title, len(half), split))
     return half
+
+
+def _large(places: list[Path], format: Format) -> list[Blob]:
+    """The files that are read by an index; none where the samples are held in memory."""
+    if format.name == "webdataset":
+        return [local(file) for place in places for file in files_of(place, "*.tar")]
+    if format.name != MESSAGES.name:
+        return []
+    files = [find_jsonl(place) for place in places]
+    large = sum(file.stat().st_size for file in files) > LARGE
+    return [local(file) for file in files] if large else []
+
+
+def _at_url(url: str, split: Split, on_error: OnError | None) -> tuple[Sequence[Sample], str]:
+    """One half of the files at a URL, and the title of their format: those called train... and
+    test..., or all of them divided by id."""
+    found = blobs(url)
+    named: dict[Split, list[Blob]] = {
+        half: [b for b in found if re.match(rf"{half}[-_.]", b.name)] for half in ("train", "test")
+    }
+    title = "WebDataset" if found[0].name.endswith(".tar") else MESSAGES.title
+    if named["train"] and named["test"]:
+        half: Sequence[Sample] = open_indexed(named[split], on_error)
+    else:
+        half = open_indexed(found, on_error).half(split == "test")
+    if not half:
+        raise DataError(f"{url}: no usable sample is left for the {split} split; add samples")
+    return half, f"{title} at a URL"
 
 
 @dataclass(frozen=True)
@@ -90,6 +134,10 @@ def open_data(
 ) -> dict[str, Source]:
     """All samples of a path or an hf: name under "train" and "test", as far as it has them of its
     own; a file or a folder without a split is "train"."""
+    if is_url(data):
+        found = blobs(data)
+        kind = by_name("webdataset" if found[0].name.endswith(".tar") else MESSAGES.name)
+        return {"train": Source(kind, iter(open_indexed(found, on_error)))}
     if data in BUILT_IN:
         raise DataError(f"{data} is built in and needs no import; give a file or a folder")
     if data.startswith(huggingface.PREFIX):
@@ -186,7 +234,7 @@ def _train_file(folder: Path, suffix: str) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def _divide(samples: list[Sample], split: Split) -> list[Sample]:
+def _divide(samples: Sequence[Sample], split: Split) -> list[Sample]:
     """The half of a set without a test file: the last tenth in the order of the ids' hashes.
 
     It depends neither on the order of the lines nor on the process, and samples of one id stay

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # sources of a mixture take turns
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch [count]; differs by epoch, depends on nothing else."""
     return np.random.default_rng((seed, epoch)).permutation(count)

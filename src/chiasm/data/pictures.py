@@ -13,10 +13,13 @@ from tokenizers import Tokenizer
 from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
+from chiasm.data.augment import augment, mirrorable
 from chiasm.data.caption import caption_of
-from chiasm.data.order import index_at, place_of, randomness_at
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.turns import Mixed, Turns
 from chiasm.vision.patches import fit, patchify, to_array
+
+SMALL, MOST_DECODED = 128 * 128, 10_000  # pixels worth keeping decoded; so many pictures: 0.5 GB
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,11 @@ class PictureProcessor:
 
 
 class PictureStream:
-    """Endless batches of `count` pictures in an order that depends on (seed, cursor) alone.
+    """Endless batches of `count` pictures in the order of data.turns, where each counts as a token.
 
     A processor with a tokenizer adds the captions; samples without one are left out, or with
-    `uncaptioned` kept, matching no text. shift and
-    mirror augment (pixels of random translation filled from the edge, mirroring half of the time).
-    A picture that cannot be read goes to the quarantine and the next one takes its turn.
+    `uncaptioned` kept, matching no text. shift and mirror: as data.augment. A picture that cannot
+    be read goes to the quarantine and the next one takes its turn.
     """
 
     def __init__(
@@ -78,25 +80,25 @@ class PictureStream:
         uncaptioned: bool = False,
     ):
         captioned = processor.tokenizer is not None and not uncaptioned
-        samples = [s for s in samples if s.images and (caption_of(s) or not captioned)]
-        if not samples:
+        self.samples = Mixed.of(samples).keep(
+            lambda s: s.images and (caption_of(s) or not captioned)
+        )
+        if not self.samples:
             raise DataError("no sample has a picture" + (" with a caption" if captioned else ""))
-        self.samples, self.processor, self.count, self.seed = samples, processor, count, seed
-        self.shift, self.mirror = shift, mirror
+        self.processor, self.count, self.shift, self.mirror = processor, count, shift, mirror
         self.quarantine = quarantine if quarantine is not None else Quarantine()
-        self.cursor = 0
-        self._strand = (0, 1)
+        self.turns = Turns(self.samples, 1, seed)
         self._decoded: dict[int, PIL.Image.Image] = {}
 
     def split(self, strand: int, count: int) -> None:
-        """As core.protocols.Stream; the cursor counts the strand's own places."""
-        self._strand = (strand, count)
+        """As core.protocols.Stream; the counters count the strand's own places."""
+        self.turns.split(strand, count)
 
     def state_dict(self) -> dict:
-        return {"cursor": self.cursor}
+        return self.turns.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        self.cursor = state["cursor"]
+        self.turns.load_state_dict(state)
 
     def __iter__(self) -> Iterator[PictureBatch]:
         while True:
@@ -106,46 +108,34 @@ class PictureStream:
         patches, grids, captions, names = [], [], [], []
         failed = 0
         while len(grids) < self.count:
-            place = place_of(self.cursor, *self._strand)
-            index = index_at(place, len(self.samples), self.seed)
-            random = randomness_at(place, self.seed)
-            self.cursor += 1
-            sample = self.samples[index]
+            turn = self.turns.next()
+            sample = Sample((), f"sample {turn.index}")  # until it has been read
             try:
-                picture = self._decoded.get(index) or sample.images[0].load()
+                sample = self.samples[turn.index]
+                picture = self._decoded.get(turn.index) or sample.images[0].load()
             except DataError as error:
                 self.quarantine.add(sample, error, len(self.samples))
+                self.turns.skip(turn)
                 failed += 1
                 if failed > 2 * len(self.samples):  # the quarantine counts one id only once
                     raise DataError(f"no picture can be read; the last: {error}") from None
                 continue
             failed = 0
-            if picture.width * picture.height <= 128 * 128:  # small ones are worth keeping decoded
-                self._decoded[index] = picture
-            pixels, grid = self.processor.patches(augment(picture, random, self.shift, self.mirror))
+            self.turns.use(turn)
+            if picture.width * picture.height <= SMALL and len(self._decoded) < MOST_DECODED:
+                self._decoded[turn.index] = picture
+            caption = caption_of(sample) or ""
+            mirror = self.mirror and (self.processor.tokenizer is None or mirrorable([caption]))
+            moved = augment(picture, turn.randomness(), self.shift, mirror)
+            pixels, grid = self.processor.patches(moved)
             patches.append(pixels)
             grids.append(grid)
-            captions.append(caption_of(sample) or "")
+            captions.append(caption)
             names.append(sample.id)
         texts = _texts(captions, self.processor) if self.processor.tokenizer else (None, None, None)
         return PictureBatch(
             torch.from_numpy(np.concatenate(patches)), torch.tensor(grids), *texts, tuple(names)
         )
-
-
-def augment(
-    picture: PIL.Image.Image, random: np.random.Generator, shift: int, mirror: bool
-) -> PIL.Image.Image:
-    """Move by up to `shift` pixels each way, filling from the edge; mirror half of the time."""
-    if mirror and random.random() < 0.5:
-        picture = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    if shift:
-        pixels = np.asarray(picture)
-        down, right = random.integers(-shift, shift + 1, 2)
-        rows = np.clip(np.arange(pixels.shape[0]) - down, 0, pixels.shape[0] - 1)
-        columns = np.clip(np.arange(pixels.shape[1]) - right, 0, pixels.shape[1] - 1)
-        picture = PIL.Image.fromarray(pixels[rows][:, columns])
-    return picture
 
 
 def _texts(captions: list[str], processor: PictureProcessor):

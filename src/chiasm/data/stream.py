@@ -1,4 +1,4 @@
-"""Samples to packed batches: order, view, encode, pack; resumable by one number."""
+"""Samples to packed batches: order, view, encode, pack; resumable by counters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data.order import index_at, place_of, randomness_at
 from chiasm.data.packing import Budget, Size, fill
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.turns import Mixed, Turn, Turns
 from chiasm.data.views import View
 
 T = TypeVar("T")
@@ -22,8 +22,8 @@ T = TypeVar("T")
 class SampleStream:
     """Endless batches of whole samples, packed until the next one would pass `tokens`.
 
-    Every sample passes through every view once an epoch. The order is a function of (seed, cursor),
-    and a batch holds consecutive samples of it or of a strand of it, so the state is one number. A
+    Every sample passes through every view once an epoch of its source. A batch holds consecutive
+    samples of the order (data.turns) or of a strand of it, so the state is that order's counters. A
     sample that cannot be used goes to the quarantine. A sample longer than `tokens` makes a batch
     of its own. per_sample: as in core.batch.Batch.
     """
@@ -40,22 +40,22 @@ class SampleStream:
     ):
         if not samples:
             raise DataError("no samples to train on; check the path given as --data")
-        self.samples, self.views, self.processor = samples, views, processor
-        self.tokens, self.seed, self.per_sample = tokens, seed, per_sample
+        self.samples, self.views, self.processor = Mixed.of(samples), views, processor
+        self.tokens, self.per_sample = tokens, per_sample
         self.quarantine = quarantine if quarantine is not None else Quarantine()
-        self.cursor = 0
-        self._strand = (0, 1)
-        self._ahead: Encoded | None = None
+        self.turns = Turns(self.samples, len(views), seed)
+        self._ahead: tuple[Turn, Encoded] | None = None
 
     def split(self, strand: int, count: int) -> None:
-        """As core.protocols.Stream; the cursor counts the strand's own places."""
-        self._strand = (strand, count)
+        """As core.protocols.Stream; the counters count the strand's own places."""
+        self.turns.split(strand, count)
 
     def state_dict(self) -> dict:
-        return {"cursor": self.cursor}
+        return self.turns.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        self.cursor, self._ahead = state["cursor"], None
+        self.turns.load_state_dict(state)
+        self._ahead = None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -65,46 +65,44 @@ class SampleStream:
         chosen: list[Encoded] = []
         used = 0
         while True:
-            encoded = self._ahead or self._encode_next()
+            turn, encoded = self._ahead or self._next_usable(self.processor.encode)
             if chosen and used + len(encoded) > self.tokens:
-                self._ahead = encoded  # cursor still points at it: state_dict forgets nothing
+                self._ahead = turn, encoded  # not counted as used yet: state_dict forgets nothing
                 return pack([chosen], per_sample=self.per_sample)
             chosen.append(encoded)
             used += len(encoded)
             self._ahead = None
-            self.cursor += 1
+            self.turns.use(turn, len(encoded))
 
-    def _encode_next(self) -> Encoded:
-        """The next usable sample; the cursor is left on it."""
-        for place in self._places():
-            encoded = self._at(place, self.processor.encode)
-            if encoded is not None:
-                return encoded
-        raise AssertionError("places are endless")
-
-    def _places(self) -> Iterator[int]:
-        """Places of the whole order from the cursor's on; the cursor is moved as one after another
-        turns out to be of no use. DataError when none of two epochs was."""
-        total = len(self.samples) * len(self.views)
-        for _ in range(2 * total + 1):
-            yield place_of(self.cursor, *self._strand)
-            self.cursor += 1
+    def _next_usable(self, make: Callable[[Sample], T]) -> tuple[Turn, T]:
+        """The next turn of which something can be made, and that; turns before it that turn out to
+        be of no use are skipped. DataError when none of two epochs was."""
+        for _ in range(2 * len(self.samples) * len(self.views) + 1):
+            turn = self.turns.next()
+            made = self._at(turn, make)
+            if made is not None:
+                return turn, made
+            self.turns.skip(turn)
+        name = self.samples.sources[turn.source].name
         raise DataError(
-            "no sample of the data suits this stage's view; captions are needed to describe or draw"
+            f"no sample of the {f'source {name}' if name else 'data'} suits this stage's view; "
+            "captions are needed to describe or draw"
         )
 
-    def _at(self, place: int, make: Callable[[Sample], T]) -> T | None:
-        """What is made of the sample at a place, None for one that cannot be used."""
-        index, view = divmod(
-            index_at(place, len(self.samples) * len(self.views), self.seed), len(self.views)
-        )
-        sample = self.samples[index]
+    def _at(self, turn: Turn, make: Callable[[Sample], T]) -> T | None:
+        """What is made of the sample whose turn it is, None for one that cannot be used."""
+        sample = Sample((), f"sample {turn.index}")  # until it has been read
         try:
-            seen = self.views[view](sample, randomness_at(place, self.seed))
+            sample = self.samples[turn.index]
+            seen = self.views[turn.view](sample, turn.randomness())
             return None if seen is None else make(seen)
         except DataError as error:
             self.quarantine.add(sample, error, len(self.samples))
             return None
+
+
+Place = tuple[int, int]
+"""Source and place in its order: what Turns.at finds again."""
 
 
 class KnapsackStream(SampleStream):
@@ -119,25 +117,25 @@ class KnapsackStream(SampleStream):
     def __init__(self, *parts, patches: int | None = None, window: int = 512, **more):
         super().__init__(*parts, **more)
         self.budget, self.window = Budget(self.tokens, patches), window
-        self._rows: list[list[int]] = []
-        self._waiting: list[tuple[int, Size]] = []
+        self._rows: list[list[Place]] = []
+        self._waiting: list[tuple[Place, Size]] = []
 
     def state_dict(self) -> dict:
-        waiting = [[place, size.tokens, size.patches] for place, size in self._waiting]
-        rows = [list(row) for row in self._rows]
-        return {"cursor": self.cursor, "rows": rows, "waiting": waiting}
+        waiting = [[*place, size.tokens, size.patches] for place, size in self._waiting]
+        rows = [[list(place) for place in row] for row in self._rows]
+        return {**super().state_dict(), "rows": rows, "waiting": waiting}
 
     def load_state_dict(self, state: dict) -> None:
-        self.cursor = state["cursor"]
-        self._rows = [list(row) for row in state["rows"]]
-        self._waiting = [(place, Size(t, p)) for place, t, p in state["waiting"]]
+        super().load_state_dict(state)
+        self._rows = [[(source, place) for source, place in row] for row in state["rows"]]
+        self._waiting = [((s, place), Size(t, p)) for s, place, t, p in state["waiting"]]
 
     def _next(self) -> Batch:
         while True:
             while not self._rows:
                 self._fill()
             places = self._rows.pop(0)
-            found = [self._at(place, self.processor.encode) for place in places]
+            found = [self._at(self.turns.at(*place), self.processor.encode) for place in places]
             row = [encoded for encoded in found if encoded is not None]
             if row:
                 return pack([row], per_sample=self.per_sample)
@@ -145,18 +143,16 @@ class KnapsackStream(SampleStream):
     def _fill(self) -> None:
         """Measure the next window and lay out its rows, in an order of their own: those filled
         first hold the longest samples."""
-        random = np.random.default_rng((self.seed, 2, self.cursor, *self._strand))
+        turns = self.turns
+        random = np.random.default_rng((turns.seed, 2, turns.passed, *turns.strand))
         measured = [*self._waiting, *(self._measure_next() for _ in range(self.window))]
         rows, left = fill([size for _, size in measured], self.budget)
         order = random.permutation(len(rows))
         self._rows = [[measured[i][0] for i in rows[number]] for number in order]
         self._waiting = [measured[i] for i in left]
 
-    def _measure_next(self) -> tuple[int, Size]:
-        """Place and size of the next usable sample; the cursor is left behind it."""
-        for place in self._places():
-            size = self._at(place, self.processor.measure)
-            if size is not None:
-                self.cursor += 1
-                return place, size
-        raise AssertionError("places are endless")
+    def _measure_next(self) -> tuple[Place, Size]:
+        """Place and size of the next usable sample, which is counted as used."""
+        turn, size = self._next_usable(self.processor.measure)
+        self.turns.use(turn, size.tokens)
+        return (turn.source, turn.place), size

@@ -3,53 +3,57 @@
 A folder holds tokens.json (the tokenizer's fingerprint, how many codes it has, which shards there
 are) and for each shard `NAME.codes.npy` (all codes end to end, uint16 or uint32) and
 `NAME.index.npy` (one row a picture: digest of its pixels, where its codes begin, rows, columns).
-Shards do not depend on one another, so that several processes can each write their own.
+Shards do not depend on one another (data/shards.py).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from chiasm.core.errors import CheckpointError, DataError
-from chiasm.core.progress import Show, silent
 from chiasm.core.protocols import TokenCodec
-from chiasm.core.sample import Image
+from chiasm.core.sample import Image, Sample
+from chiasm.data.formats.media import Appearing
+from chiasm.data.shards import fingerprint
 
 INDEX = np.dtype([("digest", "u1", 32), ("start", "i8"), ("rows", "i4"), ("columns", "i4")])
 OnUnreadable = Callable[[Image, DataError], None]
 
 
-def write_tokens(
-    folder: Path,
-    images: Sequence[Image],
-    codec: TokenCodec,
-    shard: int = 10_000,
-    on_unreadable: OnUnreadable | None = None,
-    show: Show = silent,
-) -> int:
-    """Encode pictures into a folder, `shard` a shard; how many there are, each counted once. The
-    folder appears when it is whole. Raises DataError if it exists or, without on_unreadable, for
-    a picture that cannot be read."""
-    if folder.exists():
-        raise DataError(f"{folder}: exists; choose another folder or delete it")
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    parts = [images[i : i + shard] for i in range(0, len(images), shard)]
-    names = [f"shard-{number:05d}" for number in range(len(parts))]
-    with show("precomputing codes", len(parts), 0) as view:
-        for name, part in zip(names, parts, strict=True):
-            write_shard(unfinished / name, part, codec, on_unreadable)
-            view.advance()
-    about = {"fingerprint": codec.fingerprint, "codes": codec.code_count, "shards": names}
-    (unfinished / "tokens.json").write_text(json.dumps(about, indent=2))
-    unfinished.rename(folder)
-    return len(Tokens(folder, names))
+class Codes:
+    """The work (data/shards.py) of encoding the pictures of `size` samples a shard. A picture that
+    cannot be read is named in the manifest with the reason. data: what the samples are called."""
+
+    def __init__(self, samples: Sequence[Sample], codec: TokenCodec, size: int, data: str = ""):
+        self.samples, self.codec, self.size = samples, codec, size
+        self.fingerprint = fingerprint("codes", codec.fingerprint, data, len(samples), size)
+        self.count = -(-len(samples) // size)
+
+    def name(self, number: int) -> str:
+        return f"shard-{number:05d}"
+
+    def write(self, number: int, folder: Path) -> dict[str, Any]:
+        chosen = self.samples[number * self.size : (number + 1) * self.size]
+        images = [image for sample in chosen for image in sample.images]
+        unusable: dict[str, str] = {}
+
+        def on_unreadable(image: Image, error: DataError) -> None:
+            unusable[image.where or str(error)] = str(error)
+
+        write_shard(folder / self.name(number), images, self.codec, on_unreadable)
+        return {"unusable": unusable}
+
+    def finish(self, out: Path, manifests: Sequence[dict[str, Any]]) -> None:
+        shards = [self.name(number) for number in range(len(manifests))]
+        about = {"fingerprint": self.codec.fingerprint, "codes": self.codec.code_count,
+                 "shards": shards}  # fmt: skip
+        with Appearing(out / "tokens.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=2))
 
 
 def write_shard(
@@ -118,7 +122,7 @@ class Tokens(Mapping[str, np.ndarray]):
 
 
 def read_tokens(folder: Path, codec: TokenCodec) -> Tokens:
-    """What write_tokens left. Raises CheckpointError if another tokenizer wrote it, or if it is
+    """What Codes left. Raises CheckpointError if another tokenizer wrote it, or if it is
     not whole."""
     file = folder / "tokens.json"
     try:

@@ -10,9 +10,9 @@ import numpy as np
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.data.augment import augment, mirrorable, mirrored, movable
 from chiasm.data.balance import Weight
 from chiasm.data.caption import caption_of
-from chiasm.data.pictures import augment
 
 View = Callable[[Sample, np.random.Generator], Sample | None]
 
@@ -169,22 +169,27 @@ def with_caption(view: View) -> View:
     return apply
 
 
-def moved(view: View, shift: int) -> View:
-    """The view with its pictures moved at random by up to `shift` pixels each way."""
-    if not shift:
+def moved(view: View, shift: int, mirror: bool = False) -> View:
+    """The view with its pictures moved at random by up to `shift` pixels each way and, with
+    `mirror`, mirrored half of the time: all of a sample's alike, where its words stay true."""
+    if not shift and not mirror:
         return view
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         seen = view(sample, random)
         if seen is None or not seen.images:
             return seen
+        said = [turn.text for turn in seen.turns]
+        by = shift if movable(said) else 0
+        flipped = mirror and mirrorable(said) and random.random() < 0.5
         fresh: dict[int, Image] = {}
 
         def part(p):
             if not isinstance(p, Image):
                 return p
             if id(p) not in fresh:
-                fresh[id(p)] = Image(augment(p.load(), random, shift, False), p.where)
+                picture = mirrored(p.load()) if flipped else p.load()
+                fresh[id(p)] = Image(augment(picture, random, by, False), p.where)
             return fresh[id(p)]
 
         turns = tuple(Turn(t.role, tuple(part(p) for p in t.parts)) for t in seen.turns)

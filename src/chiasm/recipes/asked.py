@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Asked:
     def name(self) -> str:
         return Path(self.task).stem
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> Sequence[Sample]:
         """All questions with their answers."""
         if self.task in NAMES:
             folder = self.folder or Path("data") / self.task
@@ -66,7 +67,7 @@ class Asked:
         found = find_metric(metric, self.compat)
         return MeasuredTask(self.name, samples, found, limit=limit, seed=self.seed)
 
-    def _usual(self, samples: list[Sample]) -> str:
+    def _usual(self, samples: Sequence[Sample]) -> str:
         """The metric of a task for which none was asked, "" where answers are just compared."""
         if self.task in NAMES:
             return find_benchmark(self.task).metric

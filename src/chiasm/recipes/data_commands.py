@@ -21,6 +21,11 @@ def import_(
     to: str = "messages",
     format: str | None = None,
     images: Path | None = None,
+    shard: int = 0,
+    array_index: int | None = None,
+    array_count: int = 1,
+    ray: int = 0,
+    workers: int = 1,
 ) -> None:
     """Turn a data set of any known format into messages JSONL, WebDataset or parquet.
 
@@ -31,11 +36,23 @@ def import_(
         to: messages, webdataset or parquet.
         format: The format of the source, where it is not seen by itself.
         images: The folder that image paths are relative to (default: the file's own).
+        shard: Write shards of so many samples, each by itself, into a folder that may hold some
+            already; to webdataset or parquet.
+        array_index: Of shards, do those of one job of an array, counted from 0.
+        array_count: Jobs of that array.
+        ray: Of shards, processes of Ray Data that share the work.
+        workers: Processes that decode.
     """
+    if shard:
+        if images is not None:
+            raise ConfigError("--images does not go with --shard; import without shards first")
+        return _by_shards(
+            source, out, to, format, shard, (), array_index, array_count, ray, workers
+        )
     from chiasm.data.convert import BAD, convert
     from chiasm.data.load import detected
 
-    done = convert(source, out, to, format, images)
+    done = convert(source, out, to, format, images, workers)
     bad = len(done.quarantine)
     total = sum(done.counts.values())
     written = ", ".join(f"{count:,} {split}" for split, count in done.counts.items())
@@ -53,6 +70,7 @@ def inspect(
     labels: bool = False,
     model: str = "mllm_smol",
     samples: int = 5,
+    workers: int = 1,
 ) -> None:
     """Look a data set over before training: counts, sizes, languages, doubles, what is unusable.
 
@@ -65,6 +83,7 @@ def inspect(
         labels: Instead print which words are learnt, in colour, and samples that teach nothing.
         model: Whose template decides the labels: a recipe's name or file, or the folder of a run.
         samples: So many samples' labels are printed; all of them are checked.
+        workers: Processes that decode.
     """
     if labels:
         from chiasm.recipes.labels import inspect_labels
@@ -77,7 +96,7 @@ def inspect(
     count = _token_counter(tokenizer) if tokenizer else None
     console = Console()
     with console.status("inspecting"):
-        found = inspect_data(source, format, images, count)
+        found = inspect_data(source, format, images, count, workers=workers)
     page = out or Path("runs/inspect") / f"{_stem(source)}.html"
     write_page(found, page)
     show(found, console)
@@ -91,6 +110,11 @@ def filter_(
     to: str = "messages",
     format: str | None = None,
     images: Path | None = None,
+    shard: int = 0,
+    array_index: int | None = None,
+    array_count: int = 1,
+    ray: int = 0,
+    workers: int = 1,
 ) -> None:
     """Leave out samples by rules; every drop is counted and listed with its reason.
 
@@ -104,7 +128,18 @@ def filter_(
         to: messages, webdataset or parquet.
         format: The format of the source, where it is not seen by itself.
         images: The folder that image paths are relative to (default: the file's own).
+        shard: As of import; not with rules that compare samples with each other.
+        array_index: As of import.
+        array_count: As of import.
+        ray: As of import.
+        workers: Of shards, processes that share the work.
     """
+    if shard:
+        if images is not None:
+            raise ConfigError("--images does not go with --shard; import without shards first")
+        return _by_shards(
+            source, out, to, format, shard, rules, array_index, array_count, ray, workers
+        )
     from chiasm.data.filters.agreement import Agreement
     from chiasm.data.filters.run import DROPPED, filter_data, rule_of
     from chiasm.data.load import detected
@@ -121,6 +156,27 @@ def filter_(
     for name, count in done.dropped.items():
         _say(f"  {name}: {count:,} dropped")
     _say(f"{out}: {kept:,} kept, {bad:,} unusable; reasons: {out / DROPPED}")
+
+
+def _by_shards(
+    source: str,
+    out: Path,
+    to: str,
+    format: str | None,
+    size: int,
+    rules: tuple[str, ...],
+    index: int | None,
+    of: int,
+    ray: int,
+    workers: int,
+) -> None:
+    """Both halves, as training and evaluation would divide them."""
+    from chiasm.data.shard_import import ImportPlan
+    from chiasm.recipes.carry_out import carry_out
+
+    data = f"{format}:{source}" if format else source
+    for split in ("train", "test"):
+        carry_out(ImportPlan(data, split, to, size, rules), out, index, of, ray, workers)
 
 
 def _token_counter(path: Path) -> Callable[[str], int]:

@@ -21,9 +21,11 @@ Model = ContrastiveConfig | AutoencoderConfig | MLLMConfig | UnifiedConfig
 class Recipe:
     """One training run: a model, its stages, its data.
 
-    data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file. shift: pixels
-    of random translation of pictures while training the two routes. questions: at most this many
-    questions of an independent sample are used at a time (0: all). keep: checkpoints kept. ranks:
+    data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file, or several
+    (data/mixture.py). shift: pixels of random translation of pictures while training the two
+    routes; mirror: mirror half of those of which that leaves true what is said (data/augment.py).
+    questions: at most this many questions of an independent sample are used at a time (0: all).
+    keep: checkpoints kept. ranks:
     how the processes of torchrun share the model. sinks: where metrics go besides metrics.jsonl:
     tensorboard, wandb, trackio, mlflow.
     """
@@ -33,6 +35,7 @@ class Recipe:
     data: str = "easy-vqa"
     seed: int = 0
     shift: int = 0
+    mirror: bool = False
     questions: int = 0
     keep: int = 2
     ranks: Ranks = Ranks()  # noqa: RUF009  # frozen

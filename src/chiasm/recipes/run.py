@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,10 @@ from chiasm.core.config import to_dict
 from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
-from chiasm.data.load import load_samples
+from chiasm.data.load import Split, load_samples
+from chiasm.data.mixture import parse
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.turns import Mixed
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
 from chiasm.recipes.jobs.job import Context, Job
@@ -75,7 +78,7 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
         lambda name, path: _prepare(recipe, name, path, show),
     )
     stages = recipe.stages
-    if recipe.shift:  # moved pictures are new ones every time: nothing to remember
+    if recipe.shift or recipe.mirror:  # moved pictures are new ones every time: nothing to remember
         stages = tuple(replace(stage, feature_cache=0.0) for stage in stages)
     torch.manual_seed(recipe.seed)
     job = BUILDERS[type(recipe.model)](context)
@@ -116,18 +119,28 @@ def _save(job: Job, folder: Path) -> None:
     temporary.rmdir()
 
 
-def read(data: str, split: str, quarantine: Quarantine) -> list[Sample]:
-    """The samples of a split; bad lines go to the quarantine, the format is confirmed."""
+def read(data: str, split: Split, quarantine: Quarantine) -> Sequence[Sample]:
+    """The samples of a split; bad lines go to the quarantine, the format is confirmed. Of several
+    data sets (data/mixture.py) a Mixed; its test half leaves out those that have none."""
+    mixture = parse(data)
+    if mixture is None:
+        return _read(data, split, quarantine)
+    if split == "train":
+        return Mixed([_read(s.data, split, quarantine) for s in mixture.sources], mixture)
+    return [sample for s in mixture.sources for sample in _test(s.data)]
+
+
+def _read(data: str, split: Split, quarantine: Quarantine) -> Sequence[Sample]:
     console = Console(stderr=True, soft_wrap=True)
     return load_samples(
         data,
-        split,  # type: ignore[arg-type]
+        split,
         on_error=quarantine.record,
         say=lambda line: console.print(line, markup=False, highlight=False),
     )
 
 
-def _test(data: str) -> list[Sample]:
+def _test(data: str) -> Sequence[Sample]:
     try:
         return read(data, "test", Quarantine())
     except DataError:

@@ -19,7 +19,7 @@ import struct
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedWriter
@@ -59,7 +59,7 @@ def open_cache(encoder: nn.Module, limit: float) -> FeatureCache:
     """The cache of an encoder as it is now. The features of other encoders, those used longest ago
     first, are deleted until all together take at most `limit` bytes."""
     root = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm")) / "features"
-    own = root / f"{weights_hash(encoder)}-{preprocessing_hash(encoder)}"
+    own = root / encoder_hash(encoder)
     own.mkdir(parents=True, exist_ok=True)
     os.utime(own)
     sizes = {f: _size(f) for f in sorted(root.iterdir(), key=lambda f: f.stat().st_mtime)}
@@ -68,6 +68,11 @@ def open_cache(encoder: nn.Module, limit: float) -> FeatureCache:
             shutil.rmtree(folder, ignore_errors=True)
             sizes[folder] = 0
     return FeatureCache(own, limit - sum(sizes.values()))
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """The name of the folder of an encoder's features: of weights and preprocessing."""
+    return f"{weights_hash(encoder)}-{preprocessing_hash(encoder)}"
 
 
 def weights_hash(encoder: nn.Module) -> str:
@@ -213,6 +218,20 @@ class FeatureCache:
     def _new_part(self) -> tuple[BufferedWriter, BufferedWriter]:
         part = self.folder / uuid.uuid4().hex
         return part.with_suffix(".data").open("xb"), part.with_suffix(".index").open("xb")
+
+
+def write_part(stem: Path, pictures: Iterable[tuple[bytes, Tensor]]) -> None:
+    """A part of the cache with the features [rows width] of pictures by their hash: always the same
+    bytes, unlike the parts that a training writes."""
+    with (
+        stem.with_suffix(".data").open("wb") as data,
+        stem.with_suffix(".index").open("wb") as index,
+    ):
+        for name, features in pictures:
+            raw = _bytes(features)
+            kind = DTYPES.index(features.dtype)
+            index.write(RECORD.pack(name, data.tell(), *features.shape, kind, zlib.crc32(raw)))
+            data.write(raw)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

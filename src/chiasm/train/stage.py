@@ -56,7 +56,8 @@ class Stage:
     """One stretch of training with its own data, learning rates and schedule.
 
     lr: learning rate by group of the model; a group that is not named is frozen.
-    data: which view of the data this stage sees (the recipe's model knows its views).
+    data: which view of the data this stage sees (the recipe's model knows its views). mix: weights
+        of the sources of mixed data in this stage, by name; those not named are left out.
     batch: size of one micro-batch, in tokens for packed text and in pictures for the encoder and
         the autoencoder. accumulate: micro-batches a step, those of all ranks together; ranks that
         do not divide it raise it to their next multiple.
@@ -86,6 +87,7 @@ class Stage:
     steps: int
     lr: dict[str, float] = field(default_factory=dict)
     data: str = ""
+    mix: dict[str, float] = field(default_factory=dict)
     batch: int = 64
     accumulate: int = 1
     warmup: float = 0.05

@@ -107,15 +107,15 @@ def filter_data(
             for sample in source.samples:
                 try:
                     check_clips(sample)
-                    verdict = _verdict(_decoded(sample), rules)
+                    found = verdict(decoded(sample), rules)
                 except DataError as error:
                     quarantine.record(sample.id or sample.where, error)
                     continue
-                if verdict is None:
+                if found is None:
                     kept[split] += 1
                     yield sample
                     continue
-                rule, reason = verdict
+                rule, reason = found
                 dropped[rule] += 1
                 row = {"id": sample.id or sample.where, "split": split, "rule": rule,
                        "reason": reason}  # fmt: skip
@@ -131,7 +131,7 @@ def filter_data(
     return Filtered(title, dict(kept), dict(dropped), quarantine)
 
 
-def _verdict(sample: Sample, rules: Sequence[tuple[str, Rule]]) -> tuple[str, str] | None:
+def verdict(sample: Sample, rules: Sequence[tuple[str, Rule]]) -> tuple[str, str] | None:
     """The first rule that leaves the sample out, with its reason."""
     for name, rule in rules:
         reason = rule.reason(sample)
@@ -140,7 +140,7 @@ def _verdict(sample: Sample, rules: Sequence[tuple[str, Rule]]) -> tuple[str, st
     return None
 
 
-def _decoded(sample: Sample) -> Sample:
+def decoded(sample: Sample) -> Sample:
     """The sample with its pictures decoded once for all rules."""
 
     def part(one: Any) -> Any:

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
@@ -33,19 +34,35 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         source = folder_name(file)
 
         def make(members: dict[str, bytes], where: str, source=source) -> Sample:
-            return sample_of(_row(members, where), Path("."), source, where)
+            return tar_sample(members, where, source)
 
         yield from samples(_groups(file), make, source, on_error)
 
 
 def _groups(file: Path) -> Iterator[Record]:
     """(tar:key, the members of the key by their endings), for consecutive members."""
+    try:
+        with file.open("rb") as stream:
+            for key, _, found in groups(stream):
+                yield f"{file.name}:{key}", found
+    except OSError as error:
+        yield f"{file.name}:", DataError(f"not readable from here on: {error}")
+
+
+def groups(
+    stream: IO[bytes],
+) -> Iterator[tuple[str, tuple[int, int], dict[str, bytes] | DataError]]:
+    """(key, where its members begin and end in the tar, the members by their endings or what is
+    wrong with one) for each run of members of one key."""
     key: str | None = None
     members: dict[str, bytes] = {}
     wrong: DataError | None = None
+    start = end = 0
     try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                # Else all heads of a large tar would stay in memory.
+                tar.members.clear()  # type: ignore[attr-defined]
                 if not member.isfile():
                     continue
                 place = PurePosixPath(member.name)
@@ -53,20 +70,30 @@ def _groups(file: Path) -> Iterator[Record]:
                 name = str(place.parent / base)
                 if name != key:
                     if key is not None:
-                        yield f"{file.name}:{key}", wrong or members
-                    key, members, wrong = name, {}, None
+                        yield key, (start, end), wrong or members
+                    key, members, wrong, start = name, {}, None, member.offset
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if member.size > LARGEST:
                     wrong = DataError(f"{member.name} has {member.size:,} bytes; shrink it")
                     continue
-                stream = tar.extractfile(member)
-                data = stream.read() if stream else b""
+                data = _read(tar, member)
                 if len(data) < member.size:
                     wrong = DataError(f"{member.name} ends early; the tar is truncated")
                 members[ending.lower()] = data
             if key is not None:
-                yield f"{file.name}:{key}", wrong or members
+                yield key, (start, end), wrong or members
     except (tarfile.TarError, OSError) as error:
-        yield f"{file.name}:{key or ''}", DataError(f"not readable from here on: {error}")
+        yield key or "", (start, end), DataError(f"not readable from here on: {error}")
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def tar_sample(members: dict[str, bytes], where: str, source: str) -> Sample:
+    """The sample of one key's members. Raises DataError."""
+    return sample_of(_row(members, where), Path("."), source, where)
 
 
 def _row(members: dict[str, bytes], where: str) -> dict:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from chiasm.core.errors import DataError, PlaceholderError
 from chiasm.core.picture import Unreadable, open_picture
 from chiasm.core.sample import Image, Sample
 from chiasm.data.convert import check_clips
-from chiasm.data.fingerprint import NearPictures, fingerprint
+from chiasm.data.fingerprint import Fingerprint, NearPictures, fingerprint
 from chiasm.data.language import language
 from chiasm.data.load import open_data
+from chiasm.data.parallel import mapped
 
 CountTokens = Callable[[str], int]
 
@@ -93,8 +95,10 @@ def inspect_data(
     images: Path | None = None,
     count_tokens: CountTokens | None = None,
     advance: Callable[[], None] = lambda: None,
+    workers: int = 1,
 ) -> Inspection:
-    """Read all splits of `data`, decode every picture once. Nothing is changed."""
+    """Read all splits of `data`, decode every picture once, by `workers` processes. Nothing is
+    changed."""
     unusable: list[Unusable] = []
 
     def on_error(where: str, error: DataError) -> None:
@@ -105,8 +109,9 @@ def inspect_data(
     album = Album()
     seen: list[Seen] = []
     for split, source in sources.items():
-        for sample in source.samples:
+        for sample, looks in _ahead(source.samples, workers):
             advance()
+            album.add(looks)
             try:
                 check_clips(sample)
                 pictures = tuple(album.picture(image) for image in sample.images)
@@ -122,6 +127,50 @@ def inspect_data(
     return Inspection(data, title, seen, unusable, album.alike(), count_tokens is not None)
 
 
+Look = tuple[str, Picture, Fingerprint]
+"""Key of a picture, its measures, and what it looks like."""
+
+
+def _ahead(samples: Iterable[Sample], workers: int) -> Iterator[tuple[Sample, list[Look]]]:
+    """The samples with looks that other processes took; with none where there are no others."""
+    if workers < 2:
+        for sample in samples:
+            yield sample, []
+        return
+    waiting: deque[Sample] = deque()
+    sent: set[str] = set()
+
+    def images() -> Iterator[list[Image]]:
+        for sample in samples:
+            waiting.append(sample)
+            fresh = {_key(image): image for image in sample.images}
+            yield [image for key, image in fresh.items() if key not in sent]
+            sent.update(fresh)
+
+    for looks in mapped(_looks, images(), workers):
+        yield waiting.popleft(), looks
+
+
+def _looks(images: list[Image]) -> list[Look]:
+    """Of those that can be decoded."""
+    found = []
+    for image in images:
+        with suppress(DataError):
+            found.append(_look(image))
+    return found
+
+
+def _look(image: Image) -> Look:
+    pixels = image.load()
+    key = _key(image)
+    name = image.source.name if isinstance(image.source, Path) else key[:12]
+    return key, _measure(name, image, pixels), fingerprint(pixels)
+
+
+def _key(image: Image) -> str:
+    return str(image.source) if isinstance(image.source, Path) else image.digest()
+
+
 class Album:
     """Pictures measured once, however many samples show them."""
 
@@ -132,17 +181,18 @@ class Album:
 
     def picture(self, image: Image) -> Picture:
         """Raises DataError for one that cannot be decoded."""
-        key = str(image.source) if isinstance(image.source, Path) else image.digest()
+        key = _key(image)
         if key not in self._known:
-            pixels = image.load()
-            name = image.source.name if isinstance(image.source, Path) else key[:12]
-            found = self._known[key] = _measure(name, image, pixels)
-            print_ = fingerprint(pixels)
+            self.add([_look(image)])
+        return self._known[key]
+
+    def add(self, looks: Iterable[Look]) -> None:
+        for key, found, print_ in looks:
+            self._known[key] = found
             first = self._near.find(print_)
             if first is None:
                 self._near.add(print_, key)
             self._groups[first or key].append(found.name)
-        return self._known[key]
 
     def alike(self) -> list[list[str]]:
         """Different files that show the same, in groups."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+
 import torch
 
 from chiasm.core.sample import Sample
@@ -21,10 +24,10 @@ def build(context: Context) -> Job:
     processor = contrastive.picture_processor(config, words)
     model = DualEncoder(config)
 
-    labelled = [s for s in context.test if caption_of(s) and s.images]
+    labelled = list(islice((s for s in context.test if caption_of(s) and s.images), 256))
 
     def evaluate() -> dict[str, float]:
-        return {"zero_shot_accuracy": zero_shot(model, processor, labelled[:256])["accuracy"]}
+        return {"zero_shot_accuracy": zero_shot(model, processor, labelled)["accuracy"]}
 
     return Job(
         model,
@@ -37,7 +40,7 @@ def build(context: Context) -> Job:
 
 @torch.no_grad()
 def zero_shot(
-    model: DualEncoder, processor: PictureProcessor, samples: list[Sample], batch: int = 64
+    model: DualEncoder, processor: PictureProcessor, samples: Sequence[Sample], batch: int = 64
 ) -> dict[str, float]:
     """Which of the samples' distinct captions is nearest to each picture: accuracy and n."""
     model.eval()

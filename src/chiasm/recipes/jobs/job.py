@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import KnapsackStream, SampleStream
+from chiasm.data.turns import Mixed
 from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage
@@ -55,13 +56,30 @@ class Context:
         questions: View = converse
         if self.recipe.questions:
             questions = at_most(converse, self.recipe.questions, answer_rarity(self.train))
-        captions = self.captions()
         return {
             "converse": questions,
             "describe": describe,
-            "match": match(captions),
-            "discern": match(captions, hard=True),
+            "match": lambda sample, random: self._matching(sample, random),
+            "discern": lambda sample, random: self._discerning(sample, random),
         }
+
+    # Made when a stage first uses them: they read every caption.
+    @cached_property
+    def _matching(self) -> View:
+        return match(self.captions())
+
+    @cached_property
+    def _discerning(self) -> View:
+        return match(self.captions(), hard=True)
+
+    def mixed(self, stage: Stage) -> Sequence[Sample]:
+        """The training samples as the stage weighs their sources."""
+        if isinstance(self.train, Mixed):
+            return self.train.weighed(stage.mix)
+        if stage.mix:
+            raise ConfigError(f"stage '{stage.name}' mixes {', '.join(stage.mix)}, but the data is "
+                              "a single set; name several: --data a=2,b=1")  # fmt: skip
+        return self.train
 
     def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
         """The packed batches of a stage."""
@@ -69,8 +87,8 @@ class Context:
         knapsack = partial(KnapsackStream, patches=stage.patches or None)
         kind = knapsack if stage.packing == "knapsack" else SampleStream
         return kind(
-            self.train,
-            [moved(view, self.recipe.shift) for view in chosen],
+            self.mixed(stage),
+            [moved(view, self.recipe.shift, self.recipe.mirror) for view in chosen],
             processor,
             stage.batch,
             self.recipe.seed,
@@ -93,7 +111,7 @@ class Context:
                 "from pictures alone; leave it at 'token'"
             )
         return PictureStream(
-            self.train,
+            self.mixed(stage),
             processor,
             stage.batch,
             self.recipe.seed,
@@ -108,8 +126,13 @@ class Context:
         return [caption for caption in map(caption_of, self.train) if caption]
 
 
+MOST_SAMPLES = 200_000  # that a tokenizer is trained on: more would say the same
+
+
 def corpus(samples: Sequence[Sample]) -> list[str]:
     """Every text of the samples, captions included: what tokenizers are trained on."""
+    if len(samples) > MOST_SAMPLES:
+        samples = samples[:: -(-len(samples) // MOST_SAMPLES)]
     said = [turn.text for sample in samples for turn in sample.turns]
     captions = [
         str(c)

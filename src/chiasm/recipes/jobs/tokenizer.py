@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +47,10 @@ def build(context: Context) -> Job:
     def stream(stage: Stage) -> PictureStream:
         return context.pictures(stage, captioned, config.shift, config.mirror, uncaptioned=True)
 
-    pictured = [s for s in context.test if s.images]
+    pictured = list(islice((s for s in context.test if s.images), 128))
 
     def evaluate() -> dict[str, float]:
-        return reconstruction(model, processor, pictured[:128])
+        return reconstruction(model, processor, pictured)
 
     return Job(
         model,
@@ -71,7 +73,7 @@ def _features(context: Context, given: str | None) -> Encoder:
 
 @torch.no_grad()
 def reconstruction(
-    model: Autoencoder, processor: PictureProcessor, samples: list[Sample], batch: int = 64
+    model: Autoencoder, processor: PictureProcessor, samples: Sequence[Sample], batch: int = 64
 ) -> dict[str, float]:
     """Mean PSNR (dB) of reconstructed pictures, share and perplexity of the codebook used."""
     model.eval()
@@ -85,7 +87,7 @@ def reconstruction(
     return {"psnr": float(np.mean(scores)), **codebook_use(torch.cat(codes), model.quantizer.codes)}
 
 
-def pixels_of(processor: PictureProcessor, samples: list[Sample]) -> torch.Tensor:
+def pixels_of(processor: PictureProcessor, samples: Sequence[Sample]) -> torch.Tensor:
     """[N 3 H W] of the samples' first pictures."""
     patches, grids = processor.pictures([s.images[0].load() for s in samples])
     height, width = grids[0].tolist()

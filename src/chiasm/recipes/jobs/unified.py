@@ -25,7 +25,8 @@ def build(context: Context) -> Job:
     autoencoder, _ = load_as(source, Autoencoder, "model.tokenizer")
     words = train_bpe(corpus(context.train), config.text_vocabulary)
     # Moved pictures are never the same twice: only still ones are worth remembering.
-    model, processor = unified.build(config, words, autoencoder, remember=not context.recipe.shift)
+    still = not (context.recipe.shift or context.recipe.mirror)
+    model, processor = unified.build(config, words, autoencoder, remember=still)
     if config.tokens is not None:
         codec = processor.codec
         assert isinstance(codec, UnifiedCodec)

@@ -1,0 +1,186 @@
+"""Streaming read, import and inspection of a data set against WebDataset and Hugging Face datasets.
+
+The data: PICTURES photographs-like JPEGs of 500 x 375 with a question and an answer each, as
+messages JSONL and, the same bytes, as tars of 250 samples. Units are pictures.
+
+stream: every sample of the tars once, shuffled, its picture decoded to RGB, one process, against
+webdataset's usual pipeline (shuffled shards, a buffer of 1,000, its PIL decoder). stream_datasets:
+the same against `datasets` reading the same tars with streaming=True and a buffer of 1,000. Ours
+shuffles across the whole set by index, the peers within a buffer. Before timing, all sides are
+checked to give the same samples with the same pixels.
+
+import: messages JSONL to parquet with 2 processes, every picture decoded to see that it can be,
+against `datasets` doing the same (map with num_proc=2, then to_parquet). Extra keys: pictures a
+second of `data inspect` with 2 workers.
+
+Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from benchmarks.harness import alternate, report, result, round_to, rounds_argument
+from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.formats.messages import write_messages
+from chiasm.data.formats.webdataset import write_webdataset
+from chiasm.data.indexed import open_indexed
+from chiasm.data.inspect.measure import inspect_data
+from chiasm.data.load import load_samples
+from chiasm.data.shard_import import ImportPlan
+from chiasm.data.shards import run_in_processes
+from chiasm.data.turns import Mixed, Turns
+
+PICTURES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
+
+Pass = Callable[[], dict[str, int]]
+"""One pass over the data: how much a hash of every sample's pixels comes to, by its question."""
+
+
+def make(folder: Path) -> None:
+    """messages/ and tars/ with the same samples."""
+    random = np.random.default_rng(0)
+    samples = []
+    for n in range(PICTURES):
+        coarse = random.integers(0, 256, (12, 16, 3), np.uint8)
+        picture = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        turns = (question(Image(buffer.getvalue()), f"What is {n}?"), answer(f"Picture {n}."))
+        samples.append(Sample(turns, f"s{n}"))
+    write_messages(samples, folder / "messages" / "train.jsonl")
+    write_messages(samples[:1], folder / "messages" / "test.jsonl")
+    write_webdataset(samples, folder / "tars", "train", SHARD)
+
+
+def look(picture: PIL.Image.Image) -> int:
+    """A number that differs where pixels do; the same small work on all sides."""
+    return int(np.asarray(picture.convert("RGB"))[::50, ::50].astype(np.int64).sum())
+
+
+def ours(tars: list[str]) -> Pass:
+    from chiasm.data.blob import local
+
+    def run() -> dict[str, int]:
+        samples = Mixed.of(open_indexed([local(Path(tar)) for tar in tars]))
+        turns, found = Turns(samples, 1, 0), {}
+        for _ in range(len(samples)):
+            turn = turns.next()
+            turns.use(turn)
+            sample = samples[turn.index]
+            found[sample.turns[0].text] = look(sample.images[0].load())
+        return found
+
+    return run
+
+
+def by_webdataset(tars: list[str]) -> Pass:
+    import webdataset
+
+    def run() -> dict[str, int]:
+        data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(BUFFER).decode("pil")
+        return {row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in data}
+
+    return run
+
+
+def by_datasets(tars: list[str]) -> Pass:
+    import datasets
+
+    def run() -> dict[str, int]:
+        data = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
+        shuffled = data.shuffle(seed=0, buffer_size=BUFFER)
+        return {
+            row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in shuffled
+        }
+
+    return run
+
+
+def counted(one_pass: Pass) -> Callable[[], float]:
+    return lambda: float(len(one_pass()))
+
+
+def import_ours(folder: Path) -> Callable[[], float]:
+    def run() -> float:
+        out = folder / "ours"
+        shutil.rmtree(out, ignore_errors=True)
+        plan = ImportPlan(str(folder / "messages"), to="parquet", size=SHARD)
+        done = run_in_processes(plan, out, WORKERS)
+        return float(sum(one["kept"] for one in done or ()))
+
+    return run
+
+
+def import_datasets(folder: Path) -> Callable[[], float]:
+    import datasets
+
+    def decoded(row: dict) -> dict:
+        row["picture"].convert("RGB")
+        return {}
+
+    def run() -> float:
+        out = folder / "theirs"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        samples = load_samples(str(folder / "messages"), "train")
+        rows = [
+            {
+                "id": sample.id,
+                "picture": str(sample.images[0].source),
+                "question": sample.turns[0].text,
+                "answer": sample.turns[1].text,
+            }
+            for sample in samples
+        ]
+        data = datasets.Dataset.from_list(rows).cast_column("picture", datasets.Image())
+        data.map(decoded, num_proc=WORKERS, load_from_cache_file=False)
+        for number in range(len(data) // SHARD):
+            data.shard(len(data) // SHARD, number).to_parquet(out / f"{number}.parquet")
+        return float(len(data))
+
+    return run
+
+
+def main() -> None:
+    rounds = rounds_argument(__doc__, 5)
+    import datasets
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["CHIASM_CACHE"] = str(folder / "cache")
+        make(folder)
+        tars = sorted(str(file) for file in (folder / "tars").glob("*.tar"))
+        made = {"ours": ours, "webdataset": by_webdataset, "datasets": by_datasets}
+        passes = {name: one(tars) for name, one in made.items()}
+        seen = {name: one() for name, one in passes.items()}
+        for name, found in seen.items():
+            if found != seen["ours"] or len(found) != PICTURES:
+                raise SystemExit(f"data: {name} gives other samples than ours ({len(found)})")
+        parts = {
+            "stream": alternate(counted(passes["ours"]), counted(passes["webdataset"]), rounds),
+            "stream_datasets": alternate(
+                counted(passes["ours"]), counted(passes["datasets"]), rounds
+            ),
+            "import": alternate(import_ours(folder), import_datasets(folder), rounds),
+        }
+        began = time.perf_counter()
+        inspected = inspect_data(str(folder / "messages"), workers=WORKERS)
+        rate = sum(len(s.pictures) for s in inspected.seen) / (time.perf_counter() - began)
+    said = {name: result("pictures/s", measured) for name, measured in parts.items()}
+    least = min(said, key=lambda name: said[name]["ratio"])
+    report("data", {**said[least], "parts": said, "inspect_pictures_per_second": round_to(rate)})
+
+
+if __name__ == "__main__":
+    main()

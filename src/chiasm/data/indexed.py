@@ -1,0 +1,192 @@
+"""Samples that stay where they are: shards of JSON lines or tars, read by an index of offsets.
+
+The index of a shard takes 28 bytes a sample: where it begins, its length, its line, a hash of its
+id. It is made by reading the shard once, in which every record is checked, and kept in
+CHIASM_CACHE/index until the shard changes. Memory does not grow with the data, any sample is one
+read away, so order and shuffling are arithmetic (data/turns.py), whoever reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import Image, Part, Sample, Turn
+from chiasm.data.blob import Blob, Fetched, is_url
+from chiasm.data.formats.media import Appearing
+from chiasm.data.formats.messages import sample_of
+from chiasm.data.formats.reading import LONGEST, OnError, json_object
+from chiasm.data.formats.webdataset import groups, tar_sample
+from chiasm.data.turns import Selected
+
+VERSION = 1  # of the index files: another reading of the same bytes is another index
+ROW = np.dtype([("start", "<i8"), ("length", "<i8"), ("number", "<i4"), ("id", "<u8")])
+PACK = struct.Struct("<qqiQ")  # the same
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file with the rows of its usable records, and the bad ones: (place, what is wrong)."""
+
+    blob: Blob
+    rows: np.ndarray
+    bad: tuple[tuple[str, str], ...]
+
+    def sample(self, row: int) -> Sample:
+        start, length, number, _ = self.rows[row].tolist()
+        data = self.blob.read(start, length)
+        if not self.blob.name.endswith(".tar"):
+            return _of_line(data, number, self.blob)
+        key, _, members = next(groups(io.BytesIO(data)))
+        return _of_tar(key, members, self.blob)
+
+
+class Indexed(Sequence[Sample]):
+    """The samples of all shards in order, each read when it is asked for; nothing is kept."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards = shards
+        self._ends = np.cumsum([len(shard.rows) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Selected(self, range(len(self))[index])
+        place = range(len(self))[index]
+        number = int(np.searchsorted(self._ends, place, "right"))
+        shard = self.shards[number]
+        return shard.sample(place - int(self._ends[number]) + len(shard.rows))
+
+    def half(self, test: bool) -> Selected:
+        """A tenth of the ids for tests, or the rest: as load.load_samples divides."""
+        ids = np.concatenate([shard.rows["id"] for shard in self.shards])
+        ordered = np.unique(ids)
+        held = ordered[-max(1, len(ordered) // 10) :]
+        return Selected(self, np.flatnonzero(np.isin(ids, held) == test))
+
+
+def open_indexed(found: Sequence[Blob], on_error: OnError | None = None) -> Indexed:
+    """The usable samples of files; each bad record goes to on_error. Raises DataError for the
+    first one without it."""
+    shards = []
+    for blob in found:
+        shard = _shard(blob)
+        for where, wrong in shard.bad:
+            if on_error is None:
+                raise DataError(wrong)
+            on_error(where, DataError(wrong))
+        shards.append(shard)
+    return Indexed(shards)
+
+
+def id_hash(name: str) -> int:
+    """The first 8 bytes of what load.load_samples orders ids by."""
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _shard(blob: Blob) -> Shard:
+    """A file's index: the one kept, or made and kept."""
+    root = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm")) / "index"
+    key = hashlib.sha256(f"{VERSION} {blob.place} {blob.stamp}".encode()).hexdigest()[:32]
+    file = root / f"{key}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            bad = tuple((where, wrong) for where, wrong in json.loads(str(kept["bad"])))
+            return Shard(blob, kept["rows"], bad)
+    except (OSError, ValueError, KeyError):
+        shard = _scan(blob)
+    try:
+        with Appearing(file) as temporary, temporary.open("wb") as out:
+            np.savez(out, rows=shard.rows, bad=np.array(json.dumps(shard.bad)))
+    except OSError:  # a full or read-only disk: the next run reads the shard again
+        pass
+    return shard
+
+
+def _scan(blob: Blob) -> Shard:
+    """Read a file through and check every record."""
+    rows, bad = bytearray(), []
+    source = Path(blob.folder).name
+    with blob.open() as stream:
+        found = _tar(stream, blob) if blob.name.endswith(".tar") else _lines(stream, blob)
+        for number, start, length, sample in found:
+            if isinstance(sample, DataError):
+                where = f"{source}/{blob.name}:{number}"
+                bad.append((where, f"{where}: {sample}"))
+            else:
+                rows += PACK.pack(start, length, number, id_hash(sample.id or sample.where))
+    return Shard(blob, np.frombuffer(bytes(rows), ROW), tuple(bad))
+
+
+Read = tuple[int, int, int, Sample | DataError]
+"""Number of the record, where it begins, its length, what it is."""
+
+
+def _tar(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
+    for number, (key, (start, end), members) in enumerate(groups(stream), 1):
+        yield number, start, end - start, _tried(_of_tar, key, members, blob)
+
+
+def _lines(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
+    start = number = 0
+    while line := stream.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST and not line.endswith(b"\n"):
+            raise DataError(f"{blob.place}: line {number} has more than {LONGEST:,} bytes; save "
+                            "pictures as files beside it")  # fmt: skip
+        if line.strip():
+            yield number, start, len(line), _tried(_of_line, line, number, blob)
+        start += len(line)
+
+
+def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
+    try:
+        return make(*arguments)
+    except DataError as error:
+        return error
+
+
+def _of_tar(key: str, members: dict[str, bytes] | DataError, blob: Blob) -> Sample:
+    if isinstance(members, DataError):
+        raise members
+    return tar_sample(members, f"{blob.name}:{key}", Path(blob.folder).name)
+
+
+def _of_line(line: bytes, number: int, blob: Blob) -> Sample:
+    row, where = json_object(line.strip().removeprefix(BOM_UTF8)), f"{blob.name}:{number}"
+    source = Path(blob.folder).name
+    if is_url(blob.place):
+        return _fetched(sample_of(row, Path(), source, where), blob.folder)
+    return sample_of(row, Path(blob.folder), source, where)
+
+
+def _fetched(sample: Sample, folder: str) -> Sample:
+    """The sample with its relative paths made URLs."""
+    if sample.videos:
+        raise DataError("a video behind a URL is not read; copy the data set to a disk")
+
+    def part(one: Part) -> Part:
+        if isinstance(one, Image) and isinstance(one.source, Path):
+            return Fetched.at(f"{folder}/{one.source.as_posix()}", one.where)
+        return one
+
+    turns = tuple(Turn(turn.role, tuple(map(part, turn.parts))) for turn in sample.turns)
+    return sample.replace(turns=turns)

@@ -1,0 +1,138 @@
+"""chiasm precompute: what pictures become in a frozen part of a model, once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor, nn
+
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.sample import Image, Sample
+from chiasm.core.vocab import Vocabulary
+from chiasm.data.load import load_samples
+from chiasm.data.pictures import PictureProcessor
+from chiasm.data.processor import Processor
+from chiasm.data.shards import Work, fingerprint
+from chiasm.data.tokens import Codes
+from chiasm.hub.load import load
+from chiasm.mllm.model import MLLM
+from chiasm.nn.precision import LoweredWeights, Precision, autocast, working_dtype
+from chiasm.train.feature_cache import encoder_hash, picture_hash, write_part
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.codec import UnifiedCodec
+from chiasm.vision.contrastive import DualEncoder
+
+BATCH = 16  # pictures that an encoder sees at a time
+
+
+@dataclass(frozen=True)
+class PrecomputePlan:
+    """part: folder of a trained image tokenizer (codes), or of an encoder or an MLLM (features).
+    size: samples a shard. precision: as a stage's autocast, of features."""
+
+    part: Path
+    data: str
+    size: int
+    precision: Precision = "auto"
+
+    def work(self) -> Work:
+        model, processor = load(str(self.part))
+        # What cannot be read at all is in no shard; training counts and lists it.
+        samples = load_samples(self.data, "train", lambda where, error: None)
+        if isinstance(model, Autoencoder):
+            # Codes do not depend on the text that they will share a vocabulary with.
+            words = Vocabulary(5, model.quantizer.codes, 0, 1, 2, 3, 4)
+            return Codes(samples, UnifiedCodec(model, words), self.size, self.data)
+        if isinstance(model, (DualEncoder, MLLM)):
+            return Features(model.vision, processor, samples, self)
+        raise ConfigError(f"{self.part}: holds no image tokenizer, encoder or MLLM; "
+                          "give the folder of one")  # fmt: skip
+
+
+class Features:
+    """The work (data/shards.py) of encoding pictures for train.feature_cache: the folder is what
+    CHIASM_CACHE names."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        processor: Processor | PictureProcessor,
+        samples: Sequence[Sample],
+        plan: PrecomputePlan,
+    ):
+        self.encoder, self.processor, self.samples, self.plan = encoder, processor, samples, plan
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(False)
+        # Encoders are lowered in training as well, and are then others (weights_hash).
+        device = next(encoder.parameters()).device
+        self.lowered = LoweredWeights(encoder, working_dtype(plan.precision, device))
+        self.key = encoder_hash(encoder)
+        self.fingerprint = fingerprint("features", self.key, plan.data, len(samples), plan.size)
+        self.count = -(-len(samples) // plan.size)
+
+    def name(self, number: int) -> str:
+        return f"shard-{number:05d}"
+
+    @torch.no_grad()
+    def write(self, number: int, folder: Path) -> dict[str, Any]:
+        size = self.plan.size
+        chosen = self.samples[number * size : (number + 1) * size]
+        unusable: dict[str, str] = {}
+        views: dict[bytes, tuple[Tensor, list[int]]] = {}
+        seen: set[bytes] = set()
+        place = folder / "features" / self.key
+        place.mkdir(parents=True)
+
+        def features() -> Iterator[tuple[bytes, Tensor]]:
+            for sample in chosen:
+                for image in sample.images:
+                    try:
+                        views.update(self._views(image))
+                    except DataError as error:
+                        unusable[image.where or str(error)] = str(error)
+                    if len(views) >= BATCH:
+                        yield from self._encode(views, seen)
+            yield from self._encode(views, seen)
+
+        write_part(place / self.name(number), features())
+        return {"pictures": len(seen), "unusable": unusable}
+
+    def finish(self, out: Path, manifests: Sequence[dict[str, Any]]) -> None:
+        """Nothing to add: training finds the features by their encoder's hash."""
+
+    def _views(self, image: Image) -> Iterator[tuple[bytes, tuple[Tensor, list[int]]]]:
+        """The patches [P d] and grid of every tile that the model would see of a picture."""
+        for patches, grid in self._patches(image.load()):
+            tensor = torch.from_numpy(patches)
+            yield picture_hash(tensor, list(grid)), (tensor, list(grid))
+
+    def _patches(self, picture: PIL.Image.Image) -> Iterator[tuple[Any, tuple[int, int]]]:
+        if isinstance(self.processor, PictureProcessor):
+            yield self.processor.patches(picture)
+            return
+        slot = self.processor.codec.encode([picture])[0]
+        assert slot.patches is not None
+        each = len(slot.patches) // slot.tiles
+        for i in range(slot.tiles):
+            rows, columns = slot.grid
+            yield slot.patches[i * each : (i + 1) * each], (int(rows), int(columns))
+
+    def _encode(
+        self, views: dict[bytes, tuple[Tensor, list[int]]], seen: set[bytes]
+    ) -> Iterator[tuple[bytes, Tensor]]:
+        """Features of the views that no earlier batch had; forgets the views."""
+        fresh = {name: view for name, view in views.items() if name not in seen}
+        views.clear()
+        if not fresh:
+            return
+        seen.update(fresh)
+        patches = torch.cat([patches for patches, _ in fresh.values()])
+        grids = torch.tensor([grid for _, grid in fresh.values()])
+        with autocast(self.plan.precision, patches.device):
+            encoded = self.encoder(patches, grids)
+        yield from zip(fresh, encoded.split(grids.prod(1).tolist()), strict=True)
