@@ -84,7 +84,7 @@ def tiny_arms() -> dict[str, Arm]:
             image_size=16,
             base_channels=32,
             multipliers=(1, 1, 1),
-            decoder_channels=32,
+            decoder_channels=64,
             decoder_blocks=1,
         ),
         (Stage("autoencoder", 10, {"encoder": 1e-3, "decoder": 1e-3}, **SMALL),),
@@ -128,21 +128,24 @@ def tiny_arms() -> dict[str, Arm]:
     }
 
 
-def test_a_whole_duel_in_seconds(data, tmp_path, monkeypatch):
-    out = tmp_path / "duel"
-    settings = DuelSettings(str(data), budget=4e9, points=2, seeds=2, questions=8, max_tokens=2)
+@pytest.mark.parametrize("points", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_whole_duel_in_seconds(data, tmp_path, monkeypatch, points):
+    out, budgets = tmp_path / "duel", [4e9 / 2**i for i in range(points)]
+    settings = DuelSettings(
+        str(data), budget=4e9, points=points, seeds=2, questions=8, max_tokens=2
+    )
     outcome = duel(settings, out, tiny_arms(), show=silent)
     assert {(s.arm, s.budget) for s in outcome.stands} == {
-        (arm, budget) for arm in ("mllm-scratch", "unified") for budget in (2e9, 4e9)
+        (arm, budget) for arm in ("mllm-scratch", "unified") for budget in budgets
     }
-    assert len(outcome.bouts) == 2
+    assert len(outcome.bouts) == points
     for stand in outcome.stands:
         for trial in stand.trials:
             assert abs(trial.off) <= 0.02, trial
             assert len(trial.scores) == 8
             assert trial.peak_memory > 1e7
     record = json.loads((out / "results.json").read_text())
-    assert len(record["trials"]) == 8
+    assert len(record["trials"]) == 4 * points
     assert record["conclusions"]
     assert "<svg" in (out / "report.html").read_text()
     # Runs that are finished are not run again; one that is not, is.

@@ -105,7 +105,7 @@ def _print(found: Comparison, name: str, measure: str) -> None:
         pairs.add_row(
             escape(f"{pair.second} - {pair.first}"),
             points(pair.difference, True),
-            f"{100 * low:+.1f} - {100 * high:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
             f"{pair.only_first}",
             f"{pair.only_second}",
             pair.test,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from chiasm.core.quiet import quiet
 from chiasm.data.text import ASSISTANT, BEGIN, END, PAD, train_bpe
 
 CHAT = (
@@ -57,6 +58,7 @@ def write_language(folder: Path, texts: Sequence[str], shape: LanguageShape, see
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        words.save_pretrained(folder)
     return folder
