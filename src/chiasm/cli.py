@@ -15,9 +15,11 @@ from tyro.conf import Positional, arg
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
 from chiasm.recipes import data_commands
+from chiasm.recipes.stability import commands as stability_commands
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
+sweep = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
 
 
@@ -322,10 +324,10 @@ def merge(run: Positional[Path], out: Positional[Path]) -> None:
 
 @app.command
 def export(run: Positional[Path], out: Positional[Path], to: Literal["hf", "gguf"] = "hf") -> None:
-    """Write a model of the MLLM route as a published checkpoint, read it back and compare.
+    """Write a model of either route as a published checkpoint, read it back and compare.
 
     Args:
-        run: Folder of a trained MLLM, or of a published checkpoint.
+        run: Folder of a trained model, or of a published checkpoint.
         out: Folder for the checkpoint; new or empty.
         to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp.
     """
@@ -397,6 +399,9 @@ for maker in collect_commands.COMMANDS:
 for name, command in data_commands.COMMANDS.items():
     data.command(name=name)(command)
 app.command(data, name="data", help="Make, import, inspect and filter data sets.")
+for name, command in stability_commands.COMMANDS.items():
+    sweep.command(command, name=name)
+app.command(sweep, name="sweep", help="Which settings keep training stable, on small models.")
 
 _overrides: Overrides = {}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.processor import Processor
-from chiasm.hub.formats import FORMATS, Target
+from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
 from chiasm.hub.load import load
 from chiasm.mllm.model import MLLM
+from chiasm.unified.model import Unified
 
 
 def export(run: Path, out: Path, target: Target) -> str:
@@ -21,12 +22,15 @@ def export(run: Path, out: Path, target: Target) -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is not an empty folder; choose another")
     model, processor = load(run)
-    if not isinstance(model, MLLM):
+    if not isinstance(model, MLLM | Unified):
         raise CheckpointError(
-            f"{run}: holds a {type(model).__name__}; only models of the MLLM route are exported"
+            f"{run}: holds a {type(model).__name__}; models of the two routes are exported"
         )
     assert isinstance(processor, Processor)
-    known = [layout for layout in FORMATS if layout.target == target]
+    layouts: list[Format] = [*(FORMATS if isinstance(model, MLLM) else UNIFIED)]
+    known = [layout for layout in layouts if layout.target == target]
+    if not known:
+        raise ConfigError(f"{run}: no {target} layout for a unified model; use --to hf")
     hindered = {layout.name: layout.obstacles(model, processor) for layout in known}
     chosen = next((layout for layout in known if not hindered[layout.name]), None)
     if chosen is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
-from chiasm.hub.formats import FORMATS
+from chiasm.hub.formats import FORMATS, UNIFIED
 from chiasm.train.checkpoint import read_json
 
 M = TypeVar("M")
@@ -45,12 +45,12 @@ def load(path: str | Path) -> tuple[Any, Any]:
 
 def _load_published(path: Path) -> tuple[Any, Any]:
     config = read_json(path / "config.json")
-    for layout in FORMATS:
+    for layout in (*FORMATS, *UNIFIED):
         if layout.recognises(config):
             return layout.load(path)
     raise CheckpointError(
         f"{path / 'config.json'}: a '{config.get('model_type')}', which is none of the layouts "
-        f"read here ({', '.join(layout.name for layout in FORMATS)})"
+        f"read here ({', '.join(layout.name for layout in (*FORMATS, *UNIFIED))})"
     )
 
 
