@@ -157,7 +157,8 @@ def _write_processor(folder: Path, tokenizer: Autoencoder, codes: int) -> None:
         rescale_factor=1 / 127.5,
     )
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    made = ChameleonProcessor(pictures, words, image_seq_length=codes, chat_template=layout.CHAT)
+    made = ChameleonProcessor(pictures, words, image_seq_length=codes)
+    made.chat_template = layout.CHAT
     made.save_pretrained(folder)
 
 

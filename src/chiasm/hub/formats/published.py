@@ -117,11 +117,7 @@ def _image_tokenizer(
 ) -> Autoencoder:
     """Its networks by transformers' classes, around our codebook."""
     settings = read_json(folder / "config.json")["vq_config"]
-    known = set(type(config.vq_config)().to_dict()) - {
-        "model_type",
-        "dtype",
-        "transformers_version",
-    }
+    known = type(config.vq_config).__annotations__  # its own fields, none of every model's
     settings = {name: value for name, value in settings.items() if name in known}
     points = tensors["model.vqmodel.quantize.embedding.weight"].float()
     side = _picture_side(folder, config.vq_config)

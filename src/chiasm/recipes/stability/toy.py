@@ -38,7 +38,7 @@ class ToyStream:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             batch = self._batch()
-            self.cursor += 1
+            self.cursor += 1  # before: whoever stops here has had this one
             yield batch
 
     def state_dict(self) -> dict:
