@@ -160,6 +160,8 @@ class Unified(nn.Module):
     def by_modality(self, batch: Batch) -> dict[str, Tensor]:
         """What text and image targets each contribute to the mean loss, with a graph; without the
         z-loss. Only those that occur."""
+        if self.config.image_objective == "masked":
+            batch = mask_pictures(batch, self.vocabulary)
         wanted = batch.targets != IGNORE
         targets = batch.targets[wanted]
         nll = token_loss(self.logits(self(batch)[wanted]), targets).nll

@@ -58,7 +58,7 @@ class Chameleon:
         stock = _tokenizer(processor).config.stock
         if stock is not None and stock.family != "chameleon":
             found.append(f"the image tokenizer's {stock.family} networks")
-        if getattr(model.config, "row_ends", False):
+        if model.config.row_ends:
             found.append("row_ends (the class writes codes without them)")
         return found
 

@@ -70,7 +70,7 @@ class Numbering:
     @property
     def row_end(self) -> int | None:
         """The model's own id at the end of a row of codes."""
-        return getattr(self.vocabulary, "row_end", None)
+        return self.vocabulary.row_end
 
     @property
     def size(self) -> int:
@@ -101,8 +101,8 @@ def obstacles(model: Unified, processor: Processor) -> list[str]:
         "image_attention 'bidirectional' (the class is causal)": config.image_attention != "causal",
         "rope '2d'": config.rope == "2d",
         "mup_base (the class does not divide its logits)": config.widening != 1.0,
-        "image_objective 'masked'": getattr(config, "image_objective", "next") != "next",
-        "grids (pictures of several sizes)": len(getattr(config, "grids", ())) > 1,
+        "image_objective 'masked'": config.image_objective != "next",
+        "grids (sizes that are announced)": bool(config.grids),
         "the image tokenizer's ResidualVQ (one code a place)": codebook(tokenizer.quantizer)
         is None,
         "the image tokenizer's vit": tokenizer.config.vit is not None,
