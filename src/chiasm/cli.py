@@ -15,9 +15,11 @@ from tyro.conf import Positional, arg
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
 from chiasm.recipes import data_commands
+from chiasm.recipes.stability import commands as stability_commands
 
 app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
+sweep = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
 
 
@@ -341,6 +343,20 @@ def merge(run: Positional[Path], out: Positional[Path]) -> None:
 
 
 @app.command
+def export(run: Positional[Path], out: Positional[Path], to: Literal["hf", "gguf"] = "hf") -> None:
+    """Write a model of either route as a published checkpoint, read it back and compare.
+
+    Args:
+        run: Folder of a trained model, or of a published checkpoint.
+        out: Folder for the checkpoint; new or empty.
+        to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp.
+    """
+    from chiasm.hub.export import export as write
+
+    Console().print(f"{out}: {write(run, out, to)}", soft_wrap=True, highlight=False)
+
+
+@app.command
 def draw(
     run: Positional[Path],
     text: Positional[str],
@@ -403,6 +419,9 @@ for maker in collect_commands.COMMANDS:
 for name, command in data_commands.COMMANDS.items():
     data.command(name=name)(command)
 app.command(data, name="data", help="Make, import, inspect and filter data sets.")
+for name, command in stability_commands.COMMANDS.items():
+    sweep.command(command, name=name)
+app.command(sweep, name="sweep", help="Which settings keep training stable, on small models.")
 
 _overrides: Overrides = {}
 

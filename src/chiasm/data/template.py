@@ -39,7 +39,8 @@ class Template(Protocol):
 
 class RoleTemplate:
     """<s> <user> words and pictures <assistant> words and pictures </s>, for models trained from
-    scratch. The end of every assistant turn is supervised too."""
+    scratch. The end of every assistant turn is supervised too. A tokenizer may lack <user> and
+    <system> (Chameleon's has no such tokens): those turns are then not announced."""
 
     marker = -1
 
@@ -47,14 +48,10 @@ class RoleTemplate:
         self.tokenizer = tokenizer
         # Words that look like our special tokens are words: they must not become them.
         tokenizer.encode_special_tokens = True
-        self.roles = {
-            role: self._id(name)
-            for role, name in (
-                ("system", names.SYSTEM),
-                ("user", names.USER),
-                ("assistant", names.ASSISTANT),
-            )
-        }
+        self.assistant = self._id(names.ASSISTANT)
+        roles = {"system": names.SYSTEM, "user": names.USER, "assistant": names.ASSISTANT}
+        found = {role: tokenizer.token_to_id(name) for role, name in roles.items()}
+        self.roles = {role: [] if number is None else [number] for role, number in found.items()}
         self.begin, self.end = self._id(names.BEGIN), self._id(names.END)
         self.stop = (self.end,)
 
@@ -88,16 +85,17 @@ class RoleTemplate:
         ids, supervised = [self.begin], [False]
         for turn in turns:
             speaks = turn.role == "assistant"
-            content = [self.roles[turn.role]]
+            content = list(self.roles[turn.role])
             for part in turn.parts:
                 content += [self.marker] if isinstance(part, Image) else self._words(part)
             ids += content
-            supervised += [False] + [speaks] * (len(content) - 1)
+            announced = len(self.roles[turn.role])
+            supervised += [False] * announced + [speaks] * (len(content) - announced)
             if speaks:
                 ids.append(self.end)
                 supervised.append(True)
         if reply:
-            ids.append(self.roles["assistant"])
+            ids.append(self.assistant)
             supervised.append(False)
         return Tokens(ids, supervised)
 

@@ -24,7 +24,7 @@ def write(
 ) -> None:
     """model.json, model.safetensors and tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = _plain(module)
+    state = plain_state(module)
     save_file(
         {name: value.detach().contiguous().cpu() for name, value in state.items()},
         folder / "model.safetensors",
@@ -34,7 +34,7 @@ def write(
         tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _plain(module: nn.Module) -> dict[str, Tensor]:
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """The state with parametrised weights as what they amount to, under their plain names."""
     state = {k: v for k, v in module.state_dict().items() if "parametrizations." not in k}
     for name, part in module.named_modules():

@@ -236,6 +236,37 @@ def attend(
     return out.view(B, T, H, D).transpose(1, 2)
 
 
+@torch.no_grad()
+def largest_logit(q: Tensor, k: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
+    """The largest logit [] that attend's softmax sees under a layout, before any softcap; shapes as
+    attend's. It takes the memory and about the time of attention itself."""
+    if not layout.groups:
+        return _largest(q, k, layout.mask, layout.causal, scale)
+    flat_q, flat_k = (x.transpose(1, 2).flatten(0, 1) for x in (q, k))
+    found = []
+    for group in layout.groups:
+        own = (x[group.place].transpose(1, 2) for x in (flat_q, flat_k))
+        keep = (group.index.segment == 0)[:, None, None, :] & (group.index.segment == 0)[
+            :, None, :, None
+        ]
+        mask = keep if group.mask is None else keep & group.mask
+        found.append(_largest(*own, mask, group.causal, scale))
+    return torch.stack(found).max()
+
+
+def _largest(
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    if causal:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(later, float("-inf"))
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    return logits.max()
+
+
 # Up to this many keys plain products beat torch's fused kernel on a CPU, whose backward takes six
 # times as long in bfloat16 (LOG.md). Beyond it the matrix of logits no longer fits a cache.
 SHORT = 512

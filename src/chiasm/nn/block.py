@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ class Attention(nn.Module):
     """Grouped-query attention with optional QK-norm. x [B T D] -> [B T D].
 
     qk_norm: LayerNorm over each head, "rms" that without mean and bias, False none. softcap: see
-    attend.
+    attend. watch: given queries, keys and layout of every pass where it is set (train/monitor.py).
     """
+
+    watch: Callable[[Tensor, Tensor, Layout], None] | None = None
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class Attention(nn.Module):
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         if cache is not None:
             k, v = cache.update(k, v, layer)
+        if self.watch is not None:
+            self.watch(q, k, layout)
         mixed = attend(q, k, v, layout, softcap=self.softcap)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 

@@ -42,7 +42,17 @@ class Recipe:
     sinks: tuple[str, ...] = ()
 
 
-NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano", "unified_interleaved")
+NAMES = (
+    "encoder",
+    "tokenizer",
+    "mllm_smol",
+    "unified_nano",
+    "unified_interleaved",
+    "tokenizer_base",
+    "unified_base",
+    "chameleon_7b",
+    "emu3_8b",
+)
 """The recipes that come with chiasm."""
 
 

@@ -29,6 +29,7 @@ from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
 from chiasm.train.memory import peak_memory
 from chiasm.train.meter import in_words, memory_in_use, peak_rate, use_of
+from chiasm.train.monitor import Monitor, said
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
 from chiasm.train.recompute import recomputed
@@ -222,7 +223,7 @@ class _Trainer:
                         "elapsed": self.ledger.seconds,
                     }
                     self.metrics.write(line)
-                    view.status(in_words(line))
+                    view.status(in_words(line) + said(line))
                 better = False
                 due = self.evaluate and _due(stage.evaluate_every, step)
                 if due and not self.stop.requested:
@@ -259,7 +260,13 @@ class _Trainer:
         if done.idle:  # on all ranks: to the optimiser it is as unused as to one process
             for module in self.model.idle:
                 module.zero_grad()
+        monitor = None
+        if _due(stage.monitor_every, step) and batches and not self.sharded:
+            monitor = Monitor(self.model, self.optimizer)
+            with lowered.restored(), autocast(stage.autocast, self.device):
+                monitor.before(next(iter(batches.values())))
         norm = self._update(stage, done, batches, entry, buffers, lowered)
+        watched = monitor.after() if monitor else {}
         self.world.share(list(self.model.buffers()))
         self.marks = self.feed.state()
         entry.steps += 1
@@ -270,7 +277,7 @@ class _Trainer:
         rates = {f"lr/{g['name']}": g["lr"] for g in self.optimizer.groups}
         cost = {"tokens": done.tokens, "images": done.images, "flops": done.flops}
         cost["waited"] = waited
-        return {"loss": done.loss, "grad_norm": norm, **done.means, **rates, **cost}
+        return {"loss": done.loss, "grad_norm": norm, **done.means, **watched, **rates, **cost}
 
     def _micro_batch(self, stage: Stage, strand: int, batch: Any) -> dict:
         """Forward and backward of one micro-batch, and its sums."""

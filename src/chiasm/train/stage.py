@@ -81,6 +81,8 @@ class Stage:
     evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves also does at its
         end). best: an evaluated number; the checkpoint where it was highest is written and kept
         besides the newest, with a leading minus the one where it was lowest.
+    monitor_every: steps between looks at what goes wrong before a run does (train/monitor.py). A
+        look costs about two micro-batches.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Stage:
     evaluate_every: int = 0
     save_every: int = 0
     log_every: int = 10
+    monitor_every: int = 0
     best: str = ""
     ema: float = 0.0
     packing: Literal["order", "knapsack"] = "order"

@@ -25,6 +25,7 @@ from chiasm.unified.config import AutoencoderConfig
 from chiasm.unified.discriminator import Discriminator, adaptive_weight
 from chiasm.unified.perceptual import Perceptual
 from chiasm.unified.quantizers import build_quantizer
+from chiasm.unified.stock_networks import NoDecoder, stock_networks
 from chiasm.unified.vit_networks import ViTDecoder, ViTEncoder
 
 
@@ -130,9 +131,14 @@ class Autoencoder(nn.Module):
         self.config = config
         self.quantizer = build_quantizer(config.quantizer)
         latent = self.quantizer.width
-        self.encoder: Encoder | ViTEncoder
-        self.decoder: Decoder | ViTDecoder
-        if config.vit is None:
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if config.stock is not None:
+            self.encoder, decoder = stock_networks(config.stock, latent)
+            self.decoder = decoder or (
+                Decoder(config, latent) if config.decoder_channels else NoDecoder()
+            )
+        elif config.vit is None:
             self.encoder, self.decoder = Encoder(config, latent), Decoder(config, latent)
         else:
             self.encoder = ViTEncoder(config.vit, config.image_size, latent)
@@ -141,8 +147,9 @@ class Autoencoder(nn.Module):
         self.discriminator = Discriminator(config.adversarial_start) if config.adversarial else None
         self.perceptual: Perceptual | None = None
         self.meter = CodeMeter(self.quantizer.codes, config.usage_floor)
-        # Convolutions of few channels run about twice as fast in this layout on a CPU.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.stock is None:  # Emu3's convolutions in time have no such layout
+            # Convolutions of few channels run about twice as fast in this layout on a CPU.
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def watch(self, encoder: nn.Module) -> None:
         """Whose features the perceptual loss compares; the encoder stays as it is."""
@@ -205,7 +212,7 @@ class Autoencoder(nn.Module):
         """What the discriminator makes of the pictures, both sides' losses, mean over pictures."""
         assert self.discriminator is not None
         fooled = self.discriminator.fooled(drawn)
-        weight = adaptive_weight(restored, fooled, self.decoder.last)
+        weight = adaptive_weight(restored, fooled, self.decoder.last)  # type: ignore[arg-type]
         hinge = self.discriminator.hinge(pixels, drawn)
         for name, value in (("fooled", fooled), ("hinge", hinge), ("adaptive_weight", weight)):
             sums[name] = sums.get(name, 0.0) + value.item() * len(pixels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from chiasm.core.errors import ConfigError
 
@@ -92,13 +92,31 @@ class TokenizerViT:
 
 
 @dataclass(frozen=True)
+class StockNetworks:
+    """The networks of a published tokenizer instead (unified/stock_networks.py).
+
+    family: whose class in transformers; settings: its vq_config. Chameleon's has no decoder: ours
+    takes its place, or none where decoder_channels is 0.
+    """
+
+    family: Literal["chameleon", "emu3"]
+    settings: dict[str, Any]
+
+    @property
+    def stride(self) -> int:
+        usual = {"chameleon": (1, 1, 2, 2, 4), "emu3": (1, 2, 2, 4)}[self.family]
+        return 2 ** (len(self.settings.get("channel_multiplier", usual)) - 1)
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
     Chameleon's shape.
 
     image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
-    stride). vit: transformers instead, of which the next fields say nothing. The stride is
-    2^(len(multipliers) - 1), or the ViT's patch. base_channels must be a multiple of 32.
+    stride). vit: transformers instead, stock: published networks instead, of which the next fields
+    say nothing. The stride is 2^(len(multipliers) - 1), or theirs. base_channels must be a
+    multiple of 32.
     decoder_channels: width of the decoder at the code grid.
     pixel_loss: squared or absolute error. detail: its additional weight at edges, strokes and
     small things, which flat backgrounds would outvote.
@@ -117,6 +135,7 @@ class AutoencoderConfig:
     quantizer: QuantizerConfig = FSQConfig()
     image_size: int = 64
     vit: TokenizerViT | None = None
+    stock: StockNetworks | None = None
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
@@ -136,6 +155,8 @@ class AutoencoderConfig:
 
     @property
     def stride(self) -> int:
+        if self.stock:
+            return self.stock.stride
         return self.vit.patch_size if self.vit else 2 ** (len(self.multipliers) - 1)
 
 

@@ -157,6 +157,19 @@ class Unified(nn.Module):
         }
         return Loss(total, divisor, parts)
 
+    def by_modality(self, batch: Batch) -> dict[str, Tensor]:
+        """What text and image targets each contribute to the mean loss, with a graph; without the
+        z-loss. Only those that occur."""
+        if self.config.image_objective == "masked":
+            batch = mask_pictures(batch, self.vocabulary)
+        wanted = batch.targets != IGNORE
+        targets = batch.targets[wanted]
+        nll = token_loss(self.logits(self(batch)[wanted]), targets).nll
+        image = self.vocabulary.is_code(targets)
+        parts = {"text": nll[~image].sum(), "image": self.config.image_weight * nll[image].sum()}
+        there = {"text": bool((~image).any()), "image": bool(image.any())}
+        return {name: part / len(targets) for name, part in parts.items() if there[name]}
+
     def groups(self) -> dict[str, nn.Module]:
         return {
             "embedding": nn.ModuleList(filter(None, [self.embed_tokens, self.lm_head])),

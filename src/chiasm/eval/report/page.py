@@ -10,6 +10,7 @@ from string import Template
 from chiasm.eval.report import sections
 from chiasm.eval.report.gallery import gallery
 from chiasm.eval.report.source import read
+from chiasm.eval.report.stability import stability
 
 TITLE = "Two routes to a vision language model"
 ORDER = (
@@ -18,6 +19,7 @@ ORDER = (
     sections.drawings,
     sections.parts,
     sections.curves,
+    stability,
     sections.ledger,
     gallery,
     sections.method,

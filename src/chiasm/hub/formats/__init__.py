@@ -1,0 +1,15 @@
+"""Published layouts of whole models, read and written; the only list of them."""
+
+from __future__ import annotations
+
+from chiasm.hub.formats.chameleon import CHAMELEON
+from chiasm.hub.formats.emu3 import EMU3
+from chiasm.hub.formats.format import Format, Target
+from chiasm.mllm.model import MLLM
+from chiasm.unified.model import Unified
+
+__all__ = ["FORMATS", "UNIFIED", "Format", "Target"]
+
+FORMATS: list[Format[MLLM]] = []
+
+UNIFIED: list[Format[Unified]] = [CHAMELEON, EMU3]

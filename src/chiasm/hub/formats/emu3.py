@@ -1,0 +1,157 @@
+"""Emu3ForConditionalGeneration of transformers (2409.18869): Llama's blocks, a whole image
+tokenizer inside, row ends among the codes.
+
+Inside means the class's own networks: a tokenizer trained with them (model.stock) goes in whole.
+Our convolutional encoder is theirs with attention and time left out, which zeros say exactly; our
+decoder is not theirs, so theirs is zeros, which draws grey, and ours lies beside in chiasm/.
+
+The class puts a row end after every row of codes it makes from pixels. A model trained without
+them (model.row_ends) must not see them: give attention_mask 0 there and position_ids that count
+what is left, as generate() does by itself; the logits are then those of our sequence.
+Emu3Processor writes sizes and wrappers around pictures that our models do not know, so none is
+written: the tokenizer is, and ids are begin of image, placeholders, end of image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chiasm.data.processor import Processor
+from chiasm.hub.formats import unified_layout as layout
+from chiasm.hub.formats.codebook import codebook
+from chiasm.hub.formats.format import Target
+from chiasm.hub.formats.published import load_published
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.codec import UnifiedCodec
+from chiasm.unified.model import Unified
+
+
+def code_name(code: int) -> str:
+    return f"<|visual token {code:06d}|>"
+
+
+def code_of(name: str) -> int | None:
+    """The inverse; None for a token that is no code."""
+    number = name.removeprefix("<|visual token ").removesuffix("|>")
+    return int(number) if number != name and number.isdigit() else None
+
+
+WORDS = layout.Words("<|image start|>", "<|image end|>", "<|extra_200|>", code_name)
+
+
+class Emu3:
+    name = "Emu3"
+    target: Target = "hf"
+
+    def recognises(self, config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "emu3"
+
+    def load(self, folder: Path) -> tuple[Unified, Processor]:
+        if (folder / layout.OURS).is_dir():
+            return layout.load(folder, "model.text_model.")
+        return load_published(folder, "emu3", WORDS, code_of)
+
+    def obstacles(self, model: Unified, processor: Processor) -> list[str]:
+        found = layout.obstacles(model, processor)
+        if model.config.qk_norm and model.config.qk_norm != "rms":
+            found.append("qk_norm (the class has none)")
+        if model.config.reordered:
+            found.append("reordered (the class normalises before its branches)")
+        stock = _tokenizer(processor).config.stock
+        if stock is not None and stock.family != "emu3":
+            found.append(f"the image tokenizer's {stock.family} networks")
+        return found
+
+    def export(self, model: Unified, processor: Processor, folder: Path) -> None:
+        from transformers import Emu3Config, Emu3VQVAEConfig
+
+        numbering = layout.Numbering(model.vocabulary, WORDS)
+        tokenizer = _tokenizer(processor)
+        settings = Emu3VQVAEConfig(**_tokenizer_settings(tokenizer))
+        text = layout.text_settings(model, numbering)
+        config = Emu3Config(
+            text_config=text,
+            vq_config=settings.to_dict(),
+            vocabulary_map=numbering.map,
+            tie_word_embeddings=model.config.tied,
+        )
+        config.architectures = ["Emu3ForConditionalGeneration"]
+        state = layout.transformer_state(model, numbering, "model.text_model.")
+        state |= {f"model.vqmodel.{k}": v for k, v in _tokenizer_state(tokenizer, settings).items()}
+        layout.write_folder(folder, model, processor, numbering, config, state)
+
+    def verify(self, model: Unified, processor: Processor, folder: Path) -> str:
+        from transformers import Emu3ForConditionalGeneration
+
+        return layout.verify(
+            Emu3ForConditionalGeneration, folder, model, processor, _codes, _text_model
+        )
+
+
+def _codes(theirs: Any, pixels: Tensor) -> Tensor:
+    sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
+    return torch.stack(theirs.model.vqmodel.encode(pixels, sizes).image_tokens)
+
+
+def _text_model(theirs: Any) -> Any:
+    return theirs.model.text_model
+
+
+def _tokenizer(processor: Processor) -> Autoencoder:
+    codec = processor.codec
+    assert isinstance(codec, UnifiedCodec)
+    return codec.autoencoder
+
+
+def _tokenizer_settings(tokenizer: Autoencoder) -> dict[str, Any]:
+    config, quantizer = tokenizer.config, tokenizer.quantizer
+    codes = {"embed_dim": quantizer.width, "codebook_size": quantizer.codes}
+    if config.stock is not None:
+        return config.stock.settings | codes
+    shape = layout.shape_of(config)
+    return {
+        **codes,
+        "latent_channels": quantizer.width,
+        "temporal_downsample_factor": 1,
+        "attn_resolutions": [],
+        "hidden_size": shape["base_channels"] * shape["channel_multiplier"][-1],
+        **shape,
+    }
+
+
+def _tokenizer_state(tokenizer: Autoencoder, settings: Any) -> dict[str, Tensor]:
+    from transformers import Emu3VQVAE
+
+    points = codebook(tokenizer.quantizer)
+    assert points is not None
+    if tokenizer.config.stock is not None:
+        parts = {**tokenizer.encoder.state_dict(), **tokenizer.decoder.state_dict()}
+        return {**parts, "quantize.embedding.weight": points}
+    # Attention and temporal blocks add what their last layer gives: zeros, nothing. Their norms
+    # keep what a fresh one has, as a division by zero would be no zero.
+    fresh = Emu3VQVAE(settings).state_dict()
+    norms = ("norm", "running_mean", "running_var", "num_batches_tracked")
+    state = {
+        name: value if any(n in name for n in norms) and "conv" not in name else value.zero_()
+        for name, value in fresh.items()
+    }
+    state |= layout.encoder_state(tokenizer, lambda name: _encoder_name(name, tokenizer))
+    now = state["quant_conv.conv.weight"][:, :, -1, 0, 0]  # the last of three frames is this one
+    now.copy_(torch.eye(tokenizer.quantizer.width))
+    return {**state, "quantize.embedding.weight": points}
+
+
+def _encoder_name(name: str, tokenizer: Autoencoder) -> str:
+    name = layout.level_name(name, tokenizer.config.res_blocks)
+    if name.startswith("down."):
+        return f"encoder.down_block.{name}"
+    for ours, theirs in (("mid.0.", "middle_block.block_1."), ("mid.1.", "middle_block.block_2.")):
+        name = name.replace(ours, theirs)
+    return f"encoder.{name}"
+
+
+EMU3 = Emu3()

@@ -1,0 +1,1 @@
+"""chiasm sweep: small models that show which settings keep training stable, before a large one."""

@@ -1,0 +1,44 @@
+"""Route B on one GPU: about 150M parameters over 256-pixel pictures of 16 × 16 codes.
+
+    chiasm train tokenizer_base --data D
+    chiasm precompute runs/tokenizer_base codes --data D
+    chiasm train unified_base --data D --model.tokens codes
+
+QK-norm and z-loss as Chameleon; rates scaled from what the small models here take.
+"""
+
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.stage import Stage
+from chiasm.unified.config import UnifiedConfig
+
+RATES = {"embedding": 6e-4, "transformer": 6e-4}
+
+
+def recipe() -> Recipe:
+    model = UnifiedConfig(
+        tokenizer="runs/tokenizer_base",
+        text_vocabulary=16_384,
+        width=768,
+        layers=16,
+        heads=12,
+        kv_heads=12,
+        hidden=2048,
+        rope_theta=10_000.0,
+        image_weight=0.5,
+        local_heads=False,
+        max_length=1024,
+    )
+    stage = Stage(
+        "both",
+        20_000,
+        RATES,
+        "converse+draw",
+        batch=32_768,
+        warmup=0.02,
+        schedule="wsd",
+        floor=0.01,
+        weight_decay=0.1,
+        save_every=1000,
+        monitor_every=200,
+    )
+    return Recipe(model, (stage,))
