@@ -39,7 +39,15 @@ class Recipe:
     sinks: tuple[str, ...] = ()
 
 
-NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano", "unified_interleaved")
+NAMES = (
+    "encoder",
+    "tokenizer",
+    "mllm_smol",
+    "unified_nano",
+    "unified_interleaved",
+    "llava15_7b",
+    "paligemma_3b",
+)
 """The recipes that come with chiasm."""
 
 
