@@ -22,7 +22,7 @@ from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask, picture_key
 from chiasm.eval.tasks.registry import NAMES, find_benchmark
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
-from chiasm.hub.load import load
+from chiasm.hub.load import layout_of, load
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
 from chiasm.recipes.asked import Asked
@@ -140,6 +140,8 @@ def contrastive(run: Path) -> Dual | None:
         if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
             return None
         return OwnDual(*load(run))
+    if layout_of(run) is not None:
+        return None
     if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
         return load_stock_dual(str(run))
     return None

@@ -52,6 +52,8 @@ NAMES = (
     "unified_base",
     "chameleon_7b",
     "emu3_8b",
+    "llava15_7b",
+    "paligemma_3b",
 )
 """The recipes that come with chiasm."""
 

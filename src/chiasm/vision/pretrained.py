@@ -161,7 +161,7 @@ class Tower(nn.Module):
         """[n L D] -> the chosen hidden states [n L width]."""
         extra = {"attention_mask": None, **extra}
         seen = {0: x}
-        for number, block in enumerate(self.layers, 1):
+        for number, block in enumerate(self.layers[: max(self.config.chosen)], 1):
             x = block(x, **extra)
             if number in self.config.chosen:
                 seen[number] = x
@@ -218,6 +218,12 @@ def outline(source: str, theirs: Any, options: TowerOptions) -> Tower:
     config = _resolve(source, theirs, options, {})
     settings = _settings(theirs, config.layers)
     return Tower(config, getattr(transformers, FAMILIES[config.family].model)(settings))
+
+
+def adopt_encoder(model: Any, source: str, options: TowerOptions) -> Tower:
+    """The encoder of a larger checkpoint at `source`, already loaded, with all its blocks."""
+    config = _resolve(source, model.config, options, _preprocessing(source))
+    return Tower(config, model.eval())
 
 
 def save_encoder(folder: Path, encoder: Tower | FusedTowers) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from chiasm.hub.formats.chameleon import CHAMELEON
 from chiasm.hub.formats.emu3 import EMU3
 from chiasm.hub.formats.format import Format, Target
+from chiasm.hub.formats.llava import LlavaFormat
+from chiasm.hub.formats.llava_next import LlavaNextFormat
+from chiasm.hub.formats.paligemma import PaliGemmaFormat
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
 __all__ = ["FORMATS", "UNIFIED", "Format", "Target"]
 
-FORMATS: list[Format[MLLM]] = []
+FORMATS: list[Format[MLLM]] = [LlavaFormat(), LlavaNextFormat(), PaliGemmaFormat()]
 
 UNIFIED: list[Format[Unified]] = [CHAMELEON, EMU3]
