@@ -217,6 +217,20 @@ def merge(run: Positional[Path], out: Positional[Path]) -> None:
 
 
 @app.command
+def export(run: Positional[Path], out: Positional[Path], to: Literal["hf", "gguf"] = "hf") -> None:
+    """Write a model of the MLLM route as a published checkpoint, read it back and compare.
+
+    Args:
+        run: Folder of a trained MLLM, or of a published checkpoint.
+        out: Folder for the checkpoint; new or empty.
+        to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp.
+    """
+    from chiasm.hub.export import export as write
+
+    Console().print(f"{out}: {write(run, out, to)}", soft_wrap=True, highlight=False)
+
+
+@app.command
 def draw(
     run: Positional[Path],
     text: Positional[str],

@@ -1,4 +1,4 @@
-"""load(path): whatever a folder holds, by what its model.json says."""
+"""load(path): whatever a folder holds, by what its model.json, or a published config.json, says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
+from chiasm.hub.formats import FORMATS
 from chiasm.train.checkpoint import read_json
 
 M = TypeVar("M")
@@ -31,6 +32,8 @@ def load(path: str | Path) -> tuple[Any, Any]:
             f"{path}: no such folder{nearest(path.name, siblings)}; "
             "train one with 'chiasm train' or 'chiasm demo'"
         )
+    if not (path / "model.json").exists() and (path / "config.json").exists():
+        return _load_published(path)
     kind = read_json(path / "model.json").get("kind")
     if kind not in LOADERS:
         raise CheckpointError(
@@ -38,6 +41,17 @@ def load(path: str | Path) -> tuple[Any, Any]:
             f"{', '.join(LOADERS)}; was it made by a newer chiasm?"
         )
     return LOADERS[kind](path)
+
+
+def _load_published(path: Path) -> tuple[Any, Any]:
+    config = read_json(path / "config.json")
+    for layout in FORMATS:
+        if layout.recognises(config):
+            return layout.load(path)
+    raise CheckpointError(
+        f"{path / 'config.json'}: a '{config.get('model_type')}', which is none of the layouts "
+        f"read here ({', '.join(layout.name for layout in FORMATS)})"
+    )
 
 
 def load_as(path: Path, kind: type[M], field: str) -> tuple[M, Any]:

@@ -1,0 +1,40 @@
+"""A model of ours in a published layout, for the libraries that read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.data.processor import Processor
+from chiasm.hub.formats import FORMATS, Target
+from chiasm.hub.load import load
+from chiasm.mllm.model import MLLM
+
+
+def export(run: Path, out: Path, target: Target) -> str:
+    """Write what `run` holds into the folder `out` in the first layout that can say it, read it
+    back with the layout's own library and return a line that tells how they agree.
+
+    Raises ConfigError naming what is in the way of the layout that comes nearest, CheckpointError
+    for a folder that holds something else, an `out` that is not empty, or a file that differs.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists and is not an empty folder; choose another")
+    model, processor = load(run)
+    if not isinstance(model, MLLM):
+        raise CheckpointError(
+            f"{run}: holds a {type(model).__name__}; only models of the MLLM route are exported"
+        )
+    assert isinstance(processor, Processor)
+    known = [layout for layout in FORMATS if layout.target == target]
+    hindered = {layout.name: layout.obstacles(model, processor) for layout in known}
+    chosen = next((layout for layout in known if not hindered[layout.name]), None)
+    if chosen is None:
+        nearest = min(hindered, key=lambda name: len(hindered[name]))
+        raise ConfigError(
+            f"{run}: no published layout can say this model; in the way of {nearest}: "
+            f"{'; '.join(hindered[nearest])}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    chosen.export(model, processor, out)
+    return f"{chosen.name}: {chosen.verify(model, processor, out)}"
