@@ -27,7 +27,32 @@ GEMMA = (
     "{% endfor %}{{ '<start_of_turn>model\n' if add_generation_prompt else '' }}"
 )
 
-CHAT_TEMPLATES = {"plain": PLAIN, "chatml": CHATML, "gemma": GEMMA}
+# LLaVA's conversations (2310.03744): pictures first, then words, after Vicuna's own opening.
+VICUNA = (
+    "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    "{% for m in messages %}{% if m.role == 'assistant' %}ASSISTANT: {{ m.content }}"
+    "{{ eos_token }}{% else %}{% set said = m.content.split('<image>') %}"
+    "{{ 'USER: ' if m.role == 'user' else '' }}{{ '<image>\n' * (said | length - 1) }}"
+    "{{ said | map('trim') | select | join(' ') }} {% endif %}{% endfor %}"
+    "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
+)
+
+# PaliGemma (2407.07726, section 3.2.1): one question, the beginning marked after its pictures.
+PALIGEMMA = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
+    "{% else %}{% set said = m.content.rsplit('<image>', 1) %}"
+    "{{ said[0] + '<image>' if said | length == 2 else '' }}"
+    "{{ bos_token if loop.first else '' }}{{ said[-1] }}\n{% endif %}{% endfor %}"
+)
+
+CHAT_TEMPLATES = {
+    "plain": PLAIN,
+    "chatml": CHATML,
+    "gemma": GEMMA,
+    "vicuna": VICUNA,
+    "paligemma": PALIGEMMA,
+}
 """plain works with any tokenizer that has an end of sequence; the others need their tokens."""
 
 

@@ -139,12 +139,12 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
         if self.system is not None and (not turns or turns[0].role != "system"):
             turns = [Turn("system", (Text(self.system),)), *turns]
-        messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+        messages = self._messages(turns)
         text = self._text(messages, reply)
         spans = [
             self._span(text, messages, i) for i, t in enumerate(turns) if t.role == "assistant"
         ]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._encode(text)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         supervised = [False] * len(ids)
         for first, last in spans:
@@ -164,6 +164,12 @@ class ChatTemplate:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def _messages(self, turns: Sequence[Turn]) -> list[dict]:
+        return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+
+    def _encode(self, text: str) -> Any:
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+
     def _text(self, messages: list[dict], reply: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
@@ -175,20 +181,16 @@ class ChatTemplate:
     def _span(self, text: str, messages: list[dict], turn: int) -> tuple[int, int]:
         """From where the assistant is invited to speak to the end of its words."""
         before = self._text(messages[:turn], True)
-        words = messages[turn]["content"].strip()
-        place = text.find(words, len(before))
-        if not text.startswith(before) or place < 0:
-            raise DataError(
-                "this chat template rewrites earlier turns, so what the assistant said cannot be "
-                "found; split the conversation into single replies"
-            )
-        return len(before), place + len(words)
+        return len(before), _end(text, before, self._said(messages[turn]))
+
+    def _said(self, message: dict) -> str:
+        return message["content"].strip()
 
     def _end_of_turn(self) -> int:
         """The special token that the template writes after a reply."""
         word = "word"
-        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]
-        text = self._text(asked, False)
+        asked = Turn("user", (Text("?"),)), Turn("assistant", (Text(word),))
+        text = self._text(self._messages(asked), False)
         tail = self.tokenizer(text[text.rindex(word) + len(word) :], add_special_tokens=False)
         for token in tail["input_ids"]:
             if token in self._special:
@@ -198,7 +200,8 @@ class ChatTemplate:
             "to stop; end replies with {{ eos_token }} or one of model.tokens"
         )
 
-    def _content(self, turn: Turn) -> str:
+    def _content(self, turn: Turn) -> Any:
+        """What the chat template is told of a turn."""
         words = []
         for part in turn.parts:
             if isinstance(part, Text):
@@ -212,3 +215,63 @@ class ChatTemplate:
             else:
                 raise DataError(f"{type(part).__name__} is not something this model can read")
         return "".join(words)
+
+
+class PublishedTemplate(ChatTemplate):
+    """The chat template of a published vision language model, as transformers' processors use it.
+
+    It is told text and pictures as parts of a list; what the tokenizer puts before a text is put
+    there, unless the template writes it; and where the template ends replies with nothing (LLaVA
+    1.5's), they end with the tokenizer's eos as in their training.
+    """
+
+    completes = False
+    """Whether replies are ended here."""
+
+    def _encode(self, text: str) -> Any:
+        bos = self.tokenizer.bos_token
+        written = bos is not None and text.startswith(bos)
+        return self.tokenizer(text, add_special_tokens=not written, return_offsets_mapping=True)
+
+    def _text(self, messages: list[dict], reply: bool) -> str:
+        text = super()._text(messages, reply)
+        if not self.completes:
+            return text
+        parts, done = [], 0
+        for place, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = super()._text(messages[:place], True)
+                end = _end(text, before, self._said(message))
+                parts += [text[done:end], self.tokenizer.eos_token]
+                done = end
+        return "".join([*parts, text[done:]])
+
+    def _end_of_turn(self) -> int:
+        try:
+            return super()._end_of_turn()
+        except DataError:
+            if self.tokenizer.eos_token_id is None:
+                raise
+        self.completes = True
+        return self.tokenizer.eos_token_id
+
+    def _said(self, message: dict) -> str:
+        return "".join(part.get("text", "") for part in message["content"]).strip()
+
+    def _content(self, turn: Turn) -> Any:
+        super()._content(turn)  # refuses what no template can be told
+        return [
+            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+            for part in turn.parts
+        ]
+
+
+def _end(text: str, before: str, words: str) -> int:
+    """Where `words`, said after what is `before`, end in the text."""
+    place = text.find(words, len(before))
+    if not text.startswith(before) or place < 0:
+        raise DataError(
+            "this chat template rewrites earlier turns, so what the assistant said cannot be "
+            "found; split the conversation into single replies"
+        )
+    return place + len(words)

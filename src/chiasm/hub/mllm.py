@@ -50,7 +50,7 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
         scale = words.weight.square().mean().sqrt().item()
     # Gemma's embedding multiplies by sqrt(width): pictures enter behind it, as large as words are.
     scale *= getattr(words, "scalar_embed_scale", 1.0)
-    model, processor = _assemble(config, vision, language, tokenizer, scale)
+    model, processor = assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
         add_adapters(model.language, config.lora)
     _freeze(model, config.frozen_layers)
@@ -134,7 +134,7 @@ def load(path: Path) -> tuple[MLLM, Processor]:
         if isinstance(saved.vision, ViTConfig)
         else restore_encoder(path / "vision", saved.vision)
     )
-    model, processor = _assemble(saved.model, vision, language, tokenizer, 1.0)
+    model, processor = assemble(saved.model, vision, language, tokenizer, 1.0)
     files.read_weights(path, _ours(model))
     return model.eval(), processor
 
@@ -144,10 +144,17 @@ def _ours(model: MLLM) -> nn.ModuleDict:
     return nn.ModuleDict(ours | {"vision": model.vision} if isinstance(model.vision, ViT) else ours)
 
 
-def _assemble(
-    config: MLLMConfig, vision: Encoder, language: Any, tokenizer: Any, scale: float
+def assemble(
+    config: MLLMConfig,
+    vision: Encoder,
+    language: Any,
+    tokenizer: Any,
+    scale: float,
+    template: ChatTemplate | None = None,
 ) -> tuple[MLLM, Processor]:
-    template = ChatTemplate(tokenizer, system=config.system, stop=_stop(language))
+    """The parts together, with a fresh projector; template: if not the tokenizer's own."""
+    if template is None:
+        template = ChatTemplate(tokenizer, system=config.system, stop=stop_ids(language))
     levels = feature_levels(vision.config)
     if isinstance(config.projector, DeepStackConfig) and config.projector.levels != levels:
         raise ConfigError(
@@ -168,7 +175,7 @@ def _assemble(
     return model, Processor(template, codec, length, prefix=prefix, clips=clips)
 
 
-def _stop(language: Any) -> list[int]:
+def stop_ids(language: Any) -> list[int]:
     """The ids that the model's generation_config says end a reply."""
     found = language.generation_config.eos_token_id
     return found if isinstance(found, list) else [] if found is None else [found]

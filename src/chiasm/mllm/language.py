@@ -48,6 +48,25 @@ def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def adopt_language(base: Any, head: Any, source: str) -> Any:
+    """The language model of a larger checkpoint at `source`, already loaded, from its body and its
+    head. Raises CheckpointError for one that cannot be packed."""
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(SEAM, attention)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(base.config)
+    setattr(model, model.base_model_prefix, base)
+    model.set_output_embeddings(head)
+    model.config = base.config
+    model.set_attn_implementation(SEAM)
+    reason = what_hinders(model)
+    if reason:
+        raise _unfit(source, reason)
+    return model.eval()
+
+
 def load_tokenizer(source: str) -> Any:
     """The tokenizer alone of what load_language takes. Raises CheckpointError."""
     from transformers import AutoTokenizer

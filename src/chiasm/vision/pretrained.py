@@ -151,7 +151,7 @@ class Tower(nn.Module):
         """[n L D] -> the chosen hidden states [n L width]."""
         extra = {"attention_mask": None, **extra}
         seen = {0: x}
-        for number, block in enumerate(self.layers, 1):
+        for number, block in enumerate(self.layers[: max(self.config.chosen)], 1):
             x = block(x, **extra)
             if number in self.config.chosen:
                 seen[number] = x
@@ -191,6 +191,11 @@ def load_encoder(source: str, options: TowerOptions) -> Tower | FusedTowers:
         raise ConfigError(f"{source}: two encoders are fused as 'A+B'; found {len(parts)} names")
     first, second = (_load(part, options) for part in parts)
     return FusedTowers(first, second)
+
+
+def adopt_encoder(model: Any, source: str, options: TowerOptions) -> Tower:
+    """The encoder of a larger checkpoint at `source`, already loaded, with all its blocks."""
+    return Tower(_resolve(source, model.config, options), model.eval())
 
 
 def save_encoder(folder: Path, encoder: Tower | FusedTowers) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from chiasm.hub.formats.format import Format, Target
+from chiasm.hub.formats.llava import LlavaFormat
+from chiasm.hub.formats.llava_next import LlavaNextFormat
+from chiasm.hub.formats.paligemma import PaliGemmaFormat
 
 __all__ = ["FORMATS", "Format", "Target"]
 
-FORMATS: list[Format] = []
+FORMATS: list[Format] = [LlavaFormat(), LlavaNextFormat(), PaliGemmaFormat()]

@@ -1,0 +1,72 @@
+"""Our model and the checkpoint it was exported to, asked the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from chiasm.core.batch import pack
+from chiasm.core.errors import CheckpointError
+from chiasm.core.quiet import quiet
+from chiasm.core.sample import Image, Sample, question
+from chiasm.data.processor import Processor
+from chiasm.hub.formats.stock import read_model
+from chiasm.mllm.model import MLLM
+
+QUESTION = "What is in the picture?"
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def compare(model: MLLM, processor: Processor, folder: Path) -> str:
+    """Ask a folder's model about a picture through transformers alone (its processor, its chat
+    template, its class) and ours through our processor: the prompt must be the same, and the logits
+    of every token equal within TOLERANCE of the largest. Raises CheckpointError where they are
+    not."""
+    from transformers import AutoProcessor
+
+    theirs = read_model(folder)
+    with quiet():
+        reader = AutoProcessor.from_pretrained(folder)
+    picture = _picture()
+    parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    text = reader.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
+    bos = reader.tokenizer.bos_token
+    inputs = reader(
+        images=[picture],
+        text=text,
+        add_special_tokens=not (bos and text.startswith(bos)),
+        return_tensors="pt",
+    )
+    inputs.pop("labels", None)
+    asked = processor.prompts([Sample((question(Image(picture), QUESTION),))])[0][0]
+    if asked.ids.tolist() != inputs["input_ids"][0].tolist():
+        raise CheckpointError(
+            f"{folder}: transformers reads a prompt of {inputs['input_ids'].shape[1]} tokens where "
+            f"this model was given {len(asked.ids)}; its processor files do not say the same"
+        )
+    device = next(model.parameters()).device
+    ours = model.logits(model(pack([[asked]]).to(device))).cpu().float()
+    given = theirs(**inputs, use_cache=False).logits[..., : ours.shape[-1]]
+    largest = given.abs().max().item()
+    apart = (ours - given).abs().max().item()
+    if not apart <= TOLERANCE * max(1.0, largest):
+        raise CheckpointError(
+            f"{folder}: transformers' logits differ by up to {apart:.2g} (largest {largest:.3g}); "
+            "the export is wrong"
+        )
+    return (
+        f"read back with transformers: the same {len(asked.ids)} tokens, logits apart by at most "
+        f"{apart:.1e} (largest {largest:.3g})"
+    )
+
+
+def _picture() -> PIL.Image.Image:
+    """One that is neither square nor of any encoder's size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    return PIL.Image.fromarray(pixels).resize((300, 200), PIL.Image.Resampling.BILINEAR)

@@ -1,0 +1,119 @@
+"""A checkpoint of transformers, read whole and taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from chiasm.core.errors import CheckpointError
+from chiasm.core.quiet import quiet
+from chiasm.data.processor import Processor
+from chiasm.data.template import ChatTemplate
+from chiasm.hub.mllm import assemble
+from chiasm.mllm.config import MLLMConfig
+from chiasm.mllm.language import adopt_language
+from chiasm.mllm.model import MLLM
+from chiasm.train.checkpoint import read_json
+from chiasm.vision.config import TowerOptions
+from chiasm.vision.pretrained import adopt_encoder
+
+
+@dataclass
+class Stock:
+    """A folder's model as transformers has it, in fp32, with what its processor is made of."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    pictures: Any
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def picture(self) -> str:
+        """The word that stands for a picture."""
+        return self.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
+
+
+def read_stock(folder: Path) -> Stock:
+    """Raises CheckpointError for a folder that does not hold a model whole, with its processor."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    model = read_model(folder)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            pictures = AutoImageProcessor.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder}: no processor that transformers can load ({_first_line(error)}); fetch "
+                "the repository whole"
+            ) from None
+    return Stock(folder, model, tokenizer, pictures)
+
+
+def read_model(folder: Path) -> Any:
+    """transformers' model in fp32. Raises CheckpointError where weights are missing or left over,
+    which transformers itself would make up or drop."""
+    from transformers import AutoModelForImageTextToText
+
+    with quiet():
+        try:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: transformers cannot load it ({_first_line(error)})"
+            ) from None
+    for what in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, report[f"{what}_keys"]))
+        if names:
+            raise CheckpointError(
+                f"{folder}: {len(names)} {what} weights, first {names[0]}; is it complete?"
+            )
+    return model.eval()
+
+
+def take_apart(
+    stock: Stock, config: MLLMConfig, tower: TowerOptions, template: ChatTemplate
+) -> tuple[MLLM, Processor]:
+    """Our model around the stock model's own encoder and language model; its projector is still to
+    be filled. The precision that the checkpoint is stored in is kept in the language model's
+    configuration, to be written again."""
+    parts = stock.model.model
+    vision = adopt_encoder(parts.vision_tower, str(stock.folder), tower)
+    language = adopt_language(parts.language_model, stock.model.lm_head, str(stock.folder))
+    language.generation_config = stock.model.generation_config
+    language.config.dtype = stored_dtype(stock.folder)
+    model, processor = assemble(config, vision, language, stock.tokenizer, 1.0, template)
+    return model.eval(), processor
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The precision that a checkpoint's config.json says."""
+    config = read_json(folder / "config.json")
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return getattr(torch, name)
+
+
+def chat_template_of(folder: Path) -> str | None:
+    """The processor's chat template: a file of Jinja, or one of JSON as version 4 wrote it."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").exists():
+        return read_json(folder / "chat_template.json")["chat_template"]
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
