@@ -39,7 +39,7 @@ class Recipe:
     sinks: tuple[str, ...] = ()
 
 
-NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano")
+NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano", "llava15_7b", "paligemma_3b")
 """The recipes that come with chiasm."""
 
 

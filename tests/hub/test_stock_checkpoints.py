@@ -1,0 +1,221 @@
+"""LLaVA, LLaVA-NeXT and PaliGemma against transformers, on random weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stock_toys import STOCK, hub_layout, noise, relaid, ten_pictures, v5_layout, write
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from chiasm.core.batch import pack
+from chiasm.core.errors import CheckpointError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.hub.export import export
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
+
+ONE, TWO = "what colour is it?", "and is it red?"
+
+
+@pytest.fixture(scope="module", params=list(STOCK))
+def both(request, tmp_path_factory):
+    """(name, folder, stock model, stock processor, our model, our processor)"""
+    folder = tmp_path_factory.mktemp(request.param)
+    stock, theirs = write(request.param, folder)
+    return request.param, folder, stock, theirs, *load(folder)
+
+
+def asked(name, theirs, pictures, words):
+    """What is said to the stock model: a prompt as its processor takes it."""
+    parts = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": words}]
+    if name.startswith("paligemma"):
+        return "<image>" * len(pictures) + words
+    return theirs.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
+
+
+def samples():
+    first = [noise(40, 23, 1), noise(20, 61, 2)], ONE
+    second = [noise(30, 30, 3)], TWO
+    return [first, second]
+
+
+def prompts(processor, said):
+    made = [Sample((question(*map(Image, pictures), words),)) for pictures, words in said]
+    return [encoded for encoded, _ in processor.prompts(made)]
+
+
+def test_prompts_and_pixels_are_the_stock_processors(both):
+    name, _, _, theirs, model, processor = both
+    for picture in ten_pictures():
+        given = theirs(
+            text=asked(name, theirs, [picture], ONE), images=[picture], return_tensors="pt"
+        )
+        ours = prompts(processor, [([picture], ONE)])[0]
+        assert ours.ids.tolist() == given["input_ids"][0].tolist()
+        config = model.vision.config
+        h, w = ours.grids[0]
+        p = config.patch_size
+        tiles = ours.patches.reshape(len(ours.grids), h, w, 3, p, p).transpose(0, 3, 1, 4, 2, 5)
+        tiles = tiles.reshape(len(ours.grids), 3, h * p, w * p)
+        mean, deviation = (np.array(c)[:, None, None] for c in (config.mean, config.deviation))
+        pixels = given["pixel_values"].numpy().reshape(tiles.shape)
+        np.testing.assert_allclose(((tiles + 1) / 2 - mean) / deviation, pixels, atol=1e-5)
+
+
+def test_logits_and_gradients_with_padding_and_several_pictures(both):
+    name, _, stock, theirs, model, processor = both
+    said = samples()
+    inputs = theirs(
+        text=[asked(name, theirs, *one) for one in said],
+        images=[pictures for pictures, _ in said],
+        padding=True,
+        return_tensors="pt",
+    )
+    inputs.pop("labels", None)
+    real = inputs["attention_mask"].bool()
+    assert not real.all()
+    stock.zero_grad()
+    expected = stock(**inputs, use_cache=False).logits[real]
+    model.zero_grad()
+    batch = pack([[encoded] for encoded in prompts(processor, said)])
+    ours = model.logits(model(batch))[batch.segment >= 0]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    packed = pack([prompts(processor, said)])
+    torch.testing.assert_close(model.logits(model(packed))[0], expected, atol=1e-5, rtol=1e-5)
+
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (expected * weights).mean().backward()
+    (ours * weights).mean().backward()
+    theirs_by_name = dict(stock.named_parameters())
+    compared = 0
+    for key, parameter in model.named_parameters():
+        other = theirs_by_name[stock_name(key)]
+        if other.grad is None:
+            assert parameter.grad is None or not parameter.grad.any()
+            continue
+        assert parameter.grad is not None, key
+        scale = max(1.0, other.grad.abs().max().item())
+        assert (parameter.grad - other.grad).abs().max() <= 1e-4 * scale, key
+        compared += 1
+    assert compared > 40
+
+
+def stock_name(key):
+    for ours, stock in (
+        ("vision.model.", "model.vision_tower."),
+        ("language.model.", "model.language_model."),
+        ("language.lm_head.", "lm_head."),
+        ("projector.layers.0.", "model.multi_modal_projector.linear_1."),
+        ("projector.layers.1.", "model.multi_modal_projector.linear_2."),
+        ("projector.linear.", "model.multi_modal_projector.linear."),
+        ("projector.image_newline", "model.image_newline"),
+    ):
+        if key.startswith(ours):
+            return stock + key.removeprefix(ours)
+    raise AssertionError(key)
+
+
+def test_greedy_tokens(both):
+    name, _, stock, theirs, model, processor = both
+    for pictures, words in samples():
+        inputs = theirs(
+            text=asked(name, theirs, pictures, words), images=pictures, return_tensors="pt"
+        )
+        inputs.pop("labels", None)
+        start = inputs["input_ids"].shape[1]
+        written = stock.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
+        expected = theirs.tokenizer.decode(written, skip_special_tokens=True)
+        sample = Sample((question(*map(Image, pictures), words),))
+        pieces = Generator(model, processor)([sample], Sampling(max_tokens=12))
+        assert "".join(piece.text for _, piece in pieces) == expected
+        assert len(written) > 1
+
+
+def test_replies_are_supervised_to_their_end(both):
+    name, _, _, theirs, _, processor = both
+    sample = Sample((question(Image(noise(40, 23)), ONE), answer("red circle")))
+    encoded = processor.encode(sample)
+    learnt = encoded.targets[encoded.targets >= 0].tolist()
+    assert theirs.tokenizer.decode(learnt[:-1]).strip() == "red circle"
+    assert learnt[-1] == theirs.tokenizer.eos_token_id
+    if name.startswith("paligemma"):
+        given = theirs(
+            text="<image>" + ONE,
+            images=[noise(40, 23)],
+            suffix="red circle",
+            return_tensors="pt",
+        )
+        assert encoded.ids.tolist() == given["input_ids"][0, : len(encoded)].tolist()
+        last = given["labels"][0, 1:][given["labels"][0, 1:] >= 0]
+        assert learnt == last.tolist()
+
+
+LAYOUTS = {"as saved": lambda tensors: tensors, "published": hub_layout, "v5": v5_layout}
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "llava-tied", "next-clip", "paligemma"])
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_round_trips_change_no_byte(name, layout, tmp_path):
+    there, back = tmp_path / "stock", tmp_path / "back"
+    write(name, there, torch.bfloat16)
+    relaid(there, LAYOUTS[layout])
+    said = export(there, back, "hf")
+    assert "logits apart by at most" in said
+    before, after = hub_layout(load_file(there / "model.safetensors")), {}
+    for file in back.glob("*.safetensors"):
+        after |= load_file(file)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype == torch.bfloat16
+        assert torch.equal(value.view(torch.int16), after[key].view(torch.int16)), key
+
+
+@pytest.mark.parametrize("name", list(STOCK))
+def test_what_is_exported_is_read_alike(name, tmp_path):
+    there, back = tmp_path / "stock", tmp_path / "back"
+    stock, theirs = write(name, there)
+    export(there, back, "hf")
+    model, report = AutoModelForImageTextToText.from_pretrained(back, output_loading_info=True)
+    assert not any(report.values())
+    again = AutoProcessor.from_pretrained(back)
+    picture = noise(40, 90)
+    text = asked(name, theirs, [picture], ONE)
+    inputs, twice = (
+        one(text=text, images=[picture], return_tensors="pt") for one in (theirs, again)
+    )
+    inputs.pop("labels", None)
+    twice.pop("labels", None)
+    assert inputs.keys() == twice.keys()
+    for key, value in inputs.items():
+        torch.testing.assert_close(value, twice[key])
+    torch.testing.assert_close(model(**twice).logits, stock(**inputs).logits)
+    if not name.startswith("paligemma"):
+        assert asked(name, again, [picture], ONE) == text
+    config = json.loads((back / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert config["text_config"]["rope_theta"] == 10000.0
+    told = json.loads((back / "preprocessor_config.json").read_text())
+    assert told["processor_class"] == type(theirs).__name__
+
+
+def test_a_checkpoint_with_a_weight_missing_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    write("llava-clip", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(key for key in tensors if "linear_2.bias" in key))
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing weights, first .*linear_2\.bias"):
+        load(tmp_path)
+
+
+def test_an_unknown_layout_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "fuyu"}')
+    with pytest.raises(CheckpointError, match=r"a 'fuyu', which is none .*LLaVA-NeXT, PaliGemma"):
+        load(tmp_path)
