@@ -1,5 +1,6 @@
 """Tiny random checkpoints as transformers writes them, and ours beside them."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,7 @@ def llava(kind="clip", pictures=None, layer=-2, strategy=None, **language):
 
 def padded():
     return llava(
-        pictures=LlavaImageProcessorPil(
-            do_pad=True, size={"shortest_edge": SIDE}, crop_size=SQUARE
-        )
+        pictures=LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": SIDE}, crop_size=SQUARE)
     )
 
 
@@ -236,6 +235,7 @@ def noise(width, height, seed=0):
     return PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BILINEAR)
 
 
+@lru_cache(1)
 def ten_pictures():
     """Real ones where they are, else made."""
     sets = ("photos-captions", "charts-qa", "receipts", "screenshots", "tables-qa")

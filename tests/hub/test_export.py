@@ -39,9 +39,7 @@ PLAIN = MLPConfig(merge=1)
 def parts(tmp_path_factory):
     """Folders of a CLIP, a SigLIP, a Llama and a Gemma."""
     torch.manual_seed(0)
-    folders = {
-        name: tmp_path_factory.mktemp(name) for name in ("clip", "siglip", "llama", "gemma")
-    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("clip", "siglip", "llama", "gemma")}
     hf.CLIPVisionModel(tower("clip")).save_pretrained(folders["clip"])
     hf.SiglipVisionModel(tower("siglip")).save_pretrained(folders["siglip"])
     tokenizer = words()
@@ -152,7 +150,11 @@ def obstacles(model, processor, name):
         ({"lora": LoRAConfig(merged=False)}, "LLaVA", "LoRA adapters apart"),
         ({}, "PaliGemma", "the family clip_vision_model"),
         ({"encoder": "siglip"}, "PaliGemma", "without the encoder's last norm"),
-        ({"encoder": "siglip"}, "PaliGemma", "features of the encoder's layers"),
+        (
+            {"encoder": "siglip", "tower": TowerOptions(layer=(1, -1), norm=True)},
+            "PaliGemma",
+            "features of the encoder's layers (1, 3)",
+        ),
         ({"encoder": "siglip"}, "PaliGemma", "a language model 'llama'"),
         ({"encoder": "siglip"}, "PaliGemma", "causal attention"),
         ({"encoder": "siglip"}, "PaliGemma", "another chat template"),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from stock_toys import STOCK, hub_layout, noise, relaid, ten_pictures, v5_layout, write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from chiasm.cli import main
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Sampling
@@ -16,6 +17,7 @@ from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.hub.export import export
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
+from chiasm.recipes.evaluate import contrastive
 
 ONE, TWO = "what colour is it?", "and is it red?"
 
@@ -201,6 +203,14 @@ def test_what_is_exported_is_read_alike(name, tmp_path):
     assert config["text_config"]["rope_theta"] == 10000.0
     told = json.loads((back / "preprocessor_config.json").read_text())
     assert told["processor_class"] == type(theirs).__name__
+
+
+def test_the_commands_take_a_stock_folder(tmp_path, capsys):
+    write("llava-clip", tmp_path)
+    noise(40, 30).save(tmp_path / "a.png")
+    main(["chat", str(tmp_path), str(tmp_path / "a.png"), ONE, "--max-tokens", "3"])
+    assert capsys.readouterr().out.strip()
+    assert contrastive(tmp_path) is None  # a whole model answers questions itself
 
 
 def test_a_checkpoint_with_a_weight_missing_is_refused(tmp_path):

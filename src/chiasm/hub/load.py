@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
-from chiasm.hub.formats import FORMATS
+from chiasm.hub.formats import FORMATS, Format
 from chiasm.train.checkpoint import read_json
 
 M = TypeVar("M")
@@ -43,15 +43,23 @@ def load(path: str | Path) -> tuple[Any, Any]:
     return LOADERS[kind](path)
 
 
-def _load_published(path: Path) -> tuple[Any, Any]:
+def layout_of(path: Path) -> Format | None:
+    """The published layout that a folder's config.json says, if it is one of a whole model."""
+    if (path / "model.json").exists() or not (path / "config.json").exists():
+        return None
     config = read_json(path / "config.json")
-    for layout in FORMATS:
-        if layout.recognises(config):
-            return layout.load(path)
-    raise CheckpointError(
-        f"{path / 'config.json'}: a '{config.get('model_type')}', which is none of the layouts "
-        f"read here ({', '.join(layout.name for layout in FORMATS)})"
-    )
+    return next((layout for layout in FORMATS if layout.recognises(config)), None)
+
+
+def _load_published(path: Path) -> tuple[Any, Any]:
+    layout = layout_of(path)
+    if layout is None:
+        kind = read_json(path / "config.json").get("model_type")
+        raise CheckpointError(
+            f"{path / 'config.json'}: a '{kind}', which is none of the layouts read here "
+            f"({', '.join(layout.name for layout in FORMATS)})"
+        )
+    return layout.load(path)
 
 
 def load_as(path: Path, kind: type[M], field: str) -> tuple[M, Any]:

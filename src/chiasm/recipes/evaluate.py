@@ -18,7 +18,7 @@ from chiasm.eval.runner import Result, evaluate, majority_baseline
 from chiasm.eval.task import QuestionTask
 from chiasm.eval.tasks.registry import NAMES, find_benchmark
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
-from chiasm.hub.load import load
+from chiasm.hub.load import layout_of, load
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.talk import responder
@@ -74,6 +74,8 @@ def contrastive(run: Path) -> Dual | None:
         if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
             return None
         return OwnDual(*load(run))
+    if layout_of(run) is not None:
+        return None
     if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
         return load_stock_dual(str(run))
     return None

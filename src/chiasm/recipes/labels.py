@@ -16,7 +16,7 @@ from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified
-from chiasm.hub.load import load
+from chiasm.hub.load import layout_of, load
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig
 from chiasm.mllm.language import load_tokenizer
@@ -38,7 +38,7 @@ def inspect_labels(path: str, model: str, show: int) -> None:
 def processor_of(model: str, samples: Sequence[Sample]) -> Processor:
     """The processor of a run's folder, or the one a recipe would train with on these samples:
     without the weights, which no label depends on."""
-    if (Path(model) / "model.json").exists():
+    if (Path(model) / "model.json").exists() or layout_of(Path(model)) is not None:
         processor = load(model)[1]
         if not isinstance(processor, Processor):
             raise ConfigError(f"{model}: learns from pictures alone; give an MLLM or unified model")

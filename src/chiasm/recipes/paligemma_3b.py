@@ -1,4 +1,4 @@
-"""PaliGemma 3B as 2407.07726 has it: SigLIP-So400m/14 at 224 pixels, one linear layer that starts at
+"""PaliGemma 3B as 2407.07726 has it: SigLIP-So400m/14 at 224 pixels, a linear layer that starts at
 zero, Gemma 2B; the prompt sees itself whole, every example weighs alike, all parts are trained.
 
 The paper's pretraining is 1 billion examples, 26,000 TPUv5e-hours; this is its transfer to a task,

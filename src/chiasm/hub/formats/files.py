@@ -20,10 +20,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
     """safetensors, in parts of at most 5 GB with an index where they are more."""
     from huggingface_hub import save_torch_state_dict
 
-    state = {
-        name: value.detach().to("cpu", dtype).contiguous().clone()
-        for name, value in tensors.items()
-    }
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
     save_torch_state_dict(state, folder, max_shard_size="5GB")
 
 
