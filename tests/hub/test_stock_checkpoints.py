@@ -22,7 +22,15 @@ from chiasm.recipes.evaluate import contrastive
 ONE, TWO = "what colour is it?", "and is it red?"
 
 
-@pytest.fixture(scope="module", params=list(STOCK))
+FAST = ("llava-clip", "next-clip", "paligemma2")
+
+
+def named(names, fast):
+    """The names as parameters, those that are not fast for make test-all."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.fixture(scope="module", params=named(STOCK, FAST))
 def both(request, tmp_path_factory):
     """(name, folder, stock model, stock processor, our model, our processor)"""
     folder = tmp_path_factory.mktemp(request.param)
@@ -160,7 +168,9 @@ def test_replies_are_supervised_to_their_end(both):
 LAYOUTS = {"as saved": lambda tensors: tensors, "published": hub_layout, "v5": v5_layout}
 
 
-@pytest.mark.parametrize("name", ["llava-clip", "llava-tied", "next-clip", "paligemma"])
+@pytest.mark.parametrize(
+    "name", named(["llava-clip", "llava-tied", "next-clip", "paligemma"], ("next-clip",))
+)
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_round_trips_change_no_byte(name, layout, tmp_path):
     there, back = tmp_path / "stock", tmp_path / "back"
@@ -177,7 +187,7 @@ def test_round_trips_change_no_byte(name, layout, tmp_path):
         assert torch.equal(value.view(torch.int16), after[key].view(torch.int16)), key
 
 
-@pytest.mark.parametrize("name", list(STOCK))
+@pytest.mark.parametrize("name", named(STOCK, FAST))
 def test_what_is_exported_is_read_alike(name, tmp_path):
     there, back = tmp_path / "stock", tmp_path / "back"
     stock, theirs = write(name, there)
