@@ -165,6 +165,14 @@ def test_what_is_in_the_way_is_named(settings, name, words, parts):
     assert words in obstacles(model, processor, name)
 
 
+@pytest.mark.parametrize("name", ["LLaVA", "LLaVA-NeXT", "PaliGemma"])
+def test_two_encoders_have_no_place(name, parts):
+    both = f"{parts['clip']}+{parts['siglip']}"
+    config = MLLMConfig(language=str(parts["llama"]), projector=PLAIN, lora=None)
+    model, processor = hub.build(config, load_encoder(both, TowerOptions()))
+    assert "two encoders fused" in obstacles(model, processor, name)
+
+
 def test_the_command_refuses_in_a_line(parts, tmp_path, capsys):
     run = saved(parts, tmp_path / "run", projector=MLPConfig(merge=2))
     with pytest.raises(SystemExit):

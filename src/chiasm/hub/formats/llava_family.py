@@ -35,8 +35,7 @@ from chiasm.mllm.adapter import adapters_of
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import ImagesConfig, MLLMConfig, MLPConfig
 from chiasm.mllm.model import MLLM
-from chiasm.vision.config import TowerOptions
-from chiasm.vision.pretrained import Tower
+from chiasm.vision.config import TowerConfig, TowerOptions, ViTConfig
 
 
 def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
@@ -102,11 +101,10 @@ def family_obstacles(
     """What LLaVA cannot say of a model; modes: the ways of showing pictures that it can, in
     words."""
     found = vision_obstacles(model.vision, (CLIP, SIGLIP))
-    language = model.language
-    if not isinstance(model.vision, Tower):
-        if not found:
-            found.append("the last norm of chiasm's own encoder (LLaVA takes features before it)")
-    elif model.vision.config.norm:
+    tower, language = model.vision.config, model.language
+    if isinstance(tower, ViTConfig) and not found:
+        found.append("the last norm of chiasm's own encoder (LLaVA takes features before it)")
+    if isinstance(tower, TowerConfig) and tower.norm:
         found.append("the encoder's last norm over the features (model.tower.norm)")
     plain = MLPConfig(merge=1)
     projector = model.projector.config
@@ -144,7 +142,7 @@ def language_obstacles(model: MLLM, capped: bool) -> list[str]:
 def family_config(model: MLLM, processor: Processor, kind: str, name: str) -> dict[str, Any]:
     """config.json of class `kind`."""
     vision, _ = vision_parts(model.vision)
-    tower = model.vision.config
+    tower = _tower(model)
     side = tower.image_size // tower.patch_size
     rows = _rows(model, processor)
     text = text_config(model, rows)
@@ -177,7 +175,7 @@ def write_family(
     write_config(folder, config, dtype, model)
     template = processor.template
     assert isinstance(template, ChatTemplate)
-    tower = model.vision.config
+    tower = _tower(model)
     own = {
         "patch_size": tower.patch_size,
         "vision_feature_select_strategy": _strategy(model),
@@ -190,8 +188,14 @@ def write_family(
     )
 
 
+def _tower(model: MLLM) -> TowerConfig:
+    """Of a model without obstacles."""
+    assert isinstance(model.vision.config, TowerConfig)
+    return model.vision.config
+
+
 def _strategy(model: MLLM) -> str:
-    tower = model.vision.config
+    tower = _tower(model)
     return "full" if tower.class_token or not PLACED[tower.family] else "default"
 
 

@@ -29,8 +29,7 @@ from chiasm.hub.mllm import stop_ids
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import LinearConfig, MLLMConfig, ResizeConfig
 from chiasm.mllm.model import MLLM
-from chiasm.vision.config import TowerOptions
-from chiasm.vision.pretrained import Tower
+from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
 
 CLASS = "PaliGemmaForConditionalGeneration"
 GEMMAS = ("gemma", "gemma2")
@@ -77,9 +76,9 @@ class PaliGemmaFormat:
         found = vision_obstacles(model.vision, (SIGLIP,))
         vision, language = model.vision.config, model.language
         last = (len(model.vision.layers),)
-        if isinstance(model.vision, Tower) and not vision.norm:
+        if isinstance(vision, TowerConfig) and not vision.norm:
             found.append("features without the encoder's last norm (set model.tower.norm)")
-        if vision.chosen not in ((), last):
+        if not isinstance(vision, FusedConfig) and vision.chosen not in ((), last):
             found.append(f"features of the encoder's layers {vision.chosen} (it must be the last)")
         if not isinstance(model.projector.config, LinearConfig):
             found.append(f"the projector {model.projector.config} (it must be LinearConfig)")

@@ -22,9 +22,9 @@ def vision_obstacles(encoder: Encoder, families: tuple[str, ...]) -> list[str]:
         if encoder.config.max_patches is not None:
             found.append("an encoder that takes a variable number of patches (max_patches)")
         return found
-    if not isinstance(encoder, Tower):
-        return ["two encoders fused"]
     config = encoder.config
+    if not isinstance(encoder, Tower) or not isinstance(config, TowerConfig):
+        return ["two encoders fused"]
     if config.family not in families:
         return [f"an encoder of the family {config.family} (only {', '.join(families)})"]
     own = encoder.model.config.image_size
