@@ -18,10 +18,8 @@ PLACED = {CLIP: 1, SIGLIP: 0}
 def vision_obstacles(encoder: Encoder, families: tuple[str, ...]) -> list[str]:
     """Why an encoder has no place in a layout that knows these families."""
     if isinstance(encoder, ViT):
-        found = [] if SIGLIP in families else ["an encoder of chiasm (only CLIP can be said)"]
-        if encoder.config.max_patches is not None:
-            found.append("an encoder that takes a variable number of patches (max_patches)")
-        return found
+        naflex = encoder.config.max_patches is not None
+        return ["an encoder that takes a variable number of patches (max_patches)"] * naflex
     config = encoder.config
     if not isinstance(encoder, Tower) or not isinstance(config, TowerConfig):
         return ["two encoders fused"]
