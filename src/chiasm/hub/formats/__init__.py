@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from chiasm.hub.formats.format import Format, Target
+from chiasm.hub.formats.gguf import GGUFFormat
+from chiasm.hub.formats.idefics3 import IDEFICS3, SMOLVLM
 from chiasm.hub.formats.llava import LlavaFormat
 from chiasm.hub.formats.llava_next import LlavaNextFormat
 from chiasm.hub.formats.paligemma import PaliGemmaFormat
 
 __all__ = ["FORMATS", "Format", "Target"]
 
-FORMATS: list[Format] = [LlavaFormat(), LlavaNextFormat(), PaliGemmaFormat()]
+FORMATS: list[Format] = [
+    LlavaFormat(),
+    LlavaNextFormat(),
+    PaliGemmaFormat(),
+    IDEFICS3,
+    SMOLVLM,
+    GGUFFormat(),
+]
