@@ -39,7 +39,16 @@ class Recipe:
     sinks: tuple[str, ...] = ()
 
 
-NAMES = ("encoder", "tokenizer", "mllm_smol", "unified_nano", "llava15_7b", "paligemma_3b")
+NAMES = (
+    "encoder",
+    "tokenizer",
+    "mllm_smol",
+    "unified_nano",
+    "llava15_7b",
+    "paligemma_3b",
+    "nanovlm_222m",
+    "smolvlm_256m",
+)
 """The recipes that come with chiasm."""
 
 
