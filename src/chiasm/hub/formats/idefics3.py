@@ -142,8 +142,7 @@ class Idefics3Format:
         write_processor(folder, f"{self.kind}Processor", own, pictures, words, chat)
 
     def verify(self, model: MLLM, processor: Processor, folder: Path) -> str:
-        own = reader(folder) if self is SMOLVLM else None
-        return compare(model, processor, folder, own)
+        return compare(model, processor, folder, reader(folder))
 
     def _config(self, model: MLLM, rows: int, words: Any) -> dict[str, Any]:
         vision, _ = vision_parts(model.vision)
