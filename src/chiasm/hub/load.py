@@ -57,7 +57,7 @@ def _load_published(path: Path) -> tuple[Any, Any]:
         kind = read_json(path / "config.json").get("model_type")
         raise CheckpointError(
             f"{path / 'config.json'}: a '{kind}', which is none of the layouts read here "
-            f"({', '.join(layout.name for layout in FORMATS)})"
+            f"({', '.join(layout.name for layout in FORMATS if layout.target == 'hf')})"
         )
     return layout.load(path)
 
