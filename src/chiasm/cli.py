@@ -49,8 +49,9 @@ def train(
     """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
 
     Args:
-        recipe: encoder, tokenizer, mllm_smol, unified_nano, unified_interleaved, llava15_7b,
-            paligemma_3b, or a Python file with recipe().
+        recipe: encoder, tokenizer, mllm_smol, unified_nano, unified_interleaved, unified_base,
+            llava15_7b, paligemma_3b, nanovlm_222m, smolvlm_256m, chameleon_7b, emu3_8b, or a Python
+            file with recipe().
         out: Folder of the run (default runs/RECIPE).
         data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
             after "FORMAT:" where it is not seen by itself; a URL of .tar or .jsonl files; several

@@ -58,7 +58,7 @@ def _load_published(path: Path) -> tuple[Any, Any]:
         kind = read_json(path / "config.json").get("model_type")
         raise CheckpointError(
             f"{path / 'config.json'}: a '{kind}', which is none of the layouts read here "
-            f"({', '.join(layout.name for layout in (*FORMATS, *UNIFIED))})"
+            f"({', '.join(one.name for one in (*FORMATS, *UNIFIED) if one.target == 'hf')})"
         )
     return layout.load(path)
 

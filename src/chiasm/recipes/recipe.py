@@ -54,6 +54,8 @@ NAMES = (
     "emu3_8b",
     "llava15_7b",
     "paligemma_3b",
+    "nanovlm_222m",
+    "smolvlm_256m",
 )
 """The recipes that come with chiasm."""
 

@@ -46,6 +46,12 @@ def _dinov3(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
     return model.embeddings(pixels), {"position_embeddings": model.rope_embeddings(pixels)}
 
 
+def _idefics3(model: Any, pixels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    p = model.patch_size
+    real = pixels.new_ones(len(pixels), pixels.shape[2] // p, pixels.shape[3] // p).bool()
+    return model.embeddings(pixels, real), {}
+
+
 @dataclass(frozen=True)
 class Family:
     """What tells one architecture from another.
@@ -53,7 +59,8 @@ class Family:
     model: transformers' class. embed: pixels [n 3 H W] to the first hidden state [n L D], and what
     every block is given besides; None for NaFlex, which takes packed patches. blocks, norm: where
     they are in the model. colours, resample: mean and deviation, and PIL's number of the filter
-    (2 bilinear, 3 bicubic), where a checkpoint does not say. class_token: it has one, the first.
+    (1 Lanczos, 2 bilinear, 3 bicubic), where a checkpoint does not say. class_token: it has one,
+    the first.
     """
 
     model: str
@@ -74,6 +81,24 @@ FAMILIES = {
     ),
     "siglip2_vision_model": Family(
         "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2, False
+    ),
+    "idefics3_vision": Family(
+        "Idefics3VisionTransformer",
+        _idefics3,
+        "encoder.layers",
+        "post_layernorm",
+        (HALF, HALF),
+        1,
+        False,
+    ),
+    "smolvlm_vision": Family(
+        "SmolVLMVisionTransformer",
+        _idefics3,
+        "encoder.layers",
+        "post_layernorm",
+        (HALF, HALF),
+        1,
+        False,
     ),
     "dinov2": Family("Dinov2Model", _dinov2, "encoder.layer", "layernorm", IMAGENET),
     "dinov2_with_registers": Family(

@@ -69,7 +69,7 @@ def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
         tower=tower,
         images=images,
     )
-    model, processor = take_apart(stock, config, tower, _template(stock))
+    model, processor = take_apart(stock, config, tower, template_of(stock))
     state = {
         f"layers.{int(name[7]) - 1}{name[8:]}": value
         for name, value in stock.model.model.multi_modal_projector.state_dict().items()
@@ -80,7 +80,7 @@ def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
     return model, processor
 
 
-def _template(stock: Stock) -> ChatTemplate:
+def template_of(stock: Stock) -> ChatTemplate:
     """The checkpoint's own chat template, told parts or text, whichever it puts pictures in;
     LLaVA's where it has none."""
     words, picture = stock.tokenizer, stock.picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,16 +22,17 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def compare(model: MLLM, processor: Processor, folder: Path) -> str:
+def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None) -> str:
     """Ask a folder's model about a picture through transformers alone (its processor, its chat
     template, its class) and ours through our processor: the prompt must be the same, and the logits
-    of every token equal within TOLERANCE of the largest. Raises CheckpointError where they are
-    not."""
+    of every token equal within TOLERANCE of the largest. reader: transformers' processor, where it
+    would choose another. Raises CheckpointError where they are not."""
     from transformers import AutoProcessor
 
     theirs = read_model(folder)
-    with quiet():
-        reader = AutoProcessor.from_pretrained(folder)
+    if reader is None:
+        with quiet():
+            reader = AutoProcessor.from_pretrained(folder)
     picture = _picture()
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = reader.apply_chat_template(

@@ -90,9 +90,12 @@ def take_apart(
     """Our model around the stock model's own encoder and language model; its projector is still to
     be filled. The precision that the checkpoint is stored in is kept in the language model's
     configuration, to be written again."""
-    parts = stock.model.model
-    vision = adopt_encoder(parts.vision_tower, str(stock.folder), tower)
-    language = adopt_language(parts.language_model, stock.model.lm_head, str(stock.folder))
+    parts, source = stock.model.model, str(stock.folder)
+    # Idefics3 has other names for them.
+    encoder = parts.vision_tower if hasattr(parts, "vision_tower") else parts.vision_model
+    body = parts.language_model if hasattr(parts, "language_model") else parts.text_model
+    vision = adopt_encoder(encoder, source, tower)
+    language = adopt_language(body, stock.model.lm_head, source)
     language.generation_config = stock.model.generation_config
     language.config.dtype = stored_dtype(stock.folder)
     model, processor = assemble(config, vision, language, stock.tokenizer, 1.0, template)

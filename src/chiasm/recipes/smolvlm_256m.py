@@ -1,0 +1,50 @@
+"""SmolVLM-256M (2504.05299): SigLIP-B/16 at 512 pixels and SmolLM2-135M, tiles, pixel shuffle 4.
+
+Published: the parts, 64 tokens a tile of 512 pixels, pictures of up to 2048, a context of 8192
+tokens, the words for a tile's place learned as tokens of their own, everything trained. Not
+published and chosen here: rates, batches and steps. One of The Cauldron's fifty data sets, of
+which more, or a folder of them, are named with --data.
+"""
+
+from chiasm.mllm.config import MLLMConfig, PixelShuffleConfig, SplitConfig
+from chiasm.recipes.recipe import Recipe
+from chiasm.train.stage import Stage
+from chiasm.vision.config import TowerOptions
+
+
+def recipe() -> Recipe:
+    model = MLLMConfig(
+        encoder="google/siglip-base-patch16-512",
+        language="HuggingFaceTB/SmolLM2-135M-Instruct",
+        projector=PixelShuffleConfig(4),
+        lora=None,
+        max_length=8192,
+        tower=TowerOptions(layer=-1, norm=True),
+        images=SplitConfig(longest_edge=2048, max_image_size=512),
+    )
+    # The projector alone first: untrained, it would pull the parts that know something about.
+    align = Stage(
+        "align",
+        2000,
+        {"projector": 1e-3},
+        "converse",
+        batch=16384,
+        accumulate=8,
+        warmup=0.03,
+        autocast="bfloat16",
+        save_every=500,
+    )
+    tune = Stage(
+        "tune",
+        20_000,
+        {"vision": 2e-5, "projector": 1e-4, "language": 1e-4},
+        "converse",
+        batch=16384,
+        accumulate=8,
+        warmup=0.03,
+        weight_decay=0.01,
+        recompute=True,
+        autocast="bfloat16",
+        save_every=1000,
+    )
+    return Recipe(model, (align, tune), data="hf:HuggingFaceM4/the_cauldron:vqav2")
