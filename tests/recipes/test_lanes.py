@@ -1,8 +1,10 @@
 """Jobs side by side: results come home, bars are relayed, failures end everything."""
 
+import multiprocessing
 import os
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +81,35 @@ def test_a_failure_is_told_and_ends_the_others(job, kind, words):
     with pytest.raises(kind, match=words):
         side_by_side({"bad": job, "good": slow})
     assert time.monotonic() - began < 60
+
+
+def says_who_it_is(folder, show):
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_lanes_end_with_a_parent_that_is_killed(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    jobs = {name: partial(says_who_it_is, tmp_path) for name in ("a", "b")}
+    parent = context.Process(target=side_by_side, args=(jobs,))
+    parent.start()
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.kill()
+    parent.join()
+    for file in tmp_path.iterdir():
+        wait_until(lambda: not running(int(file.name)))  # noqa: B023
+
+
+def running(process):
+    """Not gone, nor dead and waiting for somebody to ask."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)

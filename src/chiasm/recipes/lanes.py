@@ -8,6 +8,7 @@ other lanes are, so two runs agree up to the order of sums, not to the bit.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import resource
 import time
@@ -15,6 +16,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any
 
 import torch
@@ -143,6 +146,7 @@ def _check_alive(processes: Mapping[str, Any], outcomes: Mapping[str, Outcome]) 
 
 
 def _run(lane: _Lane, job: Job) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     lane.take_share()
     try:
         value = job(partial(_Remote, lane))
@@ -153,3 +157,12 @@ def _run(lane: _Lane, job: Job) -> None:
         lane.send("failed", ChiasmError(str(error)))
     except Exception:
         lane.send("failed", RuntimeError(f"lane '{lane.name}':\n{traceback.format_exc()}"))
+
+
+def _end_with_parent() -> None:
+    """A lane whose waiting process was killed has nobody to report to: it must not go on for an
+    hour on the cores of whoever comes next."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
