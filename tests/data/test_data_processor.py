@@ -111,7 +111,7 @@ def test_role_template_supervises_the_assistants_words_and_the_end(pairs, system
     assert tokens.ids[0] == template.begin
     invited = template.render(turns[:-1], reply=True)
     assert invited.ids == tokens.ids[: len(invited.ids)]
-    assert invited.ids[-1] == template.roles["assistant"]
+    assert invited.ids[-1:] == template.roles["assistant"]
 
 
 @pytest.mark.parametrize("name", SPECIALS)
@@ -123,8 +123,8 @@ def test_words_that_look_like_special_tokens_stay_words(name):
     structure = [i for i in tokens.ids if i in special]
     assert structure == [
         template.begin,
-        template.roles["user"],
-        template.roles["assistant"],
+        *template.roles["user"],
+        *template.roles["assistant"],
         template.end,
     ]
     assert template.decode(runs(tokens.ids, tokens.supervised)[0]) == reply

@@ -345,7 +345,7 @@ def test_labels_by_likelihood_on_tables_qa_with_a_toy_model(tmp_path, talker):
 
 
 def test_a_model_that_cannot_draw_says_so(tmp_path):
-    def reader(samples, sampling):
+    def reader(samples, *_):
         raise NotGenerativeError("this model reads pictures but cannot draw them")
         yield
 

@@ -73,8 +73,9 @@ def header_size(source: Path | bytes) -> tuple[int, int]:
 def _stated_size(data: bytes) -> tuple[int, int]:
     with open_picture(data) as picture:
         width, height = picture.size
-        # PIL would decode a PNG whole to look for EXIF behind its pixels.
-        stated = picture.format != "PNG" or "exif" in picture.info
+        # PIL turns TIFF by itself, its size too, and would decode a PNG whole to look for EXIF
+        # behind its pixels.
+        stated = "exif" in picture.info if picture.format == "PNG" else picture.format != "TIFF"
         try:
             turned = stated and picture.getexif().get(ORIENTATION, 1) >= 5
         except Exception:  # as decode: a broken EXIF block says nothing

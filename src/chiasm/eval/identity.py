@@ -40,7 +40,7 @@ def prompt_hashes(processor: Processor, samples: Sequence[Sample]) -> dict[str, 
             continue
         for part in (encoded.ids, encoded.block, encoded.branch, encoded.position):
             prompt.update(np.ascontiguousarray(part).tobytes())
-        for part in (encoded.patches, encoded.grids, encoded.place):
+        for part in (encoded.patches, encoded.grids):  # place moves with the words before it
             if part is not None:
                 pixels.update(np.ascontiguousarray(part).tobytes())
     return {"prompt_hash": prompt.hexdigest()[:16], "processor_hash": pixels.hexdigest()[:16]}
