@@ -121,7 +121,9 @@ def test_chameleons_class_computes_the_same_from_pixels(tmp_path, changes):
         expected, ids = logits(model, processor, picture(seed))
         content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
         turns = [{"role": "user", "content": content}]
-        text = stock.apply_chat_template(turns, tokenize=False)
+        # This processor's class takes no template of its own; its tokenizer's is the same.
+        template = stock.tokenizer.chat_template
+        text = stock.apply_chat_template(turns, chat_template=template, tokenize=False)
         inputs = stock(images=picture(seed), text=text, return_tensors="pt")
         with torch.no_grad():
             codes = theirs.model.get_image_tokens(inputs["pixel_values"])

@@ -238,8 +238,8 @@ def bare_prompt(processor, sample):
     template = processor.template
     ids = [template.begin]
     for turn in sample.turns:
-        ids += [template.roles[turn.role]] + [template.end] * (turn.role == "assistant")
-    return [*ids, template.roles["assistant"]]
+        ids += template.roles[turn.role] + [template.end] * (turn.role == "assistant")
+    return [*ids, *template.roles["assistant"]]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

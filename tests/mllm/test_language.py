@@ -305,9 +305,9 @@ def test_cached_decoding_equals_uncached(family, attention):
     generator = Generator(model, processor)
     choose = generator._choose
 
-    def watched(logits, live, *rest):
-        ids = choose(logits.clone(), live, *rest)
-        for sequence, row, token in zip(live, logits, ids, strict=True):
+    def watched(logits, marks, drawing, session):
+        ids = choose(logits.clone(), marks, drawing, session)
+        for sequence, row, token in zip(session.live, logits, ids.tolist(), strict=True):
             steps[sequence.sample].append((row, token))
         return ids
 
