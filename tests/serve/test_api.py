@@ -111,7 +111,12 @@ def test_choices_are_seeded_one_after_the_other(client):
 
 def test_stop_strings_and_logprobs(client):
     wanted = {"model": "reads", "messages": say("what is it?"), "max_tokens": 20}
-    plain = client.chat.completions.create(**wanted, logprobs=True, top_logprobs=2)
+    wanted |= {"temperature": 1.0, "extra_body": {"top_k": 1}}  # greedy, but drawn
+    for question_ in ("what is it?", "red?", "a circle", "is it?"):
+        wanted["messages"] = say(question_)
+        plain = client.chat.completions.create(**wanted, logprobs=True, top_logprobs=2)
+        if len(plain.choices[0].message.content) > 6:
+            break
     text, scores = plain.choices[0].message.content, plain.choices[0].logprobs.content
     assert b"".join(bytes(score.bytes) for score in scores).decode(errors="replace") == text
     for score in scores:

@@ -44,8 +44,7 @@ def create_app(server: Server, key: str) -> FastAPI:
     app.add_exception_handler(404, _as_answer)
     app.add_exception_handler(405, _as_answer)
     app.add_exception_handler(Exception, _as_answer)
-    known = {route.path for route in app.routes if hasattr(route, "path")}
-    app.add_middleware(Gate, key=key, metrics=server.metrics, known=known)
+    app.add_middleware(Gate, key=key, metrics=server.metrics)
     return app
 
 

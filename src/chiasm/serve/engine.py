@@ -168,10 +168,11 @@ class Engine:
             computed += job.prompt
         self.metrics.waiting.labels(self.name).set(len(self._waiting))
 
+    def _draws(self, job: Job) -> bool:
+        return bool(job.sampling.draw_first or job.sampling.max_images)
+
     def _rows(self, job: Job) -> int:
-        sampling = job.sampling
-        draws = bool(sampling.draw_first or sampling.max_images)
-        return 1 + (draws and sampling.guidance != 1.0)
+        return 1 + (self._draws(job) and job.sampling.guidance != 1.0)
 
     def _start(self, job: Job) -> None:
         """Encode and compute a prompt; its first token."""
@@ -179,7 +180,7 @@ class Engine:
         job.prompt, job.prompt_images = len(prompt), self._image_tokens(prompt)
         job.sampling = sampling = replace(job.sampling, max_tokens=self._room(job))
         grammar = self.respond.grammar
-        if grammar is not None and grammar.vocabulary.mask is not None and sampling.max_images:
+        if grammar is not None and grammar.vocabulary.mask is not None and self._draws(job):
             self._paint(job)
             return
         job.random = torch.Generator(device=self.respond.device).manual_seed(sampling.seed)
