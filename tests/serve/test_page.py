@@ -56,11 +56,9 @@ def shot(page, name):
 
 
 def answered(page, count):
-    page.wait_for_function(
-        f"document.querySelectorAll('.turn.assistant').length === {count} "
-        "&& !document.getElementById('send').hidden",
-        timeout=20_000,
-    )
+    page.locator(".turn.assistant .tools, .turn.assistant .error").last.wait_for(timeout=60_000)
+    page.locator("#send").wait_for(timeout=60_000)
+    assert page.locator(".turn.assistant").count() == count
 
 
 def send(page, text):
@@ -80,7 +78,7 @@ def test_a_dropped_and_a_pasted_picture_are_sent_and_answered(page):
     ):
         before = page.locator("#pictures li").count()
         page.evaluate(script, argument)
-        page.wait_for_function(f"document.querySelectorAll('#pictures li').length > {before}")
+        page.locator("#pictures li").nth(before).wait_for()
     shot(page, "light-asking")
     send(page, "what colour?")
     answered(page, 1)

@@ -49,8 +49,9 @@ class Constraints:
         return SchemaRule(LLMatcher(tokenizer, grammar), tokenizer.vocab_size)
 
     def spell(self, token: int) -> bytes:
-        """The bytes of a token, which need not be whole characters."""
-        return self.tokenizer().decode_bytes([token])
+        """The bytes of a token, which need not be whole characters; none of a special one."""
+        tokenizer = self.tokenizer()
+        return b"" if tokenizer.is_special_token(token) else tokenizer.decode_bytes([token])
 
     def tokenizer(self) -> LLTokenizer:
         if self._tokenizer is None:
