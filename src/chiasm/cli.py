@@ -415,6 +415,31 @@ def draw(
     draw_pictures(run, text, out, count, best_of, sampling, change)
 
 
+@app.command
+def serve(
+    runs: Positional[tuple[Path, ...]],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str = "",
+    slots: int = 16,
+    waiting: int = 64,
+) -> None:
+    """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
+
+    Args:
+        runs: Folders of models of either route, and contrastive encoders; each is asked for by
+            its folder's name.
+        host: Address to listen on; 0.0.0.0 lets other machines in.
+        port: Port.
+        key: What clients must send (default: CHIASM_API_KEY, else a fresh one, printed).
+        slots: Replies of one model that are computed together; a guided drawing takes two.
+        waiting: Requests of one model that may wait beside them; more are told to come back.
+    """
+    from chiasm.recipes.serve_command import serve_runs
+
+    serve_runs(runs, host, port, key, slots, waiting)
+
+
 for maker in collect_commands.COMMANDS:
     data.command(maker)
 for name, command in data_commands.COMMANDS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,8 @@ class Processor:
         self.template, self.codec, self.max_length = template, codec, max_length
         self.supervise_images, self.remember, self.prefix = supervise_images, remember, prefix
         self.clips = clips
-        self._slots: dict[str, Slot] = {}
+        self.slots: MutableMapping[str, Slot] = {}
+        """What is remembered, by the pictures' digests; a server puts a bounded mapping here."""
 
     def encode(self, sample: Sample) -> Encoded:
         """A training sample: its conversation, or its independent questions as branches of one
@@ -160,13 +161,15 @@ class Processor:
         return _Line(joined, np.concatenate(out_loss), starts, end)
 
     def _encode_pictures(self, sample: Sample) -> list[Slot]:
-        if not self.remember:
-            return [self._slot(image) for image in sample.images]
-        keys = [image.digest() for image in sample.images]
-        for key, image in zip(keys, sample.images, strict=True):
-            if key not in self._slots:
-                self._slots[key] = self._slot(image)
-        return [self._slots[key] for key in keys]
+        recall = self._recalled if self.remember else self._slot
+        return [recall(image) for image in sample.images]
+
+    def _recalled(self, image: Image) -> Slot:
+        key = image.digest()
+        slot = self.slots.get(key)
+        if slot is None:
+            slot = self.slots[key] = self._slot(image)
+        return slot
 
     def _slot(self, image: Image) -> Slot:
         if isinstance(image, Frames):

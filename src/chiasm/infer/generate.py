@@ -103,7 +103,7 @@ class Generator:
                 ids, fed = self._run(logits, session)
             for s, tokens in zip(session.live, ids, strict=True):
                 for token in tokens:
-                    yield from self._advance(s, token, sampling)
+                    yield from self.advance(s, token, sampling)
                 s.pending = tokens[fed:]
             yield from self._paint(session)
             session.drop_finished()
@@ -121,7 +121,7 @@ class Generator:
             ids = paint(self.model, self.grammar, painters, session)
         for s, tokens in zip(painters, ids, strict=True):
             for token in tokens:
-                yield from self._advance(s, token, session.sampling)
+                yield from self.advance(s, token, session.sampling)
             s.pending += tokens
 
     def _last_tokens(
@@ -203,7 +203,7 @@ class Generator:
             logits[:, self.processor.template.marker] = float("-inf")
         return choose(logits, session.sampling, session.random, of_images)
 
-    def _advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
+    def advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
         """Take a token in; yield what became known by it."""
         s.position += 1
         inside = s.drawing

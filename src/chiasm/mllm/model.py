@@ -45,6 +45,8 @@ class MLLM(nn.Module):
         self.idle: list[nn.Module] = []
         self.memory: Any = None
         """Of a frozen encoder's features, while training (train/feature_cache.py)."""
+        self.recent: Any = None
+        """Of features, while serving (serve/recent.py)."""
         if isinstance(projector, InnerProjector) and projector.reach > len(self.layers()):
             raise ConfigError(
                 f"model.projector: reaches into layer {projector.reach - 1}, but the language "
@@ -98,8 +100,9 @@ class MLLM(nn.Module):
 
     def features(self, patches: Tensor, grids: Tensor) -> Tensor:
         """The encoder's features [P width], or what is remembered of them."""
-        if self.memory is not None and self.training:
-            return self.memory(self.vision, patches, grids)
+        memory = self.memory if self.training else self.recent
+        if memory is not None:
+            return memory(self.vision, patches, grids)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             return self.vision(patches, grids)
 

@@ -22,8 +22,10 @@ class KVCache:
 
     def __init__(self) -> None:
         self.index: Index | None = None
+        self.further: dict[str, Tensor] = {}
+        """What else a model keeps of the tokens, [B T] each."""
         self.beside: Any = None
-        """What else a model keeps of the rows; has select(rows)."""
+        """What else a model keeps of the rows; has select(rows), blank(rows), joined(other)."""
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._length = 0
@@ -33,8 +35,12 @@ class KVCache:
     def __len__(self) -> int:
         return self._length
 
-    def extend(self, new: Index) -> Layout:
-        """Append tokens [B T]; the layout in which they see the cache and each other."""
+    def extend(self, new: Index, **further: Tensor) -> Layout:
+        """Append tokens [B T]; the layout in which they see the cache and each other. further:
+        other columns of theirs to keep."""
+        for name, column in further.items():
+            held = self.further.get(name)
+            self.further[name] = column if held is None else torch.cat([held, column], 1)
         if self._foreseen is not None:
             return self._next(self._foreseen, new.segment.shape[1])
         self.index = new if self.index is None else _join(self.index, new)
@@ -72,6 +78,7 @@ class KVCache:
         """Keep (or repeat) these rows: finished ones leave the batch."""
         assert self.index is not None
         self.index = self.index.map(lambda column: column[rows])
+        self.further = {name: column[rows] for name, column in self.further.items()}
         if self.beside is not None:
             self.beside = self.beside.select(rows)
         for store in (self._keys, self._values):
@@ -83,6 +90,7 @@ class KVCache:
         assert self.index is not None
         self._foreseen = None
         self.index = self.index.map(lambda column: column[:, :length])
+        self.further = {name: column[:, :length] for name, column in self.further.items()}
         self._length = length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

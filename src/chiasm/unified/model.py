@@ -27,7 +27,7 @@ from chiasm.nn.rope import rotation, rotation_2d
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.masked import mask_pictures
 from chiasm.unified.picture_layout import (
-    GridCache,
+    extend_grid,
     given_pictures_whole,
     grid_positions,
     pictures_whole,
@@ -115,8 +115,7 @@ class Unified(nn.Module):
         if cache is None:
             grid = grid_positions(batch, self.vocabulary, self.columns)
             return packed_layout(index), rotation_2d(*grid, size, theta)
-        assert isinstance(cache, GridCache)
-        layout, grid = cache.extend_grid(batch, index)
+        layout, grid = extend_grid(cache, batch, index, self.vocabulary, self.columns)
         return layout, rotation_2d(*grid, size, theta)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -131,8 +130,6 @@ class Unified(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def new_cache(self) -> KVCache:
-        if self.config.rope == "2d":
-            return GridCache(self.vocabulary, self.columns)
         return KVCache()
 
     def loss(self, batch: Batch) -> Loss:

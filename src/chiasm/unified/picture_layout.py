@@ -55,36 +55,20 @@ def grid_positions(batch: Batch, vocabulary: Vocabulary, columns: int) -> tuple[
     return _place(batch.position, batch.position.gather(1, before), code, columns)
 
 
-class GridCache(KVCache):
-    """A cache that also knows where the pictures under way began, for drawing with 2-D RoPE."""
-
-    def __init__(self, vocabulary: Vocabulary, columns: int):
-        super().__init__()
-        self.vocabulary, self.columns = vocabulary, columns
-        self._others: Tensor | None = None  # [B T] position of what is no code, else -1
-
-    def extend_grid(self, batch: Batch, index: Index) -> tuple[Layout, tuple[Tensor, Tensor]]:
-        """`extend`, and the new tokens' (row, column)."""
-        layout = self.extend(index)
-        assert self.index is not None
-        known = self.index.map(lambda column: column[:, : len(self)])
-        code = self.vocabulary.in_picture(batch.ids)
-        new = torch.where(code, -1, batch.position)
-        self._others = new if self._others is None else torch.cat([self._others, new], 1)
-        # With its block a code of a whole picture would see later ones, but those are codes too.
-        seen = visible(index, known) & (self._others[:, None] < batch.position[..., None])
-        before = torch.where(seen, self._others[:, None], -1).amax(-1)
-        return layout, _place(batch.position, before, code, self.columns)
-
-    def forget(self, length: int) -> None:
-        super().forget(length)
-        assert self._others is not None
-        self._others = self._others[:, :length]
-
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        assert self._others is not None
-        self._others = self._others[rows]
+def extend_grid(
+    cache: KVCache, batch: Batch, index: Index, vocabulary: Vocabulary, columns: int
+) -> tuple[Layout, tuple[Tensor, Tensor]]:
+    """The cache's `extend`, and the new tokens' (row, column). It is kept where what is no code
+    stands (-1 for codes), so that pictures under way know where they began."""
+    code = vocabulary.in_picture(batch.ids)
+    layout = cache.extend(index, others=torch.where(code, -1, batch.position))
+    others = cache.further["others"]
+    assert cache.index is not None
+    known = cache.index.map(lambda column: column[:, : len(cache)])
+    # With its block a code of a whole picture would see later ones, but those are codes too.
+    seen = visible(index, known) & (others[:, None] < batch.position[..., None])
+    before = torch.where(seen, others[:, None], -1).amax(-1)
+    return layout, _place(batch.position, before, code, columns)
 
 
 def _place(position: Tensor, before: Tensor, code: Tensor, columns: int) -> tuple[Tensor, Tensor]:

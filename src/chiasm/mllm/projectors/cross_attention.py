@@ -37,6 +37,37 @@ class Pictures:
         others = iter([*columns, *(t for pair in later.pairs for t in pair)])
         return self._map(lambda tensor: torch.cat([tensor, next(others)], 1))
 
+    def blank(self, rows: int) -> Pictures:
+        """As many rows without a picture."""
+        index = self.index.map(lambda column: column.new_full((rows, 1), -1))
+        return Pictures(
+            index,
+            tuple(
+                (k.new_zeros(rows, 1, *k.shape[2:]), v.new_zeros(rows, 1, *v.shape[2:]))
+                for k, v in self.pairs
+            ),
+        )
+
+    def joined(self, other: Pictures) -> Pictures:
+        """These rows, then the other's."""
+        length = max(self.index.segment.shape[1], other.index.segment.shape[1])
+        one, two = self._filled(length), other._filled(length)
+        columns = (two.index.segment, two.index.block, two.index.branch)
+        others = iter([*columns, *(t for pair in two.pairs for t in pair)])
+        return one._map(lambda tensor: torch.cat([tensor, next(others)]))
+
+    def _filled(self, length: int) -> Pictures:
+        missing = length - self.index.segment.shape[1]
+        if not missing:
+            return self
+
+        def fill(tensor: Tensor) -> Tensor:
+            # -1 is read in the index alone; of keys and values it hides any finite number.
+            shape = (tensor.shape[0], missing, *tensor.shape[2:])
+            return torch.cat([tensor, tensor.new_full(shape, -1)], 1)
+
+        return self._map(fill)
+
     def _map(self, change: Any) -> Pictures:
         return Pictures(
             self.index.map(change), tuple((change(k), change(v)) for k, v in self.pairs)

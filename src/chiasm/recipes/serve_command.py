@@ -1,0 +1,53 @@
+"""serve on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chiasm.core.errors import ConfigError, DataError, MissingExtraError
+from chiasm.data.processor import Processor
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
+from chiasm.vision.contrastive import DualEncoder
+from chiasm.vision.dual import Dual, OwnDual
+
+
+def serve_runs(
+    runs: tuple[Path, ...], host: str, port: int, key: str, slots: int, waiting: int
+) -> None:
+    """Load the models and serve them until a signal. Raises ConfigError for two of one name,
+    MissingExtraError without the extra `serve`."""
+    try:
+        from chiasm.serve.listen import Address, listen
+        from chiasm.serve.server import Server
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve", "chiasm serve") from None
+    if not runs:
+        raise ConfigError("serve: give the folder of at least one trained model")
+    models: dict[str, Generator | Dual] = {}
+    for run in runs:
+        name = _name(run)
+        if name in models:
+            raise ConfigError(f"serve: two models are called '{name}'; rename a folder")
+        models[name] = served(run)
+    key = key or os.environ.get("CHIASM_API_KEY", "")
+    listen(Server(models, slots=slots, waiting=waiting), Address(host, port, key))
+
+
+def served(run: Path) -> Generator | Dual:
+    """A folder's model as the server wants it. DataError for an image tokenizer."""
+    model, processor = load(run)
+    if isinstance(processor, Processor):
+        return Generator(model, processor)
+    if isinstance(model, DualEncoder):
+        return OwnDual(model, processor)
+    raise DataError(
+        f"{run}: holds a {type(model).__name__}, which neither talks nor embeds; give an MLLM, a "
+        "unified model or a contrastive encoder"
+    )
+
+
+def _name(run: Path) -> str:
+    """The folder's name, as it is asked for."""
+    return run.expanduser().resolve().name

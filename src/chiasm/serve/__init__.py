@@ -1,0 +1,1 @@
+"""An OpenAI-compatible API and a page over models of either route."""

@@ -1,0 +1,379 @@
+"""One thread owns a model; requests join its batch and leave it at every step.
+
+waiting   [job job]                   bounded: Busy when full
+admit     prompt (and its twin) computed alone, then a slot each in the cache
+step      one token for every slot: text and pictures, guided or not, side by side
+leave     done, cancelled or late: its slots are free before the next step
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chiasm.core.batch import IGNORE, Batch, Encoded, pack
+from chiasm.core.errors import ChiasmError, NotGenerativeError
+from chiasm.infer.generate import Generator
+from chiasm.infer.replies import Reply
+from chiasm.infer.sampling import choose, guide
+from chiasm.nn.precision import autocast
+from chiasm.nn.slots import SlotCache
+from chiasm.serve.constrain import Constraints
+from chiasm.serve.job import Job, Score, Update
+from chiasm.serve.metrics import Metrics
+from chiasm.serve.recent import Recent, RecentFeatures
+from chiasm.serve.refusals import Busy, Late, TooLongError
+
+log = logging.getLogger("chiasm.serve")
+
+
+class Engine:
+    """Answers jobs with a Generator's model by its rules (infer/generate.py), so that a reply is
+    what the Generator gives for that sample alone.
+
+    slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
+    them. remember: bytes of pictures' encodings kept.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        respond: Generator,
+        slots: int = 16,
+        waiting: int = 64,
+        remember: float = 256e6,
+        metrics: Metrics | None = None,
+    ):
+        self.name, self.respond, self.limit = name, respond, waiting
+        self.metrics = metrics or Metrics()
+        # A guided drawing needs two, or it would wait for ever.
+        self.cache = SlotCache(max(slots, 2) if respond.codes_per_image else slots)
+        self.constraints = Constraints(respond.processor.template)
+        self._waiting: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._seconds = 1.0  # of a request, a moving average
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        if hasattr(respond.model, "recent"):
+            respond.model.recent = RecentFeatures(remember)
+        respond.processor.slots = Recent(remember, _weight)
+
+    @property
+    def draws(self) -> bool:
+        return self.respond.codes_per_image > 0
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self.respond.model.eval()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; jobs still under way hear an error."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self.alive:
+            self._thread.join()
+
+    def submit(self, job: Job) -> None:
+        """Raises Busy when as many wait as may, NotGenerativeError for pictures of a model that
+        cannot draw."""
+        if (job.sampling.draw_first or job.sampling.max_images) and not self.draws:
+            raise NotGenerativeError(
+                f"the model '{self.name}' reads pictures but cannot draw them; "
+                "ask a unified model (see /v1/models)"
+            )
+        with self._changed:
+            if self._stopping:
+                raise Busy(5)
+            if len(self._waiting) >= self.limit:
+                ahead = len(self._waiting) / max(1, len(self._active))
+                raise Busy(max(1, min(60, round(self._seconds * ahead))))
+            self._waiting.append(job)
+            self._changed.notify()
+        self.metrics.waiting.labels(self.name).set(len(self._waiting))
+
+    def cancel(self, job: Job) -> None:
+        """Nobody listens any more: its slots are free before the next step."""
+        job.cancelled = True
+        with self._changed:
+            self._changed.notify()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._active or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+            try:
+                self._drop()
+                self._admit()
+                if self._active:
+                    self._step()
+            except Exception as error:
+                log.exception("engine %s: a step failed; its requests are told", self.name)
+                self.cache = SlotCache(self.cache.slots)
+                for job in list(self._active):
+                    job.slots = []  # of a cache that may be half written
+                    self._fail([job], error)
+        self._fail([*self._active, *self._waiting], Busy(5))
+
+    def _drop(self) -> None:
+        """Jobs nobody waits for, and those past their time."""
+        now = time.monotonic()
+        for job in list(self._active):
+            if job.cancelled:
+                self._leave(job, "cancelled")
+            elif now > job.deadline:
+                # What there is so far is worth more than an error.
+                self._leave(job, "late")
+                self._tell(job, Update(job.stop.rest(), finish="length", usage=job.usage))
+        with self._changed:
+            gone = [job for job in self._waiting if job.cancelled or now > job.deadline]
+            for job in gone:
+                self._waiting.remove(job)
+        for job in gone:
+            if not job.cancelled:
+                self._tell(job, Update(error=Late("no row became free in time; try again later")))
+            self.metrics.ended.labels(self.name, "cancelled" if job.cancelled else "late").inc()
+
+    def _admit(self) -> None:
+        """Compute prompts, in order of arrival, while there are slots; those under way wait for no
+        more than the generator's budget of tokens."""
+        computed = 0
+        while computed < self.respond.tokens:
+            with self._changed:
+                if not self._waiting or self._rows(self._waiting[0]) > self.cache.free:
+                    break
+                job = self._waiting.popleft()
+            try:
+                self._start(job)
+            except ChiasmError as error:
+                self._fail([job], error)
+            except Exception as error:
+                log.exception("engine %s: a request could not be started", self.name)
+                self._fail([job], error)
+            computed += job.prompt
+        self.metrics.waiting.labels(self.name).set(len(self._waiting))
+
+    def _draws(self, job: Job) -> bool:
+        return bool(job.sampling.draw_first or job.sampling.max_images)
+
+    def _rows(self, job: Job) -> int:
+        return 1 + (self._draws(job) and job.sampling.guidance != 1.0)
+
+    def _start(self, job: Job) -> None:
+        """Encode and compute a prompt; its first token."""
+        ((prompt, _),) = self.respond.processor.prompts([job.sample])
+        job.prompt, job.prompt_images = len(prompt), self._image_tokens(prompt)
+        job.sampling = sampling = replace(job.sampling, max_tokens=self._room(job))
+        grammar = self.respond.grammar
+        if grammar is not None and grammar.vocabulary.mask is not None and self._draws(job):
+            self._paint(job)
+            return
+        job.random = torch.Generator(device=self.respond.device).manual_seed(sampling.seed)
+        job.reply = reply = Reply(0, 0, 0, len(prompt))
+        if grammar is not None:
+            room = self.respond.processor.max_length - len(prompt)
+            reply.state = grammar.start(sampling, None, room)
+        rows = [prompt]
+        if self._rows(job) > 1:
+            rows.append(self.respond.processor.unconditional(job.sample))
+            reply.shift = len(rows[1]) - len(prompt)
+        cache = self.respond.model.new_cache()
+        last = torch.tensor([len(encoded) - 1 for encoded in rows])
+        with autocast(self.respond.precision, self.respond.device):
+            batch = pack([[encoded] for encoded in rows]).to(self.respond.device)
+            hidden = self.respond.model(batch, cache)
+            logits = self.respond.model.logits(hidden[torch.arange(len(rows)), last]).float()
+            job.slots = self.cache.admit(cache)
+            self._active.append(job)
+            self._choose([job], logits[:1], logits[1:])
+        now = time.monotonic()
+        self.metrics.first_token.labels(self.name).observe(now - job.began)
+        self.metrics.prompt_tokens.labels(self.name).inc(job.prompt)
+
+    def _paint(self, job: Job) -> None:
+        """A reply of a model that draws all codes of a picture at once: alone, not step by step."""
+        for _, piece in self.respond([job.sample], job.sampling):
+            late = time.monotonic() > job.deadline
+            finish = piece.finish or ("length" if late else None)
+            usage = job.usage if finish else None
+            self._tell(job, Update(piece.text, piece.image, finish=finish, usage=usage))
+            if job.cancelled or late:
+                break
+        self.metrics.ended.labels(self.name, "cancelled" if job.cancelled else "done").inc()
+
+    def _room(self, job: Job) -> int:
+        """How many text tokens the reply may have: as asked, within the model's context."""
+        pictures = max(job.sampling.max_images, int(job.sampling.draw_first))
+        grammar = self.respond.grammar
+        drawn = pictures * max(map(grammar.length, grammar.grids)) if pictures and grammar else 0
+        most = self.respond.processor.max_length
+        room = most - job.prompt - drawn
+        if room < 1:
+            raise TooLongError(
+                f"the prompt has {job.prompt} tokens, which of the model's {most} leaves no room "
+                "for a reply; shorten it"
+            )
+        return min(job.sampling.max_tokens or room, room)
+
+    def _image_tokens(self, prompt: Encoded) -> int:
+        vocabulary = self.respond.processor.codec.vocabulary
+        if vocabulary is not None:
+            return int(vocabulary.is_code(torch.from_numpy(prompt.ids)).sum())
+        return int((prompt.ids == self.respond.processor.template.marker).sum())
+
+    def _step(self) -> None:
+        """One token for every reply under way."""
+        jobs = list(self._active)
+        replies = [job.reply for job in jobs if job.reply is not None]
+        count = len(self.cache.held)
+        ids, position = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+        for job, reply in zip(jobs, replies, strict=True):
+            for slot, shift in zip(job.slots, (0, reply.shift), strict=False):
+                ids[slot.number] = job.last
+                position[slot.number] = reply.position - 1 + shift
+        own = [job.slots[0].number for job in jobs]
+        twins = [job.slots[1].number for job in jobs if len(job.slots) > 1]
+        with autocast(self.respond.precision, self.respond.device):
+            batch = _batch(ids, position).to(self.respond.device)
+            hidden = self.respond.model(batch, self.cache)
+            logits = self.respond.model.logits(hidden[own + twins, 0]).float()
+            self._choose(jobs, logits[: len(own)], logits[len(own) :])
+        self.metrics.steps.labels(self.name).inc()
+        self.metrics.active.labels(self.name).set(len(self.cache.held))
+
+    def _choose(self, jobs: list[Job], plain: Tensor, bare: Tensor) -> None:
+        """Tokens from logits [N V] of jobs and [M V] of the twins of those that have one."""
+        replies = [job.reply for job in jobs if job.reply is not None]
+        twinned = [i for i, job in enumerate(jobs) if len(job.slots) > 1]
+        for twin, i in zip(bare, twinned, strict=True):
+            if replies[i].drawing:
+                plain[i] = guide(plain[i], twin, jobs[i].sampling.guidance)
+        logits = self._permit(plain, jobs, replies)
+        for i, (job, reply) in enumerate(zip(jobs, replies, strict=True)):
+            try:
+                self._take(job, reply, _token(job, reply, logits[i : i + 1]), logits[i])
+            except Exception as error:
+                log.exception("engine %s: a reply failed", self.name)
+                self._fail([job], error)
+
+    def _permit(self, logits: Tensor, jobs: list[Job], replies: list[Reply]) -> Tensor:
+        """-inf where the grammar of pictures or a job's own rule forbids."""
+        grammar, marker = self.respond.grammar, self.respond.processor.template.marker
+        if grammar is not None:
+            marks = tuple(r.state.allowed() for r in replies if r.state is not None)
+            logits = logits.masked_fill(grammar.forbid(marks), float("-inf"))
+        elif marker < logits.shape[-1]:
+            logits[:, marker] = float("-inf")
+        for i, job in enumerate(jobs):
+            if job.rule is not None:
+                allowed = job.rule.allowed(logits.shape[-1]).to(logits.device)
+                logits[i] = logits[i].masked_fill(~allowed, float("-inf"))
+        return logits
+
+    def _take(self, job: Job, reply: Reply, token: int, logits: Tensor) -> None:
+        words, inside, job.last = len(reply.text), reply.drawing, token
+        if job.rule is not None:
+            job.rule.take(token)
+        pieces = list(self.respond.advance(reply, token, job.sampling))
+        job.tokens += 1
+        job.drawn_here = job.drawn_here + self._is_code(token) if inside else 0
+        job.drawn += inside and self._is_code(token)
+        if job.top >= 0 and len(reply.text) > words:
+            job.scores.append(_score(logits, token, job.top))
+        drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
+        updates = [Update(drawn=drawing)] if drawing and not pieces else []
+        stopped = False
+        for _, piece in pieces:
+            text, stopped = job.stop.take(piece.text)
+            finish = "stop" if stopped else piece.finish
+            if (finish and not stopped) or piece.image is not None:
+                text += job.stop.rest()
+            scores, job.scores = tuple(job.scores), []
+            if text or piece.image is not None or finish or scores:
+                usage = job.usage if finish else None
+                updates.append(Update(text, piece.image, scores, None, finish, usage))
+            if finish:
+                break
+        now = time.monotonic()
+        if job.last_token:
+            self.metrics.between_tokens.labels(self.name).observe(now - job.last_token)
+        job.last_token = now
+        if reply.done or stopped:
+            self._leave(job, "done")  # counted before anyone can have heard of it
+        for update in updates:
+            self._tell(job, update)
+
+    def _is_code(self, token: int) -> bool:
+        vocabulary = self.respond.processor.codec.vocabulary
+        return vocabulary is not None and bool(vocabulary.is_code(torch.tensor(token)))
+
+    def _tell(self, job: Job, update: Update) -> None:
+        if job.cancelled:
+            return
+        try:
+            job.deliver(update)
+        except RuntimeError:  # its event loop is closed
+            job.cancelled = True
+
+    def _leave(self, job: Job, how: str) -> None:
+        for slot in job.slots:
+            self.cache.release(slot)
+        job.slots = []
+        self._active.remove(job)
+        took = time.monotonic() - job.began
+        self._seconds += 0.2 * (took - self._seconds)
+        self.metrics.ended.labels(self.name, how).inc()
+        self.metrics.text_tokens.labels(self.name).inc(job.tokens - job.drawn)
+        self.metrics.image_tokens.labels(self.name).inc(job.drawn)
+        self.metrics.active.labels(self.name).set(len(self.cache.held))
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        for job in jobs:
+            if job in self._active:
+                self._leave(job, "failed")
+            else:
+                self.metrics.ended.labels(self.name, "failed").inc()
+            self._tell(job, Update(error=error))
+
+
+def _batch(ids: Tensor, position: Tensor) -> Batch:
+    """One token a row."""
+    ids, position = ids[:, None], position[:, None]
+    zero = torch.zeros_like(ids)
+    return Batch(ids, torch.full_like(ids, IGNORE), zero, position, zero, position)
+
+
+def _token(job: Job, reply: Reply, logits: Tensor) -> int:
+    """The next token from permitted logits [1 V]. What has to come at the end of a picture takes
+    nothing from the source of randomness, as in the Generator."""
+    ahead = reply.state.ahead() if reply.state is not None and reply.state.open else [0]
+    if max(ahead) < 0:
+        return ~ahead[0]
+    of_images = torch.tensor([reply.drawing], device=logits.device)
+    return int(choose(logits, job.sampling, job.random, of_images))
+
+
+def _score(logits: Tensor, token: int, top: int) -> Score:
+    chances = logits.log_softmax(-1)
+    values, ids = chances.topk(top) if top else (chances[:0], chances[:0])
+    likeliest = zip(ids.tolist(), values.tolist(), strict=True)
+    return Score(token, float(chances[token]), tuple((int(i), p) for i, p in likeliest))
+
+
+def _weight(slot) -> float:
+    return slot.ids.nbytes + (0 if slot.patches is None else slot.patches.nbytes)

@@ -1,0 +1,68 @@
+"""What one request may ask of a server, and all of them together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from chiasm.serve.refusals import Busy
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Everything is checked before the work it would cause.
+
+    body: bytes of a request; body_seconds: in which it must have come whole. images, pixels: of a
+    request, and of one picture. tokens: longest reply. choices: replies or pictures of a request.
+    texts: of an embeddings request. stops: stop strings. seconds: a reply takes no longer.
+    held: bytes of bodies and decoded pictures of all requests under way.
+    """
+
+    body: int = 32 * 2**20
+    body_seconds: float = 30.0
+    images: int = 16
+    pixels: int = 20_000_000
+    tokens: int = 2048
+    choices: int = 8
+    texts: int = 256
+    stops: int = 8
+    seconds: float = 300.0
+    held: int = 2 * 2**30
+
+
+class Budget:
+    """Bytes that requests hold; more than `limit` together are refused with Busy."""
+
+    def __init__(self, limit: int):
+        self.limit, self.held = limit, 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def request(self) -> Iterator[Holding]:
+        holding = Holding(self)
+        try:
+            yield holding
+        finally:
+            self.change(holding, -holding.bytes)
+
+    def change(self, holding: Holding, count: int) -> None:
+        """Raises Busy if that is too much for all together."""
+        with self._lock:  # pictures are decoded on other threads
+            if count > 0 and self.held + count > self.limit:
+                raise Busy(5)
+            self.held += count
+            holding.bytes += count
+
+
+@dataclass
+class Holding:
+    """What one request holds."""
+
+    budget: Budget
+    bytes: int = 0
+
+    def add(self, count: int) -> None:
+        """Raises Busy if that is too much for all together."""
+        self.budget.change(self, count)

@@ -1,0 +1,104 @@
+"""`chiasm serve` as a process: what it loads, and how it ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import openai
+import pytest
+from serve_toys import KEY, drawing_toy, embedding_toy
+
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.hub import autoencoder, contrastive, unified
+from chiasm.infer.generate import Generator
+from chiasm.recipes.serve_command import serve_runs, served
+from chiasm.vision.dual import OwnDual
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    toy, dual = drawing_toy(), embedding_toy()
+    unified.save(folder / "drawing", toy.model, toy.processor)
+    contrastive.save(folder / "encoder", dual.model, dual.processor)
+    autoencoder.save(folder / "tokenizer", toy.processor.codec.autoencoder)
+    return folder
+
+
+def test_what_a_folder_holds_decides_what_it_serves(runs):
+    assert isinstance(served(runs / "drawing"), Generator)
+    assert isinstance(served(runs / "encoder"), OwnDual)
+    with pytest.raises(DataError, match="neither talks nor embeds"):
+        served(runs / "tokenizer")
+
+
+def test_two_models_of_one_name_are_refused(runs):
+    with pytest.raises(ConfigError, match="two models are called 'encoder'"):
+        serve_runs((runs / "encoder", runs / "encoder"), "127.0.0.1", 0, KEY, 4, 4)
+    with pytest.raises(ConfigError, match="at least one"):
+        serve_runs((), "127.0.0.1", 0, KEY, 4, 4)
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_was_begun(runs):
+    environment = os.environ | {"CHIASM_API_KEY": KEY, "COLUMNS": "200"}
+    command = [sys.executable, "-u", "-m", "chiasm", "serve", str(runs / "drawing"), "--port"]
+    port = 8000 + os.getpid() % 2000
+    with subprocess.Popen(
+        [*command, str(port)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            client = openai.OpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0
+            )
+            wait_for(client)
+            chunks = []
+            stream = client.chat.completions.create(
+                model="drawing",
+                messages=[{"role": "user", "content": "red"}],
+                stream=True,
+                max_tokens=400,
+                extra_body={"modalities": ["image"], "max_images": 8, "progress": True},
+            )
+            first = next(iter(stream))
+            chunks.append(first)
+            threading.Timer(0.0, process.send_signal, [signal.SIGTERM]).start()
+            chunks += list(stream)
+            assert chunks[-1].choices[0].finish_reason == "stop"
+            assert process.wait(20) in (0, -signal.SIGTERM)
+            assert re.search(r"API +http://127.0.0.1:\d+/v1", process.stdout.read())
+            with pytest.raises(openai.APIConnectionError):
+                client.models.list()
+        finally:
+            process.kill()
+
+
+def wait_for(client):
+    for _ in range(200):
+        try:
+            client.models.list()
+            return
+        except openai.APIConnectionError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def test_without_the_extra_the_error_names_it(runs, monkeypatch):
+    from chiasm.core.errors import MissingExtraError
+
+    for name in [n for n in sys.modules if n.startswith("chiasm.serve.listen")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtraError, match=r"chiasm\[serve\]"):
+        serve_runs((runs / "encoder",), "127.0.0.1", 0, KEY, 4, 4)
+
+
+def test_the_package_carries_the_page():
+    from chiasm.serve.app import STATIC
+
+    assert {p.name for p in Path(STATIC).iterdir()} >= {"index.html", "app.js", "style.css"}
