@@ -73,6 +73,8 @@ def header_size(source: Path | bytes) -> tuple[int, int]:
 def _stated_size(data: bytes) -> tuple[int, int]:
     with open_picture(data) as picture:
         width, height = picture.size
+        if picture.format == "TIFF":  # PIL's size may be the upright one already; the tags' is not
+            width, height = (int(picture.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
         # PIL would decode a PNG whole to look for EXIF behind its pixels.
         stated = picture.format != "PNG" or "exif" in picture.info
         try:
