@@ -237,12 +237,15 @@ def outline(source: str, theirs: Any, options: TowerOptions) -> Tower:
     """An encoder of transformers' configuration `theirs`, without weights from anywhere: what
     a plan needs to know its size. Colours are the family's. Raises ConfigError as load_encoder."""
     import transformers
+    from transformers.initialization import no_init_weights
 
     if theirs.model_type not in FAMILIES:
         raise ConfigError(f"{source}: a '{theirs.model_type}', expected {', '.join(FAMILIES)}")
     config = _resolve(source, theirs, options, {})
     settings = _settings(theirs, config.layers)
-    return Tower(config, getattr(transformers, FAMILIES[config.family].model)(settings))
+    # SigLIP's initialisation reads numbers, which tensors without storage do not have.
+    with no_init_weights():
+        return Tower(config, getattr(transformers, FAMILIES[config.family].model)(settings))
 
 
 def adopt_encoder(model: Any, source: str, options: TowerOptions) -> Tower:
