@@ -446,7 +446,7 @@ for name, command in data_commands.COMMANDS.items():
     data.command(name=name)(command)
 app.command(data, name="data", help="Make, import, inspect and filter data sets.")
 for name, command in stability_commands.COMMANDS.items():
-    sweep.command(command, name=name)
+    sweep.command(name=name)(command)
 app.command(sweep, name="sweep", help="Which settings keep training stable, on small models.")
 
 _overrides: Overrides = {}

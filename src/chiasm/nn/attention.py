@@ -245,12 +245,12 @@ def largest_logit(q: Tensor, k: Tensor, layout: Layout, scale: float | None = No
     flat_q, flat_k = (x.transpose(1, 2).flatten(0, 1) for x in (q, k))
     found = []
     for group in layout.groups:
-        own = (x[group.place].transpose(1, 2) for x in (flat_q, flat_k))
+        own_q, own_k = (x[group.place].transpose(1, 2) for x in (flat_q, flat_k))
         keep = (group.index.segment == 0)[:, None, None, :] & (group.index.segment == 0)[
             :, None, :, None
         ]
         mask = keep if group.mask is None else keep & group.mask
-        found.append(_largest(*own, mask, group.causal, scale))
+        found.append(_largest(own_q, own_k, mask, group.causal, scale))
     return torch.stack(found).max()
 
 

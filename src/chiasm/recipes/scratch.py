@@ -51,9 +51,9 @@ def write_language(folder: Path, texts: Sequence[str], shape: LanguageShape, see
         num_key_value_heads=shape.heads,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        bos_token_id=words.bos_token_id,  # type: ignore[arg-type]
+        eos_token_id=words.eos_token_id,  # type: ignore[arg-type]
+        pad_token_id=words.pad_token_id,  # type: ignore[arg-type]
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

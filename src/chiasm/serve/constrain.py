@@ -40,7 +40,7 @@ class Constraints:
                 )
         tokenizer = self.tokenizer()
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=STYLE)
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=STYLE)  # type: ignore[arg-type]
             wrong = LLMatcher.validate_grammar(grammar, tokenizer)
         except ValueError as error:
             wrong = str(error)

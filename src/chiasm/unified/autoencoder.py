@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -291,7 +293,7 @@ class Autoencoder(nn.Module):
         total = {"first": 0.0, "encoder": 0.0, "decoder": 0.0, "discriminator": 0.0}
         judge = self.discriminator or nn.Identity()
 
-        def count(layer: nn.Module, output: Tensor, part: str) -> None:
+        def count(layer: nn.Module, output: Any, part: str) -> None:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             part = "encoder" if part == "first" and total["first"] else part
             total[part] += 2.0 * layer.weight.numel() * output.numel() / layer.weight.shape[0]

@@ -16,7 +16,7 @@ def stock_networks(config: StockNetworks, latent: int) -> tuple[nn.Module, nn.Mo
     ConfigError for settings that the class does not take."""
     from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3VQVAE, Emu3VQVAEConfig
 
-    settings = config.settings | {"embed_dim": latent}
+    settings: dict[str, Any] = {**config.settings, "embed_dim": latent}
     try:
         if config.family == "chameleon":
             return ChameleonEncoder(ChameleonVQVAE(ChameleonVQVAEConfig(**settings))), None

@@ -87,7 +87,7 @@ def _rows(table: Any) -> Iterator[Record]:
 
 def _datasets() -> Any:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtraError("datasets", "hf", "reading Hugging Face data sets") from None
     return datasets

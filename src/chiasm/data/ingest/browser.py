@@ -38,7 +38,7 @@ def find_browser(given: Path | None = None) -> Path:
 def browser(executable: Path) -> Iterator[Any]:
     """A running browser, ended with the block. Raises ConfigError where it does not start."""
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import Error, sync_playwright  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtraError("playwright", "shots", "Taking screenshots") from None
     # Chromium's sandbox refuses to run as root, the user of most containers.

@@ -99,7 +99,7 @@ def capture(
 ) -> tuple[PIL.Image.Image, dict]:
     """The window's picture and what page.js says of it. Raises DataError for a page that does not
     load."""
-    from playwright.sync_api import Error
+    from playwright.sync_api import Error  # pyright: ignore[reportMissingImports]
 
     size = {"width": options.width, "height": options.height}
     try:

@@ -125,7 +125,7 @@ def _bill_rows(bill: Bill) -> list[tuple[str, str]]:
         ("Training time", bill.seconds and duration(bill.seconds)),
         ("Peak memory", bill.peak_memory and f"{amount(bill.peak_memory)}B"),
     ]
-    return [(name, value) for name, value in rows if value]
+    return [(name, str(value)) for name, value in rows if value]
 
 
 def _pairs(found: Comparison) -> str:

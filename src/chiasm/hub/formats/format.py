@@ -19,8 +19,11 @@ class Format(Protocol[M]):
     name: of the layout, for people. target: what `chiasm export --to` calls its family.
     """
 
-    name: str
-    target: Target
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def target(self) -> Target: ...
 
     def recognises(self, config: dict[str, Any]) -> bool:
         """Whether a folder whose config.json says this is in the layout. Never by its name."""

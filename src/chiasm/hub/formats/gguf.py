@@ -28,6 +28,7 @@ from chiasm.hub.formats.vision import CLIP, SIGLIP, vision_obstacles, vision_par
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig, PadConfig
 from chiasm.mllm.model import MLLM
+from chiasm.vision.config import EncoderConfig, FusedConfig
 from chiasm.vision.pretrained import Tower
 
 MODEL, PROJECTOR = "model.gguf", "mmproj.gguf"
@@ -112,7 +113,7 @@ def projector_tensors(model: MLLM) -> dict[str, Tensor]:
             continue  # what is there is applied
         if not name.endswith("position_ids"):
             found[named(names, f"vision_tower.vision_model.{name}")] = value
-    for number, layer in enumerate(model.projector.layers):
+    for number, layer in enumerate(model.projector.layers):  # type: ignore[arg-type]
         for part, value in layer.state_dict().items():
             found[f"mm.{2 * number}.{part}"] = value
     return found
@@ -143,13 +144,21 @@ def _write_projector(file: Path, model: MLLM) -> None:
     writer.add_vision_image_std(list(getattr(tower, "deviation", (0.5, 0.5, 0.5))))
     writer.add_vision_use_gelu(ACTIVATIONS[config.get("hidden_act", "gelu_pytorch_tanh")])
     # Counted as transformers' hidden_states; without it llama.cpp leaves out the last block.
-    writer.add_array("clip.vision.feature_layer", list(tower.chosen or (len(model.vision.layers),)))
+    writer.add_array(
+        "clip.vision.feature_layer", list(_chosen(tower) or (len(model.vision.layers),))
+    )
     single = {"v.position_embd.weight"}  # added to, not multiplied with
     tensors = projector_tensors(model)
     for name in single & tensors.keys():
         array = tensors.pop(name).detach().float().cpu().contiguous().numpy()
         writer.add_tensor(name, array)
     write_tensors(writer, tensors, dtype)
+
+
+def _chosen(config: EncoderConfig) -> tuple[int, ...]:
+    """The layers whose features are taken; two encoders fused have been refused before."""
+    assert not isinstance(config, FusedConfig)
+    return config.chosen
 
 
 def _encoder_in_the_way(model: MLLM) -> list[str]:
@@ -163,8 +172,9 @@ def _encoder_in_the_way(model: MLLM) -> list[str]:
         found.append(f"{activation} in the encoder (only {', '.join(ACTIVATIONS)})")
     if tower.class_token:
         found.append("class tokens among the features (model.tower.class_token)")
-    if list(tower.chosen) != sorted(tower.chosen) or (_normed(model) and len(tower.chosen) > 1):
-        found.append(f"features of the layers {tower.chosen} in this order or with a norm each")
+    layers = _chosen(tower)
+    if list(layers) != sorted(layers) or (_normed(model) and len(layers) > 1):
+        found.append(f"features of the layers {layers} in this order or with a norm each")
     if config["intermediate_size"] == config["hidden_size"]:
         found.append(
             "an encoder whose MLPs are no wider than it (llama.cpp would swap their sides)"

@@ -33,7 +33,7 @@ from chiasm.mllm.config import MLLMConfig, PixelShuffleConfig, SplitConfig
 from chiasm.mllm.images.split import PICTURE, SplitMode
 from chiasm.mllm.model import MLLM
 from chiasm.train.checkpoint import read_json
-from chiasm.vision.config import TowerOptions
+from chiasm.vision.config import FusedConfig, TowerOptions
 from chiasm.vision.pretrained import Tower
 
 END = "<end_of_utterance>"
@@ -91,7 +91,8 @@ class Idefics3Format:
         assert isinstance(template, ChatTemplate)
         if isinstance(model.vision, Tower) and not model.vision.config.norm:
             found.append("features without the encoder's last norm (set model.tower.norm)")
-        if not found and vision.chosen not in ((), (len(model.vision.layers),)):
+        last: tuple[tuple[int, ...], ...] = ((), (len(model.vision.layers),))
+        if not (found or isinstance(vision, FusedConfig) or vision.chosen in last):
             found.append(f"features of the encoder's layers {vision.chosen} (it must be the last)")
         side = vision.image_size // vision.patch_size
         if not positions_kept(side) and not _is_own(model, self.own):
@@ -168,7 +169,8 @@ def tensors(model: MLLM, rows: int) -> dict[str, Tensor]:
     _, vision = vision_parts(model.vision)
     named = {f"model.text_model.{name}": value for name, value in body.items()}
     named |= {f"model.vision_model.{name}": value for name, value in vision.items()}
-    named["model.connector.modality_projection.proj.weight"] = model.projector.proj.weight
+    connector = model.projector.get_parameter("proj.weight")
+    named["model.connector.modality_projection.proj.weight"] = connector
     return named if head is None else named | {"lm_head.weight": head}
 
 

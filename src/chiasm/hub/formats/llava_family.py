@@ -206,7 +206,7 @@ def _tensors(model: MLLM, processor: Processor) -> dict[str, Tensor]:
     if head is not None:
         tensors["language_model.lm_head.weight"] = head
     tensors |= {f"vision_tower.vision_model.{name}": value for name, value in vision.items()}
-    for number, layer in enumerate(model.projector.layers, 1):
+    for number, layer in enumerate(model.projector.layers, 1):  # type: ignore[arg-type]
         for name, value in layer.state_dict().items():
             tensors[f"multi_modal_projector.linear_{number}.{name}"] = value
     if model.projector.image_newline is not None:

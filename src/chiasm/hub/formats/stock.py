@@ -65,7 +65,7 @@ def read_model(folder: Path) -> Any:
 
     with quiet():
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
+            model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
                 folder,
                 dtype=torch.float32,
                 use_safetensors=True,

@@ -207,7 +207,7 @@ def stock_tokenizer(tokenizer: Tokenizer, numbering: Numbering) -> Any:
     words = numbering.words
     renamed = {names.BEGIN_IMAGE: words.begin_image, names.END_IMAGE: words.end_image}
     if words.row_end and numbering.row_end is not None:
-        renamed[tokenizer.id_to_token(numbering.row_end)] = words.row_end
+        renamed[str(tokenizer.id_to_token(numbering.row_end))] = words.row_end
     saved = json.loads(tokenizer.to_str())
     vocabulary = saved["model"]["vocab"]
     saved["model"]["vocab"] = {renamed.get(k, k): v for k, v in vocabulary.items()}

@@ -95,7 +95,8 @@ def summary(found: Mapping[tuple, Outcome], settings: SweepSettings) -> dict:
 
 
 def _best(row: Sequence[Outcome]) -> int:
-    return min(range(len(row)), key=lambda i: math.inf if row[i].loss is None else row[i].loss)
+    losses = [math.inf if one.loss is None else one.loss for one in row]
+    return losses.index(min(losses))
 
 
 def _drift(outcome: Outcome) -> float | None:
