@@ -333,14 +333,18 @@ def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed
         cli.main([str(a) for a in asked])
     assert caught.value.code == 2
     assert "1 of the questions could not be asked" in capsys.readouterr().err
-    assert "Only right right" in _compared(tiny_run, data, tmp_path)
+    page = _compared(tiny_run, data, tmp_path)
+    assert "Where they disagree" in page
+    assert "3 of the 3 questions" in page
 
 
 def _compared(run: Path, data: Path, tmp_path: Path) -> str:
-    """The page that compares a run with answers that are all right."""
-    lines = (run / "predictions-own.jsonl").read_text().splitlines()
-    right = [json.loads(line) | {"correct": 1.0} for line in lines]
-    (tmp_path / "right.jsonl").write_text("\n".join(map(json.dumps, right)))
+    """The page that compares a run with one that is right where it is wrong."""
+    other = []
+    for line in (run / "predictions-own.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        other.append(row if row["correct"] is None else row | {"correct": 1.0 - row["correct"]})
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, other)))
     page = tmp_path / "page.html"
-    runs("compare", run / "predictions-own.jsonl", tmp_path / "right.jsonl", "--out", page)
+    runs("compare", run / "predictions-own.jsonl", tmp_path / "other.jsonl", "--out", page)
     return page.read_text()
