@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import struct
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
+from chiasm.core.cache import cache_root
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Part, Sample, Turn
 from chiasm.data.blob import Blob, Fetched, is_url
@@ -104,7 +104,7 @@ def id_hash(name: str) -> int:
 
 def _shard(blob: Blob) -> Shard:
     """A file's index: the one kept, or made and kept."""
-    root = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm")) / "index"
+    root = cache_root() / "index"
     key = hashlib.sha256(f"{VERSION} {blob.place} {blob.stamp}".encode()).hexdigest()[:32]
     file = root / f"{key}.npz"
     try:

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from chiasm.core.cache import cache_root
 from chiasm.core.errors import CheckpointError, MissingExtraError
 from chiasm.core.quiet import quiet
 
-CACHE = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm"))
+CACHE = cache_root()
 """Where converted language models are kept."""
 
 

@@ -1,27 +1,11 @@
 """Any-to-any from one checkpoint: replies that mix text and pictures, pictures changed by words."""
 
 from chiasm.recipes.recipe import Recipe
-from chiasm.recipes.unified_nano import RATES
-from chiasm.train.stage import Schedule, Stage
+from chiasm.recipes.unified_nano import stage
 from chiasm.unified.config import UnifiedConfig
 
 
 def recipe() -> Recipe:
-    def stage(
-        name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
-    ) -> Stage:
-        return Stage(
-            name,
-            steps,
-            RATES,
-            data,
-            batch=2048,
-            optimizer="muon",
-            muon_iterations=3,
-            schedule=schedule,
-            warmup=warmup,
-        )
-
     # As unified_nano begins; a document holds two pictures, so drawing is never left out after.
     stages = (
         stage("draw", 60, "draw", warmup=0.05),

@@ -7,26 +7,26 @@ from chiasm.unified.config import UnifiedConfig
 RATES = {"embedding": 2e-3, "transformer": 2e-3}
 
 
+def stage(name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0) -> Stage:
+    """What the stages of the small unified recipes have in common."""
+    return Stage(
+        name,
+        steps,
+        RATES,
+        data,
+        batch=2048,
+        optimizer="muon",
+        muon_iterations=3,
+        schedule=schedule,
+        warmup=warmup,
+    )
+
+
 def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
     # drawing teaches what pictures are made of, captions what is in them, matching to compare them
     # with words (drawing beside it, or captions too much alike, hold that up for long); only then
     # can questions be answered.
-    def stage(
-        name: str, steps: int, data: str, schedule: Schedule = "constant", warmup=0.0
-    ) -> Stage:
-        return Stage(
-            name,
-            steps,
-            RATES,
-            data,
-            batch=2048,
-            optimizer="muon",
-            muon_iterations=3,
-            schedule=schedule,
-            warmup=warmup,
-        )
-
     stages = (
         stage("draw", 60, "draw", warmup=0.05),
         stage("perceive", 90, "describe+describe+describe+draw"),

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chiasm.core.cache import cache_root
 from chiasm.core.config import to_dict
 from chiasm.train.stage import Stage
 
@@ -58,7 +59,7 @@ def remembered(model: Any, stage: Stage) -> Iterator[None]:
 def open_cache(encoder: nn.Module, limit: float) -> FeatureCache:
     """The cache of an encoder as it is now. The features of other encoders, those used longest ago
     first, are deleted until all together take at most `limit` bytes."""
-    root = Path(os.environ.get("CHIASM_CACHE", Path.home() / ".cache" / "chiasm")) / "features"
+    root = cache_root() / "features"
     own = root / encoder_hash(encoder)
     own.mkdir(parents=True, exist_ok=True)
     os.utime(own)

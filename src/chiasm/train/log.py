@@ -17,7 +17,7 @@ from chiasm.train.sinks import Sink
 
 @dataclass
 class Entry:
-    """What one stage has cost so far. peak_memory: bytes (train/memory.py), 0 before its end."""
+    """What one stage has cost so far. peak_memory: bytes (train/meter.py), 0 before its end."""
 
     name: str
     steps: int = 0

@@ -27,8 +27,7 @@ from chiasm.train.feature_cache import remembered
 from chiasm.train.feed import Feed, strands
 from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
-from chiasm.train.memory import peak_memory
-from chiasm.train.meter import in_words, memory_in_use, peak_rate, use_of
+from chiasm.train.meter import in_words, memory_in_use, peak_memory, peak_rate, use_of
 from chiasm.train.monitor import Monitor, said
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current

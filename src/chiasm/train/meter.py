@@ -20,13 +20,19 @@ def peak_rate(device: torch.device, dtype: torch.dtype, ranks: int) -> float:
 def memory_in_use(device: torch.device) -> float:
     """Gigabytes: on a GPU the most that was allocated so far, else what this process holds now (at
     its highest where the system does not say)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
     pages = Path("/proc/self/statm")
-    if pages.exists():
+    if device.type != "cuda" and pages.exists():
         return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory(device) / 1e9
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes this process held at its fullest since it began: of the GPU where it computes there,
+    else of main memory."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def use_of(line: dict[str, float], peak: float) -> dict[str, float]:
