@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
+from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
 from chiasm.recipes import data_commands
@@ -455,6 +456,7 @@ _overrides: Overrides = {}
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line and exit code 2 for every error a user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_freed_memory()
     try:
         _overrides.clear()
         if arguments[:1] in (["train"], ["plan"]):

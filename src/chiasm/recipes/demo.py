@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +15,13 @@ import PIL.Image
 import torch
 from rich.console import Console
 
-import chiasm
 from chiasm.core.errors import CheckpointError
 from chiasm.core.progress import Show
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
 from chiasm.eval.drawing import score_drawings
+from chiasm.eval.identity import versions
 from chiasm.eval.judge import judge_accuracy, train_judge
 from chiasm.eval.report import render
 from chiasm.eval.runner import Result, evaluate, majority_baseline
@@ -53,7 +50,7 @@ class Settings:
         self.unified_questions = 100 if fast else 0
         self.blind_questions = 20 if fast else 200
         self.drawings = 1 if fast else 20
-        self.judge_steps = 20 if fast else 300
+        self.judge_steps = 20 if fast else 200
         self.test_pictures = 50 if fast else 1000
         self.candidates = 2 if fast else 8
 
@@ -100,7 +97,7 @@ def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:
         "began": {name: outcome.began for name, outcome in lanes.items()},
         # Both at once: at most the sum of what each held at its fullest.
         "peak_memory_gb": sum(outcome.peak_memory_gb for outcome in lanes.values()),
-        "versions": _versions(),
+        "versions": versions(),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     _say(console, summary)
@@ -175,7 +172,9 @@ def _answers(
     show: Show,
 ) -> dict:
     """Accuracy on the test split, and with the pictures shuffled."""
-    respond = Generator(*load(folder / route), precision="auto")
+    # Replies are of a word or two: reading the prompts is the work, and goes fastest in pieces that
+    # fit a cache (LOG.md).
+    respond = Generator(*load(folder / route), tokens=512, precision="auto")
     samples = easy_vqa.load("test")
     task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
     sampling = Sampling(max_tokens=8)
@@ -262,16 +261,6 @@ def _keep(drawings: dict[str, list[PIL.Image.Image]], place: Path) -> None:
     for caption, pictures in drawings.items():
         for number, picture in enumerate(pictures):
             picture.save(place / f"{caption.replace(' ', '-')}-{number}.png")
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-    return {
-        "chiasm": chiasm.__version__,
-        "python": sys.version.split()[0],
-        **packages,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
 
 
 def _say(console: Console, summary: dict) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.errors import ChiasmError
 from chiasm.core.progress import Show, bars
 
@@ -147,6 +148,7 @@ def _check_alive(processes: Mapping[str, Any], outcomes: Mapping[str, Outcome]) 
 
 def _run(lane: _Lane, job: Job) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     lane.take_share()
     try:
         value = job(partial(_Remote, lane))
