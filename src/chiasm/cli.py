@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -463,6 +464,7 @@ def main(arguments: list[str] | None = None) -> None:
             arguments, dotted = split_overrides(arguments)
             _overrides.update(dotted)
         app.cli(prog="chiasm", args=arguments, description=__doc__)
+        sys.stdout.flush()
     except InterruptedRunError as error:
         Console(stderr=True).print(escape(str(error)), soft_wrap=True)
         sys.exit(error.code)
@@ -471,6 +473,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Who read our output has seen enough (| head); what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -235,6 +236,19 @@ def test_bad_samples_are_quarantined_while_training(data, tmp_path, capsys):
     ):
         assert words in reasons
     assert "5 samples could not be used" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "chiasm", "plan", "unified_nano", "--plot"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    assert "Traceback" not in done.stderr.decode()
+    assert done.returncode == 141
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run, data, capsys):
