@@ -37,7 +37,7 @@ from chiasm.data.indexed import open_indexed
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.load import load_samples
 from chiasm.data.shard_import import ImportPlan
-from chiasm.data.shards import run_in_processes
+from chiasm.data.shards import run_by_workers
 from chiasm.data.turns import Mixed, Turns
 
 PICTURES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
@@ -115,7 +115,7 @@ def import_ours(folder: Path) -> Callable[[], float]:
         out = folder / "ours"
         shutil.rmtree(out, ignore_errors=True)
         plan = ImportPlan(str(folder / "messages"), to="parquet", size=SHARD)
-        done = run_in_processes(plan, out, WORKERS)
+        done = run_by_workers(plan, out, WORKERS)
         return float(sum(one["kept"] for one in done or ()))
 
     return run

@@ -85,19 +85,20 @@ def _stated_size(data: bytes) -> tuple[int, int]:
 
 def decode(data: bytes) -> PIL.Image.Image:
     """The first frame, upright, RGB. Raises Unreadable."""
-    with open_picture(data) as picture:
-        try:
-            picture.load()
-        except Exception as error:  # truncated, or broken inside
-            raise Unreadable(_words(error)) from None
-        return rgb(_upright(picture))
+    picture = open_picture(data)  # in memory: nothing to close
+    try:
+        picture.load()
+    except Exception as error:  # truncated, or broken inside
+        raise Unreadable(_words(error)) from None
+    return rgb(_upright(picture))
 
 
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     """RGB as it is meant to look: 16 bits a channel scaled, transparency over white.
 
     PIL's convert clips what is above 255, so that 16-bit scans turn white, and drops
-    transparency, so that black text on nothing turns black on black.
+    transparency, so that black text on nothing turns black on black. RGB comes back itself, not a
+    copy: draw on a copy of it.
     """
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         picture = _eight_bits(picture)
@@ -105,7 +106,7 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         whole = picture.convert("RGBA")
         white = PIL.Image.new("RGBA", whole.size, "white")
         return PIL.Image.alpha_composite(white, whole).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -122,6 +123,8 @@ def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Turned as the camera was held. A broken EXIF block says nothing about that."""
     try:
+        if picture.getexif().get(ORIENTATION, 1) == 1:
+            return picture  # exif_transpose would copy it
         return PIL.ImageOps.exif_transpose(picture)
     except Exception:
         return picture

@@ -36,6 +36,11 @@ class Blob:
     def folder(self) -> str:
         return self.place.rpartition("/")[0]
 
+    @property
+    def source(self) -> str:
+        """The folder's own name."""
+        return self.folder.rpartition("/")[2]
+
     def read(self, start: int, length: int) -> bytes:
         """A piece. Raises DataError where it cannot be had."""
         try:
@@ -43,7 +48,8 @@ class Blob:
                 system, path = _system(self.place)
                 data = system.cat_file(path, start=start, end=start + length)
             else:
-                data = os.pread(_opened(self.place).fileno(), length, start)
+                file = _opened(self.place)  # held: another thread may push it out of the cache
+                data = os.pread(file.fileno(), length, start)
         except Exception as error:  # every file system has errors of its own
             raise _unreachable(self.place, error) from None
         if len(data) != length:

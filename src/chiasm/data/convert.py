@@ -49,7 +49,7 @@ def convert(
     """Write all usable samples of `data` into the folder `out`; every picture is decoded once.
 
     name: the format of `data` where it does not show. images: the folder that its image paths are
-    relative to. workers: processes that decode. Records and samples that cannot be used go to
+    relative to. workers: threads that decode. Records and samples that cannot be used go to
     out/quarantine.jsonl, none is replaced. Raises DataError if no sample is left.
     """
     write = writer(to)

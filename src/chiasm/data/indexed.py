@@ -9,7 +9,6 @@ read away, so order and shuffling are arithmetic (data/turns.py), whoever reads.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import struct
 from codecs import BOM_UTF8
@@ -27,7 +26,8 @@ from chiasm.data.blob import Blob, Fetched, is_url
 from chiasm.data.formats.media import Appearing
 from chiasm.data.formats.messages import sample_of
 from chiasm.data.formats.reading import LONGEST, OnError, json_object
-from chiasm.data.formats.webdataset import groups, tar_sample
+from chiasm.data.formats.tar import Members, groups, one
+from chiasm.data.formats.webdataset import tar_sample
 from chiasm.data.turns import Selected
 
 VERSION = 1  # of the index files: another reading of the same bytes is another index
@@ -48,8 +48,7 @@ class Shard:
         data = self.blob.read(start, length)
         if not self.blob.name.endswith(".tar"):
             return _of_line(data, number, self.blob)
-        key, _, members = next(groups(io.BytesIO(data)))
-        return _of_tar(key, members, self.blob)
+        return _of_tar(*one(data), self.blob)
 
 
 class Indexed(Sequence[Sample]):
@@ -124,7 +123,7 @@ def _shard(blob: Blob) -> Shard:
 def _scan(blob: Blob) -> Shard:
     """Read a file through and check every record."""
     rows, bad = bytearray(), []
-    source = Path(blob.folder).name
+    source = blob.source
     with blob.open() as stream:
         found = _tar(stream, blob) if blob.name.endswith(".tar") else _lines(stream, blob)
         for number, start, length, sample in found:
@@ -164,18 +163,17 @@ def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
         return error
 
 
-def _of_tar(key: str, members: dict[str, bytes] | DataError, blob: Blob) -> Sample:
+def _of_tar(key: str, members: Members | DataError, blob: Blob) -> Sample:
     if isinstance(members, DataError):
         raise members
-    return tar_sample(members, f"{blob.name}:{key}", Path(blob.folder).name)
+    return tar_sample(members, f"{blob.name}:{key}", blob.source)
 
 
 def _of_line(line: bytes, number: int, blob: Blob) -> Sample:
     row, where = json_object(line.strip().removeprefix(BOM_UTF8)), f"{blob.name}:{number}"
-    source = Path(blob.folder).name
     if is_url(blob.place):
-        return _fetched(sample_of(row, Path(), source, where), blob.folder)
-    return sample_of(row, Path(blob.folder), source, where)
+        return _fetched(sample_of(row, Path(), blob.source, where), blob.folder)
+    return sample_of(row, Path(blob.folder), blob.source, where)
 
 
 def _fetched(sample: Sample, folder: str) -> Sample:

@@ -42,6 +42,10 @@ class ImportPlan:
             raise ConfigError(f"--rules {alone}: compares all samples with each other, which "
                               "shards do not; run it without --shard")  # fmt: skip
 
+    @property
+    def threads(self) -> bool:
+        return not self.rules  # decoding and hashing alone
+
     def work(self) -> Import:
         bad: dict[str, str] = {}
 

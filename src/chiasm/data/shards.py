@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,12 @@ class Work(Protocol):
 
 
 class Plan(Protocol):
-    """What makes the work where it is done: small, picklable, the same in every process."""
+    """What makes the work where it is done: small, picklable, the same in every process. threads:
+    its time passes outside Python, so that threads share a machine better than processes, which
+    begin with seconds of imports."""
+
+    @property
+    def threads(self) -> bool: ...
 
     def work(self) -> Work: ...
 
@@ -123,8 +128,14 @@ def manifest(work: Work, number: int, out: Path) -> dict[str, Any] | None:
     return said if all((out / name).is_file() for name in said["files"]) else None
 
 
-def run_in_processes(plan: Plan, out: Path, workers: int) -> list[dict[str, Any]] | None:
-    """As run_shards, by processes of this machine."""
+def run_by_workers(plan: Plan, out: Path, workers: int) -> list[dict[str, Any]] | None:
+    """As run_shards, by threads or processes of this machine."""
+    if plan.threads:
+        work = plan.work()
+        out.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(workers) as threads:
+            list(threads.map(lambda number: run_shard(work, number, out), range(work.count)))
+        return finish(work, out)
     jobs = [(plan, out, index, workers) for index in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(_job, jobs))

@@ -8,18 +8,18 @@ from pathlib import Path
 from rich.console import Console
 
 from chiasm.core.progress import Bar
-from chiasm.data.shards import Plan, numbers_of, run_in_processes, run_on_ray, run_shards
+from chiasm.data.shards import Plan, numbers_of, run_by_workers, run_on_ray, run_shards
 
 
 def carry_out(
     plan: Plan, out: Path, index: int | None = None, of: int = 1, ray: int = 0, workers: int = 1
 ) -> None:
-    """Write all shards of the plan, by so many processes here or of Ray, or those of job `index` of
+    """Write all shards of the plan, by so many workers here or of Ray, or those of job `index` of
     an array of `of`; what is complete is left alone. Says what the folder holds then."""
     if ray:
         done = run_on_ray(plan, out, ray)
     elif workers > 1 and index is None:
-        done = run_in_processes(plan, out, workers)
+        done = run_by_workers(plan, out, workers)
     else:
         work = plan.work()
         numbers = None if index is None else numbers_of(work.count, index, of)

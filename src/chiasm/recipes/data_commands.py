@@ -41,7 +41,7 @@ def import_(
         array_index: Of shards, do those of one job of an array, counted from 0.
         array_count: Jobs of that array.
         ray: Of shards, processes of Ray Data that share the work.
-        workers: Processes that decode.
+        workers: Threads that decode.
     """
     if shard:
         if images is not None:
@@ -83,7 +83,7 @@ def inspect(
         labels: Instead print which words are learnt, in colour, and samples that teach nothing.
         model: Whose template decides the labels: a recipe's name or file, or the folder of a run.
         samples: So many samples' labels are printed; all of them are checked.
-        workers: Processes that decode.
+        workers: Threads that decode.
     """
     if labels:
         from chiasm.recipes.labels import inspect_labels

@@ -9,8 +9,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
@@ -19,9 +18,10 @@ from chiasm.data.formats.media import SUFFIXES, Appearing, image_bytes, suffix
 from chiasm.data.formats.messages import json_line, videos_of
 from chiasm.data.formats.reading import OnError, Record, folder_name, json_object, samples
 from chiasm.data.formats.rows import sample_of
+from chiasm.data.formats.tar import Members, groups
 
 SHARD = 1000  # samples in a tar
-LARGEST = 256 * 2**20  # bytes of one member
+HERE = Path(".")
 CAPTIONS = ("txt", "caption", "text")
 
 
@@ -33,7 +33,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
     for file in files_of(path, "*.tar"):
         source = folder_name(file)
 
-        def make(members: dict[str, bytes], where: str, source=source) -> Sample:
+        def make(members: Members, where: str, source=source) -> Sample:
             return tar_sample(members, where, source)
 
         yield from samples(_groups(file), make, source, on_error)
@@ -49,54 +49,12 @@ def _groups(file: Path) -> Iterator[Record]:
         yield f"{file.name}:", DataError(f"not readable from here on: {error}")
 
 
-def groups(
-    stream: IO[bytes],
-) -> Iterator[tuple[str, tuple[int, int], dict[str, bytes] | DataError]]:
-    """(key, where its members begin and end in the tar, the members by their endings or what is
-    wrong with one) for each run of members of one key."""
-    key: str | None = None
-    members: dict[str, bytes] = {}
-    wrong: DataError | None = None
-    start = end = 0
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                # Else all heads of a large tar would stay in memory.
-                tar.members.clear()  # type: ignore[attr-defined]
-                if not member.isfile():
-                    continue
-                place = PurePosixPath(member.name)
-                base, _, ending = place.name.partition(".")
-                name = str(place.parent / base)
-                if name != key:
-                    if key is not None:
-                        yield key, (start, end), wrong or members
-                    key, members, wrong, start = name, {}, None, member.offset
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.size > LARGEST:
-                    wrong = DataError(f"{member.name} has {member.size:,} bytes; shrink it")
-                    continue
-                data = _read(tar, member)
-                if len(data) < member.size:
-                    wrong = DataError(f"{member.name} ends early; the tar is truncated")
-                members[ending.lower()] = data
-            if key is not None:
-                yield key, (start, end), wrong or members
-    except (tarfile.TarError, OSError) as error:
-        yield key or "", (start, end), DataError(f"not readable from here on: {error}")
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
-
-
-def tar_sample(members: dict[str, bytes], where: str, source: str) -> Sample:
+def tar_sample(members: Members, where: str, source: str) -> Sample:
     """The sample of one key's members. Raises DataError."""
-    return sample_of(_row(members, where), Path("."), source, where)
+    return sample_of(_row(members, where), HERE, source, where)
 
 
-def _row(members: dict[str, bytes], where: str) -> dict:
+def _row(members: Members, where: str) -> dict:
     row = json_object(members["json"]) if "json" in members else {}
     caption = next((members[ending] for ending in CAPTIONS if ending in members), None)
     if caption is not None and not {"messages", "conversations", "texts"} & row.keys():

@@ -97,7 +97,7 @@ def inspect_data(
     advance: Callable[[], None] = lambda: None,
     workers: int = 1,
 ) -> Inspection:
-    """Read all splits of `data`, decode every picture once, by `workers` processes. Nothing is
+    """Read all splits of `data`, decode every picture once, by `workers` threads. Nothing is
     changed."""
     unusable: list[Unusable] = []
 
@@ -132,7 +132,7 @@ Look = tuple[str, Picture, Fingerprint]
 
 
 def _ahead(samples: Iterable[Sample], workers: int) -> Iterator[tuple[Sample, list[Look]]]:
-    """The samples with looks that other processes took; with none where there are no others."""
+    """The samples with looks that other threads took; with none where there are no others."""
     if workers < 2:
         for sample in samples:
             yield sample, []
