@@ -91,6 +91,16 @@ def test_tables_of_other_numbers_are_no_doubles():
     np.testing.assert_array_equal(near, np.eye(12, dtype=bool))
 
 
+def test_tables_are_found_again_in_other_sizes():
+    random = np.random.default_rng(0)
+    tables = [table(random.integers(0, 100, 4).tolist()) for _ in range(12)]
+    for scale in (0.5, 0.75, 1.5):
+        size = round(240 * scale), round(160 * scale)
+        copies = [fingerprint(jpeg(one.resize(size))) for one in tables]
+        near = [[fingerprint(one).near(copy) for copy in copies] for one in tables]
+        np.testing.assert_array_equal(near, np.eye(12, dtype=bool))
+
+
 def test_fingerprints_are_near_for_copies_and_far_for_others():
     prints = [fingerprint(scene(i)) for i in range(40)]
     copies = [fingerprint(jpeg(scene(i))) for i in range(40)]

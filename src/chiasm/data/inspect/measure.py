@@ -206,7 +206,7 @@ def _measure(name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
         remarks.append(f"smaller than {SMALL} pixels")
     if max(width, height) > LONG * min(width, height):
         remarks.append(f"more than {LONG:.0f} times as long as wide")
-    small = pixels.convert("L").resize((64, 64))
+    small = pixels.resize((64, 64), reducing_gap=2.0).convert("L")
     if float(np.asarray(small, np.float32).std()) < FLAT:
         remarks.append("one colour only")
     kind = "pixels"
