@@ -3,22 +3,27 @@
 The data: PICTURES photographs-like JPEGs of 500 x 375 with a question and an answer each, as
 messages JSONL and, the same bytes, as tars of 250 samples. Units are pictures.
 
-stream: every sample of the tars once, shuffled, its picture decoded to RGB, one process, against
-webdataset's usual pipeline (shuffled shards, a buffer of 1,000, its PIL decoder). stream_datasets:
-the same against `datasets` reading the same tars with streaming=True and a buffer of 1,000. Ours
-shuffles across the whole set by index, the peers within a buffer. Before timing, all sides are
-checked to give the same samples with the same pixels.
+stream: every sample of the tars once, shuffled, its picture decoded to RGB, one process and one
+thread, against webdataset's usual pipeline (shuffled shards, a buffer of 1,000, its PIL decoder).
+stream_datasets: the same against `datasets` reading the same tars with streaming=True and a buffer
+of 1,000. Ours shuffles across the whole set by index, the peers within a buffer. The index is made
+before (a read of the tars, once for all). Before timing, all sides are checked to give the same
+samples with the same pixels; what is timed ends with the decoded picture.
 
-import: messages JSONL to parquet with 2 processes, every picture decoded to see that it can be,
-against `datasets` doing the same (map with num_proc=2, then to_parquet). Extra keys: pictures a
-second of `data inspect` with 2 workers.
+import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,
+against `datasets` doing the same with 2 processes (map with num_proc=2, then to_parquet). Extra
+keys: pictures a second of `data inspect` with 2 threads; memory (VmRSS, MB) that a shuffled read of
+20,000 samples adds where there are 10,000 of them in JSON lines, and where there are 100,000.
 
 Needs the extra `bench`.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -31,6 +36,7 @@ import PIL.Image
 
 from benchmarks.harness import alternate, report, result, round_to, rounds_argument
 from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.blob import local
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.webdataset import write_webdataset
 from chiasm.data.indexed import open_indexed
@@ -42,8 +48,9 @@ from chiasm.data.turns import Mixed, Turns
 
 PICTURES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
 
-Pass = Callable[[], dict[str, int]]
-"""One pass over the data: how much a hash of every sample's pixels comes to, by its question."""
+Look = Callable[[PIL.Image.Image], str]
+Pass = Callable[[Look], dict[str, str]]
+"""One pass over the data: what is seen of every sample's picture, by its question."""
 
 
 def make(folder: Path) -> None:
@@ -62,15 +69,18 @@ def make(folder: Path) -> None:
     write_webdataset(samples, folder / "tars", "train", SHARD)
 
 
-def look(picture: PIL.Image.Image) -> int:
-    """A number that differs where pixels do; the same small work on all sides."""
-    return int(np.asarray(picture.convert("RGB"))[::50, ::50].astype(np.int64).sum())
+def every_pixel(picture: PIL.Image.Image) -> str:
+    """A hash that differs where pixels do; not timed."""
+    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+
+
+def glance(picture: PIL.Image.Image) -> str:
+    """What costs nothing once a picture is decoded, and decodes one that is not."""
+    return str(picture.getpixel((7, 7)))
 
 
 def ours(tars: list[str]) -> Pass:
-    from chiasm.data.blob import local
-
-    def run() -> dict[str, int]:
+    def run(look: Look) -> dict[str, str]:
         samples = Mixed.of(open_indexed([local(Path(tar)) for tar in tars]))
         turns, found = Turns(samples, 1, 0), {}
         for _ in range(len(samples)):
@@ -86,7 +96,7 @@ def ours(tars: list[str]) -> Pass:
 def by_webdataset(tars: list[str]) -> Pass:
     import webdataset
 
-    def run() -> dict[str, int]:
+    def run(look: Look) -> dict[str, str]:
         data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(BUFFER).decode("pil")
         return {row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in data}
 
@@ -96,7 +106,7 @@ def by_webdataset(tars: list[str]) -> Pass:
 def by_datasets(tars: list[str]) -> Pass:
     import datasets
 
-    def run() -> dict[str, int]:
+    def run(look: Look) -> dict[str, str]:
         data = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
         shuffled = data.shuffle(seed=0, buffer_size=BUFFER)
         return {
@@ -107,7 +117,7 @@ def by_datasets(tars: list[str]) -> Pass:
 
 
 def counted(one_pass: Pass) -> Callable[[], float]:
-    return lambda: float(len(one_pass()))
+    return lambda: float(len(one_pass(glance)))
 
 
 def import_ours(folder: Path) -> Callable[[], float]:
@@ -151,6 +161,34 @@ def import_datasets(folder: Path) -> Callable[[], float]:
     return run
 
 
+def resident() -> float:
+    """MB of this process in memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(one.split()[1]) for one in lines if one.startswith("VmRSS")) / 1024
+
+
+def memory(folder: Path, count: int) -> float:
+    """MB that a shuffled read of 20,000 samples adds, of `count` in ten JSON lines files."""
+    folder.mkdir()
+    said = [
+        {"role": "user", "content": "how many? " + "word " * 200},
+        {"role": "assistant", "content": "#"},
+    ]
+    line = json.dumps({"id": "#", "messages": said})
+    for shard in range(10):
+        rows = (line.replace("#", f"{shard}-{n}") for n in range(count // 10))
+        (folder / f"{shard}.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    gc.collect()
+    before = resident()
+    samples = Mixed.of(open_indexed([local(file) for file in sorted(folder.glob("*.jsonl"))]))
+    turns = Turns(samples, 1, 0)
+    for _ in range(20_000):
+        turn = turns.next()
+        turns.use(turn)
+        assert samples[turn.index].id
+    return resident() - before
+
+
 def main() -> None:
     rounds = rounds_argument(__doc__, 5)
     import datasets
@@ -163,7 +201,7 @@ def main() -> None:
         tars = sorted(str(file) for file in (folder / "tars").glob("*.tar"))
         made = {"ours": ours, "webdataset": by_webdataset, "datasets": by_datasets}
         passes = {name: one(tars) for name, one in made.items()}
-        seen = {name: one() for name, one in passes.items()}
+        seen = {name: one(every_pixel) for name, one in passes.items()}
         for name, found in seen.items():
             if found != seen["ours"] or len(found) != PICTURES:
                 raise SystemExit(f"data: {name} gives other samples than ours ({len(found)})")
@@ -177,9 +215,15 @@ def main() -> None:
         began = time.perf_counter()
         inspected = inspect_data(str(folder / "messages"), workers=WORKERS)
         rate = sum(len(s.pictures) for s in inspected.seen) / (time.perf_counter() - began)
+        added = {count: memory(folder / str(count), count) for count in (10_000, 100_000)}
     said = {name: result("pictures/s", measured) for name, measured in parts.items()}
     least = min(said, key=lambda name: said[name]["ratio"])
-    report("data", {**said[least], "parts": said, "inspect_pictures_per_second": round_to(rate)})
+    extra = {
+        "inspect_pictures_per_second": round_to(rate),
+        "MB_added_by_10_000_samples": round_to(added[10_000]),
+        "MB_added_by_100_000_samples": round_to(added[100_000]),
+    }
+    report("data", {**said[least], "parts": said, **extra})
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ BANDS = 16  # of 16 bits each: prints that differ in fewer than 16 bits share on
 MOST_BITS, MOST_COLOUR = 24, 12.0
 FINE, MOST_FINE = 32, 25.0  # cells a side of the finer look; grey levels
 SHRINK = PIL.Image.Resampling.LANCZOS
-"""Not BOX, which gives other cells by where they fall on the pixels: of tables halved it found 24 of
-100 (and 61 of photographs), LANCZOS all."""
+"""Not BOX, whose cells change with where they fall on the pixels: of tables halved in size it found
+24 in 100, of photographs 61."""
 
 K = TypeVar("K", bound=Hashable)
 
