@@ -8,6 +8,7 @@ twin without the condition that is fed the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.attention import Index
 from chiasm.nn.precision import Precision, autocast
+from chiasm.nn.products import FewRows
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ class Generator:
         self.precision: Precision = precision
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
+        self._few_rows = FewRows(model)
         self.grammar: Grammar | None = None
         if processor.codec.vocabulary is not None:
             codec = processor.codec
@@ -97,7 +100,7 @@ class Generator:
         batch = pack([[row] for row in rows])
         while session.live:
             # Inside the context only while computing: a generator must not leak it to its caller.
-            with torch.inference_mode(), autocast(self.precision, self.device):
+            with self.computing():
                 hidden = self.model(batch.to(self.device), session.cache)
                 logits = self.model.logits(hidden[place[0], place[1]]).float()
                 ids, fed = self._run(logits, session)
@@ -110,6 +113,12 @@ class Generator:
             if session.live:
                 batch, place = next_batch(session.live, session.rows, guided)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """How the model is run to generate: without gradients, as fast as replies allow."""
+        with torch.inference_mode(), autocast(self.precision, self.device), self._few_rows:
+            yield
+
     def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
         """Draw the pictures that are begun, where they are drawn by masked diffusion."""
         if self.grammar is None or self.grammar.vocabulary.mask is None:
@@ -117,7 +126,7 @@ class Generator:
         painters = [s for s in session.live if s.state is not None and s.state.open]
         if not painters:
             return
-        with torch.inference_mode(), autocast(self.precision, self.device):
+        with self.computing():
             ids = paint(self.model, self.grammar, painters, session)
         for s, tokens in zip(painters, ids, strict=True):
             for token in tokens:

@@ -22,7 +22,6 @@ from chiasm.core.errors import ChiasmError, NotGenerativeError
 from chiasm.infer.generate import Generator
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose, guide
-from chiasm.nn.precision import autocast
 from chiasm.nn.slots import SlotCache
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.job import Job, Score, Update
@@ -194,7 +193,7 @@ class Engine:
             reply.shift = len(rows[1]) - len(prompt)
         cache = self.respond.model.new_cache()
         last = torch.tensor([len(encoded) - 1 for encoded in rows])
-        with autocast(self.respond.precision, self.respond.device):
+        with self.respond.computing():
             batch = pack([[encoded] for encoded in rows]).to(self.respond.device)
             hidden = self.respond.model(batch, cache)
             logits = self.respond.model.logits(hidden[torch.arange(len(rows)), last]).float()
@@ -248,7 +247,7 @@ class Engine:
                 position[slot.number] = reply.position - 1 + shift
         own = [job.slots[0].number for job in jobs]
         twins = [job.slots[1].number for job in jobs if len(job.slots) > 1]
-        with autocast(self.respond.precision, self.respond.device):
+        with self.respond.computing():
             batch = _batch(ids, position).to(self.respond.device)
             hidden = self.respond.model(batch, self.cache)
             logits = self.respond.model.logits(hidden[own + twins, 0]).float()

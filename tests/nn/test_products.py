@@ -1,0 +1,61 @@
+"""Products with few rows: the same as F.linear, and only where they should be."""
+
+import pytest
+import torch
+from torch import nn
+
+from chiasm.nn.products import SMALLEST, FewRows
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(256, 300), nn.Tanh(), nn.Linear(300, 256, bias=False))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (10,), (3, 1), (4, 7), (170,)])
+def test_products_equal_the_plain_ones(model, shape):
+    x = torch.randn(*shape, 256)
+    with torch.no_grad():
+        expected = model(x)
+        with FewRows(model):
+            assert "forward" in model[0].__dict__
+            torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+            turned = torch.randn(256, 5).t()
+            got = model(turned)
+        torch.testing.assert_close(got, model(turned), atol=1e-5, rtol=1e-5)
+    assert "forward" not in model[0].__dict__
+
+
+def test_changed_weights_are_laid_out_anew(model):
+    quick, x = FewRows(model), torch.randn(4, 256)
+    for change in (lambda w: w.mul_(2), lambda w: w.add_(0.1)):
+        with torch.no_grad(), quick:
+            model(x)
+            change(model[0].weight)
+            got = model(x)
+        with torch.no_grad():
+            torch.testing.assert_close(got, model(x), atol=1e-5, rtol=1e-5)
+    model[0].weight = nn.Parameter(torch.zeros(300, 256))
+    with torch.no_grad(), quick:
+        got = model(x)
+    torch.testing.assert_close(got, model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_and_other_types_take_the_plain_way(model):
+    x = torch.randn(4, 256)
+    with FewRows(model):
+        model(x).sum().backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+    assert model[0].weight.grad is not None
+    small = nn.Linear(8, 8)
+    assert small.weight.numel() < SMALLEST
+    with FewRows(small):
+        assert "forward" not in small.__dict__
+
+
+def test_the_plain_way_is_restored_after_an_error(model):
+    with pytest.raises(RuntimeError), FewRows(model):
+        model(torch.randn(4, 7))
+    assert "forward" not in model[0].__dict__
