@@ -207,6 +207,26 @@ def document_answer(content: dict, kind: str, asked: str) -> str | None:
     }.get(kind)
 
 
+def slip_answer(content: dict, kind: str, asked: str) -> str | None:
+    counts = {item["name"]: item["count"] for item in content["items"]}
+    named = [word for word in re.findall(r"[a-z]+", asked) if word in counts]
+    if kind == "exists":
+        return "yes" if named else "no"
+    if kind == "is shop":
+        return "yes" if asked == f"is this the {content['shop']}?" else "no"
+    if kind == "more":
+        assert sorted(named) == sorted(counts)
+        return sorted(named, key=counts.__getitem__)[-1]
+    return {
+        "shop": content["shop"],
+        "paid": "yes" if content["paid"] else "no",
+        "first": next(iter(counts)),
+        "second": list(counts)[1],
+        "count": str(counts[named[0]]) if named else None,
+        "total": str(sum(counts.values())),
+    }[kind]
+
+
 ANSWERS = {
     "charts": chart_answer,
     "tables": table_answer,
@@ -215,6 +235,7 @@ ANSWERS = {
     "pages": page_answer,
     "scenes": scene_answer,
     "documents": document_answer,
+    "slips": slip_answer,
 }
 BOXED = {"where", "what", "region"}
 
@@ -326,6 +347,18 @@ def test_boxes_of_scenes_enclose_exactly_the_pixels_of_their_objects(samples):
                 assert np.allclose(found, sample.meta["boxes"][str(n)], atol=1)
                 seen += 1
     assert seen >= 3
+
+
+def test_lines_of_a_slip_stay_apart_and_inside(samples):
+    """Each line's ink is in its sixteen rows, so that nothing small enough to be seen is cut."""
+    for sample in samples["slips"]:
+        assert sample.images[0].load().size == (64, 64)
+        boxes = sample.meta["boxes"]
+        for n, name in enumerate(("shop", "item/0", "item/1", "state")):
+            left, top, right, bottom = boxes[name]
+            assert left >= 2, name
+            assert right <= 64, name
+            assert 16 * n <= top < bottom <= 16 * (n + 1), name
 
 
 def test_switches_look_as_recorded(samples):

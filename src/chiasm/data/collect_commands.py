@@ -21,7 +21,7 @@ def make(
     """Make pictures with exact questions and answers.
 
     Args:
-        kind: charts, tables, receipts, forms, pages, scenes or documents.
+        kind: charts, tables, receipts, forms, pages, scenes, documents or slips.
         out: Folder for train.jsonl, test.jsonl and images/.
         count: Training samples; a tenth as many test samples are added, sharing no content.
         seed: Another seed, another set.

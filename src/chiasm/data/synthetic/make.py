@@ -22,7 +22,7 @@ from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.messages import TRAIN, write_messages
 from chiasm.data.load import TEST
-from chiasm.data.synthetic import charts, documents, forms, pages, receipts, scenes, tables
+from chiasm.data.synthetic import charts, documents, forms, pages, receipts, scenes, slips, tables
 from chiasm.data.synthetic.kind import Kind
 from chiasm.data.synthetic.split import split_of
 
@@ -34,6 +34,7 @@ KINDS: dict[str, Kind] = {
     "pages": pages.KIND,
     "scenes": scenes.KIND,
     "documents": documents.KIND,
+    "slips": slips.KIND,
 }
 
 
