@@ -425,6 +425,8 @@ def serve(
     key: str = "",
     slots: int = 16,
     waiting: int = 64,
+    drain: int = 30,
+    fetch: tuple[str, ...] = (),
 ) -> None:
     """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
 
@@ -436,10 +438,13 @@ def serve(
         key: What clients must send (default: CHIASM_API_KEY, else a fresh one, printed).
         slots: Replies of one model that are computed together; a guided drawing takes two.
         waiting: Requests of one model that may wait beside them; more are told to come back.
+        drain: Seconds that requests under way have to end after SIGTERM.
+        fetch: Names of hosts that pictures may be fetched from; by default they must come with the
+            request.
     """
     from chiasm.recipes.serve_command import serve_runs
 
-    serve_runs(runs, host, port, key, slots, waiting)
+    serve_runs(runs, host, port, key, slots, waiting, drain, fetch)
 
 
 for maker in collect_commands.COMMANDS:

@@ -10,10 +10,11 @@ import numpy as np
 import openai
 import PIL.Image
 import pytest
-from serve_toys import KEY, Background, data_url, http, image_part, pixels
+from serve_toys import KEY, Background, data_url, encoded, http, image_part, pixels
 
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, question
+from chiasm.infer.edit import inpaint
 from chiasm.serve.embeddings import embed
 from chiasm.serve.limits import Limits
 
@@ -402,3 +403,73 @@ def test_a_data_url_in_short_form_is_read(client):
     part = {"type": "image_url", "image_url": data_url(pixels(0))}
     reply = client.chat.completions.create(model="reads", messages=asked(part), max_tokens=2)
     assert reply.usage.prompt_tokens_details.image_tokens > 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_image_edits_are_forms_and_equal_the_generator_s(masked, client, toys):
+    respond, image = toys["draws"], pixels(2, (8, 8))
+    mask = PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 4, 8))  # transparent: to be drawn anew
+    given = {"mask": ("mask.png", encoded(mask), "image/png")} if masked else {}
+    reply = client.images.edit(
+        model="draws",
+        image=("picture.png", encoded(image), "image/png"),
+        prompt="red",
+        n=2,
+        extra_body={"seed": 4},
+        **given,
+    )
+    half = PIL.Image.new("L", (8, 8))
+    half.paste(255, (0, 0, 4, 8))
+    edit = inpaint(respond.processor.codec, image, half) if masked else None
+    asked_ = (question("red") if masked else question(Image(image), "red"),)
+    for i, item in enumerate(reply.data):
+        sampling = Sampling(
+            1.0, 0, 0.95, guidance=1.5, max_tokens=1, max_images=1, draw_first=True, seed=4 + i
+        )
+        expected = [
+            p.image.tobytes() for _, p in respond([Sample(asked_)], sampling, [edit]) if p.image
+        ]
+        assert [decoded(f",{item.b64_json}").tobytes()] == expected
+
+
+def test_several_pictures_to_edit_and_what_is_refused(client, running):
+    files = [("a.png", encoded(pixels(i)), "image/png") for i in range(2)]
+    reply = client.images.edit(model="draws", image=files, prompt="both")
+    assert reply.usage.input_tokens_details.image_tokens > 0
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(model="reads", image=files[0], prompt="red")
+    assert caught.value.code == "not_generative"
+    for wrong in (
+        {"image": files, "mask": files[0]},
+        {"image": [("a.png", b"no picture", "image/png")]},
+        {"image": files * 9},
+        {"image": files[0], "mask": ("m.png", encoded(PIL.Image.new("L", (8, 8))), "image/png")},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            client.images.edit(model="draws", prompt="red", **wrong)
+    head = {"Authorization": f"Bearer {KEY}", "Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"", b"--x", b"--x\r\n\r\n", b"\0" * 1000, b"--x\r\nA: b\r\n\r\n" * 90):
+        found = http.post(f"{running.url}/v1/images/edits", content=body, headers=head)
+        assert found.status_code == 400, found.text
+
+
+def test_every_class_of_error_the_client_knows(client, running, toys):
+    small = {"model": "reads", "messages": say("red")}
+    url = f"{running.url}/v1"
+    gone = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key=KEY, max_retries=0)
+    with pytest.raises(openai.APIConnectionError):
+        gone.chat.completions.create(**small)
+    hasty = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=1e-4)
+    with pytest.raises(openai.APITimeoutError):
+        hasty.chat.completions.create(**small)
+    with pytest.raises(openai.AuthenticationError):
+        running.client("wrong").chat.completions.create(**small)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**(small | {"model": "nothing"}))
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**(small | {"n": 99}))
+    with Background({"reads": toys["reads"]}, Limits(seconds=-1.0)) as late:
+        with pytest.raises(openai.InternalServerError) as caught:  # 503: no row became free
+            late.client().chat.completions.create(**small)
+        assert caught.value.response.headers["retry-after"]

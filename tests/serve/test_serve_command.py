@@ -3,9 +3,9 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -48,16 +48,17 @@ def test_two_models_of_one_name_are_refused(runs):
 def test_sigterm_finishes_what_was_begun(runs):
     environment = os.environ | {"CHIASM_API_KEY": KEY, "COLUMNS": "200"}
     command = [sys.executable, "-u", "-m", "chiasm", "serve", str(runs / "drawing"), "--port"]
-    port = 8000 + os.getpid() % 2000
+    with socket.socket() as probe:  # a port that is free now
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with subprocess.Popen(
-        [*command, str(port)], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, str(port), "--drain", "300"], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             client = openai.OpenAI(
                 base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0
             )
-            wait_for(client)
-            chunks = []
+            wait_for(client, process)
             stream = client.chat.completions.create(
                 model="drawing",
                 messages=[{"role": "user", "content": "red"}],
@@ -65,12 +66,13 @@ def test_sigterm_finishes_what_was_begun(runs):
                 max_tokens=400,
                 extra_body={"modalities": ["image"], "max_images": 8, "progress": True},
             )
-            first = next(iter(stream))
-            chunks.append(first)
-            threading.Timer(0.0, process.send_signal, [signal.SIGTERM]).start()
-            chunks += list(stream)
+            chunks = [next(stream)]
+            process.send_signal(signal.SIGTERM)
+            chunks += stream
             assert chunks[-1].choices[0].finish_reason == "stop"
-            assert process.wait(20) in (0, -signal.SIGTERM)
+            pictures = sum(bool(getattr(c.choices[0].delta, "images", None)) for c in chunks)
+            assert pictures == 8
+            assert process.wait(120) in (0, -signal.SIGTERM)
             assert re.search(r"API +http://127.0.0.1:\d+/v1", process.stdout.read())
             with pytest.raises(openai.APIConnectionError):
                 client.models.list()
@@ -78,14 +80,15 @@ def test_sigterm_finishes_what_was_begun(runs):
             process.kill()
 
 
-def wait_for(client):
-    for _ in range(200):
+def wait_for(client, process):
+    until = time.monotonic() + 300  # other work may have the machine
+    while time.monotonic() < until and process.poll() is None:
         try:
             client.models.list()
             return
         except openai.APIConnectionError:
             time.sleep(0.1)
-    raise AssertionError("the server did not start")
+    raise AssertionError(f"the server did not start: {process.poll()}")
 
 
 def test_without_the_extra_the_error_names_it(runs, monkeypatch):

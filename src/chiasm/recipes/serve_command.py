@@ -14,12 +14,21 @@ from chiasm.vision.dual import Dual, OwnDual
 
 
 def serve_runs(
-    runs: tuple[Path, ...], host: str, port: int, key: str, slots: int, waiting: int
+    runs: tuple[Path, ...],
+    host: str,
+    port: int,
+    key: str,
+    slots: int,
+    waiting: int,
+    drain: int = 30,
+    fetch: tuple[str, ...] = (),
 ) -> None:
     """Load the models and serve them until a signal. Raises ConfigError for two of one name,
     MissingExtraError without the extra `serve`."""
     try:
+        from chiasm.serve.limits import Limits
         from chiasm.serve.listen import Address, listen
+        from chiasm.serve.remote import Remote
         from chiasm.serve.server import Server
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve", "chiasm serve") from None
@@ -32,7 +41,8 @@ def serve_runs(
             raise ConfigError(f"serve: two models are called '{name}'; rename a folder")
         models[name] = served(run)
     key = key or os.environ.get("CHIASM_API_KEY", "")
-    listen(Server(models, slots=slots, waiting=waiting), Address(host, port, key))
+    limits = Limits(remote=Remote(frozenset(name.lower() for name in fetch)))
+    listen(Server(models, limits, slots, waiting), Address(host, port, key, drain))
 
 
 def served(run: Path) -> Generator | Dual:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from chiasm.serve.errors import ApiError
+from chiasm.serve.form import read_form
 from chiasm.serve.limits import Holding, Limits
 
 M = TypeVar("M", bound=BaseModel)
@@ -19,7 +20,7 @@ M = TypeVar("M", bound=BaseModel)
 async def read(
     request: Request, kind: type[M], limits: Limits, holding: Holding, run: Callable
 ) -> M:
-    """The body as `kind`; run: calls a function off the event loop. Raises ApiError for one that is
+    """The body, JSON or a form, as `kind`; run: calls a function off the event loop. Raises ApiError for one that is
     too large (before it is read, where its length is said), too slow or wrong, Busy."""
     said = request.headers.get("content-length", "")
     if said.isascii() and said.isdigit() and int(said) > limits.body:
@@ -33,7 +34,7 @@ async def read(
         ) from None
     except ClientDisconnect:
         raise ApiError(499, "the client went away") from None
-    return await run(_parse, kind, data)
+    return await run(_parse, kind, data, request.headers.get("content-type", ""))
 
 
 async def _whole(request: Request, limits: Limits, holding: Holding) -> bytes:
@@ -51,8 +52,10 @@ def _too_large(limits: Limits) -> ApiError:
     return ApiError(413, f"the request's body has more than the {limits.body:,} bytes allowed")
 
 
-def _parse(kind: type[M], data: bytes) -> M:
+def _parse(kind: type[M], data: bytes, content: str) -> M:
     try:
+        if content.lower().startswith("multipart/form-data"):
+            return kind.model_validate(read_form(data, content))
         return kind.model_validate_json(data)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)[0]

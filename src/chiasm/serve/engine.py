@@ -186,7 +186,7 @@ class Engine:
         job.reply = reply = Reply(0, 0, 0, len(prompt))
         if grammar is not None:
             room = self.respond.processor.max_length - len(prompt)
-            reply.state = grammar.start(sampling, None, room)
+            reply.state = grammar.start(sampling, job.edit, room)
         rows = [prompt]
         if self._rows(job) > 1:
             rows.append(self.respond.processor.unconditional(job.sample))
@@ -206,7 +206,7 @@ class Engine:
 
     def _paint(self, job: Job) -> None:
         """A reply of a model that draws all codes of a picture at once: alone, not step by step."""
-        for _, piece in self.respond([job.sample], job.sampling):
+        for _, piece in self.respond([job.sample], job.sampling, [job.edit]):
             late = time.monotonic() > job.deadline
             finish = piece.finish or ("length" if late else None)
             usage = job.usage if finish else None
@@ -295,7 +295,8 @@ class Engine:
         if job.top >= 0 and len(reply.text) > words:
             job.scores.append(_score(logits, token, job.top))
         drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
-        updates = [Update(drawn=drawing)] if drawing and not pieces else []
+        sketch = reply.state.begun() if job.sketches and reply.state is not None else None
+        updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
         stopped = False
         for _, piece in pieces:
             text, stopped = job.stop.take(piece.text)

@@ -19,6 +19,7 @@ COUNTED = {
     "/v1/models",
     "/v1/chat/completions",
     "/v1/images/generations",
+    "/v1/images/edits",
     "/v1/embeddings",
 }
 """Routes told apart in the count of requests."""

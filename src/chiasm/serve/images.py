@@ -1,4 +1,4 @@
-"""POST /v1/images/generations"""
+"""POST /v1/images/generations and /v1/images/edits"""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from chiasm.core.sample import Sample, question
+from chiasm.infer.edit import inpaint
+from chiasm.infer.generate import Generator
+from chiasm.infer.grammar import Edit
 from chiasm.serve.body import read
 from chiasm.serve.conversation import sampling_of, seeded
+from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
-from chiasm.serve.media import data_url, png
+from chiasm.serve.limits import Holding, Limits
+from chiasm.serve.media import check_url, data_url, mask_of, picture_of, png
 from chiasm.serve.replies import Replies, Whole, added, collect
-from chiasm.serve.schema import ImageRequest
+from chiasm.serve.schema import EditRequest, ImageRequest
 from chiasm.serve.server import Server
 from chiasm.serve.waiting import unless_gone
 
@@ -27,20 +32,70 @@ def image_routes(server: Server) -> APIRouter:
         with server.budget.request() as holding:
             asked = await read(request, ImageRequest, server.limits, holding, server.run)
             engine = server.talker(asked.model, "images")
-            count = asked.n or 1
-            if count > server.limits.choices:
-                raise ApiError(400, f"n: more than the {server.limits.choices} allowed", "n")
-            sampling = sampling_of(asked, True, max_tokens=1, max_images=1, draw_first=True)
             sample = Sample((question(asked.prompt),), "request")
-            jobs = [Job(sample, one, lambda _: None) for one in seeded(sampling, count)]
-            for job in jobs:
-                job.deadline = time.monotonic() + server.limits.seconds
-            replies = Replies(engine, jobs)
-            replies.submit()
-            whole = await unless_gone(request, collect(replies))
-            return JSONResponse(await server.run(_answer, asked, whole))
+            return await _draw(request, server, asked, engine, sample)
+
+    @router.post("/v1/images/edits")
+    async def edits(request: Request) -> Response:
+        with server.budget.request() as holding:
+            asked = await read(request, EditRequest, server.limits, holding, server.run)
+            engine = server.talker(asked.model, "images")
+            _check(asked, server.limits)
+            sample, edit = await server.run(
+                _to_change, asked, engine.respond, server.limits, holding
+            )
+            return await _draw(request, server, asked, engine, sample, edit)
 
     return router
+
+
+async def _draw(
+    request: Request,
+    server: Server,
+    asked: ImageRequest,
+    engine: Engine,
+    sample: Sample,
+    edit: Edit | None = None,
+) -> Response:
+    count = asked.n or 1
+    if count > server.limits.choices:
+        raise ApiError(400, f"n: more than the {server.limits.choices} allowed", "n")
+    sampling = sampling_of(asked, True, max_tokens=1, max_images=1, draw_first=True)
+    deadline = time.monotonic() + server.limits.seconds
+    jobs = [
+        Job(sample, one, lambda _: None, deadline=deadline, edit=edit)
+        for one in seeded(sampling, count)
+    ]
+    replies = Replies(engine, jobs)
+    replies.submit()
+    whole = await unless_gone(request, collect(replies))
+    return JSONResponse(await server.run(_answer, asked, whole))
+
+
+def _check(asked: EditRequest, limits: Limits) -> None:
+    if len(asked.image) > limits.images:
+        raise ApiError(
+            400, f"{len(asked.image)} pictures, more than the {limits.images} allowed", "image"
+        )
+    if asked.mask is not None and len(asked.image) > 1:
+        raise ApiError(400, "a mask goes with one picture", "mask")
+    for url in asked.image:
+        check_url(url, limits, "image")
+    if asked.mask is not None:
+        check_url(asked.mask, limits, "mask")
+
+
+def _to_change(
+    asked: EditRequest, respond: Generator, limits: Limits, holding: Holding
+) -> tuple[Sample, Edit | None]:
+    """With a mask the words say what is to be seen and the rest of the picture is given; without,
+    the model is shown the pictures beside the words. Not for the event loop."""
+    pictures = [picture_of(url, limits, holding, "image") for url in asked.image]
+    if asked.mask is None:
+        return Sample((question(*pictures, asked.prompt),), "request"), None
+    mask = mask_of(asked.mask, limits, holding, "mask")
+    edit = inpaint(respond.processor.codec, pictures[0].load(), mask)
+    return Sample((question(asked.prompt),), "request"), edit
 
 
 def _answer(asked: ImageRequest, replies: list[Whole]) -> dict:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chiasm.serve.refusals import Busy
+from chiasm.serve.remote import Remote
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Limits:
     body: bytes of a request; body_seconds: in which it must have come whole. images, pixels: of a
     request, and of one picture. tokens: longest reply. choices: replies or pictures of a request.
     texts: of an embeddings request. stops: stop strings. seconds: a reply takes no longer.
-    held: bytes of bodies and decoded pictures of all requests under way.
+    held: bytes of bodies and decoded pictures of all requests under way. remote: hosts that
+    pictures may be fetched from; by default none.
     """
 
     body: int = 32 * 2**20
@@ -30,6 +32,7 @@ class Limits:
     stops: int = 8
     seconds: float = 300.0
     held: int = 2 * 2**30
+    remote: Remote = field(default_factory=Remote)
 
 
 class Budget:

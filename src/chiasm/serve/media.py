@@ -1,4 +1,4 @@
-"""Pictures of requests. Only what came with the request is ever read: no address is fetched."""
+"""Pictures of requests: data URLs, and addresses of hosts that the server was told (remote.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 
 import PIL.Image
+import PIL.ImageChops
 
 from chiasm.core.picture import Unreadable, decode, open_picture
 from chiasm.core.sample import Image
@@ -16,7 +17,11 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF"}
 
 
 def check_url(url: str, limits: Limits, param: str) -> None:
-    """Raises ApiError for what is no data URL of a picture, or too long; nothing is decoded."""
+    """Raises ApiError for what is no data URL of a picture, nor of a host that may be asked, or too
+    long; nothing is decoded or fetched."""
+    if limits.remote.hosts and url[:8].lower().startswith(("http://", "https://")):
+        limits.remote.check(url, param)
+        return
     if not url[:11].lower().startswith("data:image/"):
         kind = url.split(":", 1)[0][:10] if ":" in url[:12] else "no"
         raise ApiError(
@@ -31,15 +36,45 @@ def check_url(url: str, limits: Limits, param: str) -> None:
 
 
 def picture_of(url: str, limits: Limits, holding: Holding, param: str) -> Image:
-    """The decoded picture of a data URL. Size and format are read from its header first. Raises
-    ApiError, Busy."""
+    """The decoded picture of a URL that check_url let pass. Size and format are read from its
+    header first. Raises ApiError, Busy."""
+    data = _measured(url, limits, holding, param)
+    try:
+        return Image(decode(data))
+    except Unreadable as reason:
+        raise _bad(f"no readable picture: {reason}", param) from None
+
+
+def mask_of(url: str, limits: Limits, holding: Holding, param: str) -> PIL.Image.Image:
+    """Of a mask: white where something is to be drawn. Where OpenAI's are transparent, that is."""
+    data = _measured(url, limits, holding, param)
+    try:
+        with open_picture(data) as opened:
+            if opened.has_transparency_data:
+                return PIL.ImageChops.invert(opened.convert("RGBA").getchannel("A"))
+            return opened.convert("L")
+    except Exception:  # decoders raise what they like
+        raise _bad("no readable mask", param) from None
+
+
+def bytes_of(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
+    """What a URL that check_url let pass stands for. Raises ApiError, Busy."""
+    if not url[:5].lower().startswith("data:"):
+        data = limits.remote.fetch(url, param)
+        holding.add(len(data))
+        return data
     head, comma, content = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise _bad("a data URL needs ';base64,' before the picture's bytes", param)
     try:
-        data = base64.b64decode(content, validate=True)
+        return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):
         raise _bad("the picture's bytes are not valid base64", param) from None
+
+
+def _measured(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
+    """The bytes of a picture that says it has no more pixels than allowed, in a known format."""
+    data = bytes_of(url, limits, holding, param)
     try:
         with open_picture(data) as opened:
             (width, height), kind = opened.size, opened.format
@@ -54,7 +89,7 @@ def picture_of(url: str, limits: Limits, holding: Holding, param: str) -> Image:
                 param,
             )
         holding.add(4 * width * height)
-        return Image(decode(data))
+        return data
     except Unreadable as reason:
         raise _bad(f"no readable picture: {reason}", param) from None
 

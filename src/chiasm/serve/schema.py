@@ -96,6 +96,14 @@ class ImageRequest(Request):
     guidance: Guidance | None = None
 
 
+class EditRequest(ImageRequest):
+    """image: data URLs, or the files of a form; mask: where to draw anew, transparent or, without
+    transparency, white."""
+
+    image: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    mask: str | None = None
+
+
 class EmbeddingRequest(Request):
     """input: a text, or texts and pictures (parts as in chat)."""
 
