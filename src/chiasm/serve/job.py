@@ -52,7 +52,8 @@ class Usage:
 @dataclass(frozen=True)
 class Update:
     """What became known of a reply: text, a whole picture, tokens' scores. drawn: codes of the
-    picture under way, of how many; sketch: those codes. The last one has `finish` ("stop", "length") or `error`."""
+    picture under way, of how many; sketch: those codes. The last one has `finish` ("stop",
+    "length") or `error`."""
 
     text: str = ""
     image: PIL.Image.Image | None = None
