@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from chiasm.eval.report.charts import percent
 
@@ -49,7 +50,8 @@ def plane(series: Sequence[Series], said: str) -> str:
         inside = min(ceiling, max(floor, y))
         return H - BOTTOM - (inside - floor) / (ceiling - floor) * (H - TOP - BOTTOM)
 
-    shapes = [*_rows(floor, ceiling, up), *_columns(low, high, across)]
+    ticks = _columns({p.compute for p in points}, low, high)
+    shapes = [*_rows(floor, ceiling, up), *_verticals(ticks, across)]
     for number, line in enumerate(series):
         # Side by side where several have the same compute, or whiskers would hide each other.
         aside = 5 * (number - (len(series) - 1) / 2)
@@ -102,8 +104,12 @@ def _rows(floor: float, ceiling: float, up) -> list[str]:
     return shapes
 
 
-def _columns(low: float, high: float, across) -> list[str]:
-    """Powers of ten, with what lies between where they are few."""
+def _columns(computes: set[float], low: float, high: float) -> list[float]:
+    """The points' own computes where they are few and apart; else powers of ten, with what lies
+    between where those are few."""
+    own = sorted(computes)
+    if 2 <= len(own) <= 5 and all(b > 1.4 * a for a, b in pairwise(own)):
+        return own
     inside = [
         m * 10.0**d
         for d in range(math.floor(low), math.ceil(high) + 1)
@@ -111,12 +117,16 @@ def _columns(low: float, high: float, across) -> list[str]:
         if low <= math.log10(m * 10.0**d) <= high
     ]
     tens = [t for t in inside if math.isclose(math.log10(t), round(math.log10(t)))]
+    return tens if len(tens) > 2 else inside
+
+
+def _verticals(ticks: Sequence[float], across) -> list[str]:
     shapes = []
-    for tick in tens if len(tens) > 2 else inside:
+    for tick in ticks:
         x = across(tick)
         shapes.append(f'<path class="grid" d="M{x:.1f} {TOP}V{H - BOTTOM}"/>')
         power = math.floor(math.log10(tick) + 1e-9)
-        shapes.append(_text(x, H - BOTTOM + 16, f"{tick / 10.0**power:.0f}e{power}", "middle"))
+        shapes.append(_text(x, H - BOTTOM + 16, f"{tick / 10.0**power:.2g}e{power}", "middle"))
     return shapes
 
 
