@@ -199,10 +199,12 @@ def _of_bout(bout: Bout) -> str:
     low, high = (100 * end for end in sorted(bout.interval))
     at = f"at {bout.budget:.3g} FLOPs"
     if bout.winner is None:
+        why = f"less than {100 * bout.detectable:.1f} would not have been seen"
+        if abs(bout.difference) > bout.detectable:
+            why = f"corrected p {bout.adjusted:.2g}"
         return (
             f"{at} we cannot tell ({100 * bout.difference:+.1f} points for {bout.second}, "
-            f"95 % {low:+.1f} to {high:+.1f}; less than {100 * bout.detectable:.1f} would not "
-            "have been seen)"
+            f"95 % {low:+.1f} to {high:+.1f}; {why})"
         )
     if bout.winner == bout.first:
         low, high = -high, -low
