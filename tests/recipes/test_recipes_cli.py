@@ -248,7 +248,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     )
     os.close(write)
     assert "Traceback" not in done.stderr.decode()
-    assert done.returncode == 141
+    assert done.returncode in (1, 141)  # 1 where rich notices before we do
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run, data, capsys):
