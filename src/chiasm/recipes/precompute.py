@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import PIL.Image
 import torch
@@ -39,7 +39,7 @@ class PrecomputePlan:
     data: str
     size: int
     precision: Precision = "auto"
-    threads: ClassVar[bool] = False
+    threads: bool = False
 
     def work(self) -> Work:
         model, processor = load(str(self.part))
