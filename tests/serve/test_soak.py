@@ -16,7 +16,7 @@ from serve_toys import KEY, Background, http, image_part, pixels
 from chiasm.serve.limits import Limits
 
 SECONDS = float(os.environ.get("CHIASM_SOAK", "300"))
-CLIENTS, SLOTS, WAITING = 24, 4, 8
+CLIENTS, SLOTS, WAITING = 32, 4, 8
 
 
 class Client(threading.Thread):
