@@ -20,10 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 async def read(
     request: Request, kind: type[M], limits: Limits, holding: Holding, run: Callable
 ) -> M:
-    """The body, JSON or a form, as `kind`; run: calls a function off the event loop.
-
-    Raises ApiError for one that is too large (before it is read, where its length is said), too
-    slow or wrong, Busy where there is no room."""
+    """The body, JSON or a form, as `kind`; run: calls a function off the event loop. Raises Busy,
+    and ApiError for one that is too large (before it is read, where its length is said), too slow
+    or wrong."""
     said = request.headers.get("content-length", "")
     if said.isascii() and said.isdigit() and int(said) > limits.body:
         raise _too_large(limits)
