@@ -322,7 +322,7 @@ def test_both_recipes_train_on_tables_qa(name, tmp_path):
 
 
 def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed(
-    tiny_run, data, tmp_path, capsys
+    tiny_run, data, tmp_path, capsys, monkeypatch
 ):
     table = tmp_path / "table.md"
     asked = ["eval", tiny_run, "--task", data, "--max-tokens", "4", "--export", table]
@@ -339,7 +339,10 @@ def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed
     record = json.loads((tiny_run / "predictions-own-blind.json").read_text())
     assert (record["complete"], record["n"], record["run"]["ablation"]) == (True, 4, "blind")
     assert record["run"]["prompt_hash"]
-    runs(*asked)
+    with monkeypatch.context() as patch:
+        # Nothing is left to ask, so the model is not even read.
+        patch.setattr("chiasm.recipes.evaluate.responder", None)
+        runs(*asked)
     assert "4 of them asked before" in " ".join(capsys.readouterr().out.split())
     first = json.loads((data / "test.jsonl").read_text().splitlines()[0])
     (data / first["images"][0]).unlink()

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def prompt_hashes(processor: Processor, samples: Sequence[Sample]) -> dict[str, 
             if part is not None:
                 pixels.update(np.ascontiguousarray(part).tobytes())
     return {"prompt_hash": prompt.hexdigest()[:16], "processor_hash": pixels.hexdigest()[:16]}
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """SHA-256 of chiasm's own source: equal hashes make equal prompts of equal questions."""
+    sha, root = hashlib.sha256(), Path(chiasm.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        sha.update(str(file.relative_to(root)).encode())
+        sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def weights_hash(folder: Path) -> str:

@@ -27,8 +27,8 @@ class Predictions:
     """A JSONL file, one question a line; FILE.json beside it says what the replies depend on.
 
     run: all that replies depend on besides the question (weights, prompt, sampling), as JSON. Only
-    replies of the same run are taken up again; without a run nothing is. None as the file keeps
-    nothing. Failed questions are asked again.
+    replies of the same run are taken up again (run["noted"] apart, which is kept for the reader);
+    without a run nothing is. None as the file keeps nothing. Failed questions are asked again.
     """
 
     def __init__(self, file: Path | None, run: Mapping[str, Any] | None):
@@ -68,10 +68,8 @@ class Predictions:
         assert self.file is not None
         if self.run is None or not self.file.exists():
             return False
-        try:
-            return json.loads(beside(self.file).read_text(encoding="utf-8"))["run"] == self.run
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        before = run_of(self.file)
+        return before is not None and {**before, "noted": 0} == {**self.run, "noted": 0}
 
     def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
         assert self.file is not None
@@ -85,6 +83,15 @@ class Predictions:
 def beside(file: Path) -> Path:
     """Where the result of a file of predictions is."""
     return file.with_suffix(".json")
+
+
+def run_of(file: Path) -> dict | None:
+    """The run that a file of predictions is of, None where nothing says it."""
+    try:
+        run = json.loads(beside(file).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return run if isinstance(run, dict) else None
 
 
 def read_predictions(file: Path) -> list[dict]:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.protocols import Respond, Sampling
+from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
 from chiasm.eval.export import check_export, export
-from chiasm.eval.identity import prompt_hashes, versions, weights_hash
+from chiasm.eval.identity import LOOKED_AT, code_hash, prompt_hashes, versions, weights_hash
 from chiasm.eval.perplexity import modality_perplexity
+from chiasm.eval.predictions import key_of, run_of
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask, picture_key
 from chiasm.eval.tasks.registry import NAMES, find_benchmark
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
 from chiasm.hub.load import layout_of, load
+from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
 from chiasm.recipes.asked import Asked
@@ -95,16 +98,13 @@ def ask_model(
 ) -> dict[str, Result]:
     """Result of every variant by its name; replies go to `file`, those of a variant beside it, and
     are not asked for again where they are there already."""
-    respond = responder(run)
-    respond.precision = how.precision
-    ask: Respond = respond
-    if how.by_likelihood:
-        ask = LabelResponder(respond, _labels(asked, task, how.labels))
+    labels = _labels(asked, task, how.labels) if how.by_likelihood else None
+    model = _Model(run, how.precision, labels)
     sampling = Sampling(max_tokens=how.max_tokens)
     shown = variants(task, how.ablate, asked.seed)
     groups = [picture_key(sample) for sample in task.samples()]
     record = {
-        "model": {"path": str(run.resolve()), "weights": weights_hash(run)},
+        "weights": weights_hash(run),
         "sampling": asdict(sampling),
         "precision": how.precision,
         "likelihood_of": "" if not how.by_likelihood else str(how.labels or "the answers"),
@@ -112,25 +112,66 @@ def ask_model(
     }
     results = {}
     for variant in shown:
-        samples = variant.task.samples()
         end = f"-{variant.name}" if variant.name else ""
+        own = file.with_name(f"{file.stem}{end}.jsonl")
         results[variant.name] = evaluate(
             variant.task,
-            ask,
+            model,
             sampling,
-            file.with_name(f"{file.stem}{end}.jsonl"),
+            own,
             chunk=how.batch or 256,
-            run={**record, "ablation": variant.name, **prompt_hashes(respond.processor, samples)},
+            run=model.identity({**record, "ablation": variant.name}, variant.task.samples(), own),
             groups=groups,
         )
     if how.precision != "none" and not how.by_likelihood:
         few = task.samples()[:FLIPS]
-        share = flip_rate(few, respond, sampling)
+        share = flip_rate(few, model, sampling)
         Console().print(
             f"{share:.1%} of {len(few)} replies are others when asked one by one: rounding to "
             f"{how.precision} makes them depend on the batch"
         )
     return results
+
+
+class _Model:
+    """A `Respond` whose model is read when there is something to ask it: a comparison of runs that
+    were evaluated before then takes seconds."""
+
+    def __init__(
+        self,
+        run: Path,
+        precision: Precision,
+        labels: Callable[[Sample], Sequence[str]] | None,
+    ):
+        self.run, self.precision, self.labels = run, precision, labels
+
+    @cached_property
+    def generator(self) -> Generator:
+        generator = responder(self.run)
+        generator.precision = self.precision
+        return generator
+
+    def __call__(
+        self, samples: Sequence[Sample], sampling: Sampling
+    ) -> Iterator[tuple[int, Piece]]:
+        if self.labels is not None:
+            return LabelResponder(self.generator, self.labels)(samples, sampling)
+        return self.generator(samples, sampling)
+
+    def identity(self, record: Mapping, samples: Sequence[Sample], file: Path) -> dict:
+        """The record with the hashes of the prompts. Those that stand beside the predictions are
+        taken where the same code made them of the same record and questions."""
+        noted = {
+            "path": str(self.run.resolve()),
+            "code": code_hash(),
+            "looked_at": [key_of(sample) for sample in samples[:LOOKED_AT]],
+        }
+        made = ("code", "looked_at")
+        before = run_of(file) or {}
+        same = all(before.get(name) == value for name, value in record.items())
+        if same and all(before.get("noted", {}).get(name) == noted[name] for name in made):
+            return {**before, "noted": noted}
+        return {**record, **prompt_hashes(self.generator.processor, samples), "noted": noted}
 
 
 def contrastive(run: Path) -> Dual | None:
