@@ -143,7 +143,8 @@ class _Model:
         precision: Precision,
         labels: Callable[[Sample], Sequence[str]] | None,
     ):
-        self.run, self.precision, self.labels = run, precision, labels
+        self.run, self.labels = run, labels
+        self.precision: Precision = precision
 
     @cached_property
     def generator(self) -> Generator:
