@@ -295,8 +295,7 @@ class Engine:
         if job.top >= 0 and len(reply.text) > words:
             job.scores.append(_score(logits, token, job.top))
         drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
-        sketch = reply.state.begun() if job.sketches and reply.state is not None else None
-        updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
+        updates = [Update(drawn=drawing)] if drawing and not pieces else []
         stopped = False
         for _, piece in pieces:
             text, stopped = job.stop.take(piece.text)

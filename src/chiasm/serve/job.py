@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
-from chiasm.infer.grammar import Drawn, Edit
+from chiasm.infer.grammar import Edit
 from chiasm.infer.replies import Reply
 from chiasm.nn.slots import Seat
 from chiasm.serve.stops import StopStrings
@@ -52,8 +52,7 @@ class Usage:
 @dataclass(frozen=True)
 class Update:
     """What became known of a reply: text, a whole picture, tokens' scores. drawn: codes of the
-    picture under way, of how many; sketch: those codes. The last one has `finish` ("stop",
-    "length") or `error`."""
+    picture under way, of how many. The last one has `finish` ("stop", "length") or `error`."""
 
     text: str = ""
     image: PIL.Image.Image | None = None
@@ -62,7 +61,6 @@ class Update:
     finish: str | None = None
     usage: Usage | None = None
     error: Exception | None = None
-    sketch: Drawn | None = None
 
     @property
     def last(self) -> bool:
@@ -75,8 +73,8 @@ class Job:
 
     deliver: called from the engine's thread with every Update. rule: what else the reply must keep
     to. top: -1 for no scores, else how many of the likeliest come with each token. edit: what is
-    given of the first picture. sketches: whether pictures are told of while they are drawn.
-    deadline: by time.monotonic. sampling.max_tokens 0: as many as there is room for.
+    given of the first picture. deadline: by time.monotonic. sampling.max_tokens 0: as many as
+    there is room for.
     """
 
     sample: Sample
@@ -89,7 +87,6 @@ class Job:
     cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
     edit: Edit | None = None
-    sketches: bool = False
 
     reply: Reply | None = None
     random: torch.Generator | None = None
