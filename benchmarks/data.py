@@ -12,8 +12,8 @@ samples with the same pixels; what is timed ends with the decoded picture.
 
 import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,
 against `datasets` doing the same with 2 processes (map with num_proc=2, then to_parquet). Extra
-keys: pictures a second of `data inspect` with 2 threads; memory (VmRSS, MB) that a shuffled read of
-20,000 samples adds where there are 10,000 of them in JSON lines, and where there are 100,000.
+keys: pictures a second of `data inspect` with 2 threads; resident memory (MB) that a shuffled read
+of 20,000 samples adds where there are 10,000 of them in JSON lines, and where there are 100,000.
 
 Needs the extra `bench`.
 """
@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import torch
 
 from benchmarks.harness import alternate, report, result, round_to, rounds_argument
 from chiasm.core.sample import Image, Sample, answer, question
@@ -47,8 +48,10 @@ from chiasm.data.load import load_samples
 from chiasm.data.shard_import import ImportPlan
 from chiasm.data.shards import run_by_workers
 from chiasm.data.turns import Mixed, Turns
+from chiasm.train.meter import memory_in_use
 
 PICTURES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
+CPU = torch.device("cpu")
 
 Look = Callable[[PIL.Image.Image], str]
 Pass = Callable[[Look], dict[str, str]]
@@ -163,12 +166,6 @@ def import_datasets(folder: Path) -> Callable[[], float]:
     return run
 
 
-def resident() -> float:
-    """MB of this process in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(one.split()[1]) for one in lines if one.startswith("VmRSS")) / 1024
-
-
 def memory(folder: Path, count: int) -> float:
     """MB that a shuffled read of 20,000 samples adds, of `count` in ten JSON lines files."""
     folder.mkdir()
@@ -181,14 +178,14 @@ def memory(folder: Path, count: int) -> float:
         rows = (line.replace("#", f"{shard}-{n}") for n in range(count // 10))
         (folder / f"{shard}.jsonl").write_text("".join(f"{row}\n" for row in rows))
     gc.collect()
-    before = resident()
+    before = memory_in_use(CPU)
     samples = Mixed.of(open_indexed([local(file) for file in sorted(folder.glob("*.jsonl"))]))
     turns = Turns(samples, 1, 0)
     for _ in range(20_000):
         turn = turns.next()
         turns.use(turn)
         assert samples[turn.index].id
-    return resident() - before
+    return 1000 * (memory_in_use(CPU) - before)
 
 
 def main() -> None:

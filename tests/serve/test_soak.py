@@ -9,11 +9,12 @@ import time
 from collections import Counter
 
 import openai
-import psutil
 import pytest
+import torch
 from serve_toys import KEY, Background, http, image_part, pixels
 
 from chiasm.serve.limits import Limits
+from chiasm.train.meter import memory_in_use
 
 SECONDS = float(os.environ.get("CHIASM_SOAK", "300"))
 CLIENTS, SLOTS, WAITING = 32, 4, 8
@@ -70,7 +71,7 @@ def test_minutes_at_a_full_queue_lose_and_keep_nothing(toys):
             client.start()
         while any(client.is_alive() for client in clients):
             time.sleep(min(1.0, SECONDS / 20))
-            memory.append(psutil.Process().memory_info().rss)
+            memory.append(1e9 * memory_in_use(torch.device("cpu")))
         heard = sum((client.heard for client in clients), Counter())
         assert [client.lost for client in clients] == [[]] * CLIENTS
         assert min(client.heard["200"] for client in clients) > 0

@@ -39,7 +39,10 @@ class PrecomputePlan:
     data: str
     size: int
     precision: Precision = "auto"
-    threads: bool = False
+
+    @property
+    def threads(self) -> bool:
+        return False  # the model computes with threads of its own
 
     def work(self) -> Work:
         model, processor = load(str(self.part))

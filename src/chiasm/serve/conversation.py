@@ -13,7 +13,7 @@ from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_url, picture_of
+from chiasm.serve.media import check_urls, picture_of
 from chiasm.serve.schema import ChatRequest, ImageRequest, Message, Part
 from chiasm.serve.stops import StopStrings
 
@@ -29,14 +29,8 @@ def check(request: ChatRequest, limits: Limits) -> None:
         for part, param in _parts(message, number)
         if _kind(part, param) == "image_url"
     ]
-    if len(urls) > limits.images:
-        raise ApiError(
-            400, f"{len(urls)} pictures, more than the {limits.images} allowed", "messages"
-        )
-    for url, param in urls:
-        check_url(url, limits, param)
-    if (request.n or 1) > limits.choices:
-        raise ApiError(400, f"n: more than the {limits.choices} allowed", "n")
+    check_urls(urls, limits, "messages")
+    choices(request, limits)
     if len(request.stop or ()) > limits.stops:
         raise ApiError(400, f"stop: more than the {limits.stops} strings allowed", "stop")
     structured = request.response_format is not None and request.response_format.type != "text"
@@ -44,6 +38,14 @@ def check(request: ChatRequest, limits: Limits) -> None:
         raise ApiError(400, "JSON and pictures cannot be asked for together", "response_format")
     if request.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "messages")
+
+
+def choices(request: ChatRequest | ImageRequest, limits: Limits) -> int:
+    """How many replies or pictures are wanted. Raises ApiError for too many."""
+    count = request.n or 1
+    if count > limits.choices:
+        raise ApiError(400, f"n: more than the {limits.choices} allowed", "n")
+    return count
 
 
 def sample_of(request: ChatRequest, limits: Limits, holding: Holding) -> Sample:

@@ -12,12 +12,12 @@ from chiasm.infer.edit import inpaint
 from chiasm.infer.generate import Generator
 from chiasm.infer.grammar import Edit
 from chiasm.serve.body import read
-from chiasm.serve.conversation import sampling_of, seeded
+from chiasm.serve.conversation import choices, sampling_of, seeded
 from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_url, data_url, mask_of, picture_of, png
+from chiasm.serve.media import check_url, check_urls, data_url, mask_of, picture_of, png
 from chiasm.serve.replies import Replies, Whole, added, collect
 from chiasm.serve.schema import EditRequest, ImageRequest
 from chiasm.serve.server import Server
@@ -57,9 +57,7 @@ async def _draw(
     sample: Sample,
     edit: Edit | None = None,
 ) -> Response:
-    count = asked.n or 1
-    if count > server.limits.choices:
-        raise ApiError(400, f"n: more than the {server.limits.choices} allowed", "n")
+    count = choices(asked, server.limits)
     sampling = sampling_of(asked, True, max_tokens=1, max_images=1, draw_first=True)
     deadline = time.monotonic() + server.limits.seconds
     jobs = [
@@ -73,14 +71,9 @@ async def _draw(
 
 
 def _check(asked: EditRequest, limits: Limits) -> None:
-    if len(asked.image) > limits.images:
-        raise ApiError(
-            400, f"{len(asked.image)} pictures, more than the {limits.images} allowed", "image"
-        )
+    check_urls([(url, "image") for url in asked.image], limits, "image")
     if asked.mask is not None and len(asked.image) > 1:
         raise ApiError(400, "a mask goes with one picture", "mask")
-    for url in asked.image:
-        check_url(url, limits, "image")
     if asked.mask is not None:
         check_url(asked.mask, limits, "mask")
 

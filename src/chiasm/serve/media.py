@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 import PIL.Image
 import PIL.ImageChops
@@ -33,6 +34,14 @@ def check_url(url: str, limits: Limits, param: str) -> None:
         )
     if len(url) > limits.body:
         raise ApiError(413, f"a picture of more than {limits.body:,} characters", param)
+
+
+def check_urls(urls: Sequence[tuple[str, str]], limits: Limits, param: str) -> None:
+    """check_url of each (URL, param); param: what is to blame where they are too many."""
+    if len(urls) > limits.images:
+        raise ApiError(400, f"{len(urls)} pictures, more than the {limits.images} allowed", param)
+    for url, own in urls:
+        check_url(url, limits, own)
 
 
 def picture_of(url: str, limits: Limits, holding: Holding, param: str) -> Image:

@@ -50,17 +50,18 @@ class Remote:
     resolve: Callable[[str, int], list[str]] = resolve
     permits: Callable[[Address], bool] = is_public
 
-    def check(self, url: str, param: str) -> None:
-        """Raises ApiError for an address that is not of a named host; nothing is asked yet."""
-        host, _ = self._place(url, param)
+    def check(self, url: str, param: str) -> tuple[str, int]:
+        """(host, port). Raises ApiError for an address that is not of a named host; nothing is
+        asked yet."""
+        host, port = self._place(url, param)
         if host not in self.hosts:
             known = f"of {', '.join(sorted(self.hosts))}" if self.hosts else "at all"
             raise _refused(f"this server fetches no addresses {known}; send a data URL", param)
+        return host, port
 
     def fetch(self, url: str, param: str) -> bytes:
         """The bytes at an address: not for the event loop. Raises ApiError."""
-        self.check(url, param)
-        host, port = self._place(url, param)
+        host, port = self.check(url, param)
         try:
             addresses = [ipaddress.ip_address(found) for found in self.resolve(host, port)]
         except (OSError, ValueError):
