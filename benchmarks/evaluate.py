@@ -1,10 +1,13 @@
 """Evaluation: chiasm.eval.runner against the loop that most scripts are, one question at a time.
 
-    mllm     forty questions about four easy-VQA pictures with a language model of SmolLM2-135M's
+    mllm     thirty questions about three easy-VQA pictures with a language model of SmolLM2-135M's
              shape. The peer prepares each question's picture, encodes it with the same encoder and
              projector, and calls LlamaForCausalLM.generate on inputs_embeds.
     unified  the same questions with the unified model's default shape. The peer turns each
              question's picture into codes with the same tokenizer and calls generate on ids.
+
+    ... alone  fifteen questions, each about a picture of its own: nothing is shared, what is left
+             is what batches bring.
 
 Both: equal random weights, fp32, greedy, eight new tokens, batch 1 for the peer. Ours is the whole
 of `evaluate`: prompts, replies, scores, and predictions written to a file as they come; the peer
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,12 +42,17 @@ from chiasm.infer.generate import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.unified.config import UnifiedConfig
 
-QUESTIONS, NEW_TOKENS = 40, 8
+QUESTIONS, ALONE, NEW_TOKENS = 30, 15, 8
 Reply = Callable[[Sample], list[int]]
 
 
-def task_of(samples: Sequence[Sample]) -> QuestionTask:
-    return QuestionTask("easy-vqa", samples, limit=QUESTIONS)
+def tasks_of(samples: Sequence[Sample]) -> dict[str, QuestionTask]:
+    """All questions of few pictures, and one of each of many."""
+    alone = [replace(sample, turns=sample.turns[:2]) for sample in samples]
+    return {
+        "": QuestionTask("easy-vqa", samples, limit=QUESTIONS),
+        " alone": QuestionTask("easy-vqa", alone, limit=ALONE),
+    }
 
 
 def mllm(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
@@ -128,11 +137,13 @@ def main() -> None:
     rounds = rounds_argument(__doc__, 3)
     torch.manual_seed(0)
     samples = easy_vqa.load("train")[:100]
-    task = task_of(samples)
     parts = {}
-    for name, make in (("mllm", mllm), ("unified", unified)):
-        parts[name] = measure(name, make(samples), task, rounds)
-        print(f"{name}: {parts[name]}", flush=True)
+    for route, make in (("mllm", mllm), ("unified", unified)):
+        sides = make(samples)
+        for kind, task in tasks_of(samples).items():
+            name = route + kind
+            parts[name] = measure(name, sides, task, rounds)
+            print(f"{name}: {parts[name]}", flush=True)
     report("evaluate", {**min(parts.values(), key=lambda part: part["ratio"]), "parts": parts})
 
 
