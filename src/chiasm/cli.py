@@ -199,7 +199,8 @@ def eval(
             it as .json. Replies that are there already are not asked for again.
         export: The table as Markdown (.md) or everything as JSON (.json).
         metric: exact, vqa, anls, relaxed, choice, contains, yes-no, caption, transcript, click,
-            box, perplexity; by default the task's own.
+            box, perplexity; drawing, of captions; reconstruction, by an image tokenizer; by default
+            the task's own.
         columns: Of a table, where they are not called as usual: "question=q answer=gold".
         data: Folder of the benchmark's published files (default data/TASK).
         split: Split of the benchmark (default the one that has answers).
@@ -211,7 +212,8 @@ def eval(
             the test set's answers).
         prompts: For zero-shot, texts with {} for the class's name (default CLIP's ensemble of 7).
         count: Pictures a prompt, for tasks that are drawn.
-        judge: A contrastive encoder that gives drawn pictures a CLIPScore.
+        judge: A contrastive encoder that gives drawn pictures a CLIPScore, and a Fréchet distance
+            from real ones.
     """
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked

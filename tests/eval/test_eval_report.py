@@ -278,4 +278,4 @@ def test_smoothing_keeps_the_ends_and_a_straight_line():
 def test_bars_end_within_the_chart():
     svg = grouped_bars([Group("all", (Bar("mllm", "MLLM", 1.7), Bar("unified", "U", -1)), 0.4)])
     widths = [float(w) for w in re.findall(r'class="fill [^"]+"[^>]* width="([\d.]+)%"', svg)]
-    assert widths == [84.0, 0.0]
+    assert widths == [80.0, 0.0]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import os
 import subprocess
 import sys
@@ -353,6 +354,31 @@ def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed
     page = _compared(tiny_run, data, tmp_path)
     assert "Where they disagree" in page
     assert "3 of the 3 questions" in page
+
+
+def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, tmp_path, capsys):
+    judge = tmp_path / "judge"
+    runs("train", "encoder", "--data", data, "--out", judge, "--stages.0.steps", "1",
+         "--stages.0.batch", "4")  # fmt: skip
+    capsys.readouterr()
+    asked = ("eval", tiny_run, "--task", data, "--judge", judge, "--metric")
+    runs(*asked, "drawing", "--count", "1", "--out", tmp_path / "drawn")
+    said = capsys.readouterr().out
+    assert "CLIPScore (judge)" in said
+    assert "Fréchet distance (judge)" in said
+    # Equal captions of two samples are drawn as two pictures.
+    drawn = [p.read_bytes() for p in sorted((tmp_path / "drawn").glob("*/samples/0000.png"))]
+    assert len(drawn) == 4
+    assert drawn[0] != drawn[3]
+    runs(*asked, "reconstruction")
+    scores = dict(re.findall(r"│ (PSNR|SSIM|Fréchet distance \(judge\)) +│ +([-.e\d]+) │",
+                             capsys.readouterr().out))  # fmt: skip
+    assert set(scores) == {"PSNR", "SSIM", "Fréchet distance (judge)"}
+    assert 0 < float(scores["PSNR"]) < 60
+    assert abs(float(scores["SSIM"])) < 1
+    assert "no contrastive encoder" in fails(
+        capsys, *asked[:-3], "--judge", tiny_run, "--metric", "drawing"
+    )
 
 
 def _compared(run: Path, data: Path, tmp_path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def draw_prompts(
             folder = out / f"{number:05d}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             (folder / "metadata.jsonl").write_text(json.dumps(_record(sample)) + "\n")
-            drawn = [d.best for d in draw(respond, [prompt_of(sample)] * count, sampling)]
+            # Two samples may have one prompt: their pictures are others all the same.
+            own = replace(sampling, seed=sampling.seed + number)
+            drawn = [d.best for d in draw(respond, [prompt_of(sample)] * count, own)]
             for i, picture in enumerate(drawn):
                 picture.save(folder / "samples" / f"{i:04d}.png")
             pictures.append(drawn)
@@ -55,6 +58,8 @@ def prompt_of(sample: Sample) -> str:
 
 def rules_apply(samples: Sequence[Sample]) -> bool:
     """Whether all prompts are of what metrics/flat_shapes.py can find: its shapes and colours."""
+    if not all("include" in sample.meta for sample in samples):
+        return False
     rules = [r for s in samples for r in (*s.meta["include"], *(s.meta.get("exclude") or ()))]
     return all(r["class"] in SHAPES and r.get("color", "red") in PALETTE for r in rules)
 
@@ -83,4 +88,4 @@ def mean_clip_score(dual: Dual, samples: Sequence[Sample], pictures: Pictures) -
 
 def _record(sample: Sample) -> dict:
     rules = {key: sample.meta[key] for key in ("include", "exclude") if key in sample.meta}
-    return {"tag": sample.meta["category"], **rules, "prompt": prompt_of(sample)}
+    return {"tag": sample.meta.get("category", "all"), **rules, "prompt": prompt_of(sample)}

@@ -67,10 +67,14 @@ class Asked:
         found = find_metric(metric, self.compat)
         return MeasuredTask(self.name, samples, found, limit=limit, seed=self.seed)
 
+    def usual_metric(self) -> str:
+        """A benchmark's own metric, "" for anything else."""
+        return find_benchmark(self.task).metric if self.task in NAMES else ""
+
     def _usual(self, samples: Sequence[Sample]) -> str:
         """The metric of a task for which none was asked, "" where answers are just compared."""
         if self.task in NAMES:
-            return find_benchmark(self.task).metric
+            return self.usual_metric()
         if is_table(Path(self.task)):
             return "choice" if all("options" in sample.meta for sample in samples) else "exact"
         return ""

@@ -19,20 +19,16 @@ from chiasm.eval.export import check_export, export
 from chiasm.eval.identity import LOOKED_AT, code_hash, prompt_hashes, versions, weights_hash
 from chiasm.eval.perplexity import modality_perplexity
 from chiasm.eval.predictions import key_of, run_of
-from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask, picture_key
-from chiasm.eval.tasks.registry import NAMES, find_benchmark
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
-from chiasm.hub.load import layout_of, load
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
 from chiasm.recipes.asked import Asked
+from chiasm.recipes.drawn import contrastive, draw_command, reconstruct_command, report_scores
 from chiasm.recipes.talk import responder
-from chiasm.train.checkpoint import read_json
-from chiasm.vision.config import ContrastiveConfig
-from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
+from chiasm.vision.dual import Dual
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,13 @@ def evaluate_command(
         check_export(export_to)
     if asked.metric == "perplexity":
         samples = asked.samples()[: asked.limit or None]
-        _report(modality_perplexity(responder(run), samples), asked.name, "perplexity")
+        report_scores(modality_perplexity(responder(run), samples), asked.name, "perplexity")
         return
-    if asked.task in NAMES and find_benchmark(asked.task).metric == "drawing":
-        _draw(run, asked, out or run / f"drawn-{asked.name}", count, judge)
+    if asked.metric == "reconstruction":
+        reconstruct_command(run, asked, judge)
+        return
+    if (asked.metric or asked.usual_metric()) == "drawing":
+        draw_command(run, asked, out or run / f"drawn-{asked.name}", count, judge)
         return
     task = asked.question_task()
     dual = contrastive(run)
@@ -175,20 +174,6 @@ class _Model:
         return {**record, **prompt_hashes(self.generator.processor, samples), "noted": noted}
 
 
-def contrastive(run: Path) -> Dual | None:
-    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where no
-    folder OWNER is), None for anything else."""
-    if (run / "model.json").exists():
-        if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
-            return None
-        return OwnDual(*load(run))
-    if layout_of(run) is not None:
-        return None
-    if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
-        return load_stock_dual(str(run))
-    return None
-
-
 def _labels(
     asked: Asked, task: QuestionTask, file: Path | None
 ) -> Callable[[Sample], Sequence[str]]:
@@ -231,35 +216,8 @@ def _zero_shot_once(
     else:
         scores = zero_shot_accuracy(dual, samples, classes, prompts)
         what = f"zero-shot, {len(samples)} pictures, {len(classes)} classes"
-    _report(scores, variant.task.name, f"{what}{', ' * bool(variant.name)}{variant.name}")
+    report_scores(scores, variant.task.name, f"{what}{', ' * bool(variant.name)}{variant.name}")
     return {"task": variant.task.name, "n": len(samples), "prompts": list(prompts), **scores}
-
-
-def _draw(run: Path, asked: Asked, out: Path, count: int, judge: Path | None) -> None:
-    """Draw a benchmark's prompts; score what can be scored here."""
-    samples = asked.samples()[: asked.limit or None]
-    sampling = Sampling(temperature=1.0, top_p=0.95, guidance=1.5, seed=asked.seed)
-    pictures = draw_prompts(responder(run), samples, out, count, sampling)
-    scores = score_by_rules(samples, pictures) if rules_apply(samples) else {}
-    if judge is not None:
-        dual = contrastive(judge)
-        if dual is None:
-            raise DataError(
-                f"{judge}: no contrastive encoder; train one with 'chiasm train encoder'"
-            )
-        scores[f"CLIPScore ({judge.name})"] = mean_clip_score(dual, samples, pictures)
-    if scores:
-        _report(scores, asked.name, f"{len(samples)} prompts, {count} pictures each")
-    Console().print(f"{out}: pictures as GenEval's evaluation/evaluate_images.py reads them")
-
-
-def _report(scores: dict[str, float], name: str, what: str) -> None:
-    table = Table(title=f"{name}: {what}")
-    table.add_column("")
-    table.add_column("score", justify="right")
-    for key, value in scores.items():
-        table.add_row(key, f"{value:.4g}")
-    Console().print(table)
 
 
 def _row(name: str, result: Result) -> dict[str, object]:

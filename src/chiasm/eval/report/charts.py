@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-SCALE = 0.84
+SCALE = 0.8
 """Fraction of the width that 100 % takes; the rest is for the number beside the bar."""
 
 

@@ -28,7 +28,7 @@ def render_duel(
     trials = [t for s in outcome.stands for t in s.trials]
     facts = [
         (f"{len(outcome.arms)}", "arms"),
-        (f"{len(outcome.budgets)}", "budgets"),
+        (f"{len(outcome.budgets)}", "budgets" if len(outcome.budgets) > 1 else "budget"),
         (f"{len({t.seed for t in trials})}", "seeds"),
         (f"{record['questions']:,}", "questions"),
         (duration(sum(t.seconds for t in trials)), "of training"),

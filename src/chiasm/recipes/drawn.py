@@ -1,0 +1,134 @@
+"""chiasm eval of pictures: those that a model draws of prompts, and those that it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from chiasm.core.errors import DataError
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Sample, question
+from chiasm.data.caption import caption_of
+from chiasm.eval.metrics.frechet import frechet_distance, frechet_name
+from chiasm.eval.metrics.image import psnr, ssim
+from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
+from chiasm.hub.load import layout_of, load, load_as
+from chiasm.recipes.asked import Asked
+from chiasm.recipes.jobs.tokenizer import pixels_of
+from chiasm.recipes.talk import responder
+from chiasm.train.checkpoint import read_json
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.vision.config import ContrastiveConfig
+from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
+
+Pictures = Sequence[PIL.Image.Image]
+AT_ONCE = 64
+
+
+def draw_command(run: Path, asked: Asked, out: Path, count: int, judge: Path | None) -> None:
+    """Draw a benchmark's prompts or a set's captions; score what can be scored here. Of captions
+    that belong to pictures a judge also tells the Fréchet distance from those."""
+    dual = None if judge is None else _judge(judge)
+    samples = asked.samples()[: asked.limit or None]
+    real: list[PIL.Image.Image] = []
+    if asked.metric == "drawing":
+        samples = [s for s in samples if caption_of(s) and s.images]
+        if not samples:
+            raise DataError(f"{asked.task}: no pictures with captions to draw after")
+        real = [sample.images[0].load() for sample in samples]
+        samples = [_prompt(sample) for sample in samples]
+    sampling = Sampling(temperature=1.0, top_p=0.95, guidance=1.5, seed=asked.seed)
+    pictures = draw_prompts(responder(run), samples, out, count, sampling)
+    scores = score_by_rules(samples, pictures) if rules_apply(samples) else {}
+    if dual is not None and judge is not None:
+        scores[f"CLIPScore ({judge.name})"] = mean_clip_score(dual, samples, pictures)
+        if len(real) > 1:
+            drawn = [picture for of_one in pictures for picture in of_one]
+            scores[frechet_name(judge.name)] = _distance(dual, drawn, real)
+    if scores:
+        report_scores(scores, asked.name, f"{len(samples)} prompts, {count} pictures each")
+    Console().print(f"{out}: pictures as GenEval's evaluation/evaluate_images.py reads them")
+
+
+def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
+    """What an image tokenizer, or that of a unified model, leaves of a set's pictures: means of
+    PSNR (dB) and SSIM, and with a judge the Fréchet distance."""
+    dual = None if judge is None else _judge(judge)
+    inner = run / "image_tokenizer"
+    model, processor = load_as(inner if inner.is_dir() else run, Autoencoder, "eval")
+    samples = [s for s in asked.samples()[: asked.limit or None] if s.images]
+    if not samples:
+        raise DataError(f"{asked.task}: no pictures to reconstruct")
+    before: list[np.ndarray] = []
+    after: list[np.ndarray] = []
+    with torch.inference_mode():
+        for i in range(0, len(samples), AT_ONCE):
+            pixels = pixels_of(processor, samples[i : i + AT_ONCE])
+            before += _levels(pixels)
+            after += _levels(model.decode(model.encode(pixels)))
+    pairs = list(zip(after, before, strict=True))
+    scores = {
+        "PSNR": float(np.mean([psnr(a, b) for a, b in pairs])),
+        "SSIM": float(np.mean([ssim(a, b) for a, b in pairs])),
+    }
+    if dual is not None and judge is not None and len(samples) > 1:
+        left, right = ([PIL.Image.fromarray(x) for x in side] for side in (after, before))
+        scores[frechet_name(judge.name)] = _distance(dual, left, right)
+    report_scores(scores, asked.name, f"{len(samples)} pictures through the tokenizer")
+
+
+def contrastive(run: Path) -> Dual | None:
+    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where no
+    folder OWNER is), None for anything else."""
+    if (run / "model.json").exists():
+        if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
+            return None
+        return OwnDual(*load(run))
+    if layout_of(run) is not None:
+        return None
+    if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
+        return load_stock_dual(str(run))
+    return None
+
+
+def report_scores(scores: dict[str, float], name: str, what: str) -> None:
+    table = Table(title=f"{name}: {what}")
+    table.add_column("")
+    table.add_column("score", justify="right")
+    for key, value in scores.items():
+        table.add_row(key, f"{value:.4g}")
+    Console().print(table)
+
+
+def _judge(folder: Path) -> Dual:
+    dual = contrastive(folder)
+    if dual is None:
+        raise DataError(f"{folder}: no contrastive encoder; train one with 'chiasm train encoder'")
+    return dual
+
+
+def _prompt(sample: Sample) -> Sample:
+    turns = (question(str(caption_of(sample))),)
+    return Sample(turns, sample.id, sample.source, meta={"category": "all"})
+
+
+def _distance(dual: Dual, first: Pictures, second: Pictures) -> float:
+    """Fréchet distance of the judge's features."""
+
+    def features(pictures: Pictures) -> np.ndarray:
+        parts = [pictures[i : i + AT_ONCE] for i in range(0, len(pictures), AT_ONCE)]
+        return np.concatenate([dual.embed_pictures(part).numpy() for part in parts])
+
+    return frechet_distance(features(first), features(second))
+
+
+def _levels(pixels: torch.Tensor) -> list[np.ndarray]:
+    """[N 3 H W] in [-1, 1] -> uint8 [H W 3] each."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return list(levels.permute(0, 2, 3, 1).numpy())
