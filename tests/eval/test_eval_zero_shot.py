@@ -232,6 +232,17 @@ def test_the_likeliest_label_is_said(talker):
         list(LabelResponder(talker, lambda sample: [])(samples, Sampling()))
 
 
+def test_labels_are_told_sample_by_sample(talker, monkeypatch):
+    monkeypatch.setattr(talker, "tokens", 1)
+    ran = []
+    monkeypatch.setattr("chiasm.infer.likelihood.pack", lambda rows: ran.append(rows) or pack(rows))
+    respond = LabelResponder(talker, lambda sample: LABELS)
+    told = respond([ask("red"), ask("green"), ask("blue")], Sampling())
+    for done in (1, 2, 3):
+        next(told)
+        assert len(ran) == done
+
+
 def test_perplexity_is_the_exponent_of_the_likelihood(talker):
     samples = [
         Sample((*ask(c).turns, answer(reply)), c)

@@ -28,20 +28,23 @@ def reply_log_likelihood(respond: Generator, samples: Sequence[Sample]) -> list[
 
 def label_log_likelihood(
     respond: Generator, samples: Sequence[Sample], labels: Sequence[Sequence[str]]
-) -> list[list[float]]:
+) -> Iterator[list[float]]:
     """log p(label | conversation that ends with the user's turn), nats, of each sample's labels as
-    the whole reply, its end included. They are branches of one trunk: the pictures are computed
-    once, and each label is read as if it stood alone. Raises DataError."""
-    rows, owners = [], []
-    for i, (sample, own) in enumerate(zip(samples, labels, strict=True)):
-        for start in range(0, len(own), AT_ONCE):
-            part = own[start : start + AT_ONCE]
-            rows.append(respond.processor.alternatives(sample, part))
-            owners.append((i, len(part)))
-    found: list[list[float]] = [[] for _ in samples]
-    for (i, count), sums in zip(owners, _sums(respond, rows), strict=True):
-        found[i] += sums[1 : count + 1].tolist() if count > 1 else sums[:1].tolist()
-    return found
+    the whole reply, its end included; sample by sample, as they are computed. They are branches of
+    one trunk: the pictures are computed once, and each label is read as if it stood alone. Raises
+    DataError."""
+    rows, counts = [], []
+    for sample, own in zip(samples, labels, strict=True):
+        parts = [own[start : start + AT_ONCE] for start in range(0, len(own), AT_ONCE)]
+        rows += [respond.processor.alternatives(sample, part) for part in parts]
+        counts.append([len(part) for part in parts])
+    sums = _sums(respond, rows)
+    for parts in counts:
+        found: list[float] = []
+        for count in parts:
+            own = next(sums)
+            found += own[1 : count + 1].tolist() if count > 1 else own[:1].tolist()
+        yield found
 
 
 class LabelResponder:
