@@ -3,12 +3,16 @@
 The data: PICTURES photographs-like JPEGs of 500 x 375 with a question and an answer each, as
 messages JSONL and, the same bytes, as tars of 250 samples. Units are pictures.
 
-stream: every sample of the tars once, shuffled, its picture decoded to RGB, one process and one
-thread, against webdataset's usual pipeline (shuffled shards, a buffer of 1,000, its PIL decoder).
-stream_datasets: the same against `datasets` reading the same tars with streaming=True and a buffer
-of 1,000. Ours shuffles across the whole set by index, the peers within a buffer. The index is made
-before (a read of the tars, once for all). Before timing, all sides are checked to give the same
-samples with the same pixels; what is timed ends with the decoded picture.
+stream: every sample of the tars once, shuffled, its picture decoded to RGB and handed to the
+training process, with two workers on both sides: threads that read ahead (data/reader.py) against
+processes of torch's DataLoader around webdataset's usual pipeline (shuffled shards, a buffer of
+1,000, its PIL decoder). The processes are started before and live on; what they do is to decode,
+and to pickle the pictures. stream_datasets: the same against `datasets` reading the same tars with
+streaming=True and a buffer of 1,000. alone and alone_datasets: the same without workers, one thread
+against one thread, which is little else than the time that PIL takes to decode. Ours shuffles across
+the whole set by index, the peers within a buffer. The index is made before (a read of the tars,
+once for all). Before timing, all sides are checked to give the same samples with the same pixels;
+what is timed ends with the decoded picture.
 
 import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,
 against `datasets` doing the same with 2 processes (map with num_proc=2, then to_parquet). Extra
@@ -28,7 +32,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +40,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.harness import alternate, report, result, round_to, rounds_argument
 from chiasm.core.sample import Image, Sample, answer, question
@@ -45,6 +50,7 @@ from chiasm.data.formats.webdataset import write_webdataset
 from chiasm.data.indexed import open_indexed
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.load import load_samples
+from chiasm.data.reader import Reader
 from chiasm.data.shard_import import ImportPlan
 from chiasm.data.shards import run_by_workers
 from chiasm.data.turns import Mixed, Turns
@@ -58,7 +64,7 @@ Pass = Callable[[Look], dict[str, str]]
 """One pass over the data: what is seen of every sample's picture, by its question."""
 
 
-def make(folder: Path) -> None:
+def make_set(folder: Path) -> None:
     """messages/ and tars/ with the same samples."""
     random = np.random.default_rng(0)
     samples = []
@@ -84,39 +90,42 @@ def glance(picture: PIL.Image.Image) -> str:
     return str(picture.getpixel((7, 7)))
 
 
-def ours(tars: list[str]) -> Pass:
+def ours(tars: list[str], workers: int) -> Pass:
     def run(look: Look) -> dict[str, str]:
         samples = Mixed.of(open_indexed([local(Path(tar)) for tar in tars]))
         turns, found = Turns(samples, 1, 0), {}
+        reader = Reader(samples, turns, workers)
         for _ in range(len(samples)):
             turn = turns.next()
+            sample = reader.next(turn)
             turns.use(turn)
-            sample = samples[turn.index]
             found[sample.turns[0].text] = look(sample.images[0].load())
         return found
 
     return run
 
 
-def by_webdataset(tars: list[str]) -> Pass:
+def by_webdataset(tars: list[str], workers: int) -> Pass:
     import webdataset
 
-    def run(look: Look) -> dict[str, str]:
-        data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(BUFFER).decode("pil")
-        return {row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in data}
-
-    return run
+    data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(BUFFER).decode("pil")
+    return _each(data, workers)
 
 
-def by_datasets(tars: list[str]) -> Pass:
+def by_datasets(tars: list[str], workers: int) -> Pass:
     import datasets
 
+    data = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
+    return _each(data.shuffle(seed=0, buffer_size=BUFFER), workers)
+
+
+def _each(data: Iterable[dict], workers: int) -> Pass:
+    """Every row, by processes that go on living from pass to pass."""
+    if workers:
+        data = DataLoader(data, batch_size=None, num_workers=workers, persistent_workers=True)  # type: ignore[arg-type]
+
     def run(look: Look) -> dict[str, str]:
-        data = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
-        shuffled = data.shuffle(seed=0, buffer_size=BUFFER)
-        return {
-            row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in shuffled
-        }
+        return {row["json"]["messages"][0]["content"][1]["text"]: look(row["jpeg"]) for row in data}
 
     return run
 
@@ -196,21 +205,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["CHIASM_CACHE"] = str(folder / "cache")
-        make(folder)
+        make_set(folder)
         tars = sorted(str(file) for file in (folder / "tars").glob("*.tar"))
-        made = {"ours": ours, "webdataset": by_webdataset, "datasets": by_datasets}
-        passes = {name: one(tars) for name, one in made.items()}
-        seen = {name: one(every_pixel) for name, one in passes.items()}
-        for name, found in seen.items():
-            if found != seen["ours"] or len(found) != PICTURES:
-                raise SystemExit(f"data: {name} gives other samples than ours ({len(found)})")
-        parts = {
-            "stream": alternate(counted(passes["ours"]), counted(passes["webdataset"]), rounds),
-            "stream_datasets": alternate(
-                counted(passes["ours"]), counted(passes["datasets"]), rounds
-            ),
-            "import": alternate(import_ours(folder), import_datasets(folder), rounds),
-        }
+        parts, seen = {}, {}
+        for kind, workers in (("stream", WORKERS), ("alone", 0)):
+            mine = ours(tars, workers)
+            for name, make in (("", by_webdataset), ("_datasets", by_datasets)):
+                peer = make(tars, workers)  # its processes end with it
+                for one in (peer, mine):
+                    found = one(every_pixel)
+                    if found != (seen := seen or found) or len(found) != PICTURES:
+                        raise SystemExit(f"data: {kind}{name} gives other samples ({len(found)})")
+                parts[kind + name] = alternate(counted(mine), counted(peer), rounds)
+        parts["import"] = alternate(import_ours(folder), import_datasets(folder), rounds)
         began = time.perf_counter()
         inspected = inspect_data(str(folder / "messages"), workers=WORKERS)
         rate = sum(len(s.pictures) for s in inspected.seen) / (time.perf_counter() - began)

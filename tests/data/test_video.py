@@ -21,8 +21,11 @@ from chiasm.data.formats.messages import read_messages
 from chiasm.data.text import train_bpe
 from chiasm.data.video import choose, read_footage
 from chiasm.hub import mllm as hub
+from chiasm.hub import unified
 from chiasm.infer.generate import Generator
 from chiasm.mllm.config import AS_TRAINED, AnyResConfig, LinearConfig, MLLMConfig, SplitConfig
+from chiasm.unified.autoencoder import Autoencoder
+from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import VideoConfig, ViTConfig
 from chiasm.vision.vit import ViT
 
@@ -292,6 +295,26 @@ def test_a_clip_keeps_to_its_budget_by_averaging_neighbours(images, budget, clip
     for i in range(0, 6, group):
         mean = sum(footage.times[i : i + group]) / len(footage.times[i : i + group])
         assert f"<{mean:.1f} seconds><image>" in re.sub("<fake[^>]*><gl[^>]*>", "", text)
+
+
+@pytest.mark.parametrize(("budget", "shown"), [(1024, [0, 1, 2, 3]), (40, [0, 2]), (20, [0])])
+def test_of_codes_the_first_of_neighbours_stands_for_all(clip, budget, shown):
+    torch.manual_seed(0)
+    config = UnifiedConfig(width=32, layers=1, heads=2, kv_heads=2, hidden=48,
+                           video=VideoConfig(frames=4, max_tokens=budget))  # fmt: skip
+    codes = Autoencoder(AutoencoderConfig(image_size=32, decoder_channels=64, decoder_blocks=1))
+    words = train_bpe(["what happens in it? <0.5 seconds> red"] * 4, 300)
+    model, processor = unified.build(config, words, codes)
+    encoded = processor.encode(asked(clip))
+    frames = read_footage(clip, config.video).frames
+    assert len({f.tobytes() for f in frames}) == 4
+    expected = [slot.ids for slot in processor.codec.encode([frames[i] for i in shown])]
+    begins = np.flatnonzero(encoded.ids == processor.codec.vocabulary.begin_image)
+    for start, ids in zip(begins, expected, strict=True):
+        assert np.array_equal(encoded.ids[start : start + len(ids)], ids)
+    loss = model.loss(pack([[encoded]]))
+    assert loss.count
+    assert torch.isfinite(loss.sum)
 
 
 def test_packed_clips_pictures_and_words_equal_each_alone(clip, llama):

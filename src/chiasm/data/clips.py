@@ -3,7 +3,8 @@
     "what happens?" <video>   ->   "what happens?" <0.5 seconds> [frame] <1.5 seconds> [frame] ...
 
 Where the frames would take more tokens than config.max_tokens, as many neighbours as needed are
-averaged, token by token, into the tokens of one picture.
+averaged, token by token, into the tokens of one picture; codes have no average, there the first of
+them stands for its neighbours.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ class Clips:
         return tuple(parts)
 
     def slot(self, image: Frames) -> Slot:
-        """The frames' visual tokens, averaged over time."""
-        slots = self.codec.encode(image.frames)
+        """The frames' visual tokens, averaged over time; codes are those of the first."""
+        averaged = not self.codec.codes_per_image
+        slots = self.codec.encode(image.frames if averaged else image.frames[:1])
         first = slots[0]
         if len(slots) == 1:
             return first

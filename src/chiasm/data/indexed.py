@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -44,7 +46,7 @@ class Shard:
     bad: tuple[tuple[str, str], ...]
 
     def sample(self, row: int) -> Sample:
-        start, length, number, _ = self.rows[row].tolist()
+        start, length, number, _ = PACK.unpack_from(self.rows, row * PACK.size)
         data = self.blob.read(start, length)
         if not self.blob.name.endswith(".tar"):
             return _of_line(data, number, self.blob)
@@ -56,10 +58,10 @@ class Indexed(Sequence[Sample]):
 
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
-        self._ends = np.cumsum([len(shard.rows) for shard in shards])
+        self._ends = list(accumulate(len(shard.rows) for shard in shards))
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -69,9 +71,9 @@ class Indexed(Sequence[Sample]):
         if isinstance(index, slice):
             return Selected(self, range(len(self))[index])
         place = range(len(self))[index]
-        number = int(np.searchsorted(self._ends, place, "right"))
+        number = bisect_right(self._ends, place)
         shard = self.shards[number]
-        return shard.sample(place - int(self._ends[number]) + len(shard.rows))
+        return shard.sample(place - self._ends[number] + len(shard.rows))
 
     def half(self, test: bool) -> Selected:
         """A tenth of the ids for tests, or the rest: as load.load_samples divides."""

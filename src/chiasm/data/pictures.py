@@ -16,6 +16,7 @@ from chiasm.core.sample import Sample
 from chiasm.data.augment import augment, mirrorable
 from chiasm.data.caption import caption_of
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.reader import Reader
 from chiasm.data.turns import Mixed, Turns
 from chiasm.vision.patches import fit, patchify, to_array
 
@@ -65,7 +66,7 @@ class PictureStream:
 
     A processor with a tokenizer adds the captions; samples without one are left out, or with
     `uncaptioned` kept, matching no text. shift and mirror: as data.augment. A picture that cannot
-    be read goes to the quarantine and the next one takes its turn.
+    be read goes to the quarantine and the next one takes its turn. threads: that read ahead.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PictureStream:
         mirror: bool = False,
         quarantine: Quarantine | None = None,
         uncaptioned: bool = False,
+        threads: int = 0,
     ):
         captioned = processor.tokenizer is not None and not uncaptioned
         self.samples = Mixed.of(samples).keep(
@@ -88,6 +90,7 @@ class PictureStream:
         self.processor, self.count, self.shift, self.mirror = processor, count, shift, mirror
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.turns = Turns(self.samples, 1, seed)
+        self.reader = Reader(self.samples, self.turns, threads)
         self._decoded: dict[int, PIL.Image.Image] = {}
 
     def split(self, strand: int, count: int) -> None:
@@ -99,6 +102,7 @@ class PictureStream:
 
     def load_state_dict(self, state: dict) -> None:
         self.turns.load_state_dict(state)
+        self.reader.forget()
 
     def __iter__(self) -> Iterator[PictureBatch]:
         while True:
@@ -111,7 +115,7 @@ class PictureStream:
             turn = self.turns.next()
             sample = Sample((), f"sample {turn.index}")  # until it has been read
             try:
-                sample = self.samples[turn.index]
+                sample = self.reader.next(turn)
                 picture = self._decoded.get(turn.index) or sample.images[0].load()
             except DataError as error:
                 self.quarantine.add(sample, error, len(self.samples))

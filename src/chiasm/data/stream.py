@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from chiasm.core.sample import Sample
 from chiasm.data.packing import Budget, Size, fill
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.reader import Reader
 from chiasm.data.turns import Mixed, Turn, Turns
 from chiasm.data.views import View
 
@@ -25,7 +27,7 @@ class SampleStream:
     Every sample passes through every view once an epoch of its source. A batch holds consecutive
     samples of the order (data.turns) or of a strand of it, so the state is that order's counters. A
     sample that cannot be used goes to the quarantine. A sample longer than `tokens` makes a batch
-    of its own. per_sample: as in core.batch.Batch.
+    of its own. per_sample: as in core.batch.Batch. threads: that read ahead (data/reader.py).
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SampleStream:
         seed: int,
         quarantine: Quarantine | None = None,
         per_sample: bool = False,
+        threads: int = 0,
     ):
         if not samples:
             raise DataError("no samples to train on; check the path given as --data")
@@ -44,6 +47,7 @@ class SampleStream:
         self.tokens, self.per_sample = tokens, per_sample
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.turns = Turns(self.samples, len(views), seed)
+        self.reader = Reader(self.samples, self.turns, threads)
         self._ahead: tuple[Turn, Encoded] | None = None
 
     def split(self, strand: int, count: int) -> None:
@@ -55,6 +59,7 @@ class SampleStream:
 
     def load_state_dict(self, state: dict) -> None:
         self.turns.load_state_dict(state)
+        self.reader.forget()
         self._ahead = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,12 +98,15 @@ class SampleStream:
         """What is made of the sample whose turn it is, None for one that cannot be used."""
         sample = Sample((), f"sample {turn.index}")  # until it has been read
         try:
-            sample = self.samples[turn.index]
+            sample = self._read(turn)
             seen = self.views[turn.view](sample, turn.randomness())
             return None if seen is None else make(seen)
         except DataError as error:
             self.quarantine.add(sample, error, len(self.samples))
             return None
+
+    def _read(self, turn: Turn) -> Sample:
+        return self.reader.next(turn)
 
 
 Place = tuple[int, int]
@@ -134,11 +142,16 @@ class KnapsackStream(SampleStream):
         while True:
             while not self._rows:
                 self._fill()
+            for place in chain(*self._rows[:2]):  # this row and the next
+                self.reader.begin(self.turns.at(*place))
             places = self._rows.pop(0)
             found = [self._at(self.turns.at(*place), self.processor.encode) for place in places]
             row = [encoded for encoded in found if encoded is not None]
             if row:
                 return pack([row], per_sample=self.per_sample)
+
+    def _read(self, turn: Turn) -> Sample:
+        return self.reader.read(turn)  # measuring needs no pixels
 
     def _fill(self) -> None:
         """Measure the next window and lay out its rows, in an order of their own: those filled

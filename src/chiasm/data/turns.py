@@ -144,7 +144,11 @@ class Turns:
     def next(self) -> Turn:
         """Raises DataError when all sources have been seen as often as they may."""
         number = self._whose()
-        return self.at(number, place_of(self.counts[number].cursor, *self.strand))
+        return self.of_cursor(number, self.counts[number].cursor)
+
+    def of_cursor(self, number: int, cursor: int) -> Turn:
+        """The turn of a source when its cursor stands there."""
+        return self.at(number, place_of(cursor, *self.strand))
 
     def at(self, number: int, place: int) -> Turn:
         """The turn at a place of a source's order, whoever's it is."""

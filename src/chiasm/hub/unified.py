@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from chiasm.data.clips import Clips
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import add_picture_tokens
@@ -28,7 +29,8 @@ def build(
     template = RoleTemplate(tokenizer)
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary, grids=config.grids)
-    processor = Processor(template, codec, config.max_length, remember=remember)
+    clips = Clips(config.video, codec)
+    processor = Processor(template, codec, config.max_length, remember=remember, clips=clips)
     return Unified(config, vocabulary, codec.grid[1]), processor
 
 

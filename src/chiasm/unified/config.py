@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chiasm.core.errors import ConfigError
+from chiasm.vision.config import VideoConfig
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ class UnifiedConfig:
     grids: tuple[tuple[int, int], ...] = ()
     row_ends: bool = False
     max_length: int = 1024
+    video: VideoConfig = field(default_factory=VideoConfig)
 
     def __post_init__(self) -> None:
         if self.row_ends and (self.rope == "2d" or self.image_objective == "masked"):

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,10 @@ def estimate_tokens(text: str) -> int:
 
 @dataclass(frozen=True)
 class Picture:
-    """Size in pixels, file format, and what was odd or had to be converted."""
+    """Size in pixels, file format, and what was odd or had to be converted. key: its path, or the
+    digest of one that is no file."""
 
+    key: str
     name: str
     width: int
     height: int
@@ -80,8 +83,30 @@ class Inspection:
     title: str
     seen: list[Seen]
     unusable: list[Unusable]
-    alike: list[list[str]]
+    alike: list[list[Picture]]
     exact_tokens: bool
+
+    @cached_property
+    def halves(self) -> dict[str, set[str]]:
+        """The splits that show a picture, by its key."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for seen in self.seen:
+            for picture in seen.pictures:
+                found[picture.key].add(seen.split)
+        return found
+
+    @property
+    def leaked(self) -> int:
+        """Pictures of the test split that show what one of another split shows."""
+        alone = {p.key for group in self.alike for p in group}
+        groups = [[p.key for p in group] for group in self.alike]
+        groups += [[key] for key in self.halves if key not in alone]
+        return sum(
+            "test" in self.halves[key]
+            for keys in groups
+            if len(set().union(*(self.halves[k] for k in keys))) > 1
+            for key in keys
+        )
 
     @property
     def odd(self) -> Counter[str]:
@@ -164,7 +189,7 @@ def _look(image: Image) -> Look:
     pixels = image.load()
     key = _key(image)
     name = image.source.name if isinstance(image.source, Path) else key[:12]
-    return key, _measure(name, image, pixels), fingerprint(pixels)
+    return key, _measure(key, name, image, pixels), fingerprint(pixels)
 
 
 def _key(image: Image) -> str:
@@ -177,7 +202,7 @@ class Album:
     def __init__(self) -> None:
         self._known: dict[str, Picture] = {}
         self._near: NearPictures[str] = NearPictures()
-        self._groups: dict[str, list[str]] = defaultdict(list)
+        self._groups: dict[str, list[Picture]] = defaultdict(list)
 
     def picture(self, image: Image) -> Picture:
         """Raises DataError for one that cannot be decoded."""
@@ -192,14 +217,14 @@ class Album:
             first = self._near.find(print_)
             if first is None:
                 self._near.add(print_, key)
-            self._groups[first or key].append(found.name)
+            self._groups[first or key].append(found)
 
-    def alike(self) -> list[list[str]]:
+    def alike(self) -> list[list[Picture]]:
         """Different files that show the same, in groups."""
-        return [names for names in self._groups.values() if len(names) > 1]
+        return [group for group in self._groups.values() if len(group) > 1]
 
 
-def _measure(name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
+def _measure(key: str, name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
     width, height = pixels.size
     remarks = []
     if min(width, height) < SMALL:
@@ -217,7 +242,7 @@ def _measure(name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
                 remarks += _converted(raw)
         except (Unreadable, OSError) as error:  # gone since it was decoded
             raise DataError(f"{name}: not a readable image: {error}") from None
-    return Picture(name, width, height, kind, tuple(remarks))
+    return Picture(key, name, width, height, kind, tuple(remarks))
 
 
 def _converted(raw: PIL.Image.Image) -> list[str]:

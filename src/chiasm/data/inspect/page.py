@@ -15,9 +15,9 @@ import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Text
-from chiasm.data.inspect.measure import Inspection, Seen, usual
+from chiasm.data.inspect.measure import Inspection, Picture, Seen, usual
 
-SHOWN, LISTED = 120, 500  # samples in the gallery; lines in a list
+SHOWN, LISTED, GROUPS = 120, 500, 40  # samples in the gallery; lines in a list; doubles
 EDGE = 220  # pixels of a thumbnail
 BARS = 24
 
@@ -53,7 +53,8 @@ def summary(found: Inspection) -> dict:
         "languages": Counter(s.language for s in seen),
         "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
         "odd": {s.name: s.all_remarks for s in seen if s.all_remarks},
-        "alike": found.alike,
+        "alike": [[p.name for p in group] for group in found.alike],
+        "test pictures seen in training": found.leaked,
     }
 
 
@@ -98,8 +99,37 @@ def _odd(found: Inspection) -> str:
 
 
 def _alike(found: Inspection) -> str:
-    rows = [(f"{len(names)}", ", ".join(names[:12])) for names in found.alike]
-    return _table("Pictures alike", "Different files that show the same.", ("", "files"), rows)
+    """Groups of doubles, those first of which some are in train and some in test."""
+    if not found.alike:
+        return ""
+    images = {
+        p.key: image
+        for seen in found.seen
+        for p, image in zip(seen.pictures, seen.sample.images, strict=True)
+    }
+
+    def halves(group: list[Picture]) -> list[str]:
+        return sorted(set().union(*(found.halves[p.key] for p in group)), reverse=True)
+
+    groups = sorted(found.alike, key=lambda group: -len(halves(group)))
+    cards = "".join(
+        f"<div class='card'><div class='pictures small'>"
+        f"{''.join(_thumbnail(images[p.key]) for p in group[:4] if p.key in images)}</div>"
+        f"<p class='quiet'>{len(group):,} in {' and '.join(halves(group)) or 'unusable samples'}: "
+        f"{escape(', '.join(p.name for p in group[:6]))}</p></div>"
+        for group in groups[:GROUPS]
+    )
+    lede = (
+        "Different files that show the same; chiasm data filter --rules near-duplicate keeps one."
+    )
+    leaked = f" {found.leaked:,} pictures of the test half are also in another." * bool(
+        found.leaked
+    )
+    more = f" The first {GROUPS} groups; all are in the JSON." * (len(groups) > GROUPS)
+    return (
+        f"<section><h2>Pictures alike <small>{len(groups):,}</small></h2>"
+        f"<p class='lede'>{lede}{leaked}{more}</p><div class='scroll gallery'>{cards}</div></section>"
+    )
 
 
 def _table(title: str, lede: str, heads: Iterable[str], rows: list[tuple]) -> str:
@@ -168,8 +198,8 @@ def _gallery(found: Inspection) -> str:
     odd = [s for s in found.seen if s.all_remarks]
     rest = [s for s in found.seen if not s.all_remarks]
     shown = [*_spaced(odd, SHOWN // 2), *_spaced(rest, SHOWN - min(len(odd), SHOWN // 2))]
-    names = {name for group in found.alike for name in group}
-    cards = "".join(_card(s, any(p.name in names for p in s.pictures)) for s in shown)
+    keys = {p.key for group in found.alike for p in group}
+    cards = "".join(_card(s, any(p.key in keys for p in s.pictures)) for s in shown)
     buttons = "".join(
         f"<button type='button' data-show='{tag}' aria-pressed='{str(not tag).lower()}'>"
         f"{label}</button>"
@@ -178,8 +208,10 @@ def _gallery(found: Inspection) -> str:
     return (
         f"<section><h2>Samples <small>{len(shown):,} of {len(found.seen):,}</small></h2>"
         f"<div class='filters' role='group' aria-label='Which samples to show'>{buttons}"
-        "<input type='search' placeholder='Find words' aria-label='Find words'></div>"
-        f"<div class='gallery'>{cards}</div></section>"
+        "<input type='search' placeholder='Find words' aria-label='Find words'>"
+        "<span class='key'><span>underlined</span>: what a model learns to say</span></div>"
+        f"<div class='gallery'>{cards}</div>"
+        "<p class='none' hidden>None of the samples shown here; all are in the JSON.</p></section>"
     )
 
 
@@ -191,7 +223,8 @@ def _spaced(items: list[Seen], count: int) -> list[Seen]:
 
 def _card(seen: Seen, alike: bool) -> str:
     turns = "".join(
-        f"<p><b>{turn.role}</b> {escape(_shown(turn.parts))}</p>" for turn in seen.sample.turns[:8]
+        f"<p class='{turn.role}'><b>{turn.role}</b> <span>{escape(_shown(turn.parts))}</span></p>"
+        for turn in seen.sample.turns[:8]
     )
     tags = f"{'odd ' * bool(seen.all_remarks)}{'alike' * alike}".strip()
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in seen.all_remarks)

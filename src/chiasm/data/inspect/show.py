@@ -28,6 +28,7 @@ def show(found: Inspection, console: Console) -> None:
         (f"text tokens{'' if found.exact_tokens else ' (est.)'}", _range(numbers["tokens"])),
         ("languages", _counts(numbers["languages"])),
         ("pictures alike", f"{sum(map(len, found.alike)):,} in {len(found.alike):,} groups"),
+        ("test seen in training", f"{found.leaked:,} pictures"),
         ("odd", _counts(found.odd) or "nothing"),
     ):
         table.add_row(name, value)

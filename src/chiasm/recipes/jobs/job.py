@@ -16,6 +16,7 @@ from chiasm.data.caption import caption_of
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.reader import spare_threads
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
 from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved
@@ -94,6 +95,7 @@ class Context:
             self.recipe.seed,
             self.quarantine,
             stage.normalise == "sample",
+            spare_threads(),
         )
 
     def pictures(
@@ -119,6 +121,7 @@ class Context:
             mirror,
             self.quarantine,
             uncaptioned,
+            spare_threads(),
         )
 
     def captions(self) -> list[str]:
