@@ -1,167 +1,272 @@
-"""chiasm serve: eight clients at once against the same requests one after the other.
+"""chiasm serve: eight clients at once, against one after the other and against transformers serve.
 
-    mllm     eight questions about eight pictures of 64 visual tokens, 32 new tokens each, with a
-             language model of SmolLM2-135M's shape. A unit is a new token.
-    unified  eight pictures of 64 codes, each after a short caption, without guidance. A unit is a
-             code.
+    batching      eight questions about eight pictures at once ("ours") and one after the other
+                  ("peer"), both asked of chiasm serve: what one batch of all replies brings.
+    transformers  the same eight at once, asked of chiasm serve and of transformers serve. Its
+                  continuous batching takes text only, so it answers one picture after the other.
+    drawing       as batching, eight pictures of 64 codes by a unified model, without guidance.
+                  A unit is a code; elsewhere it is a new token.
 
-Over HTTP on this machine, OpenAI's client, the server a thread of the same process. "ours" sends
-all eight at once, the "peer" sends the next when the last has answered: the ratio is what batching
-at every step brings. Random weights, fp32, greedy, nothing that stops early; every client has a
-picture or caption of its own, and the cache of encodings is off. Before timing, replies at once are
-checked to equal those one by one (near-ties of the arithmetic may turn one: three quarters must).
+The model of the first two is the published SmolLM2-135M-Instruct behind a SigLIP tower of 22M and a
+projector, both random: 64 visual tokens a picture, 32 new tokens a reply, greedy, fp32. chiasm
+serves the run, transformers serve its export, a stock LLaVA checkpoint; each is a process of its
+own with its command line's defaults, all are asked over HTTP by OpenAI's client. No picture is sent
+twice, so that no cache answers. Before timing, the replies of chiasm at once, chiasm one by one and
+transformers are checked to be the same (near-ties of the arithmetic may turn one: three quarters
+must be).
 
-The top-level numbers are those of the part with the smaller ratio. For mllm the seconds to the
-first token and between two tokens (medians of a stream) are told as well.
+The table tells how long a client waits for its first token, and from token to token (medians over
+streams): one client alone, and eight at once. llama.cpp stands beside it (the wheel xllamacpp,
+where it is installed) with the same model, exported as GGUF in fp32, and the same pictures.
+
+The top-level numbers are those of the part with the smallest ratio.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
-import threading
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import openai
 import PIL.Image
 import torch
-import uvicorn
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.decode import _mllm, _Numbers
 from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
 from benchmarks.train_unified import build
 from chiasm.data import easy_vqa
-from chiasm.data.processor import Processor
-from chiasm.data.text import train_bpe
-from chiasm.infer.generate import Generator
-from chiasm.mllm.codec import MLLMCodec
-from chiasm.serve.app import create_app
-from chiasm.serve.recent import RecentFeatures
-from chiasm.serve.server import Server
+from chiasm.hub import mllm, unified
+from chiasm.hub.export import export
+from chiasm.mllm.config import MLLMConfig, MLPConfig, PadConfig
 from chiasm.unified.config import UnifiedConfig
+from chiasm.vision.config import TowerOptions
+from chiasm.vision.pretrained import load_encoder
 
-CLIENTS, NEW_TOKENS, KEY = 8, 32, "benchmark"
-
-
-def mllm() -> Generator:
-    """An MLLM of SmolLM2-135M's shape that writes ids as numbers and never stops."""
-    model, _ = _mllm()
-    samples = easy_vqa.load("train")[:100]
-    bpe = train_bpe([turn.text for s in samples for turn in s.turns], 400)
-    codec = MLLMCodec(model.vision.config, model.projector, model.image_token)
-    return Generator(model, Processor(_Numbers(bpe), codec))
+CLIENTS, NEW_TOKENS, SIDE, KEY = 8, 32, 128, "benchmark"
+QUESTIONS = [f"Look at the picture, then tell me a long story about {what}." for what in
+             ("a fox", "the sea", "a train", "winter", "a baker", "the moon", "an old map", "music")]  # fmt: skip
+numbers = itertools.count()
 
 
-def unified() -> Generator:
+def write_models(folder: Path) -> None:
+    """mllm (a run of ours), stock (its export), gguf (the same for llama.cpp), unified."""
+    torch.manual_seed(0)
+    shape = SiglipVisionConfig(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=SIDE,
+        patch_size=16,
+        vision_use_head=False,
+    )
+    SiglipVisionModel(shape).save_pretrained(folder / "siglip")
+    config = MLLMConfig(
+        encoder=str(folder / "siglip"),
+        language="smollm2",
+        projector=MLPConfig(merge=1),
+        lora=None,
+        tower=TowerOptions(-2),
+        images=PadConfig(),
+    )
+    vision = load_encoder(str(folder / "siglip"), config.tower)
+    model, processor = mllm.build(config, vision)
+    mllm.save(folder / "mllm", model, processor, config)
+    print(export(folder / "mllm", folder / "stock", "hf"), flush=True)
+    if find_spec("xllamacpp"):
+        print(export(folder / "mllm", folder / "gguf", "gguf"), flush=True)
     model, processor = build(UnifiedConfig(), easy_vqa.load("train")[:100])
-    return Generator(model, processor)
+    unified.save(folder / "unified", model, processor)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A server: its client, and what it calls the model that reads pictures."""
+
+    client: openai.OpenAI
+    model: str
+
+    def answer(self, question: str, picture: str) -> tuple[str, int]:
+        """The reply and its number of tokens."""
+        reply = self.client.chat.completions.create(**self._wanted(question, picture))
+        return reply.choices[0].message.content or "", reply.usage.completion_tokens
+
+    def waits(self, question: str, picture: str) -> tuple[float, list[float]]:
+        """Seconds to the first token, and from each to the next."""
+        began, times = time.perf_counter(), []
+        for chunk in self.client.chat.completions.create(
+            **self._wanted(question, picture), stream=True
+        ):
+            if chunk.choices and chunk.choices[0].delta.content:
+                times.append(time.perf_counter())
+        return times[0] - began, list(np.diff(times))
+
+    def draw(self, caption: str) -> str:
+        extra = {"temperature": 0, "guidance": 1}
+        wanted = {"model": "unified", "prompt": caption, "extra_body": extra}
+        return self.client.images.generate(**wanted).data[0].b64_json or ""
+
+    def _wanted(self, question: str, picture: str) -> dict:
+        parts = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": question},
+        ]
+        messages = [{"role": "user", "content": parts}]
+        limits = {"max_tokens": NEW_TOKENS, "temperature": 0}
+        return {"model": self.model, "messages": messages, **limits}
 
 
 @contextmanager
-def serving(models: dict[str, Generator]) -> Iterator[tuple[Server, openai.OpenAI]]:
-    """A server on a free port, and a client of it."""
-    server = Server(dict(models), slots=CLIENTS)
-    for served in server.models.values():
-        if served.engine is not None and hasattr(served.engine.respond.model, "recent"):
-            served.engine.respond.model.recent = RecentFeatures(0)
-    settings = {"port": 0, "log_level": "warning", "lifespan": "on", "ws": "none"}
-    listener = uvicorn.Server(uvicorn.Config(create_app(server, KEY), **settings))
-    thread = threading.Thread(target=lambda: asyncio.run(listener.serve()))
-    thread.start()
-    while not listener.started:
-        time.sleep(0.01)
-    port = listener.servers[0].sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}/v1"
-    try:
-        yield server, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600)
-    finally:
-        listener.should_exit = True
-        thread.join()
+def process(arguments: list[str], model: str) -> Iterator[Asked]:
+    """A server that a command line starts, told the port in the place of PORT."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", *(port if part == "PORT" else part for part in arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "CHIASM_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment, **quiet) as running:
+        try:
+            url = f"http://127.0.0.1:{port}/v1"
+            yield _until_it_answers(Asked(_client(url), model), running)
+        finally:
+            running.terminate()
 
 
-def questions(client: openai.OpenAI) -> list[Callable[[], str]]:
-    """Requests to "mllm", each about a picture of its own."""
+@contextmanager
+def llama_cpp(folder: Path) -> Iterator[Asked]:
+    """llama.cpp's own server, on threads of this process."""
+    import xllamacpp
 
-    def request(i: int) -> Callable[[], str]:
-        wanted = {"messages": _about(i), "max_tokens": NEW_TOKENS, "model": "mllm"}
-        return lambda: client.chat.completions.create(**wanted).choices[0].message.content
-
-    return [request(i) for i in range(CLIENTS)]
-
-
-def drawings(client: openai.OpenAI) -> list[Callable[[], str]]:
-    """Requests to "unified"."""
-
-    def request(caption: str) -> Callable[[], str]:
-        extra = {"temperature": 0, "guidance": 1}
-        wanted = {"model": "unified", "prompt": caption, "extra_body": extra}
-        return lambda: client.images.generate(**wanted).data[0].b64_json
-
-    return [request(caption) for caption in easy_vqa.CAPTIONS[:: 24 // CLIENTS]]
+    told = xllamacpp.CommonParams()
+    told.model.path, told.mmproj.path = str(folder / "model.gguf"), str(folder / "mmproj.gguf")
+    told.port, told.n_parallel, told.n_ctx = 0, CLIENTS, 512 * CLIENTS
+    told.cpuparams.n_threads = told.cpuparams_batch.n_threads = torch.get_num_threads()
+    told.use_jinja, told.cache_prompt, told.verbosity = True, False, 0
+    server = xllamacpp.Server(told)
+    yield Asked(_client(f"{server.listening_address}/v1"), "llama.cpp")
 
 
-def measured(requests: list[Callable[[], str]], units: int, unit: str, rounds: int) -> dict:
-    """All at once against one by one."""
-    with ThreadPoolExecutor(CLIENTS) as pool:
-
-        def at_once() -> list[str]:
-            return list(pool.map(lambda ask: ask(), requests))
-
-        def one_by_one() -> list[str]:
-            return [ask() for ask in requests]
-
-        same = sum(a == b for a, b in zip(at_once(), one_by_one(), strict=True))
-        if same < 0.75 * len(requests):
-            raise SystemExit(f"serve: only {same} of {len(requests)} replies are the single ones")
-
-        def counted(side: Callable[[], list[str]]) -> Run:
-            return lambda: (side(), units)[1]
-
-        return result(unit, alternate(counted(at_once), counted(one_by_one), rounds))
+def _client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600)
 
 
-def latency(client: openai.OpenAI) -> tuple[float, float]:
-    """Seconds to the first token and between two, medians over single streams."""
-    first, between = [], []
-    for i in range(3):
-        began, times = time.perf_counter(), []
-        wanted = {"messages": _about(i), "max_tokens": NEW_TOKENS, "model": "mllm"}
-        for chunk in client.chat.completions.create(**wanted, stream=True):
-            if chunk.choices[0].delta.content:
-                times.append(time.perf_counter())
-        first.append(times[0] - began)
-        between += list(np.diff(times))
-    return float(np.median(first)), float(np.median(between))
+def _until_it_answers(asked: Asked, running: subprocess.Popen) -> Asked:
+    while True:
+        try:
+            asked.answer("Hello.", fresh_picture())
+            return asked
+        except openai.APIConnectionError:
+            if running.poll() is not None:
+                raise SystemExit(f"serve: the server of {asked.model} ended") from None
+            time.sleep(0.5)
 
 
-def _about(i: int) -> list[dict]:
-    pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+def fresh_picture() -> str:
+    """A data URL of noise that was not sent before."""
+    pixels = np.random.default_rng(next(numbers)).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     held = io.BytesIO()
     PIL.Image.fromarray(pixels).save(held, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what?"}]
-    return [{"role": "user", "content": parts}]
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def at_once(ask: Callable, *columns: list) -> list:
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(ask, *columns))
+
+
+def one_by_one(ask: Callable, *columns: list) -> list:
+    return list(map(ask, *columns))
+
+
+def fresh_pictures() -> list[str]:
+    return [fresh_picture() for _ in range(CLIENTS)]
+
+
+def counted(way: Callable, asked: Asked) -> Run:
+    """Eight questions about fresh pictures; the number of new tokens."""
+    return lambda: sum(n for _, n in way(asked.answer, QUESTIONS, fresh_pictures()))
+
+
+def check(name: str, ours: list, theirs: list) -> None:
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    if same < 0.75 * len(ours):
+        raise SystemExit(f"serve: {name}: only {same} of {len(ours)} replies are the same")
+
+
+def reading(ours: Asked, theirs: Asked, rounds: int) -> dict[str, dict]:
+    """The parts batching and transformers."""
+    pictures = fresh_pictures()
+    replies = at_once(ours.answer, QUESTIONS, pictures)
+    check("batching", replies, one_by_one(ours.answer, QUESTIONS, pictures))
+    check("transformers", replies, at_once(theirs.answer, QUESTIONS, pictures))
+    sides = {
+        "batching": counted(one_by_one, ours),
+        "transformers": counted(at_once, theirs),
+    }
+    return {
+        name: result("tokens/s", alternate(counted(at_once, ours), peer, rounds))
+        for name, peer in sides.items()
+    }
+
+
+def drawing(ours: Asked, rounds: int) -> dict:
+    captions = easy_vqa.CAPTIONS[:: 24 // CLIENTS]
+    check("drawing", at_once(ours.draw, captions), one_by_one(ours.draw, captions))
+    codes = CLIENTS * 64
+    sides = [lambda way=way: (way(ours.draw, captions), codes)[1] for way in (at_once, one_by_one)]
+    return result("codes/s", alternate(*sides, rounds))
+
+
+def latency(name: str, asked: Asked) -> dict:
+    """A row of the table: medians over streams, in milliseconds."""
+    row = {"server": name}
+    for clients, way in ((1, one_by_one), (CLIENTS, at_once)):
+        streams = way(asked.waits, QUESTIONS, fresh_pictures())
+        first = [wait for wait, _ in streams]
+        between = [gap for _, gaps in streams for gap in gaps]
+        row[f"first token, {clients} client{'s'[: clients > 1]}, ms"] = _milliseconds(first)
+        row[f"between tokens, {clients}, ms"] = _milliseconds(between)
+    return row
+
+
+def _milliseconds(seconds: list[float]) -> float:
+    return round_to(1000 * float(np.median(seconds)), 3)
 
 
 def main() -> None:
-    rounds = rounds_argument(__doc__, 5)
-    torch.manual_seed(0)
-    parts = {}
-    with serving({"mllm": mllm(), "unified": unified()}) as (server, client):
-        drawn = CLIENTS * server.talker("unified").respond.codes_per_image
-        parts["unified"] = measured(drawings(client), drawn, "codes/s", rounds)
-        print(f"unified: {parts['unified']}", flush=True)
-        parts["mllm"] = measured(questions(client), CLIENTS * NEW_TOKENS, "tokens/s", rounds)
-        first, between = latency(client)
-        print(f"mllm: {parts['mllm']}", flush=True)
-    smaller = min(parts.values(), key=lambda part: part["ratio"])
-    told = {"first_token_s": round_to(first), "between_tokens_s": round_to(between)}
-    report("serve", {**smaller, "parts": parts, **told})
+    rounds = rounds_argument(__doc__, 3)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as servers:
+        folder = Path(place)
+        write_models(folder)
+        runs = [str(folder / "mllm"), str(folder / "unified")]
+        ours = servers.enter_context(process(["chiasm", "serve", *runs, "--port", "PORT"], "mllm"))
+        stock = str(folder / "stock")
+        peer = ["transformers.cli.transformers", "serve", stock, "--port", "PORT"]
+        theirs = servers.enter_context(process([*peer, "--device", "cpu"], stock))
+        parts = reading(ours, theirs, rounds)
+        parts["drawing"] = drawing(ours, rounds)
+        told = [latency("chiasm serve", ours), latency("transformers serve", theirs)]
+        servers.close()
+        if (folder / "gguf").exists():
+            with llama_cpp(folder / "gguf") as beside:
+                told.append(latency("llama.cpp", beside))
+    smallest = min(parts.values(), key=lambda part: part["ratio"])
+    report("serve", {**smallest, "parts": parts, "rows": told})
 
 
 if __name__ == "__main__":

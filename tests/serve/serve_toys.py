@@ -64,7 +64,7 @@ def drawing_toy(**settings):
     return Generator(model.eval(), processor)
 
 
-def reading_toy(folder, projector=None):
+def reading_toy(folder, projector=None, **settings):
     """A random MLLM."""
     torch.manual_seed(0)
     tokenizer = PreTrainedTokenizerFast(
@@ -90,7 +90,8 @@ def reading_toy(folder, projector=None):
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = MLLMConfig(language=str(folder), projector=projector or MLPConfig(merge=2), lora=None)
+    projector = projector or MLPConfig(merge=2)
+    config = MLLMConfig(language=str(folder), projector=projector, lora=None, **settings)
     model, processor = mllm.build(config, ViT(VIT))
     with torch.no_grad():
         for name, parameter in model.projector.named_parameters():

@@ -91,7 +91,10 @@ def test_stream_says_the_same_with_usage(client):
     assert finishes[-1] == whole.choices[0].finish_reason
     assert not any(finishes[:-1])
     assert chunks[-1].choices == []
-    assert chunks[-1].usage.model_dump() == whole.usage.model_dump()
+    streamed, told = chunks[-1].usage, whole.usage
+    for count in ("prompt_tokens", "completion_tokens", "completion_tokens_details"):
+        assert getattr(streamed, count) == getattr(told, count)
+    assert streamed.prompt_tokens_details.cached_tokens > 0  # the same prompt a second time
 
 
 def test_a_stream_without_usage_has_none(client):

@@ -5,25 +5,60 @@ import io
 import json
 import socket
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import PIL.Image
 import pytest
+import torch
 from serve_toys import KEY, Background, data_url, encoded, http, pixels
 
 from chiasm.serve.limits import Limits
+from chiasm.train.meter import memory_in_use
 
 HEAD = {"Authorization": f"Bearer {KEY}"}
+GROWTH = 0.15
+"""Gigabytes that this process, server and client, may grow by while it is attacked."""
+
+
+class Growth(threading.Thread):
+    """How much more memory was resident, at most, than when it began: `peak` in GB."""
+
+    def __enter__(self):
+        self.began, self.peak, self.over = memory_in_use(torch.device("cpu")), 0.0, False
+        self.start()
+        return self
+
+    def run(self):
+        while not self.over:
+            self.peak = max(self.peak, memory_in_use(torch.device("cpu")) - self.began)
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        self.over = True
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def at_first(running):
+    """GB resident once what is made on first use is made."""
+    for number in range(3):
+        assert seen(running, data_url(pixels(number, (800, 800)))).status_code == 200
+    return memory_in_use(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
-def well_afterwards(running):
-    yield
+def well_afterwards(running, at_first):
+    with Growth() as growth:
+        yield
     assert http.get(f"{running.url}/health").status_code == 200
     assert running.idle()
     reply = post(running, {"messages": [{"role": "user", "content": "red"}], "max_tokens": 2})
     assert reply.status_code == 200
+    assert growth.peak < GROWTH
+    assert memory_in_use(torch.device("cpu")) - at_first < GROWTH  # all attacks so far together
 
 
 def post(running, body, **options):
@@ -266,3 +301,12 @@ def test_decoded_pictures_have_a_budget(running, monkeypatch):
     monkeypatch.setattr(running.server.budget, "limit", 100_000)
     error = refused(seen(running, data_url(pixels(0, (200, 200)))), 429)
     assert error["code"] == "server_busy"
+
+
+def test_a_crowd_of_the_largest_requests_is_held_within_the_budget(running, monkeypatch):
+    """32 at once of 4 pictures, unpacked 16 MB each request and 512 MB together."""
+    monkeypatch.setattr(running.server.budget, "limit", 50_000_000)
+    flat = data_url(PIL.Image.new("RGB", (1000, 1000), "red"))
+    with ThreadPoolExecutor(32) as pool:
+        replies = list(pool.map(lambda _: seen(running, *[flat] * 4).status_code, range(32)))
+    assert set(replies) == {200, 429}

@@ -93,6 +93,24 @@ class KVCache:
         self.further = {name: column[:, :length] for name, column in self.further.items()}
         self._length = length
 
+    def fork(self, length: int) -> KVCache:
+        """A cache of its own with the first `length` tokens of every row; it has nothing beside."""
+        assert self.index is not None
+        other = KVCache()
+        other.index = self.index.map(lambda column: column[:, :length])
+        other.further = {name: column[:, :length] for name, column in self.further.items()}
+        other._length = other._before = length
+        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for layer, buffer in mine.items():
+                theirs[layer] = buffer[:, :, :length].clone()
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values."""
+        stores = (*self._keys.values(), *self._values.values())
+        return sum(buffer.nbytes for buffer in stores)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held (transformers asks by this name)."""
         return self._before

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from chiasm.nn.slots import SlotCache
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.job import Job, Score, Update
 from chiasm.serve.metrics import Metrics
+from chiasm.serve.prefixes import Prefixes
 from chiasm.serve.recent import Recent, RecentFeatures
 from chiasm.serve.refusals import Busy, Late, TooLongError
 
@@ -37,7 +39,7 @@ class Engine:
     what the Generator gives for that sample alone.
 
     slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
-    them. remember: bytes of pictures' encodings kept.
+    them. remember: bytes of pictures' encodings kept, and as many of prompts' keys and values.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Engine:
         if hasattr(respond.model, "recent"):
             respond.model.recent = RecentFeatures(remember)
         respond.processor.slots = Recent(remember, _weight)
+        self.prefixes = Prefixes(remember, self._pictured)
 
     @property
     def draws(self) -> bool:
@@ -164,7 +167,7 @@ class Engine:
             except Exception as error:
                 log.exception("engine %s: a request could not be started", self.name)
                 self._fail([job], error)
-            computed += job.prompt
+            computed += job.prompt - job.cached
         self.metrics.waiting.labels(self.name).set(len(self._waiting))
 
     def _draws(self, job: Job) -> bool:
@@ -176,7 +179,7 @@ class Engine:
     def _start(self, job: Job) -> None:
         """Encode and compute a prompt; its first token."""
         ((prompt, _),) = self.respond.processor.prompts([job.sample])
-        job.prompt, job.prompt_images = len(prompt), self._image_tokens(prompt)
+        job.prompt, job.prompt_images = len(prompt), int(self._pictured(prompt.ids).sum())
         job.sampling = sampling = replace(job.sampling, max_tokens=self._room(job))
         grammar = self.respond.grammar
         if grammar is not None and grammar.vocabulary.mask is not None and self._draws(job):
@@ -187,22 +190,28 @@ class Engine:
         if grammar is not None:
             room = self.respond.processor.max_length - len(prompt)
             reply.state = grammar.start(sampling, job.edit, room)
-        rows = [prompt]
+        rows, cache = [prompt], None
         if self._rows(job) > 1:
             rows.append(self.respond.processor.unconditional(job.sample))
             reply.shift = len(rows[1]) - len(prompt)
-        cache = self.respond.model.new_cache()
+        else:
+            rows[0], cache = self.prefixes.split(prompt)
+        job.cached = len(prompt) - len(rows[0])
+        cache = self.respond.model.new_cache() if cache is None else cache
         last = torch.tensor([len(encoded) - 1 for encoded in rows])
         with self.respond.computing():
             batch = pack([[encoded] for encoded in rows]).to(self.respond.device)
             hidden = self.respond.model(batch, cache)
             logits = self.respond.model.logits(hidden[torch.arange(len(rows)), last]).float()
             job.slots = self.cache.admit(cache)
+            if len(rows) == 1:
+                self.prefixes.keep(prompt, cache)
             self._active.append(job)
             self._choose([job], logits[:1], logits[1:])
         now = time.monotonic()
         self.metrics.first_token.labels(self.name).observe(now - job.began)
         self.metrics.prompt_tokens.labels(self.name).inc(job.prompt)
+        self.metrics.cached_tokens.labels(self.name).inc(job.cached)
 
     def _paint(self, job: Job) -> None:
         """A reply of a model that draws all codes of a picture at once: alone, not step by step."""
@@ -229,11 +238,12 @@ class Engine:
             )
         return min(job.sampling.max_tokens or room, room)
 
-    def _image_tokens(self, prompt: Encoded) -> int:
+    def _pictured(self, ids: np.ndarray) -> np.ndarray:
+        """Which of some ids [n] stand for pictures."""
         vocabulary = self.respond.processor.codec.vocabulary
         if vocabulary is not None:
-            return int(vocabulary.is_code(torch.from_numpy(prompt.ids)).sum())
-        return int((prompt.ids == self.respond.processor.template.marker).sum())
+            return vocabulary.is_code(torch.from_numpy(ids)).numpy()
+        return ids == self.respond.processor.template.marker
 
     def _step(self) -> None:
         """One token for every reply under way."""

@@ -41,12 +41,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a prompt and of a reply; *_images: those of them that stand for pictures."""
+    """Tokens of a prompt and of a reply; *_images: those of them that stand for pictures; cached:
+    of the prompt, those computed for an earlier one."""
 
     prompt: int = 0
     prompt_images: int = 0
     reply: int = 0
     reply_images: int = 0
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Job:
     slots: list[Seat] = field(default_factory=list)
     prompt: int = 0
     prompt_images: int = 0
+    cached: int = 0
     tokens: int = 0
     drawn: int = 0
     drawn_here: int = 0
@@ -102,4 +105,4 @@ class Job:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt, self.prompt_images, self.tokens, self.drawn)
+        return Usage(self.prompt, self.prompt_images, self.tokens, self.drawn, self.cached)

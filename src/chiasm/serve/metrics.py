@@ -27,6 +27,7 @@ class Metrics:
         self.requests = counter("requests", "HTTP requests answered", "route", "status")
         self.ended = counter("replies", "Replies by how they ended", "model", "how")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts", "model")
+        self.cached_tokens = counter("cached_tokens", "Of those, computed before", "model")
         self.text_tokens = counter("text_tokens", "Text tokens written", "model")
         self.image_tokens = counter("image_tokens", "Image tokens drawn", "model")
         self.steps = counter("steps", "Forward passes for one token of every reply", "model")

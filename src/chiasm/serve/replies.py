@@ -88,4 +88,5 @@ def added(usages: Sequence[Usage]) -> Usage:
         usages[0].prompt_images,
         sum(u.reply for u in usages),
         sum(u.reply_images for u in usages),
+        usages[0].cached,
     )

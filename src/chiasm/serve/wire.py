@@ -87,7 +87,10 @@ def usage_of(usage: Usage) -> dict:
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.reply,
         "total_tokens": usage.prompt + usage.reply,
-        "prompt_tokens_details": {"image_tokens": usage.prompt_images, "cached_tokens": 0},
+        "prompt_tokens_details": {
+            "image_tokens": usage.prompt_images,
+            "cached_tokens": usage.cached,
+        },
         "completion_tokens_details": {"image_tokens": usage.reply_images},
     }
 
