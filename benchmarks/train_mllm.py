@@ -1,8 +1,10 @@
 """Training an MLLM against transformers' own LlavaForConditionalGeneration, on the same weights.
 
-Both learn the same conversations: a picture of easy-VQA and one to ten questions about it with
-their answers, CONVERSATIONS of them a step; the encoder is frozen, projector and language model are
-trained (LLaVA's second stage, 2304.08485, section 4.2).
+Both learn the same conversations about pictures of easy-VQA: every other one is a question and its
+answer, the rest are all questions about the picture, about ten. Padded rows are then 1.7 times what
+is in them, as are random batches of real sets (photographs with a caption, charts and tables with a
+question, receipts with four) at 64 tokens a picture. The encoder is frozen, projector and language
+model are trained (LLaVA's second stage, 2304.08485, section 4.2).
 
     ours   the checkpoint as chiasm.hub.load reads it: the conversations of a step end to end in one
            row, features from the cache (as in every epoch but the first), logits only where
@@ -10,9 +12,9 @@ trained (LLaVA's second stage, 2304.08485, section 4.2).
     peer   the stock way: every conversation a row, padded on the right to the longest, attention
            mask, sdpa, the model's own labels= loss
 
-Both: fp32, AdamW (fused), gradients clipped at 1. The shape is SmolLM2-135M's at a fifth of its
-depth and a fifth of its words, so that the head keeps its share, and SigLIP-B/16's at a sixth of
-its depth; a picture is 64 tokens. A unit is a conversation. Encoding and collating are not timed;
+Both: fp32, AdamW (fused), gradients clipped at 1, CONVERSATIONS a step. The shapes are SmolLM2-135M
+with a tenth of its layers and a tenth of its words, so that the head keeps its share, and
+SigLIP-B/16 with a twelfth of its layers; a picture is 64 tokens. A unit is a conversation. Encoding and collating are not timed;
 before timing, losses and the norms of the gradients are checked to be equal.
 
 Parts: `all` is ours against the peer; `without packing`, `without cache` and `without gathering`
@@ -21,8 +23,8 @@ any` is ours with all three taken away against the peer, so what the rest brings
 numbers are those of `all`.
 
 Extra keys: peak memory (MB) of a process that does nothing but train one side, with its modules and
-weights (`ours_peak_mb`, `peer_peak_mb`) and before its first step (`start_mb`); tokens of the
-conversations and tokens that the peer's rows have, padding included, a step.
+weights (`ours_peak_mb`, `peer_peak_mb`) and before its first step (`start_mb`); a step's tokens,
+the tokens that the peer's rows have with their padding, and the targets.
 """
 
 from __future__ import annotations
@@ -55,14 +57,18 @@ from benchmarks.train_unified import update
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
-from chiasm.data.chat import PLAIN
 from chiasm.data.text import train_bpe
 from chiasm.hub.load import load
 from chiasm.mllm.model import MLLM
 from chiasm.train.feature_cache import open_cache
 
-CONVERSATIONS, STEPS, TURNS = 16, 2, 10
+CONVERSATIONS = 16
 SIDE, PATCH = 64, 8
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{{ eos_token if m.role == 'assistant' else '' }}{% endfor %}"
+    "{{ '<assistant>' if add_generation_prompt else '' }}"
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ def checkpoint(folder: Path, samples: Sequence[Sample]) -> None:
         additional_special_tokens=["<image>"],
     )
     language = LlamaConfig(
-        vocab_size=9830,
+        vocab_size=4915,
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=6,
+        num_hidden_layers=3,
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
@@ -105,7 +111,7 @@ def checkpoint(folder: Path, samples: Sequence[Sample]) -> None:
     vision = SiglipVisionConfig(
         hidden_size=768,
         intermediate_size=3072,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=12,
         image_size=SIDE,
         patch_size=PATCH,
@@ -126,31 +132,24 @@ def checkpoint(folder: Path, samples: Sequence[Sample]) -> None:
         words,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
-        chat_template=PLAIN,
+        chat_template=TEMPLATE,
     ).save_pretrained(folder)
 
 
 def conversations(samples: Sequence[Sample]) -> list[Sample]:
-    """STEPS times CONVERSATIONS samples, each with its first one to TURNS questions, in one
-    conversation."""
-    random = np.random.default_rng(0)
-    turns = random.integers(1, TURNS + 1, STEPS * CONVERSATIONS).tolist()
+    """Every other one with its first question alone."""
     return [
-        sample.replace(turns=sample.turns[: 2 * n], independent=False)
-        for sample, n in zip(samples, turns, strict=False)
+        sample.replace(turns=sample.turns[:2] if number % 2 else sample.turns, independent=False)
+        for number, sample in enumerate(samples)
     ]
 
 
-def make_steps(folder: Path, samples: Sequence[Sample], processor: Any) -> list[Step]:
+def make_step(folder: Path, samples: Sequence[Sample], processor: Any) -> Step:
+    encoded = [processor.encode(sample) for sample in samples]
     pictures = LlavaProcessor.from_pretrained(folder).image_processor
-    steps = []
-    for first in range(0, len(samples), CONVERSATIONS):
-        chosen = samples[first : first + CONVERSATIONS]
-        encoded = [processor.encode(sample) for sample in chosen]
-        images = [sample.images[0].load() for sample in chosen]
-        peer = collate(encoded, pictures(images, return_tensors="pt")["pixel_values"])
-        steps.append(Step(pack([encoded]), pack([[one] for one in encoded]), peer))
-    return steps
+    images = [sample.images[0].load() for sample in samples]
+    pixels = pictures(images, return_tensors="pt")["pixel_values"]
+    return Step(pack([encoded]), pack([[one] for one in encoded]), collate(encoded, pixels))
 
 
 def collate(encoded: Sequence[Encoded], pixels: Tensor) -> dict[str, Tensor]:
@@ -186,26 +185,24 @@ def mean_loss(model: MLLM, step: Step, levers: Levers) -> Tensor:
     return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE)
 
 
-def ours_run(model: MLLM, steps: Sequence[Step], levers: Levers = Levers()) -> Run:
+def ours_run(model: MLLM, step: Step, levers: Levers = Levers()) -> Run:
     optimizer = _adamw(model)
     memory = open_cache(model.vision, 1e9) if levers.cache else None
 
     def run() -> float:
         model.memory = memory
-        for step in steps:
-            update(model, optimizer, mean_loss(model, step, levers))
-        return len(steps) * CONVERSATIONS
+        update(model, optimizer, mean_loss(model, step, levers))
+        return CONVERSATIONS
 
     return run
 
 
-def peer_run(model: LlavaForConditionalGeneration, steps: Sequence[Step]) -> Run:
+def peer_run(model: LlavaForConditionalGeneration, step: Step) -> Run:
     optimizer = _adamw(model)
 
     def run() -> float:
-        for step in steps:
-            update(model, optimizer, model(**step.peer).loss)
-        return len(steps) * CONVERSATIONS
+        update(model, optimizer, model(**step.peer).loss)
+        return CONVERSATIONS
 
     return run
 
@@ -233,13 +230,12 @@ def _loss_and_norm(model: torch.nn.Module, loss: Tensor) -> tuple[float, float]:
 def peak(folder: Path, samples: Sequence[Sample], side: str) -> tuple[float, float]:
     """MB that this process holds before it trains `side`, and at most while it does."""
     model, processor = own(folder)
-    steps = make_steps(folder, samples, processor)
+    step = make_step(folder, samples, processor)
     if side == "ours":
-        steps = [replace(step, peer={}) for step in steps]
-        run = ours_run(model, steps)
+        run = ours_run(model, step)
     else:
         del model
-        run = peer_run(stock(folder), steps)
+        run = peer_run(stock(folder), step)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = _resident("VmHWM")
     run()
@@ -259,24 +255,23 @@ def measure_memory(folder: Path, samples: Sequence[Sample], side: str) -> tuple[
 
 def measure(folder: Path, samples: Sequence[Sample], rounds: int) -> dict:
     model, processor = own(folder)
-    steps = make_steps(folder, samples, processor)
+    step = make_step(folder, samples, processor)
     peer = stock(folder)
-    check(model, peer, steps[0])
-    everything, stock_way = ours_run(model, steps), peer_run(peer, steps)
+    check(model, peer, step)
+    everything, stock_way = ours_run(model, step), peer_run(peer, step)
     parts = {"all": result("conversations/s", alternate(everything, stock_way, rounds))}
     print(f"all: {parts['all']}", flush=True)
     for name in ("packing", "cache", "gathering"):
-        less = ours_run(model, steps, replace(Levers(), **{name: False}))
+        less = ours_run(model, step, replace(Levers(), **{name: False}))
         parts[f"without {name}"] = result("conversations/s", alternate(everything, less, rounds))
-    bare = ours_run(model, steps, Levers(False, False, False))
+    bare = ours_run(model, step, Levers(False, False, False))
     parts["without any"] = result("conversations/s", alternate(bare, stock_way, rounds))
-    kept = sum(step.packed.tokens for step in steps) / len(steps)
-    padded = sum(step.peer["input_ids"].numel() for step in steps) / len(steps)
     return {
         **parts["all"],
         "parts": parts,
-        "tokens_per_step": round_to(kept),
-        "peer_tokens_per_step": round_to(padded),
+        "tokens_per_step": step.packed.tokens,
+        "peer_tokens_per_step": step.peer["input_ids"].numel(),
+        "targets_per_step": int((step.packed.targets != IGNORE).sum()),
     }
 
 
@@ -285,9 +280,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "stock"
         os.environ["CHIASM_CACHE"] = str(Path(place) / "cache")
-        found = [s for s in easy_vqa.load("train")[:200] if len(s.turns) >= 2 * TURNS]
-        checkpoint(folder, found)
-        samples = conversations(found)
+        samples = conversations(easy_vqa.load("train")[:CONVERSATIONS])
+        checkpoint(folder, samples)
         said = measure(folder, samples, rounds)
         start, ours = measure_memory(folder, samples, "ours")
         _, peer = measure_memory(folder, samples, "peer")
