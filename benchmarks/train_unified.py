@@ -161,7 +161,7 @@ def ours_run(model: Unified, steps: Sequence[Step]) -> Run:
     def run() -> float:
         for step in steps:
             loss = model.loss(step.ours)
-            _update(model, optimizer, loss.sum / loss.count)
+            update(model, optimizer, loss.sum / loss.count)
         return sum(step.pairs for step in steps)
 
     return run
@@ -172,13 +172,13 @@ def peer_run(model: LlamaForCausalLM, steps: Sequence[Step]) -> Run:
 
     def run() -> float:
         for step in steps:
-            _update(model, optimizer, model(**step.peer).loss)
+            update(model, optimizer, model(**step.peer).loss)
         return sum(step.pairs for step in steps)
 
     return run
 
 
-def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -154,8 +154,9 @@ def test_what_llama_cpp_cannot_say_is_named(folders, tmp_path):
     assert any("MLPConfig" in line for line in GGUFFormat().obstacles(model, processor))
 
 
-def llama_cpp_says(folder, picture, words, count):
-    """Ids and log-probabilities of the likeliest first tokens of llama.cpp's reply."""
+def llama_cpp_says(folder, picture, words, count, forced):
+    """Ids and log-probabilities of the likeliest first tokens of llama.cpp's reply. The reply itself
+    is the word `forced`: of one that is the end, or half a character, it tells nothing."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -172,7 +173,7 @@ def llama_cpp_says(folder, picture, words, count):
             "messages": [{"role": "user", "content": parts}],
             "max_tokens": 1,
             "temperature": 0.0,
-            "ignore_eos": True,  # of a reply that ends at once nothing is told
+            "logit_bias": {str(forced): 1000.0},
             "logprobs": True,
             "top_logprobs": count,
         }
@@ -194,7 +195,8 @@ def test_llama_cpp_says_the_same(folders, language, norm, tmp_path):
     # A picture of the encoder's size: llama.cpp's resizing filters are its own.
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     picture = PIL.Image.fromarray(pixels)
-    theirs = llama_cpp_says(tmp_path / "out", picture, "what colour?", 10)
+    (word,) = processor.template.tokenizer("r").input_ids
+    theirs = llama_cpp_says(tmp_path / "out", picture, "what colour?", 10, word)
     ((asked, _),) = processor.prompts([Sample((question(Image(picture), "what colour?"),))])
     ours = model.logits(model(pack([[asked]])))[0, -1].log_softmax(-1)
     assert ours.topk(5).indices.tolist() == list(theirs)[:5]
