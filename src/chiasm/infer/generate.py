@@ -184,7 +184,7 @@ class Generator:
         straight = place.tolist() == list(range(batch.ids.numel()))
         lean = self._lean.begin(batch, session.cache, steps) if straight else None
         if lean is not None:
-            return lambda number, ids: lean(number, ids.repeat(2) if guided else ids)
+            return lambda number, ids: lean(number, torch.cat([ids, ids]) if guided else ids)
         first = self.processor.codec.vocabulary.first_code
         session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
 

@@ -55,10 +55,7 @@ class Stepper:
         at, size = batch.position + torch.arange(steps), config.width // config.heads
         turns = [turn.unbind(1) for turn in _turns(at, size, config.rope_theta)]
         table = model.embed_tokens.weight
-        layers = [
-            (layer, *(buffer.flatten(0, 1) for buffer in cache.buffers(number)))
-            for number, layer in enumerate(self._layers)
-        ]
+        layers = [(layer, *cache.buffers(number)) for number, layer in enumerate(self._layers)]
 
         def step(number: int, ids: Tensor) -> Tensor:
             cos, sin = (turn[number] for turn in turns)
@@ -94,7 +91,7 @@ class Stepper:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A block's matrices, joined. x [B D], cos and sin [B 1 size], keys and values [B·Hkv room
+    """A block's matrices, joined. x [B D], cos and sin [B 1 size], keys and values [B Hkv room
     size], which get this token's at `place`; mask [B·Hkv 1 place + 1] is added to the logits."""
 
     heads: int
@@ -119,13 +116,13 @@ class _Layer:
         told = self.into(x).view(B, -1, size)
         qk = self.norm(told[:, :turned])
         qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
-        keys[:, place] = qk[:, self.heads :].reshape(-1, size)
-        values[:, place] = told[:, turned:].reshape(-1, size)
+        keys.select(2, place).copy_(qk[:, self.heads :])
+        values.select(2, place).copy_(told[:, turned:])
         # Heads that share keys are rows of one product.
         q = qk[:, : self.heads].reshape(B * self.kv_heads, -1, size)
-        seen = slice(0, place + 1)
-        logits = torch.baddbmm(mask, q, keys[:, seen].transpose(1, 2), alpha=size**-0.5)
-        mixed = torch.bmm(logits.softmax(-1), values[:, seen])
+        k, v = (held.flatten(0, 1).narrow(1, 0, place + 1) for held in (keys, values))
+        logits = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=size**-0.5)
+        mixed = torch.bmm(logits.softmax(-1), v)
         x = x + self.out(mixed.view(B, -1))
         gate, up = self.gate_up(x).chunk(2, -1)
         return x + self.down(F.silu(gate).mul_(up))
