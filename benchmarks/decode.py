@@ -1,43 +1,48 @@
 """Decoding of both routes: chiasm.infer.generate.Generator against transformers' generate.
 
-    unified  eight pictures of 64 codes, each after a short caption. The peer is LlamaForCausalLM
-             of the same shape on left-padded prompts that end in begin-of-image, told to suppress
-             every id that is no code. Ours has QK-norm (the default; Llama has none) and writes
-             the two ids around the codes as well. Both decode the codes to pixels. A unit is a
-             code.
+    unified  eight pictures of 64 codes, each after a short caption. The peer is the same model,
+             exported as Emu3ForConditionalGeneration and read back, on left-padded prompts that end
+             in begin-of-image, told to suppress every id that is no code (its documentation's
+             prefix_allowed_tokens_fn is slower). Ours writes the two ids around the codes as well.
+             Both decode the codes to pixels by our tokenizer. A unit is a code.
     guided   the same with classifier-free guidance, of one picture and of eight. The peer is told
-             guidance_scale and the bare prompt, which it runs beside the other.
+             guidance_scale and the bare prompt: its UnbatchedClassifierFreeGuidanceLogitsProcessor
+             runs that beside the other.
     mllm     ten questions about one picture of 64 visual tokens, eight new tokens each, with a
              language model of SmolLM2-135M's shape. Ours is one row with the questions as
              branches; the peer is ten left-padded rows of inputs_embeds, stock sdpa, its picture
              encoded once and repeated. A unit is a new token.
 
-Both: random weights, fp32, greedy, nothing that stops early. Building prompts is timed for ours,
-not for the peer. Before timing, equal weights are checked to give equal replies (unified: without
-QK-norm); near-ties of the arithmetic may turn a reply, so three quarters must agree.
+All: random weights, the same on both sides, fp32, greedy, nothing that stops early. Building
+prompts is timed for ours, not for the peer. Before timing, replies are checked to be equal;
+near-ties of the arithmetic may turn one, so three quarters must agree.
 
 The top-level numbers are those of the part with the smaller ratio.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Emu3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import AttentionInterface
 
 from benchmarks.harness import alternate, report, result, rounds_argument
-from benchmarks.train_unified import build, copy_weights, llama
+from benchmarks.train_unified import build
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, question, split_independent
+from chiasm.core.vocab import Vocabulary
 from chiasm.data import easy_vqa
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
+from chiasm.hub.formats.emu3 import EMU3
 from chiasm.infer.generate import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig
@@ -45,6 +50,7 @@ from chiasm.mllm.language import attention
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors.mlp import MLPProjector
 from chiasm.unified.config import UnifiedConfig
+from chiasm.unified.model import Unified
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
@@ -74,18 +80,12 @@ class Sides:
         return result(unit, alternate(counted(self.ours), counted(self.peer), rounds))
 
 
-def drawing(
-    config: UnifiedConfig,
-    samples: Sequence[Sample],
-    pictures: int = PICTURES,
-    guidance: float = 1.0,
-) -> Sides:
+def drawing(samples: Sequence[Sample], pictures: int, guidance: float = 1.0) -> Sides:
     """So many captions to draw; replies are the pixels."""
-    model, processor = build(config, samples)
+    model, processor = build(UnifiedConfig(qk_norm=False), samples)
     vocabulary, codec = model.vocabulary, processor.codec
-    peer = llama(config, vocabulary.size).eval()
-    if not config.qk_norm:
-        copy_weights(model, peer)
+    peer = _exported(model, processor)
+    others = [i for i in range(peer.config.text_config.vocab_size) if not _draws(vocabulary, i)]
     asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // pictures]]
     rows = [
         [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
@@ -116,13 +116,26 @@ def drawing(
                 attention_mask=mask,
                 max_new_tokens=codec.codes_per_image,
                 do_sample=False,
-                suppress_tokens=list(range(vocabulary.text)),
+                suppress_tokens=others,
                 pad_token_id=vocabulary.pad,
                 **guided,
             )
             return [codec.decode(row).tobytes() for row in out[:, ids.shape[1] :]]
 
     return Sides(ours, theirs, pictures * codec.codes_per_image)
+
+
+def _exported(model: Unified, processor: Processor) -> Emu3ForConditionalGeneration:
+    """The model as the class of transformers; it never stops by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        EMU3.export(model, processor, Path(folder) / "emu3")
+        peer = Emu3ForConditionalGeneration.from_pretrained(Path(folder) / "emu3").eval()
+    peer.generation_config.eos_token_id = None
+    return peer
+
+
+def _draws(vocabulary: Vocabulary, token: int) -> bool:
+    return vocabulary.first_code <= token < vocabulary.size
 
 
 class _Numbers(RoleTemplate):
@@ -214,19 +227,17 @@ def main() -> None:
     rounds = rounds_argument(__doc__, 7)
     torch.manual_seed(0)
     samples = easy_vqa.load("train")[:100]
-    drawing(UnifiedConfig(qk_norm=False), samples).check("unified")
-    parts = {"unified": drawing(UnifiedConfig(), samples).measure("codes/s", rounds)}
-    print(f"unified: {parts['unified']}", flush=True)
-    for pictures in (1, PICTURES):
-        name = f"guided {pictures}"
-        drawing(UnifiedConfig(qk_norm=False), samples, pictures, GUIDANCE).check(name)
-        sides = drawing(UnifiedConfig(), samples, pictures, GUIDANCE)
-        parts[name] = sides.measure("codes/s", rounds)
+    jobs = {
+        "unified": (drawing(samples, PICTURES), "codes/s"),
+        "guided 1": (drawing(samples, 1, GUIDANCE), "codes/s"),
+        f"guided {PICTURES}": (drawing(samples, PICTURES, GUIDANCE), "codes/s"),
+        "mllm": (answering(samples), "tokens/s"),
+    }
+    parts = {}
+    for name, (sides, unit) in jobs.items():
+        sides.check(name)
+        parts[name] = sides.measure(unit, rounds)
         print(f"{name}: {parts[name]}", flush=True)
-    sides = answering(samples)
-    sides.check("mllm")
-    parts["mllm"] = sides.measure("tokens/s", rounds)
-    print(f"mllm: {parts['mllm']}", flush=True)
     report("decode", {**min(parts.values(), key=lambda part: part["ratio"]), "parts": parts})
 
 

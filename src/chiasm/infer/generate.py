@@ -22,7 +22,7 @@ from chiasm.core.errors import NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
-from chiasm.infer.grammar import Drawn, Edit, Grammar
+from chiasm.infer.grammar import CODES, Drawn, Edit, Grammar
 from chiasm.infer.paint import paint
 from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
@@ -53,6 +53,7 @@ class Generator:
         if processor.codec.vocabulary is not None:
             codec = processor.codec
             self.grammar = Grammar(codec.vocabulary, codec.grids, self.device)  # type: ignore[arg-type]
+            self._lean = model.new_stepper()
 
     def __call__(
         self,
@@ -165,14 +166,15 @@ class Generator:
             step = self._stepper(session, free)
             for number in range(free):
                 told = step(number, chosen[-1])
-                chosen.append(self._choose(told, ahead[number + 1], drawing, session))
+                chosen.append(self._choose_code(told, ahead[number + 1], session))
         ids = torch.stack(chosen, 1).tolist()
         forced = zip(*ahead[free + 1 :], strict=True) if len(ahead) > free + 1 else [()] * len(ids)
         return [own + [~m for m in rest] for own, rest in zip(ids, forced, strict=True)], free
 
     def _stepper(self, session: Session, steps: int) -> Callable[[int, Tensor], Tensor]:
-        """A function of (number of the step, ids [N] just chosen) -> logits for the next ones, for
-        so many steps in which nothing else changes: all but ids and positions is laid out once."""
+        """A function of (number of the step, ids [N] just chosen) -> logits of the codes for the
+        next ones, [N codes] or [2N codes] with the twins', for so many steps of pictures, in which
+        nothing else changes: all but ids and positions is laid out once."""
         guided, feeds = session.guided, []
         for s in session.live:
             feeds.append(replace(s, pending=[0], position=s.position + 1))
@@ -180,6 +182,10 @@ class Generator:
         batch, width = batch.to(self.device), batch.ids.shape[1]
         place = (line * width + column).to(self.device)
         straight = place.tolist() == list(range(batch.ids.numel()))
+        lean = self._lean.begin(batch, session.cache, steps) if straight else None
+        if lean is not None:
+            return lambda number, ids: lean(number, torch.cat([ids, ids]) if guided else ids)
+        first = self.processor.codec.vocabulary.first_code
         session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
 
         def step(number: int, ids: Tensor) -> Tensor:
@@ -189,9 +195,21 @@ class Generator:
             at = batch.position + number
             fed = replace(batch, ids=told.view(batch.ids.shape), position=at, block=at)
             hidden = self.model(fed, session.cache).flatten(0, 1)
-            return self.model.logits(hidden if straight else hidden[place]).float()
+            return self.model.logits(hidden if straight else hidden[place])[:, first:].float()
 
         return step
+
+    def _choose_code(self, logits: Tensor, marks: Sequence[int], session: Session) -> Tensor:
+        """ids [N] from a stepper's logits, inside pictures: codes, or what the grammar forces."""
+        assert self.grammar is not None
+        if session.guided:
+            logits = guide(*logits.chunk(2), session.sampling.guidance)
+        codes = choose(logits, session.sampling.of_images, session.random)
+        ids = codes + self.grammar.vocabulary.first_code
+        if all(mark == CODES for mark in marks):
+            return ids
+        forced = torch.tensor(marks, device=ids.device)
+        return torch.where(forced < 0, ~forced, ids)
 
     def _choose(
         self, logits: Tensor, marks: Sequence[int], drawing: list[bool], session: Session

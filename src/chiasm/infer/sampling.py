@@ -49,6 +49,6 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """u + s (c - u) on log-probabilities (classifier-free guidance, 2207.12598, eq. 6)."""
-    c, u = conditional.log_softmax(-1), unconditional.log_softmax(-1)
-    return u + scale * (c - u)
+    """u + s (c - u) (classifier-free guidance, 2207.12598, eq. 6). On logits instead of
+    log-probabilities it differs by a constant a row, which no choice depends on."""
+    return torch.lerp(unconditional, conditional, scale)

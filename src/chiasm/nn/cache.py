@@ -58,6 +58,21 @@ class KVCache:
         last = replace(first, block=first.block + steps - 1)
         self._foreseen = cached_layout(last, self.index)
 
+    def reserve(self, first: Index, steps: int) -> Layout:
+        """foresee, all steps counted at once: whoever calls this writes their keys and values into
+        `buffers` himself. What the last of them sees, of which each sees the beginning."""
+        self.foresee(first, steps)
+        layout, self._foreseen = self._foreseen, None
+        assert layout is not None
+        assert self.index is not None
+        self._before, self._length = self._length, self.index.segment.shape[1]
+        return layout
+
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [B H room D] with room for all tokens."""
+        keys, values = self._keys[layer], self._values[layer]
+        return self._roomy(self._keys, keys, layer), self._roomy(self._values, values, layer)
+
     def _next(self, whole: Layout, count: int) -> Layout:
         """What the last step sees, up to now: everything later has a higher block."""
         assert whole.mask is not None
@@ -116,18 +131,23 @@ class KVCache:
         return self._before
 
     def _write(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
+        buffer = self._roomy(store, new, layer)
+        buffer[:, :, self._before : self._length] = new
+        return buffer[:, :, : self._length]
+
+    def _roomy(self, store: dict[int, Tensor], like: Tensor, layer: int) -> Tensor:
+        """A layer's buffer with room for all tokens."""
         buffer = store.get(layer)
         if buffer is None or buffer.shape[2] < self._length:
             # Doubling: appending one token at a time must not copy the whole cache every step.
-            B, H, _, D = new.shape
+            B, H, _, D = like.shape
             assert self.index is not None
             room = max(64, 2 * self._length, self.index.segment.shape[1])
-            grown = new.new_empty(B, H, room, D)
+            grown = like.new_empty(B, H, room, D)
             if buffer is not None:
                 grown[:, :, : self._before] = buffer[:, :, : self._before]
             buffer = store[layer] = grown
-        buffer[:, :, self._before : self._length] = new
-        return buffer[:, :, : self._length]
+        return buffer
 
 
 def _join(old: Index, new: Index) -> Index:

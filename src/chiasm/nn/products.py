@@ -49,6 +49,20 @@ class FewRows:
             layer.__dict__.pop("forward", None)
 
 
+Product = Callable[[Tensor], Tensor]
+"""x [... in] -> [... out]"""
+
+
+def product(weight: Tensor) -> Product:
+    """By a matrix [out in] that changes no more, laid out for few rows where that gains."""
+    weight = weight.detach()
+    if not _suits(weight):
+        return partial(F.linear, weight=weight)
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, matrix, None, "none", [], "")
+
+
 def _suits(weight: Tensor) -> bool:
     return (
         torch.backends.mkldnn.is_available()

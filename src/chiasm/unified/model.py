@@ -32,6 +32,7 @@ from chiasm.unified.picture_layout import (
     grid_positions,
     pictures_whole,
 )
+from chiasm.unified.stepper import Stepper
 
 
 class Unified(nn.Module):
@@ -124,6 +125,10 @@ class Unified(nn.Module):
             logits = F.linear(hidden, self.embed_tokens.weight)
         else:
             logits = self.lm_head(hidden)
+        return self.scaled(logits)
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the head gives, as μP and the soft-cap want it."""
         if self.config.mup_base:
             logits = logits / self.config.widening
         cap = self.config.logit_softcap
@@ -131,6 +136,9 @@ class Unified(nn.Module):
 
     def new_cache(self) -> KVCache:
         return KVCache()
+
+    def new_stepper(self) -> Stepper:
+        return Stepper(self)
 
     def loss(self, batch: Batch) -> Loss:
         """Next-token loss on both modalities (of masked codes instead on images where the
