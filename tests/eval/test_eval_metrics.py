@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from chiasm.eval.metrics.image import distinct, psnr
-from chiasm.eval.metrics.interval import bootstrap_mean, wilson
+from chiasm.eval.metrics.interval import bootstrap_mean, mean_interval, wilson
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
 
 COLORS = ("yes", "no", "red", "blue", "gray")
@@ -108,6 +108,15 @@ def test_wilson_covers_about_95_percent():
         chance = [comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
         covered = sum(c for k, c in enumerate(chance) if wilson(k, n)[0] <= p <= wilson(k, n)[1])
         assert 0.91 < covered < 0.985
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_three_right_answers_do_not_make_certainty(score):
+    # Clopper and Pearson's exact bound of 3 of 3 is 0.29, Wilson's 0.44: both far from 1.
+    low, high = mean_interval([score] * 6, [0, 0, 1, 1, 2, 2])
+    assert (low, high) == wilson(3 * score, 3)
+    assert high - low > 0.5
+    assert mean_interval([0.0, 1.0, 1.0], [0, 1, 2]) == bootstrap_mean([0.0, 1.0, 1.0])
 
 
 def test_bootstrap_mean():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from chiasm.core.errors import DataError
-from chiasm.eval.metrics.interval import bootstrap_mean
+from chiasm.eval.metrics.interval import mean_interval
 from chiasm.eval.metrics.paired import holm, mcnemar_exact, paired_bootstrap
 
 Record = Mapping
@@ -147,7 +147,7 @@ def _scores(contenders: Sequence[Contender], questions: Sequence[str]) -> tuple[
     found = []
     for contender in contenders:
         values = _values(contender, questions)
-        interval = bootstrap_mean(values, _pictures(contender, questions))
+        interval = mean_interval(values, _pictures(contender, questions))
         found.append(Score(contender.name, len(values), sum(values) / len(values), interval))
     return tuple(found)
 

@@ -13,7 +13,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
-from chiasm.eval.metrics.interval import bootstrap_mean, wilson
+from chiasm.eval.metrics.interval import mean_interval, wilson
 from chiasm.eval.metrics.refusal import is_refusal
 from chiasm.eval.predictions import Predictions, Reply, key_of
 from chiasm.eval.task import Measured, is_open, picture_key
@@ -205,7 +205,7 @@ def _summarise(
         n=len(rows),
         accuracy=sum(correct) / len(rows),
         accuracy_interval=wilson(sum(correct), len(rows)),
-        interval_by_picture=bootstrap_mean(correct, pictures),
+        interval_by_picture=mean_interval(correct, pictures),
         open_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 1]),
         yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
         parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),

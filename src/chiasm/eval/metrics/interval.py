@@ -28,6 +28,15 @@ def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
+def mean_interval(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
+    """Interval of the mean of scores [n] in [0, 1], drawing whole groups. Where all scores are 0,
+    or all 1, draws tell nothing of what was not seen; then Wilson's, of the groups."""
+    if min(values) == max(values) and values[0] in (0, 1):
+        count = len(set(groups))
+        return wilson(count * values[0], count)
+    return bootstrap_mean(values, groups)
+
+
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray,
     groups: Sequence[Hashable] | None = None,
