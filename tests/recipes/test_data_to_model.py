@@ -82,6 +82,8 @@ def both_routes(
 ) -> None:
     """beside: what is trained on together with the data."""
     trained = f"{data}{beside and ','}{beside}"
+    # The first stages of the unified recipe want captions, which a set of clips has not.
+    early = stages(4, mix=json.dumps({Path(beside).name: 1})) if beside else []
     runs("train", "mllm_smol", "--data", trained, "--out", out / "mllm",
          *flags(model__language=language, model__encoder=parts["encoder"], model__frozen_layers=0,
                 model__chat_template="chatml", model__max_length=6000),
@@ -90,7 +92,7 @@ def both_routes(
     runs("train", "unified_nano", "--data", trained, "--out", out / "unified",
          *flags(model__width=32, model__layers=1, model__heads=2, model__kv_heads=2,
                 model__hidden=64, model__max_length=8000, model__tokenizer=parts["tokenizer"]),
-         *stages(6, steps=STEPS, batch=256))  # fmt: skip
+         *stages(7, steps=STEPS, batch=256), *early)  # fmt: skip
     for route in ("mllm", "unified"):
         runs("eval", out / route, "--task", data, "--limit", ASKED)
         (found,) = (out / route).glob("predictions-*.jsonl")
@@ -151,7 +153,6 @@ def test_sets_of_one_half_are_divided(name, language, parts, tmp_path):
     """Small pictures and clips come as a test half alone; here they are trained on as well."""
     data = looked_over(SHARED / name, tmp_path)
     (data / "test.jsonl").rename(data / "all.jsonl")
-    # The first stages want pictures with captions, which a set of clips has not.
     beside = str(SHARED / "screenshots") if name == "video-clips" else ""
     both_routes(data, tmp_path, language, parts, beside)
 
