@@ -21,6 +21,7 @@ from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.modes import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
+from chiasm.train.compiled import compiled
 from chiasm.train.diagnosis import first_grown, output_sizes
 from chiasm.train.ema import EMA
 from chiasm.train.feature_cache import remembered
@@ -86,7 +87,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
     world.share([*model.parameters(), *model.buffers()])
-    trainer.sharded = shard(model, world, ranks)
+    low = trainer.always_low()
+    trainer.sharded = shard(model, world, ranks, torch.bfloat16 if low else torch.float32)
+    trainer.held_low = trainer.sharded and low
     start = trainer.restore(resume)
     trainer.open_metrics(start.total, sinks)
     try:
@@ -117,7 +120,7 @@ class _Trainer:
     ):
         self.model, self.stages, self.stream_of, self.folder = model, stages, stream_of, folder
         self.evaluate, self.show = evaluate, show if world.main else silent
-        self.world, self.seed, self.sharded = world, seed, False
+        self.world, self.seed, self.sharded, self.held_low = world, seed, False, False
         self.ledger, self.stop = Ledger(), Interruption()
         self.writer = Writer(folder / "checkpoints", keep, self.warn)
         self.number, self.total = 0, 0
@@ -135,6 +138,11 @@ class _Trainer:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def always_low(self) -> bool:
+        """Whether every stage computes in bfloat16, on every rank."""
+        dtypes = {working_dtype(stage.autocast, self.device) for stage in self.stages}
+        return all(self.world.gather(dtypes == {torch.bfloat16}))
 
     def open_metrics(self, resumed_step: int, sinks: OpenSinks | None) -> None:
         main = self.world.main
@@ -168,6 +176,7 @@ class _Trainer:
         try:
             with (
                 nullcontext() if self.sharded else remembered(self.model, stage),
+                compiled(self.model.blocks() if stage.compile else ()),
                 recomputed(self.model.blocks() if stage.recompute else ()),
             ):
                 self._steps(number, first, lowered)
@@ -346,8 +355,9 @@ class _Trainer:
         finding: dict[str, Any] = {}
         if self.sharded or worst in batches:  # parts are gathered by all ranks together
             suspect = batches.get(worst, next(iter(batches.values())))
-            now = output_sizes(self.model, suspect)
-            before = output_sizes(self.model, self.healthy) if self.healthy is not None else {}
+            with autocast(stage.autocast, self.device):
+                now = output_sizes(self.model, suspect)
+                before = output_sizes(self.model, self.healthy) if self.healthy is not None else {}
             layer = first_grown(before, now)
             finding = {"samples": list(getattr(suspect, "names", ())), "layer": layer}
         finding = self.world.gather(finding)[worst % self.world.size]
@@ -391,7 +401,8 @@ class _Trainer:
         """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
         assert self.evaluate is not None
         averaged = self.ema.applied() if self.ema else nullcontext()
-        with evaluating(self.model), averaged, whole(self.model):
+        precision = autocast("bfloat16" if self.held_low else "none", self.device)
+        with evaluating(self.model), averaged, whole(self.model), precision:
             numbers = self.evaluate()
         record = {f"eval/{name}": value for name, value in numbers.items()}
         self.metrics.write({"step": self.total, "stage": stage.name, **record})
