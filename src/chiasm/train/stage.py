@@ -44,11 +44,14 @@ class Ranks:
 
     shard: parameters above which each rank holds a part of every weight (FSDP2) and not a whole
         copy; 0 always shards. replicas: groups of ranks that each hold the whole model between
-        them (HSDP); 1 spreads it over all.
+        them (HSDP); 1 spreads it over all. tensor: neighbouring ranks that compute every block of
+        a unified model together, each some of its heads (train/split.py); the rest of the model is
+        whole on all, and `shard` is not asked.
     """
 
     shard: int = 1_000_000_000
     replicas: int = 1
+    tensor: int = 1
 
 
 @dataclass(frozen=True)
