@@ -197,45 +197,6 @@ def test_two_ranks_equal_one_whole_and_in_parts(name, tmp_path):
     assert_same_training(tmp_path / "one", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("name", ["mllm", "unified"])
-def test_units_in_bfloat16_are_what_autocast_makes_of_them(name, tmp_path):
-    """Gathered low, also to be evaluated; held, reduced and saved in fp32."""
-    make, stream, groups = MADE[name]
-    batch = next(iter(stream(None)))
-
-    def once(folder, ranks):
-        model, seen = make(), []
-
-        def evaluate():
-            seen.append(next(model.blocks()[-1].parameters()).dtype)
-            return {"loss": model.loss(batch).sum.item()}
-
-        train(
-            model,
-            stages(groups, autocast="bfloat16", evaluate_every=2),
-            stream,
-            folder,
-            show=silent,
-            ranks=ranks,
-            evaluate=evaluate,
-        )
-        return model, seen
-
-    alone, _ = once(tmp_path / "one", WHOLE)
-
-    def work(_rank):
-        model, seen = once(tmp_path / "parts", PARTS)
-        assert set(seen) == {torch.bfloat16}
-        for a, b in zip(model.parameters(), alone.parameters(), strict=True):
-            assert a.dtype == torch.float32
-            torch.testing.assert_close(a, b, atol=4e-3, rtol=0.02)
-
-    together(work, tmp_path)
-    for a, b in zip(log(tmp_path / "one"), log(tmp_path / "parts"), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=0.01)
-        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.03)
-
-
 def cut(folder, source, step):
     """A copy of a run as a kill after this step's checkpoint would leave it."""
     shutil.copytree(source, folder)

@@ -125,7 +125,7 @@ class _Trainer:
         self.data = world
         """The ranks that see different data, of which this is one."""
         self.split: Split | None = None
-        self.sharded, self.held_low = False, False
+        self.sharded = False
         self.ledger, self.stop = Ledger(), Interruption()
         self.writer = Writer(folder / "checkpoints", keep, self.warn)
         self.number, self.total = 0, 0
@@ -149,11 +149,7 @@ class _Trainer:
         self.split, self.data = split(self.model, self.world, ranks)
         self.ranks = self.data.size
         if self.split is None:
-            dtypes = {working_dtype(stage.autocast, self.device) for stage in self.stages}
-            low = all(self.world.gather(dtypes == {torch.bfloat16}))
-            held = torch.bfloat16 if low else torch.float32
-            self.sharded = shard(self.model, self.world, ranks, held)
-            self.held_low = self.sharded and low
+            self.sharded = shard(self.model, self.world, ranks)
 
     @property
     def in_parts(self) -> bool:
@@ -418,9 +414,8 @@ class _Trainer:
         """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
         assert self.evaluate is not None
         averaged = self.ema.applied() if self.ema else nullcontext()
-        precision = autocast("bfloat16" if self.held_low else "none", self.device)
         everything = self.split.whole() if self.split else whole(self.model)
-        with evaluating(self.model), averaged, everything, precision:
+        with evaluating(self.model), averaged, everything:
             numbers = self.evaluate()
         record = {f"eval/{name}": value for name, value in numbers.items()}
         self.metrics.write({"step": self.total, "stage": stage.name, **record})

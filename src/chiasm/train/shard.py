@@ -18,12 +18,10 @@ from chiasm.train.parallel import World
 from chiasm.train.stage import Ranks
 
 
-def shard(model: Any, world: World, ranks: Ranks, dtype: torch.dtype = torch.float32) -> bool:
+def shard(model: Any, world: World, ranks: Ranks) -> bool:
     """Shard a model in place where it is large enough to need it; whether it was.
 
     Its units (model.units(), else its blocks) are gathered one at a time; what is left, together.
-    dtype: what units are gathered in, where autocast would cast their matrices to it anyway: half
-    the traffic and memory of bfloat16. The parts, their gradients and what is left stay in fp32.
     """
     if world.size == 1 or sum(p.numel() for p in model.parameters()) < ranks.shard:
         return False
@@ -33,11 +31,7 @@ def shard(model: Any, world: World, ranks: Ranks, dtype: torch.dtype = torch.flo
             f"into {ranks.replicas} groups; choose a divisor"
         )
     # Imported here as it takes half a second, which who loads a model to use it need not wait.
-    from torch.distributed.fsdp import (
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     written = {name: vars(p) for name, p in model.named_parameters()}
     device = next(model.parameters()).device.type
@@ -45,13 +39,8 @@ def shard(model: Any, world: World, ranks: Ranks, dtype: torch.dtype = torch.flo
     if ranks.replicas > 1:
         shape = (ranks.replicas, world.size // ranks.replicas)
         mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if dtype == torch.float32 else dtype,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # activations stay as autocast makes them
-    )
     for unit in model.units() if hasattr(model, "units") else model.blocks():
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")
     for name, parameter in model.named_parameters():  # fully_shard made new ones
