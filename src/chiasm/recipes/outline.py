@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -62,13 +63,15 @@ class Outline:
 def outline_of(config: Model, assumed: Assumed) -> Outline:
     """The model a configuration describes; call it inside plan.memory.without_storage(). Raises
     CheckpointError for a part whose configuration cannot be had, ConfigError as training would."""
-    if isinstance(config, MLLMConfig):
-        return _mllm(config, assumed)
-    if isinstance(config, UnifiedConfig):
-        return _unified(config)
-    if isinstance(config, AutoencoderConfig):
-        return Outline(config, Autoencoder(replace(config, caption=0.0)))
-    return Outline(config, DualEncoder(config))
+    # Module.to, which torch refuses on tensors without storage, would move nothing here.
+    with patch.object(nn.Module, "_apply", lambda module, *_: module):
+        if isinstance(config, MLLMConfig):
+            return _mllm(config, assumed)
+        if isinstance(config, UnifiedConfig):
+            return _unified(config)
+        if isinstance(config, AutoencoderConfig):
+            return Outline(config, Autoencoder(replace(config, caption=0.0)))
+        return Outline(config, DualEncoder(config))
 
 
 def _mllm(config: MLLMConfig, assumed: Assumed) -> Outline:

@@ -151,7 +151,7 @@ class Autoencoder(nn.Module):
         self.meter = CodeMeter(self.quantizer.codes, config.usage_floor)
         if config.stock is None:  # Emu3's convolutions in time have no such layout
             # Convolutions of few channels run about twice as fast in this layout on a CPU.
-            _lay_channels_last(self)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def watch(self, encoder: nn.Module) -> None:
         """Whose features the perceptual loss compares; the encoder stays as it is."""
@@ -337,13 +337,3 @@ def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
         "code_usage": float((frequency > 0).double().mean()),
         "codebook_perplexity": float(entropy.exp()),
     }
-
-
-def _lay_channels_last(model: nn.Module) -> None:
-    """What model.to(memory_format=channels_last) does, also to tensors without storage, which it
-    refuses (plan/memory.py builds models of them)."""
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.dim() == 4:
-                laid = weight.detach().contiguous(memory_format=torch.channels_last)
-                setattr(module, name, nn.Parameter(laid, weight.requires_grad))
