@@ -53,7 +53,7 @@ def alternate(
     return Comparison(
         float(np.median(rates["ours"])),
         float(np.median(rates["peer"])),
-        max(_spread(rates["ours"]), _spread(rates["peer"])),
+        max(spread_of(rates["ours"]), spread_of(rates["peer"])),
         float(np.median(seconds["ours"])),
         float(np.median(seconds["peer"])),
     )
@@ -89,6 +89,7 @@ def rounds_argument(description: str | None, default: int) -> int:
     return parser.parse_args().rounds
 
 
-def _spread(values: Sequence[float]) -> float:
+def spread_of(values: Sequence[float]) -> float:
+    """Interquartile range / median."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return float((high - low) / middle)

@@ -4,7 +4,7 @@ SigLIP-B/16 at 224 pixels, pixel shuffle 2 (49 tokens a picture), SmolLM2-135M, 
 from random weights, on the same samples: one picture each, text of log-normal length (median 74
 tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second half of it supervised.
 
-    ours     chiasm.mllm.model.MLLM on one packed row of at most 1,024 tokens: every sample attends
+    ours     chiasm.mllm.model.MLLM on one packed row of at most 768 tokens: every sample attends
              by itself, logits only where there is a target
     stock    SiglipVisionModel, a linear layer and LlamaForCausalLM with their defaults (sdpa), the
              samples laid end to end as transformers' DataCollatorWithFlattening does: position_ids
@@ -13,10 +13,11 @@ tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second hal
              with an attention mask
 
 A unit is a sample. All: fp32, equal threads, AdamW, gradients clipped at 1. Ours runs as the engine
-does: AdamW is fused, and freed memory is kept (core/allocator.py). The peers run in a process of
-their own, as a script of torch's defaults does: AdamW as it comes, memory as glibc gives it. Before
-timing the three losses are checked to be equal with equal weights. Encoding and collating are not
-timed.
+does: AdamW is fused, and freed memory is kept (core/allocator.py). The peers run as a script of
+torch's defaults does: AdamW as it comes, memory as glibc gives it. Every turn is a process of its
+own, which takes two steps that do not count before the one that does: so long ours meets memory
+that it has not touched. The three losses before the first step have to be equal, as the weights
+are. Encoding and collating are not timed.
 
 Extra keys: what share of this machine's rate of square matrix products ours reaches, counted by the
 cost model (the tower included, padding and logits nobody needs not), for this model and for a step
@@ -26,18 +27,26 @@ of recipes/unified_base.py's shape in rows of the same length.
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, LlamaForCausalLM, SiglipVisionModel
 
-from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
+from benchmarks.harness import (
+    Comparison,
+    report,
+    result,
+    round_to,
+    rounds_argument,
+    spread_of,
+)
 from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.vocab import Vocabulary
@@ -45,16 +54,16 @@ from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
+from chiasm.nn.peak import gemm_peak
 from chiasm.recipes import nanovlm_222m, unified_base
 from chiasm.recipes.shapes import LANGUAGE, VISION
-from chiasm.train.meter import peak_rate
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
 from chiasm.vision.config import TowerOptions
 from chiasm.vision.patches import patchify
 from chiasm.vision.pretrained import adopt_encoder
 
-TOKENS = 1024
+TOKENS = 768
 SIDE, PATCH, SHUFFLE = 224, 16, 2
 VISUAL = (SIDE // PATCH // SHUFFLE) ** 2
 
@@ -142,131 +151,130 @@ def padded(samples: Sequence[Encoded]) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-class Peer:
-    """Stock in a process of its own, which works while we wait for it."""
-
-    def __init__(self, samples: list[Encoded], pixels: Tensor):
-        context = multiprocessing.get_context("spawn")
-        self.line, far = context.Pipe()
-        given = (far, samples, pixels.numpy(), torch.get_num_threads())
-        self.job = context.Process(target=_serve, args=given, daemon=True)
-        self.job.start()
-
-    def ask(self, what: str, name: str) -> float:
-        """ "loss" of the rows called `name`, or a "step" with them."""
-        self.line.send((what, name))
-        return self.line.recv()
-
-    def run(self, name: str) -> Run:
-        return lambda: self.ask("step", name)
-
-
-def _serve(line: Connection, samples: list[Encoded], pixels: np.ndarray, threads: int) -> None:
-    torch.set_num_threads(threads)
-    model = seeded().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    rows = {"stock": flattened(samples), "padded": padded(samples)}
-    while True:
-        what, name = line.recv()
-        row = {"pixels": torch.from_numpy(pixels), **rows[name]}
-        if what == "loss":
-            with torch.no_grad():
-                line.send(float(model(**row)))
-        else:
-            _update(model, optimizer, model(**row))
-            line.send(float(len(samples)))
-
-
 def seeded() -> Stock:
     """The same weights in every process."""
     torch.manual_seed(0)
     return Stock()
 
 
-def check(ours: MLLM, peer: Peer, batch: Batch) -> None:
-    """Equal weights must give equal losses, or the sides are not taught the same."""
-    with torch.no_grad():
-        loss = ours.loss(batch)
-    mine = float(loss.sum) / loss.count
-    for name in ("stock", "padded"):
-        theirs = peer.ask("loss", name)
-        if abs(mine - theirs) > 1e-4 * theirs:
-            raise SystemExit(f"step: losses differ, ours {mine:.6f}, {name} {theirs:.6f}")
+@dataclass(frozen=True)
+class Turn:
+    """What one process found. loss: before the first step. peak: FLOP/s of square products, the
+    best of before and after. flops: of a step, by the cost model; 0 for a peer."""
+
+    loss: float
+    seconds: float
+    peak: float
+    flops: float = 0.0
 
 
-def ours_run(model: MLLM | Unified, batch: Batch, samples: int) -> Run:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def run() -> float:
-        loss = model.loss(batch)
-        _update(model, optimizer, loss.sum / loss.count)
-        return samples
-
-    return run
+def ours_turn() -> Turn:
+    keep_freed_memory()
+    stock = seeded()
+    samples, _ = make_samples(stock.image_token)
+    batch, model = pack([samples]), ours_of(stock).train()
+    del stock
+    return timed(model, lambda: _mean(model, batch), True, model.cost(batch).flops)
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def peer_turn(name: str) -> Turn:
+    model = seeded().train()
+    samples, pixels = make_samples(model.image_token)
+    row = {"stock": flattened, "padded": padded}[name](samples)
+    return timed(model, lambda: model(pixels, **row), False)
 
 
-def unified_share(peak: float, rounds: int) -> float:
-    """Of the peak, by a step of unified_base's shape: texts of 128 tokens with a picture of 256
-    codes to draw."""
+def unified_turn() -> Turn:
+    """A step of unified_base's shape: texts of 128 tokens with a picture of 256 codes to draw."""
+    keep_freed_memory()
     config = unified_base.recipe().model
     assert isinstance(config, UnifiedConfig)
     vocabulary = Vocabulary(config.text_vocabulary, 512, 0, 1, 2, 3, 4)
     random = np.random.default_rng(0)
-    rows = []
+    row = []
     for _ in range(TOKENS // 384):
         ids = random.integers(5, config.text_vocabulary, 384)
         ids[128:] = random.integers(vocabulary.first_code, vocabulary.size, 256)
-        targets = np.append(np.full(127, IGNORE), ids[128:])
+        targets = np.concatenate([np.full(127, IGNORE), ids[128:], [IGNORE]])
         place = np.arange(384)
-        rows.append(Encoded(ids, np.append(targets, IGNORE), place, 0 * ids, place))
-    batch = pack([rows])
-    model = Unified(config, vocabulary, 16).train()
-    run, flops, seconds = ours_run(model, batch, 1), model.cost(batch).flops, []
-    for _ in range(rounds + 1):
+        row.append(Encoded(ids, targets, place, 0 * ids, place))
+    batch, model = pack([row]), Unified(config, vocabulary, 16).train()
+    return timed(model, lambda: _mean(model, batch), True, model.cost(batch).flops)
+
+
+def timed(model: nn.Module, loss: Callable[[], Tensor], fused: bool, flops: float = 0.0) -> Turn:
+    """The third of three steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
+    peak, losses, began = _peak(), [], 0.0
+    for _ in range(3):
         began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return flops / float(np.median(seconds[1:])) / peak
+        value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(value.item())
+    return Turn(losses[0], time.perf_counter() - began, max(peak, _peak()), flops)
+
+
+def _mean(model: MLLM | Unified, batch: Batch) -> Tensor:
+    loss = model.loss(batch)
+    return loss.sum / loss.count
+
+
+def _peak() -> float:
+    gemm_peak.cache_clear()
+    return gemm_peak("cpu", torch.float32)
+
+
+def apart(turn: Callable[..., Turn], *given: str) -> Turn:
+    """The turn in a process of its own, whose memory is gone afterwards."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(turn, *given).result()
+
+
+def compared(ours: Sequence[Turn], peer: Sequence[Turn], samples: int) -> Comparison:
+    """Samples a second."""
+    mine, theirs = ([samples / turn.seconds for turn in side] for side in (ours, peer))
+    rates = float(np.median(mine)), float(np.median(theirs))
+    return Comparison(
+        *rates, max(spread_of(mine), spread_of(theirs)), *(samples / rate for rate in rates)
+    )
 
 
 def main() -> None:
     rounds = rounds_argument(__doc__, 2)
-    keep_freed_memory()
-    peak = peak_rate(torch.device("cpu"), torch.float32, 1)
-    stock = seeded()
-    samples, pixels = make_samples(stock.image_token)
-    ours, peer, batch = ours_of(stock), Peer(samples, pixels), pack([samples])
-    check(ours, peer, batch)
-    n, flops = len(samples), ours.train().cost(batch).flops
+    samples, _ = make_samples(image_token=7)
     print(
-        f"{n} samples, {batch.tokens} tokens, {flops / 1e12:.2f} TFLOP; padded to "
-        f"{padded(samples)['input_ids'].numel()}; peak {peak / 1e9:.0f} GFLOP/s; {rounds} rounds",
+        f"{len(samples)} samples, {sum(map(len, samples))} tokens, padded to "
+        f"{padded(samples)['input_ids'].numel()}; {rounds} rounds",
         flush=True,
     )
-    parts, shares = {}, []
-    mine = ours_run(ours, batch, n)
+    turns: dict[str, list[Turn]] = {"ours": [], "stock": [], "padded": [], "unified": []}
+    for number in range(rounds):
+        order = ["ours", "stock", "padded"]
+        for name in order if number % 2 else order[::-1]:
+            turns[name].append(apart(ours_turn) if name == "ours" else apart(peer_turn, name))
+            print(name, turns[name][-1], flush=True)
+    turns["unified"].append(apart(unified_turn))
+    mine = turns["ours"][0].loss
     for name in ("stock", "padded"):
-        measured = alternate(mine, peer.run(name), rounds)
-        parts[name] = result("samples/s", measured)
-        shares.append(flops / measured.ours_seconds / peak)
-    peer.job.kill()
+        theirs = turns[name][0].loss
+        if abs(mine - theirs) > 1e-4 * theirs:
+            raise SystemExit(f"step: losses differ, ours {mine:.6f}, {name} {theirs:.6f}")
+    peak = max(turn.peak for side in turns.values() for turn in side)
+    parts = {
+        name: result("samples/s", compared(turns["ours"], turns[name], len(samples)))
+        for name in ("stock", "padded")
+    }
+    shares = {
+        f"{name}_of_achievable": round_to(
+            float(np.median([turn.flops / turn.seconds for turn in turns[side]])) / peak
+        )
+        for name, side in (("mllm", "ours"), ("unified", "unified"))
+    }
     worst = min(parts.values(), key=lambda part: part["ratio"])
-    report(
-        "step",
-        {
-            **worst,
-            "parts": parts,
-            "mllm_of_achievable": round_to(float(np.mean(shares))),
-            "unified_of_achievable": round_to(unified_share(peak, rounds)),
-        },
-    )
+    report("step", {**worst, "parts": parts, **shares})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from chiasm.train.checkpoint import newest, read_json, read_tensors
 from chiasm.train.feed import strands
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, current
+from chiasm.train.shard import shard
+from chiasm.train.split import split
 from chiasm.train.stage import GroupSettings, Ranks, Stage
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
@@ -31,7 +33,7 @@ from chiasm.vision.vit import ViT
 
 IMAGE = 3
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
-WHOLE, PARTS = Ranks(), Ranks(shard=0)
+WHOLE, PARTS, SPLIT = Ranks(), Ranks(shard=0), Ranks(tensor=2)
 
 
 def mllm():
@@ -290,6 +292,87 @@ def test_strands_share_a_step_evenly_or_say_on_how_many_ranks():
     assert strands(4, 1, World(0, 2)) == 4
     with pytest.raises(CheckpointError, match="on 1, 2, 4 ranks"):
         strands(4, 4, World(0, 3))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_split_every_block_equal_one(size, tmp_path):
+    """Two hold slices of one model; of four, two such pairs share the data out."""
+    run("unified", tmp_path / "one", accumulate=2)
+
+    def work(_rank):
+        model = run("unified", tmp_path / "split", SPLIT, accumulate=2)
+        assert all(type(p.data) is torch.Tensor for p in model.parameters())
+        batch = next(iter(Mixed(False)))
+        sums = current().gather(model.loss(batch).sum.item())  # whole again, and alike
+        assert len(set(sums)) == 1
+
+    together(work, tmp_path, size)
+    assert_same_training(tmp_path / "one", tmp_path / "split")
+
+
+def test_a_split_checkpoint_resumes_on_one_and_back(tmp_path):
+    """With Muon, averages and an evaluation between, in the middle of the second stage."""
+    settings = {"optimizer": "muon", "ema": 0.9, "steps": 4}
+
+    def on_two(folder, resume=False):
+        make, stream, groups = MADE["unified"]
+        model, batch = make(), next(iter(Mixed(False)))
+        train(
+            model,
+            stages(groups, evaluate_every=2, **settings),
+            stream,
+            folder,
+            show=silent,
+            resume=resume,
+            ranks=SPLIT,
+            keep=9,
+            evaluate=lambda: {"loss": model.loss(batch).sum.item()},
+        )
+
+    (tmp_path / "a").mkdir()
+    together(lambda _: on_two(tmp_path / "two"), tmp_path / "a")
+    run("unified", tmp_path / "one", **settings)
+    cut(tmp_path / "two-one", tmp_path / "two", 6)
+    run("unified", tmp_path / "two-one", resume=True, **settings)
+    cut(tmp_path / "one-two", tmp_path / "one", 6)
+    (tmp_path / "b").mkdir()
+    together(lambda _: on_two(tmp_path / "one-two", True), tmp_path / "b")
+    for other in ("two", "two-one", "one-two"):
+        assert_same_training(tmp_path / "one", tmp_path / other)
+
+
+def test_what_cannot_be_split_is_refused(tmp_path):
+    def work(_rank):
+        for name, ranks, words in (
+            ("mllm", SPLIT, "only the unified model's blocks"),
+            ("unified", Ranks(tensor=3), "choose a divisor"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                run(name, tmp_path / "run", ranks)
+
+    together(work, tmp_path)
+
+
+def test_rates_that_hang_on_parameters_stay_with_those_held_in_parts(tmp_path):
+    def widths(model):
+        return {name: getattr(p, "widening", None) for name, p in model.named_parameters()}
+
+    def made():
+        return Unified(
+            UnifiedConfig(width=16, layers=1, heads=2, kv_heads=2, mup_base=8), VOCABULARY
+        )
+
+    def work(_rank):
+        before = widths(made())
+        assert 2.0 in before.values()
+        model = made()
+        shard(model, current(), PARTS)
+        assert widths(model) == before
+        model = made()
+        split(model, current(), SPLIT)
+        assert widths(model) == before
+
+    together(work, tmp_path)
 
 
 def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path):

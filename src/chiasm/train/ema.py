@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from chiasm.train.shard import like
+from chiasm.train.shard import like, own
 
 
 class EMA:
@@ -24,7 +24,8 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        averages, weights = ([own(t.detach()) for t in x] for x in (self.average, self.parameters))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         self.updates += 1
 
     @contextmanager

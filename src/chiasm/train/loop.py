@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.distributed.tensor.experimental import implicit_replication
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
@@ -21,6 +21,7 @@ from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.modes import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
+from chiasm.train.compiled import compiled
 from chiasm.train.diagnosis import first_grown, output_sizes
 from chiasm.train.ema import EMA
 from chiasm.train.feature_cache import remembered
@@ -33,9 +34,10 @@ from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
 from chiasm.train.recompute import recomputed
 from chiasm.train.schedule import factor
-from chiasm.train.shard import full, rejoin, shard, whole
+from chiasm.train.shard import own, rejoin, shard, total_norm, whole
 from chiasm.train.signals import Interruption
 from chiasm.train.sinks import Sink
+from chiasm.train.split import Split, split
 from chiasm.train.stage import Ranks, Stage
 from chiasm.train.tally import Tally, Window, tally
 from chiasm.train.writer import Writer
@@ -86,7 +88,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
     world.share([*model.parameters(), *model.buffers()])
-    trainer.sharded = shard(model, world, ranks)
+    trainer.share_out(ranks)
     start = trainer.restore(resume)
     trainer.open_metrics(start.total, sinks)
     try:
@@ -96,7 +98,9 @@ def train(
         trainer.write_ledger()
     finally:
         trainer.close()
-    if trainer.sharded:
+    if trainer.split:
+        trainer.split.rejoin()
+    elif trainer.sharded:
         rejoin(model)
     model.eval()
     return trainer.ledger
@@ -117,7 +121,11 @@ class _Trainer:
     ):
         self.model, self.stages, self.stream_of, self.folder = model, stages, stream_of, folder
         self.evaluate, self.show = evaluate, show if world.main else silent
-        self.world, self.seed, self.sharded = world, seed, False
+        self.world, self.seed = world, seed
+        self.data = world
+        """The ranks that see different data, of which this is one."""
+        self.split: Split | None = None
+        self.sharded = False
         self.ledger, self.stop = Ledger(), Interruption()
         self.writer = Writer(folder / "checkpoints", keep, self.warn)
         self.number, self.total = 0, 0
@@ -135,6 +143,18 @@ class _Trainer:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def share_out(self, ranks: Ranks) -> None:
+        """Divide the model among the ranks as it is asked for, or as it is large."""
+        self.split, self.data = split(self.model, self.world, ranks)
+        self.ranks = self.data.size
+        if self.split is None:
+            self.sharded = shard(self.model, self.world, ranks)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether some parameter is not whole on this rank."""
+        return self.sharded or self.split is not None
 
     def open_metrics(self, resumed_step: int, sinks: OpenSinks | None) -> None:
         main = self.world.main
@@ -163,11 +183,12 @@ class _Trainer:
             if name not in stage.lr:  # a frozen codebook does not follow the data either
                 group.eval()
         # Parts of weights are exchanged by the ranks as they are: those stay as they are.
-        lowest = torch.float32 if self.sharded else working_dtype(stage.autocast, self.device)
+        lowest = torch.float32 if self.in_parts else working_dtype(stage.autocast, self.device)
         lowered = LoweredWeights(self.model, lowest)
         try:
             with (
-                nullcontext() if self.sharded else remembered(self.model, stage),
+                nullcontext() if self.in_parts else remembered(self.model, stage),
+                compiled(self.model.blocks() if stage.compile else ()),
                 recomputed(self.model.blocks() if stage.recompute else ()),
             ):
                 self._steps(number, first, lowered)
@@ -185,8 +206,8 @@ class _Trainer:
         owned = [p for group in self.optimizer.groups for p in group["params"]]
         self.ema = EMA(owned, stage.ema) if stage.ema else None
         self.guard, self.healthy, self.best = Guard(stage.guard), None, None
-        count = strands(stage.accumulate, self.ranks, self.world)
-        self.feed = Feed(lambda: self.stream_of(stage), count, self.world)
+        count = strands(stage.accumulate, self.ranks, self.data)
+        self.feed = Feed(lambda: self.stream_of(stage), count, self.data)
         entry = self.ledger.entry(number, stage.name)
         parameters = list(self.model.parameters())
         entry.trained_parameters = sum(p.numel() for p in parameters if p.requires_grad)
@@ -260,7 +281,7 @@ class _Trainer:
             for module in self.model.idle:
                 module.zero_grad()
         monitor = None
-        if _due(stage.monitor_every, step) and batches and not self.sharded:
+        if _due(stage.monitor_every, step) and batches and not self.in_parts:
             monitor = Monitor(self.model, self.optimizer)
             with lowered.restored(), autocast(stage.autocast, self.device):
                 monitor.before(next(iter(batches.values())))
@@ -311,12 +332,13 @@ class _Trainer:
             return 0.0
         # FSDP leaves the mean over ranks, of which we want the sum.
         share = (self.world.size if self.sharded else 1) / done.count
-        norm = full(get_total_norm(gradients)).item() * share
+        norm = total_norm(gradients) * share
         verdict = self.guard.judge(done.loss, norm, lambda: self._earlier() is not None)
         if verdict.action == "apply":
             clipped = min(1.0, stage.clip / (norm + 1e-6)) if stage.clip else 1.0
-            torch._foreach_mul_(gradients, share * clipped)
-            self.optimizer.step()
+            torch._foreach_mul_([own(g) for g in gradients], share * clipped)
+            with implicit_replication() if self.split else nullcontext():
+                self.optimizer.step()
             if self.ema:
                 self.ema.update()
             self.healthy = next(iter(batches.values()))
@@ -330,14 +352,14 @@ class _Trainer:
     def _gradients(self) -> list[Tensor]:
         """What the optimiser will see, added up over the ranks."""
         owned = [p for group in self.optimizer.groups for p in group["params"]]
-        if self.world.size > 1 and not self.sharded:
+        if self.data.size > 1 and not self.sharded:
             # A part that no rank used must look unused to the optimiser, as it does to one process.
             missing = [i for i, p in enumerate(owned) if p.grad is None]
-            nowhere = set.intersection(*map(set, self.world.gather(missing)))
+            nowhere = set.intersection(*map(set, self.data.gather(missing)))
             used = [p for i, p in enumerate(owned) if i not in nowhere]
             for p in used:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.world.add_up([p.grad for p in used if p.grad is not None])
+            self.data.add_up([own(p.grad) for p in used if p.grad is not None])
         return [p.grad for p in owned if p.grad is not None]
 
     def _refuse(self, stage: Stage, verdict: Verdict, done: Tally, batches: dict[int, Any]) -> None:
@@ -346,11 +368,12 @@ class _Trainer:
         finding: dict[str, Any] = {}
         if self.sharded or worst in batches:  # parts are gathered by all ranks together
             suspect = batches.get(worst, next(iter(batches.values())))
-            now = output_sizes(self.model, suspect)
-            before = output_sizes(self.model, self.healthy) if self.healthy is not None else {}
+            with autocast(stage.autocast, self.device):
+                now = output_sizes(self.model, suspect)
+                before = output_sizes(self.model, self.healthy) if self.healthy is not None else {}
             layer = first_grown(before, now)
             finding = {"samples": list(getattr(suspect, "names", ())), "layer": layer}
-        finding = self.world.gather(finding)[worst % self.world.size]
+        finding = self.data.gather(finding)[worst % self.data.size]
         record = {"guard": verdict.action, "reason": verdict.reason, **finding}
         self.metrics.write({"step": self.total + 1, "stage": stage.name, **record})
         if verdict.action == "rollback":
@@ -391,7 +414,8 @@ class _Trainer:
         """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
         assert self.evaluate is not None
         averaged = self.ema.applied() if self.ema else nullcontext()
-        with evaluating(self.model), averaged, whole(self.model):
+        everything = self.split.whole() if self.split else whole(self.model)
+        with evaluating(self.model), averaged, everything:
             numbers = self.evaluate()
         record = {f"eval/{name}": value for name, value in numbers.items()}
         self.metrics.write({"step": self.total, "stage": stage.name, **record})

@@ -24,10 +24,12 @@ BUCKET = 25 * 2**20
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`. Everything here is immediate where it is the only one."""
+    """This process among `size`, all there are or those of a group. Everything here is immediate
+    where it is the only one."""
 
     rank: int = 0
     size: int = 1
+    group: Any = None
 
     @property
     def main(self) -> bool:
@@ -40,12 +42,12 @@ class World:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(own)]))
+        dist.all_gather(lengths, torch.tensor([len(own)]), self.group)
         longest = int(max(lengths))
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(own)] = own
         rows = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(rows, padded)
+        dist.all_gather(rows, padded, self.group)
         pairs = zip(rows, lengths, strict=True)
         return [json.loads(bytes(row[: int(n)].tolist())) for row, n in pairs]
 
@@ -54,13 +56,13 @@ class World:
         if self.size == 1:
             return flag
         seen = torch.tensor(int(flag))
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        dist.all_reduce(seen, dist.ReduceOp.MAX, self.group)
         return bool(seen)
 
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in place."""
@@ -69,14 +71,14 @@ class World:
         sent = []
         for bucket in _buckets(tensors):
             flat = torch.cat([t.reshape(-1) for t in bucket])
-            sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+            sent.append((bucket, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
         for bucket, flat, work in sent:
             work.wait()  # type: ignore[union-attr]
             for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                 t.copy_(summed.view(t.shape))
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Give every rank the first one's values."""
+        """Give every rank of all there are the first one's values."""
         if self.size == 1:
             return
         for tensor in tensors:  # as bytes: gloo does not know every type

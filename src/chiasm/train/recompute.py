@@ -15,10 +15,13 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """While inside, each block keeps its input alone and runs again in the backward pass, with the
     same random numbers and in the same precision. What hooks on a block do stays outside of it, so
     it happens once."""
+    before = [block.__dict__.get("forward") for block in blocks]  # compiled ones
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import get_total_norm
 
 from chiasm.core.errors import ConfigError
 from chiasm.train.parallel import World
@@ -31,7 +33,7 @@ def shard(model: Any, world: World, ranks: Ranks) -> bool:
     # Imported here as it takes half a second, which who loads a model to use it need not wait.
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    frozen = {n for n, p in model.named_parameters() if getattr(p, "frozen", False)}
+    written = {name: vars(p) for name, p in model.named_parameters()}
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
     if ranks.replicas > 1:
@@ -42,8 +44,7 @@ def shard(model: Any, world: World, ranks: Ranks) -> bool:
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "loss")
     for name, parameter in model.named_parameters():  # fully_shard made new ones
-        if name in frozen:
-            parameter.frozen = True
+        vars(parameter).update(written[name])  # what train/optim.py reads
     # A unit is gathered by all ranks or by none: parts that a batch may not need are run anyway.
     if hasattr(model, "in_step"):
         model.in_step = True
@@ -53,6 +54,18 @@ def shard(model: Any, world: World, ranks: Ranks) -> bool:
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that ranks may hold in parts; all ranks call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This rank's part of it, or all of a tensor that is whole; the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all together, of which some may be held in parts."""
+    parts = [t for t in tensors if isinstance(t, DTensor)]
+    plain = [t for t in tensors if not isinstance(t, DTensor)]
+    return math.hypot(*(full(get_total_norm(kind)).item() for kind in (parts, plain) if kind))
 
 
 def like(value: Tensor, held: Tensor | None) -> Tensor:

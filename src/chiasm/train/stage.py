@@ -44,11 +44,14 @@ class Ranks:
 
     shard: parameters above which each rank holds a part of every weight (FSDP2) and not a whole
         copy; 0 always shards. replicas: groups of ranks that each hold the whole model between
-        them (HSDP); 1 spreads it over all.
+        them (HSDP); 1 spreads it over all. tensor: neighbouring ranks that compute every block of
+        a unified model together, each some of its heads (train/split.py); the rest of the model is
+        whole on all, and `shard` is not asked.
     """
 
     shard: int = 1_000_000_000
     replicas: int = 1
+    tensor: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Stage:
         evaluated and, at the end of the stage, kept in their place; 0 is none.
     normalise: what weighs alike in the loss, every supervised token or every example (its tokens'
         mean; PaliGemma's way). recompute: keep a block's input only and run it again in the
-        backward pass: less memory for a third more time. feature_cache: gigabytes that the
+        backward pass: less memory for a third more time. compile: let torch compile every block
+        (train/compiled.py), which takes a minute at first. feature_cache: gigabytes that the
         features of frozen encoders may take on disk, of all runs together; 0 encodes every picture
         every time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
@@ -104,6 +108,7 @@ class Stage:
     eps: float = 1e-8
     normalise: Literal["token", "sample"] = "token"
     recompute: bool = False
+    compile: bool = False
     feature_cache: float = 20.0
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
