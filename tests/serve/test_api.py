@@ -171,7 +171,7 @@ def test_a_picture_is_shown_while_it_is_drawn(client, toys):
     drawing = [delta.drawing for delta in deltas if getattr(delta, "drawing", None)]
     sketches = [(d["done"], d["image_url"]["url"]) for d in drawing if "image_url" in d]
     ((rows, columns),) = toys["draws"].processor.codec.grids
-    assert [done for done, _ in sketches] == [columns * row for row in range(1, rows)]
+    assert [done for done, _ in sketches] == [columns * row for row in range(1, rows + 1)]
     for row, (_, url) in enumerate(sketches, 1):
         shown = PIL.Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
         opaque = np.asarray(shown.getchannel("A"))

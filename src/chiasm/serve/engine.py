@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Batch, Encoded, pack
+from chiasm.core.batch import IGNORE, Batch, pack
 from chiasm.core.errors import ChiasmError, NotGenerativeError
 from chiasm.infer.generate import Generator
 from chiasm.infer.grammar import Drawn

@@ -1,4 +1,5 @@
-"""Pictures and clips of requests: data URLs, and addresses of hosts that the server was told (remote.py)."""
+"""Pictures and clips of requests: data URLs, and addresses of hosts that the server was told
+(remote.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF"}
 
 
 def check_url(url: str, limits: Limits, param: str) -> None:
-    """Raises ApiError for what is no data URL of a picture, nor of a host that may be asked; nothing
+    """Raises ApiError for what is neither a data URL of a picture nor of a host to be asked. Nothing
     is decoded or fetched."""
     if limits.remote.hosts and url[:8].lower().startswith(("http://", "https://")):
         limits.remote.check(url, param)
@@ -80,7 +81,7 @@ def mask_of(url: str, limits: Limits, holding: Holding, param: str) -> PIL.Image
 def clip_of(
     url: str, clips: Clips | None, limits: Limits, holding: Holding, param: str
 ) -> tuple[Part, ...]:
-    """Times and frames of a clip that check_clip let pass, as the model sees clips. Raises ApiError,
+    """Times and frames of a clip that check_clip let pass, as the model sees it. Raises ApiError,
     Busy, and DataError for one that cannot be read."""
     if clips is None:
         raise _bad("this model sees no clips; send some frames as pictures", param)
