@@ -22,7 +22,7 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF"}
 
 
 def check_url(url: str, limits: Limits, param: str) -> None:
-    """Raises ApiError for what is neither a data URL of a picture nor of a host to be asked. Nothing
+    """Raises ApiError for what is neither a data URL of a picture nor of a host to ask. Nothing
     is decoded or fetched."""
     if limits.remote.hosts and url[:8].lower().startswith(("http://", "https://")):
         limits.remote.check(url, param)
