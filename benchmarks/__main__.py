@@ -71,10 +71,21 @@ def table(found: dict, where: str) -> str:
         f"| **{r['ratio']:.2f}** | {r['spread']:.1%} |"
         for r in rows
     ]
-    extra = {k: v for k, v in found.items() if k not in FIELDS | {"parts"}}
+    if found.get("rows"):
+        lines += ["", *_rows(found["rows"])]
+    extra = {k: v for k, v in found.items() if k not in FIELDS | {"parts", "rows"}}
     if extra:
         lines += ["", "; ".join(f"{k.replace('_', ' ')} {_number(v)}" for k, v in extra.items())]
     return "\n".join(lines)
+
+
+def _rows(rows: list[dict]) -> list[str]:
+    """A table of what else was measured: the first column names, the others are numbers."""
+    name, *numbers = rows[0]
+    heads = [f"| {' | '.join(rows[0])} |", f"|---|{'--:|' * len(numbers)}"]
+    return heads + [
+        f"| {row[name]} | {' | '.join(_number(row[head]) for head in numbers)} |" for row in rows
+    ]
 
 
 def _number(value: float) -> str:

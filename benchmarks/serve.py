@@ -11,13 +11,12 @@ The model of the first two is the published SmolLM2-135M-Instruct behind a SigLI
 projector, both random: 64 visual tokens a picture, 32 new tokens a reply, greedy, fp32. chiasm
 serves the run, transformers serve its export, a stock LLaVA checkpoint; each is a process of its
 own with its command line's defaults, all are asked over HTTP by OpenAI's client. No picture is sent
-twice, so that no cache answers. Before timing, the replies of chiasm at once, chiasm one by one and
-transformers are checked to be the same (near-ties of the arithmetic may turn one: three quarters
-must be).
+twice, so that no cache answers. Before timing, the replies of both servers to the same pictures are
+checked to be the same (near-ties of the arithmetic may turn one: three quarters must be).
 
 The table tells how long a client waits for its first token, and from token to token (medians over
-streams): one client alone, and eight at once. llama.cpp stands beside it (the wheel xllamacpp,
-where it is installed) with the same model, exported as GGUF in fp32, and the same pictures.
+all streams): one client alone, and eight at once. llama.cpp stands beside it (the wheel xllamacpp,
+where it is installed) with the same model, exported as GGUF in fp32, and pictures of the same kind.
 
 The top-level numbers are those of the part with the smallest ratio.
 """
@@ -36,7 +35,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,8 +56,8 @@ from chiasm.vision.config import TowerOptions
 from chiasm.vision.pretrained import load_encoder
 
 CLIENTS, NEW_TOKENS, SIDE, KEY = 8, 32, 128, "benchmark"
-QUESTIONS = [f"Look at the picture, then tell me a long story about {what}." for what in
-             ("a fox", "the sea", "a train", "winter", "a baker", "the moon", "an old map", "music")]  # fmt: skip
+THINGS = ("a fox", "the sea", "a train", "winter", "a baker", "the moon", "an old map", "music")
+QUESTIONS = [f"Look at the picture, then tell me a long story about {thing}." for thing in THINGS]
 numbers = itertools.count()
 
 
@@ -93,6 +92,15 @@ def write_models(folder: Path) -> None:
     unified.save(folder / "unified", model, processor)
 
 
+@dataclass
+class Heard:
+    """A streamed reply: its text and number of tokens, and when each piece came, in seconds."""
+
+    text: str = ""
+    tokens: int = 0
+    times: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A server: its client, and what it calls the model that reads pictures."""
@@ -100,34 +108,30 @@ class Asked:
     client: openai.OpenAI
     model: str
 
-    def answer(self, question: str, picture: str) -> tuple[str, int]:
-        """The reply and its number of tokens."""
-        reply = self.client.chat.completions.create(**self._wanted(question, picture))
-        return reply.choices[0].message.content or "", reply.usage.completion_tokens
-
-    def waits(self, question: str, picture: str) -> tuple[float, list[float]]:
-        """Seconds to the first token, and from each to the next."""
-        began, times = time.perf_counter(), []
-        for chunk in self.client.chat.completions.create(
-            **self._wanted(question, picture), stream=True
-        ):
+    def answer(self, question: str, picture: str) -> Heard:
+        began, heard = time.perf_counter(), Heard()
+        for chunk in self.client.chat.completions.create(**_wanted(self.model, question, picture)):
             if chunk.choices and chunk.choices[0].delta.content:
-                times.append(time.perf_counter())
-        return times[0] - began, list(np.diff(times))
+                heard.text += chunk.choices[0].delta.content
+                heard.times.append(time.perf_counter() - began)
+            if chunk.usage is not None:
+                heard.tokens = chunk.usage.completion_tokens
+        return heard
 
     def draw(self, caption: str) -> str:
         extra = {"temperature": 0, "guidance": 1}
         wanted = {"model": "unified", "prompt": caption, "extra_body": extra}
         return self.client.images.generate(**wanted).data[0].b64_json or ""
 
-    def _wanted(self, question: str, picture: str) -> dict:
-        parts = [
-            {"type": "image_url", "image_url": {"url": picture}},
-            {"type": "text", "text": question},
-        ]
-        messages = [{"role": "user", "content": parts}]
-        limits = {"max_tokens": NEW_TOKENS, "temperature": 0}
-        return {"model": self.model, "messages": messages, **limits}
+
+def _wanted(model: str, question: str, picture: str) -> dict:
+    parts = [
+        {"type": "image_url", "image_url": {"url": picture}},
+        {"type": "text", "text": question},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    told = {"max_tokens": NEW_TOKENS, "temperature": 0, "stream": True}
+    return {"model": model, "messages": messages, **told, "stream_options": {"include_usage": True}}
 
 
 @contextmanager
@@ -197,9 +201,15 @@ def fresh_pictures() -> list[str]:
     return [fresh_picture() for _ in range(CLIENTS)]
 
 
-def counted(way: Callable, asked: Asked) -> Run:
-    """Eight questions about fresh pictures; the number of new tokens."""
-    return lambda: sum(n for _, n in way(asked.answer, QUESTIONS, fresh_pictures()))
+def counted(way: Callable, asked: Asked, heard: list[Heard]) -> Run:
+    """Eight questions about fresh pictures, whose replies are kept; the number of new tokens."""
+
+    def run() -> float:
+        new = way(asked.answer, QUESTIONS, fresh_pictures())
+        heard.extend(new)
+        return sum(reply.tokens for reply in new)
+
+    return run
 
 
 def check(name: str, ours: list, theirs: list) -> None:
@@ -208,20 +218,22 @@ def check(name: str, ours: list, theirs: list) -> None:
         raise SystemExit(f"serve: {name}: only {same} of {len(ours)} replies are the same")
 
 
-def reading(ours: Asked, theirs: Asked, rounds: int) -> dict[str, dict]:
-    """The parts batching and transformers."""
+def reading(ours: Asked, theirs: Asked, rounds: int) -> tuple[dict[str, dict], list[dict]]:
+    """The parts batching and transformers, and the rows of the table."""
     pictures = fresh_pictures()
-    replies = at_once(ours.answer, QUESTIONS, pictures)
-    check("batching", replies, one_by_one(ours.answer, QUESTIONS, pictures))
-    check("transformers", replies, at_once(theirs.answer, QUESTIONS, pictures))
+    replies = [at_once(one.answer, QUESTIONS, pictures) for one in (ours, theirs)]
+    check("transformers", *([heard.text for heard in side] for side in replies))
+    crowd, alone, peers = [], [], []
     sides = {
-        "batching": counted(one_by_one, ours),
-        "transformers": counted(at_once, theirs),
+        "batching": counted(one_by_one, ours, alone),
+        "transformers": counted(at_once, theirs, peers),
     }
-    return {
-        name: result("tokens/s", alternate(counted(at_once, ours), peer, rounds))
-        for name, peer in sides.items()
-    }
+    parts = {}
+    for name, peer in sides.items():
+        parts[name] = result("tokens/s", alternate(counted(at_once, ours, crowd), peer, rounds))
+        print(f"{name}: {parts[name]}", flush=True)
+    one = one_by_one(theirs.answer, QUESTIONS[:2], fresh_pictures()[:2])
+    return parts, [row("chiasm serve", alone, crowd), row("transformers serve", one, peers)]
 
 
 def drawing(ours: Asked, rounds: int) -> dict:
@@ -232,16 +244,15 @@ def drawing(ours: Asked, rounds: int) -> dict:
     return result("codes/s", alternate(*sides, rounds))
 
 
-def latency(name: str, asked: Asked) -> dict:
-    """A row of the table: medians over streams, in milliseconds."""
-    row = {"server": name}
-    for clients, way in ((1, one_by_one), (CLIENTS, at_once)):
-        streams = way(asked.waits, QUESTIONS, fresh_pictures())
-        first = [wait for wait, _ in streams]
-        between = [gap for _, gaps in streams for gap in gaps]
-        row[f"first token, {clients} client{'s'[: clients > 1]}, ms"] = _milliseconds(first)
-        row[f"between tokens, {clients}, ms"] = _milliseconds(between)
-    return row
+def row(name: str, alone: list[Heard], crowd: list[Heard]) -> dict:
+    """Of the table: medians over streams, in milliseconds."""
+    found: dict = {"server": name}
+    for clients, heard in ((1, alone), (CLIENTS, crowd)):
+        first = [reply.times[0] for reply in heard]
+        between = [gap for reply in heard for gap in np.diff(reply.times)]
+        found[f"first token, {clients} at once, ms"] = _milliseconds(first)
+        found[f"between tokens, {clients} at once, ms"] = _milliseconds(between)
+    return found
 
 
 def _milliseconds(seconds: list[float]) -> float:
@@ -258,13 +269,15 @@ def main() -> None:
         stock = str(folder / "stock")
         peer = ["transformers.cli.transformers", "serve", stock, "--port", "PORT"]
         theirs = servers.enter_context(process([*peer, "--device", "cpu"], stock))
-        parts = reading(ours, theirs, rounds)
+        parts, told = reading(ours, theirs, rounds)
         parts["drawing"] = drawing(ours, rounds)
-        told = [latency("chiasm serve", ours), latency("transformers serve", theirs)]
         servers.close()
         if (folder / "gguf").exists():
             with llama_cpp(folder / "gguf") as beside:
-                told.append(latency("llama.cpp", beside))
+                ways = [
+                    way(beside.answer, QUESTIONS, fresh_pictures()) for way in (one_by_one, at_once)
+                ]
+            told.append(row("llama.cpp", *ways))
     smallest = min(parts.values(), key=lambda part: part["ratio"])
     report("serve", {**smallest, "parts": parts, "rows": told})
 

@@ -13,7 +13,7 @@ import pytest
 from serve_toys import KEY, Background, data_url, encoded, http, image_part, pixels
 
 from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, Video, question
 from chiasm.infer.edit import inpaint
 from chiasm.serve.embeddings import embed
 from chiasm.serve.limits import Limits
@@ -161,6 +161,88 @@ def test_pictures_in_an_answer(client, toys):
     assert [decoded(i["image_url"]["url"]).tobytes() for i in images] == expected[1]
     progress = [d.drawing["done"] for d in deltas if getattr(d, "drawing", None)]
     assert progress == list(range(1, toys["draws"].codes_per_image + 1)) or progress[0] == 0
+
+
+def test_a_picture_is_shown_while_it_is_drawn(client, toys):
+    """Row by row of its codes: what is drawn is opaque, the rest is not there yet."""
+    asked = {"modalities": ["image"], "progress": True}
+    wanted = {"model": "draws", "messages": say("red"), "seed": 1, "extra_body": asked}
+    deltas = [c.choices[0].delta for c in client.chat.completions.create(**wanted, stream=True)]
+    drawing = [delta.drawing for delta in deltas if getattr(delta, "drawing", None)]
+    sketches = [(d["done"], d["image_url"]["url"]) for d in drawing if "image_url" in d]
+    ((rows, columns),) = toys["draws"].processor.codec.grids
+    assert [done for done, _ in sketches] == [columns * row for row in range(1, rows + 1)]
+    for row, (_, url) in enumerate(sketches, 1):
+        shown = PIL.Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+        opaque = np.asarray(shown.getchannel("A"))
+        edge = opaque.shape[0] * row // rows
+        assert (opaque[:edge] == 255).all()
+        assert not opaque[edge:].any()
+
+
+def filmed(frames=8, size=(24, 16), kind="mp4"):
+    """The bytes of a clip whose frames are of different shades."""
+    av = pytest.importorskip("av")
+    held = io.BytesIO()
+    with av.open(held, "w", format=kind) as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(frames):
+            shade = np.full((size[1], size[0], 3), 30 * number % 256, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        container.mux(stream.encode())
+    return held.getvalue()
+
+
+def clip_part(data, kind="mp4"):
+    url = f"data:video/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def test_a_clip_is_seen_as_frames(client, toys, tmp_path):
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(filmed())
+    expected = alone(
+        toys["reads"], Sample((question(Video(file), "what?"),)), Sampling(max_tokens=8)
+    )
+    parts = [clip_part(file.read_bytes()), {"type": "text", "text": "what?"}]
+    reply = client.chat.completions.create(model="reads", messages=say(parts), max_tokens=8)
+    assert reply.choices[0].message.content == expected[0]
+    assert reply.usage.prompt_tokens_details.image_tokens == 8 * 4
+
+
+HOSTILE = {
+    "words": b"no clip at all",
+    "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+    "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "cut off", "two", "fetched", "undrawn"])
+def test_clips_that_are_refused(name, client):
+    model, parts = "reads", [clip_part(HOSTILE.get(name, b""))]
+    if name == "cut off":
+        parts = [clip_part(filmed(60)[:-900])]
+    elif name == "two":
+        parts = [clip_part(filmed())] * 2
+    elif name == "fetched":
+        parts = [{"type": "video_url", "video_url": {"url": "http://127.0.0.1/a.mp4"}}]
+    elif name == "undrawn":
+        model, parts = "draws", [clip_part(filmed())]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=model, messages=say(parts), max_tokens=8)
+    assert "/" not in refused.value.body["message"].replace("data:video/mp4", "")
+
+
+def test_the_pixels_of_a_clip_are_counted_before_they_are_decoded(toys):
+    with Background({"reads": toys["reads"]}, Limits(footage=8 * 24 * 16 - 1)) as strict:
+        for frames in (7, 8):
+            wanted = {"messages": say([clip_part(filmed(frames))]), "max_tokens": 2}
+            if frames == 7:
+                assert strict.client().chat.completions.create(model="reads", **wanted)
+                continue
+            with pytest.raises(openai.BadRequestError, match="8 frames of 24x16"):
+                strict.client().chat.completions.create(model="reads", **wanted)
 
 
 def test_a_drawn_picture_goes_back_into_the_conversation(client):

@@ -103,6 +103,47 @@ def test_a_picture_is_drawn_and_drawn_again(page):
     shot(page, "dark-drawn")
 
 
+def test_a_picture_is_seen_while_it_is_drawn(page):
+    page.evaluate("""() => {
+      window.sketches = [];
+      new MutationObserver(() => {
+        const sketch = document.querySelector(".canvas img");
+        if (sketch && sketches.at(-1) !== sketch.src) sketches.push(sketch.src);
+      }).observe(document.getElementById("chat"), {childList: true, subtree: true});
+    }""")
+    page.check("#draw")
+    send(page, "a red circle")
+    answered(page, 1)
+    assert page.evaluate("sketches.length") >= 1
+    assert page.locator(".canvas").count() == 0  # the finished picture is in its place
+
+
+def test_two_models_answer_side_by_side(page):
+    asked = []
+    page.on("request", lambda r: asked.append(r.post_data_json) if r.method == "POST" else None)
+    page.select_option("#other", "reads")
+    page.evaluate(DROP, ["a.png", list(encoded(pixels(1, (60, 40))))])
+    page.wait_for_selector("#pictures li")
+    send(page, "what colour?")
+    answered(page, 2)
+    boxes = [page.locator(".turn.assistant").nth(i).bounding_box() for i in range(2)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    assert page.locator(".turn.assistant .who").all_text_contents() == ["draws", "reads"]
+    said = page.locator(".turn.assistant .bubble").all_text_contents()
+    shot(page, "light-side-by-side")
+    send(page, "really?")
+    answered(page, 4)
+    told = {wanted["model"]: wanted["messages"][1]["content"] for wanted in asked[2:]}
+    assert told == dict(zip(("draws", "reads"), said, strict=True))  # each its own
+    page.click("text=Regenerate")
+    answered(page, 4)
+    page.check("#draw")  # only one of them can
+    send(page, "a circle")
+    answered(page, 6)
+    assert page.locator("img.drawn").count() == 1
+
+
 def test_stop_ends_an_answer_and_its_work(page, running):
     page.route("**/v1/chat/completions", lambda route: None)  # never answered
     send(page, "what is it?")

@@ -63,7 +63,7 @@ def test_a_continued_prompt_has_the_logits_of_a_whole_one(name, models):
 
 @pytest.mark.parametrize("name", ["draws", "reads", "reads-across"])
 def test_replies_are_those_without(name, models):
-    """Cross-attention keeps pictures beside the keys and values: there only words are taken over."""
+    """Cross-attention keeps pictures beside keys and values: there only words are taken over."""
     respond, sampling = models[name], Sampling(temperature=1.0, max_tokens=8)
     expected = [alone(respond, sample, sampling) for sample, _ in DIALOGUES]
     engine = Engine(name, respond, slots=4)

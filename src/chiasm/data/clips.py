@@ -20,7 +20,7 @@ from chiasm.core.batch import Slot
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Part, Sample, Text, Video
-from chiasm.data.video import read_footage
+from chiasm.data.video import Footage, read_footage
 from chiasm.vision.config import VideoConfig
 
 
@@ -68,7 +68,10 @@ class Clips:
 
     def parts(self, video: Video) -> tuple[Part, ...]:
         """Times and pictures of one video. Raises DataError for a file that cannot be read."""
-        footage = read_footage(video.path, self.config, video.where)
+        return self.shown(read_footage(video.path, self.config, video.where), video.where)
+
+    def shown(self, footage: Footage, where: str = "") -> tuple[Part, ...]:
+        """Times and pictures of frames that were read."""
         group = self._group(footage.frames)
         parts: list[Part] = []
         for start in range(0, len(footage.frames), group):
@@ -76,7 +79,7 @@ class Clips:
             times = footage.times[start : start + group]
             if self.config.timestamps:
                 parts.append(Text(f"<{sum(times) / len(times):.1f} seconds>"))
-            parts.append(Frames(frames[0], video.where, frames))
+            parts.append(Frames(frames[0], where, frames))
         return tuple(parts)
 
     def slot(self, image: Frames) -> Slot:

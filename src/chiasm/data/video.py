@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ import PIL.Image
 
 from chiasm.core.errors import DataError, MissingExtraError
 from chiasm.vision.config import VideoConfig
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+"""What bytes from others may be, by FFmpeg's names."""
 
 SHARE, SLACK = 0.1, 0.5
 """How much earlier than their header says, as a share and seconds more, frames may end."""
@@ -40,25 +44,34 @@ class _Index:
     end: int
 
 
-def read_footage(path: Path, config: VideoConfig, where: str = "") -> Footage:
+def read_footage(
+    source: Path | bytes, config: VideoConfig, where: str = "", most: float = math.inf
+) -> Footage:
     """The frames that config chooses, exactly those: the file is indexed by its packets, then
     decoded from the keyframe before each chosen frame. Headers are not believed, only compared.
 
-    Raises DataError, with the place and the remedy, for a file that is missing, empty, truncated,
-    no video, or shorter than its header says; MissingExtraError without PyAV.
+    source: a file, or the bytes of one, which then must be of a common container. most: pixels of
+    all its frames together, counted before any is decoded. Raises DataError, with the place and
+    the remedy, for a file that is missing, empty, truncated, no video, larger than that, or
+    shorter than its header says; MissingExtraError without PyAV.
     """
+    name = source if isinstance(source, Path) else "embedded video"
     if importlib.util.find_spec("av") is None:
-        raise MissingExtraError("av", "video", f"Reading {path.name}")
-    with _told(path, where):
+        raise MissingExtraError("av", "video", f"Reading {getattr(name, 'name', name)}")
+    with _told(name, where):
         import av
 
-        if path.stat().st_size == 0:
+        if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             raise _BadFileError("an empty file (0 bytes)")
-        with av.open(str(path)) as container:
+        opened = str(source) if isinstance(source, Path) else io.BytesIO(source)
+        # Playlists, which such bytes could be as well, make FFmpeg open what they name.
+        safe = {} if isinstance(source, Path) else {"format_whitelist": CONTAINERS}
+        with av.open(opened, options=safe) as container:
             if not container.streams.video:
                 sound = "only sound" if container.streams.audio else "or it is truncated"
                 raise _BadFileError(f"no pictures in it, {sound}")
             index = _indexed(container)
+            _count(len(index.times), container.streams.video[0], most)
             unit = container.streams.video[0].time_base
             if unit is None:
                 raise _BadFileError("its frames have no times")
@@ -98,7 +111,7 @@ class _BadFileError(Exception):
 
 
 @contextmanager
-def _told(path: Path, where: str) -> Iterator[None]:
+def _told(path: Path | str, where: str) -> Iterator[None]:
     """Whatever goes wrong inside as one DataError that names the file and the place."""
     place = f" ({where})" if where else ""
     try:
@@ -138,6 +151,15 @@ def _indexed(container: Any) -> _Index:
     _compare(stream.duration, stream.time_base, end * stream.time_base)
     _compare(container.duration, 1e-6, longest)
     return _Index(sorted(times), sorted(keys), end)
+
+
+def _count(frames: int, stream: Any, most: float) -> None:
+    pixels = frames * stream.width * stream.height
+    if pixels > most:
+        raise _BadFileError(
+            f"{frames} frames of {stream.width}x{stream.height} have more than the {most:,.0f} "
+            "pixels allowed; send a shorter or smaller clip"
+        )
 
 
 def _compare(said: int | None, unit: Any, seen: Any) -> None:

@@ -238,7 +238,7 @@ class Generator:
         if drawn is not None and s.state is not None:
             s.done = s.state.done
             held = self._held(s) if s.done else ""
-            yield s.sample, Piece(held, self._picture(drawn), "stop" if s.done else None)
+            yield s.sample, Piece(held, self.picture(drawn), "stop" if s.done else None)
         elif inside or s.drawing:
             return
         elif token in self.processor.template.stop:
@@ -254,7 +254,8 @@ class Generator:
             if fresh or s.done:
                 yield s.sample, Piece(fresh, finish="length" if s.done else None)
 
-    def _picture(self, drawn: Drawn) -> PIL.Image.Image:
+    def picture(self, drawn: Drawn) -> PIL.Image.Image:
+        """What codes show."""
         ids = torch.tensor(drawn.ids)
         assert self.grammar is not None
         if not self.grammar.announced:

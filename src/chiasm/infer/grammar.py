@@ -160,6 +160,10 @@ class Row:
         """Whether only codes are left to say of a picture: its size is known."""
         return self.drawing and self._grid is not None
 
+    def begun(self) -> Drawn | None:
+        """The codes so far of the picture under way, once its size is known."""
+        return Drawn(list(self._codes), self._grid) if self.drawing and self._grid else None
+
     def ahead(self) -> list[int]:
         """The marks of the next tokens as far as they are certain, at least one. They can all be
         chosen before any is taken."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from chiasm.infer.grammar import Drawn
 from chiasm.serve import conversation
 from chiasm.serve.body import read
+from chiasm.serve.engine import Engine
 from chiasm.serve.errors import as_api_error, event_of
 from chiasm.serve.job import Update, Usage
+from chiasm.serve.media import data_url
 from chiasm.serve.replies import Replies, collect
 from chiasm.serve.schema import ChatRequest
 from chiasm.serve.server import Server
+from chiasm.serve.sketch import sketch
 from chiasm.serve.waiting import EventStream, unless_gone
 from chiasm.serve.wire import ChatWire, event, image_part
 
@@ -29,7 +34,8 @@ def chat_routes(server: Server) -> APIRouter:
             asked = await read(request, ChatRequest, server.limits, holding, server.run)
             engine = server.talker(asked.model)
             conversation.check(asked, server.limits)
-            sample = await server.run(conversation.sample_of, asked, server.limits, holding)
+            clips = engine.respond.processor.clips
+            sample = await server.run(conversation.sample_of, asked, clips, server.limits, holding)
             jobs = conversation.jobs_of(asked, sample, engine, server.limits)
             for job in jobs:
                 job.rule = await server.run(engine.constraints.rule, asked.response_format)
@@ -48,10 +54,15 @@ def chat_routes(server: Server) -> APIRouter:
             first = await unless_gone(request, anext(updates))
             if first[1].error is not None:
                 raise as_api_error(first[1].error)
-            events = _events(_from(first, updates), asked, wire, server)
+            show = partial(_sketched, engine)
+            events = _events(_from(first, updates), asked, wire, server, show)
             return EventStream(events, stack.pop_all().close)
 
     return router
+
+
+def _sketched(engine: Engine, drawn: Drawn) -> str:
+    return data_url(sketch(engine.respond, drawn))
 
 
 async def _from(
@@ -63,9 +74,14 @@ async def _from(
 
 
 async def _events(
-    updates: AsyncIterator[tuple[int, Update]], asked: ChatRequest, wire: ChatWire, server: Server
+    updates: AsyncIterator[tuple[int, Update]],
+    asked: ChatRequest,
+    wire: ChatWire,
+    server: Server,
+    shown: Callable[[Drawn], str],
 ) -> AsyncIterator[str]:
-    """The chunks of a stream: roles, then what becomes known, usage where it is wanted."""
+    """The chunks of a stream: roles, then what becomes known, usage where it is wanted. shown: a
+    data URL of a picture under way."""
     count = asked.n or 1
     usages, images = [Usage()] * count, [0] * count
     for number in range(count):
@@ -75,8 +91,10 @@ async def _events(
             yield event_of(update.error)
             return
         if update.drawn is not None and asked.progress:
-            done, whole = update.drawn
-            yield event(wire.chunk(number, {"drawing": {"done": done, "of": whole}}))
+            drawing: dict = dict(zip(("done", "of"), update.drawn, strict=True))
+            if update.sketch is not None:
+                drawing["image_url"] = {"url": await server.run(shown, update.sketch)}
+            yield event(wire.chunk(number, {"drawing": drawing}))
         if update.text or update.scores:
             scores = wire.logprobs(update.scores) if asked.logprobs else None
             yield event(wire.chunk(number, {"content": update.text}, logprobs=scores))

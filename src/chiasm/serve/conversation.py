@@ -8,28 +8,38 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Role, Sample, Text, Turn
+from chiasm.core.sample import Part as SamplePart
+from chiasm.core.sample import Role, Sample, Text, Turn
+from chiasm.data.clips import Clips
 from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_urls, picture_of
+from chiasm.serve.media import check_clip, check_urls, clip_of, picture_of
 from chiasm.serve.schema import ChatRequest, ImageRequest, Message, Part
 from chiasm.serve.stops import StopStrings
 
 # What `chiasm draw` uses (cli.py): with the model's plain distribution pictures are worse.
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5}
 
+KINDS = ("text", "image_url", "video_url")
+"""Parts of a message that are read."""
+
 
 def check(request: ChatRequest, limits: Limits) -> None:
     """Raises ApiError for what is refused before any picture is decoded."""
-    urls = [
-        (part.image_url.url if part.image_url else "", param)
-        for number, message in enumerate(request.messages)
-        for part, param in _parts(message, number)
-        if _kind(part, param) == "image_url"
-    ]
-    check_urls(urls, limits, "messages")
+    pictures, clips = [], 0
+    for number, message in enumerate(request.messages):
+        for part, param in _parts(message, number):
+            kind = _kind(part, param)
+            if kind == "image_url" and part.image_url is not None:
+                pictures.append((part.image_url.url, param))
+            elif kind == "video_url" and part.video_url is not None:
+                check_clip(part.video_url.url, param)
+                clips += 1
+    check_urls(pictures, limits, "messages")
+    if clips > limits.clips:
+        raise ApiError(400, f"{clips} clips, more than the {limits.clips} allowed", "messages")
     choices(request, limits)
     if len(request.stop or ()) > limits.stops:
         raise ApiError(400, f"stop: more than the {limits.stops} strings allowed", "stop")
@@ -48,14 +58,18 @@ def choices(request: ChatRequest | ImageRequest, limits: Limits) -> int:
     return count
 
 
-def sample_of(request: ChatRequest, limits: Limits, holding: Holding) -> Sample:
-    """Decodes the pictures: not for the event loop."""
+def sample_of(
+    request: ChatRequest, clips: Clips | None, limits: Limits, holding: Holding
+) -> Sample:
+    """Decodes pictures and clips: not for the event loop. clips: how the model sees them."""
     turns = []
     for number, message in enumerate(request.messages):
-        parts: list[Text | Image] = []
+        parts: list[SamplePart] = []
         for part, param in _parts(message, number):
-            if part.image_url is not None and part.type == "image_url":
+            if part.type == "image_url" and part.image_url is not None:
                 parts.append(picture_of(part.image_url.url, limits, holding, param))
+            elif part.type == "video_url" and part.video_url is not None:
+                parts += clip_of(part.video_url.url, clips, limits, holding, param)
             else:
                 parts.append(Text(part.text or ""))
         role: Role = "system" if message.role == "developer" else message.role
@@ -127,12 +141,11 @@ def _parts(message: Message, number: int) -> Iterator[tuple[Part, str]]:
 
 
 def _kind(part: Part, param: str) -> str:
-    complete = {"text": part.text is not None, "image_url": part.image_url is not None}
-    if part.type not in complete:
+    if part.type not in KINDS:
         raise ApiError(
-            400, f"a part of type '{part.type}'; this server reads text and image_url", param
+            400, f"a part of type '{part.type}'; this server reads {', '.join(KINDS)}", param
         )
-    if not complete[part.type]:
+    if getattr(part, part.type) is None:
         raise ApiError(400, f"a part of type '{part.type}' without {part.type}", param)
     return part.type
 

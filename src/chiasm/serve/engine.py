@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Batch, Encoded, pack
+from chiasm.core.batch import IGNORE, Batch, pack
 from chiasm.core.errors import ChiasmError, NotGenerativeError
 from chiasm.infer.generate import Generator
+from chiasm.infer.grammar import Drawn
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.slots import SlotCache
@@ -305,7 +306,8 @@ class Engine:
         if job.top >= 0 and len(reply.text) > words:
             job.scores.append(_score(logits, token, job.top))
         drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
-        updates = [Update(drawn=drawing)] if drawing and not pieces else []
+        sketch = _whole_rows(reply) if inside and self._is_code(token) else None
+        updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
         stopped = False
         for _, piece in pieces:
             text, stopped = job.stop.take(piece.text)
@@ -315,7 +317,7 @@ class Engine:
             scores, job.scores = tuple(job.scores), []
             if text or piece.image is not None or finish or scores:
                 usage = job.usage if finish else None
-                updates.append(Update(text, piece.image, scores, None, finish, usage))
+                updates.append(Update(text, piece.image, scores, finish=finish, usage=usage))
             if finish:
                 break
         now = time.monotonic()
@@ -375,6 +377,12 @@ def _token(job: Job, reply: Reply, logits: Tensor) -> int:
         return ~ahead[0]
     of_images = torch.tensor([reply.drawing], device=logits.device)
     return int(choose(logits, job.sampling, job.random, of_images))
+
+
+def _whole_rows(reply: Reply) -> Drawn | None:
+    """The codes so far of the picture under way, where a row of them has just been completed."""
+    begun = None if reply.state is None else reply.state.begun()
+    return begun if begun is not None and len(begun.ids) % begun.grid[1] == 0 else None
 
 
 def _score(logits: Tensor, token: int, top: int) -> Score:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
-from chiasm.infer.grammar import Edit
+from chiasm.infer.grammar import Drawn, Edit
 from chiasm.infer.replies import Reply
 from chiasm.nn.slots import Seat
 from chiasm.serve.stops import StopStrings
@@ -54,12 +54,14 @@ class Usage:
 @dataclass(frozen=True)
 class Update:
     """What became known of a reply: text, a whole picture, tokens' scores. drawn: codes of the
-    picture under way, of how many. The last one has `finish` ("stop", "length") or `error`."""
+    picture under way, of how many; sketch: those codes, when a row of them is complete. The last
+    one has `finish` ("stop", "length") or `error`."""
 
     text: str = ""
     image: PIL.Image.Image | None = None
     scores: tuple[Score, ...] = ()
     drawn: tuple[int, int] | None = None
+    sketch: Drawn | None = None
     finish: str | None = None
     usage: Usage | None = None
     error: Exception | None = None

@@ -15,17 +15,19 @@ from chiasm.serve.remote import Remote
 class Limits:
     """Everything is checked before the work it would cause.
 
-    body: bytes of a request; body_seconds: in which it must have come whole. images, pixels: of a
-    request, and of one picture. tokens: longest reply. choices: replies or pictures of a request.
-    texts: of an embeddings request. stops: stop strings. seconds: a reply takes no longer.
-    held: bytes of bodies and decoded pictures of all requests under way. remote: hosts that
-    pictures may be fetched from; by default none.
+    body: bytes of a request; body_seconds: in which it must have come whole. images, clips: of a
+    request. pixels: of one picture; footage: of all frames of a clip. tokens: longest reply.
+    choices: replies or pictures of a request. texts: of an embeddings request. stops: stop strings.
+    seconds: a reply takes no longer. held: bytes of bodies and decoded pictures of all requests
+    under way. remote: hosts that pictures may be fetched from; by default none.
     """
 
     body: int = 32 * 2**20
     body_seconds: float = 30.0
     images: int = 16
+    clips: int = 1
     pixels: int = 20_000_000
+    footage: int = 5_000_000_000
     tokens: int = 2048
     choices: int = 8
     texts: int = 256

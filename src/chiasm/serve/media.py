@@ -1,4 +1,5 @@
-"""Pictures of requests: data URLs, and addresses of hosts that the server was told (remote.py)."""
+"""Pictures and clips of requests: data URLs, and addresses of hosts that the server was told
+(remote.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from collections.abc import Sequence
 import PIL.Image
 import PIL.ImageChops
 
+from chiasm.core.errors import MissingExtraError
 from chiasm.core.picture import Unreadable, decode, open_picture
-from chiasm.core.sample import Image
+from chiasm.core.sample import Image, Part
+from chiasm.data.clips import Clips
+from chiasm.data.video import read_footage
 from chiasm.serve.errors import ApiError
 from chiasm.serve.limits import Holding, Limits
 
@@ -18,22 +22,30 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF"}
 
 
 def check_url(url: str, limits: Limits, param: str) -> None:
-    """Raises ApiError for what is no data URL of a picture, nor of a host that may be asked, or too
-    long; nothing is decoded or fetched."""
+    """Raises ApiError for what is neither a data URL of a picture nor of a host to ask. Nothing
+    is decoded or fetched."""
     if limits.remote.hosts and url[:8].lower().startswith(("http://", "https://")):
         limits.remote.check(url, param)
         return
     if not url[:11].lower().startswith("data:image/"):
-        kind = url.split(":", 1)[0][:10] if ":" in url[:12] else "no"
-        raise ApiError(
-            400,
-            f"a picture must come as a data URL (data:image/png;base64,...), found one with "
-            f"{kind!r}; this server fetches no addresses",
-            param,
-            "invalid_image_url",
-        )
-    if len(url) > limits.body:
-        raise ApiError(413, f"a picture of more than {limits.body:,} characters", param)
+        raise _no_data_url("picture", "image/png", url, param)
+
+
+def check_clip(url: str, param: str) -> None:
+    """The same of a clip, which is never fetched."""
+    if not url[:11].lower().startswith("data:video/"):
+        raise _no_data_url("clip", "video/mp4", url, param)
+
+
+def _no_data_url(what: str, kind: str, url: str, param: str) -> ApiError:
+    found = url.split(":", 1)[0][:10] if ":" in url[:12] else "no"
+    return ApiError(
+        400,
+        f"a {what} must come as a data URL (data:{kind};base64,...), found one with {found!r}; "
+        f"this server fetches no such address",
+        param,
+        "invalid_image_url",
+    )
 
 
 def check_urls(urls: Sequence[tuple[str, str]], limits: Limits, param: str) -> None:
@@ -66,6 +78,24 @@ def mask_of(url: str, limits: Limits, holding: Holding, param: str) -> PIL.Image
         raise _bad("no readable mask", param) from None
 
 
+def clip_of(
+    url: str, clips: Clips | None, limits: Limits, holding: Holding, param: str
+) -> tuple[Part, ...]:
+    """Times and frames of a clip that check_clip let pass, as the model sees it. Raises ApiError,
+    Busy, and DataError for one that cannot be read."""
+    if clips is None:
+        raise _bad("this model sees no clips; send some frames as pictures", param)
+    data = bytes_of(url, limits, holding, param)
+    try:
+        footage = read_footage(data, clips.config, most=limits.footage)
+    except MissingExtraError:
+        raise _bad(
+            "this server reads no clips: its extra 'video' is not installed", param
+        ) from None
+    holding.add(sum(4 * frame.width * frame.height for frame in footage.frames))
+    return clips.shown(footage)
+
+
 def bytes_of(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
     """What a URL that check_url let pass stands for. Raises ApiError, Busy."""
     if not url[:5].lower().startswith("data:"):
@@ -74,11 +104,11 @@ def bytes_of(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
         return data
     head, comma, content = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise _bad("a data URL needs ';base64,' before the picture's bytes", param)
+        raise _bad("a data URL needs ';base64,' before the bytes", param)
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):
-        raise _bad("the picture's bytes are not valid base64", param) from None
+        raise _bad("the bytes are not valid base64", param) from None
 
 
 def _measured(url: str, limits: Limits, holding: Holding, param: str) -> bytes:

@@ -30,14 +30,16 @@ class ImageUrl(BaseModel):
     url: str
 
 
+Url = Annotated[ImageUrl, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v)]
+
+
 class Part(BaseModel):
-    """text or image_url; others are refused by name."""
+    """text, image_url or video_url; others are refused by name."""
 
     type: str = Field(max_length=40)
     text: str | None = None
-    image_url: Annotated[
-        ImageUrl | None, BeforeValidator(lambda v: {"url": v} if isinstance(v, str) else v)
-    ] = None
+    image_url: Url | None = None
+    video_url: Url | None = None
 
 
 class Message(BaseModel):

@@ -7,7 +7,8 @@ const $ = (id) => document.getElementById(id);
 const RANGES = ["temperature", "top_p", "guidance"];
 
 let known = [];       // models
-let turns = [];       // {role, text, pictures: [url], images: [url], node}
+let turns = [];       // {role: "user", text, pictures: [url]} or {role: "assistant", replies}
+                      // a reply is {model, text, images: [url], node}; two where models are compared
 let waiting = [];     // pictures to send
 let running = null;   // AbortController of the answer under way
 
@@ -53,7 +54,10 @@ async function start() {
     return tell(error.message);
   }
   const talking = known.filter((model) => model.capabilities.includes("chat"));
-  $("model").replaceChildren(...talking.map((model) => new Option(model.id, model.id)));
+  const options = () => talking.map((model) => new Option(model.id, model.id));
+  $("model").replaceChildren(...options());
+  $("other").replaceChildren(new Option("nobody", ""), ...options());
+  $("beside").hidden = talking.length < 2;
   if (talking.some((model) => model.id === kept("model"))) $("model").value = kept("model");
   if (!talking.length) tell("No model here talks; the API gives embeddings.");
   switched();
@@ -65,15 +69,23 @@ function askKey() {
   $("key-dialog").addEventListener("close", () => { setKey($("key").value); start(); }, { once: true });
 }
 
+function chosen() {
+  return [...new Set([$("model").value, $("other").value].filter(Boolean))];
+}
+
 function switched() {
-  const model = known.find((one) => one.id === $("model").value);
-  const draws = Boolean(model?.capabilities.includes("images"));
+  const draws = chosen().some(canDraw);
   $("draw-label").hidden = $("can-draw").hidden = !draws;
   document.querySelectorAll(".draws").forEach((node) => { node.hidden = !draws; });
   if (!draws) $("draw").checked = false;
   keep("model", $("model").value);
 }
 $("model").addEventListener("change", switched);
+$("other").addEventListener("change", switched);
+
+function canDraw(name) {
+  return Boolean(known.find((one) => one.id === name)?.capabilities.includes("images"));
+}
 
 // Pictures to send
 
@@ -133,18 +145,19 @@ function picture(url, alt) {
   return node;
 }
 
-function show(turn) {
+// What one side says, in a place; said: {text, node, bubble}.
+function show(said, role, name, pictures, place) {
   $("welcome").hidden = true;
-  turn.node = document.createElement("article");
-  turn.node.className = `turn ${turn.role}`;
+  said.node = document.createElement("article");
+  said.node.className = `turn ${role}`;
   const who = document.createElement("div");
   who.className = "who";
-  who.textContent = turn.role === "user" ? "You" : turn.model;
-  turn.bubble = document.createElement("div");
-  turn.bubble.className = "bubble";
-  turn.bubble.textContent = turn.text;
-  turn.node.append(who, ...turn.pictures.map((url) => picture(url, "Picture you sent")), turn.bubble);
-  $("chat").append(turn.node);
+  who.textContent = name;
+  said.bubble = document.createElement("div");
+  said.bubble.className = "bubble";
+  said.bubble.textContent = said.text;
+  said.node.append(who, ...pictures.map((url) => picture(url, "Picture you sent")), said.bubble);
+  place.append(said.node);
   down(true);
 }
 
@@ -165,106 +178,132 @@ function tell(text) {
   }
 }
 
-function content(turn) {
-  if (!turn.pictures.length) return turn.text;
-  const parts = turn.pictures.map((url) => ({ type: "image_url", image_url: { url } }));
-  return turn.text ? [...parts, { type: "text", text: turn.text }] : parts;
+const parts = (urls) => urls.map((url) => ({ type: "image_url", image_url: { url } }));
+
+// A turn as one of the models is told of it: with its own replies, where it has given some.
+function message(turn, model) {
+  if (turn.role === "user") {
+    const words = turn.text ? [{ type: "text", text: turn.text }] : [];
+    const content = turn.pictures.length ? [...parts(turn.pictures), ...words] : turn.text;
+    return { role: "user", content };
+  }
+  const reply = turn.replies.find((one) => one.model === model) || turn.replies[0];
+  const images = reply.images.length ? { images: parts(reply.images) } : {};
+  return { role: "assistant", content: reply.text, ...images };
 }
 
-function request() {
-  const messages = turns.map((turn) => ({
-    role: turn.role,
-    content: content(turn),
-    ...(turn.images.length && {
-      images: turn.images.map((url) => ({ type: "image_url", image_url: { url } })),
-    }),
-  }));
+function request(model) {
+  const messages = turns.map((turn) => message(turn, model));
   const system = $("system").value.trim();
   if (system) messages.unshift({ role: "system", content: system });
-  const asked = { model: $("model").value, messages, max_tokens: Number($("max_tokens").value) || 256 };
-  const draw = $("draw").checked;
-  if (draw) Object.assign(asked, { modalities: ["image"], progress: true });
+  const asked = { model, messages, max_tokens: Number($("max_tokens").value) || 256 };
+  const drawing = $("draw").checked && canDraw(model);
+  if (drawing) Object.assign(asked, { modalities: ["image"], progress: true });
   if ($("seed").value !== "") asked.seed = Number($("seed").value);
   // What nobody touched is left to the server, which draws warmer than it talks.
   for (const name of RANGES) {
-    if ($(name).dataset.set && (name !== "guidance" || draw)) asked[name] = Number($(name).value);
+    if ($(name).dataset.set && (name !== "guidance" || drawing)) asked[name] = Number($(name).value);
   }
   return asked;
 }
 
 async function answer() {
-  const asked = request();
   const here = turns; // a new chat may begin before this one has ended
-  const turn = { role: "assistant", text: "", pictures: [], images: [], model: asked.model };
-  show(turn);
+  const place = document.createElement("div");
+  const models = chosen();
+  if (models.length > 1) place.className = "pair";
+  $("chat").append(place);
   running = new AbortController();
   busy(true);
-  let bar = null;
-  try {
-    for await (const chunk of chat(asked, running.signal)) {
-      const delta = chunk.choices[0]?.delta || {};
-      if (delta.content) {
-        turn.text += delta.content;
-        turn.bubble.textContent = turn.text;
-      }
-      if (delta.drawing) {
-        if (!bar) turn.node.append(bar = progress());
-        bar.max = delta.drawing.of;
-        bar.value = delta.drawing.done;
-      }
-      for (const part of delta.images || []) {
-        bar?.remove();
-        bar = null;
-        const url = part.image_url.url;
-        const drawn = picture(url, `Picture drawn for: ${here.at(-1)?.text || "your message"}`);
-        drawn.className = "drawn";
-        turn.images.push(url);
-        turn.node.append(drawn);
-      }
-      down();
-    }
-    $("said").textContent = turn.text || (turn.images.length ? "A picture was drawn." : "No words.");
-  } catch (error) {
-    bar?.remove();
-    if (error.name === "AbortError") note(turn, "Stopped.");
-    else {
-      const again = error instanceof ApiError && error.retry ? ` Try again in ${error.retry} s.` : "";
-      note(turn, error.message + again, true);
-      $("said").textContent = error.message;
-    }
-  }
-  if (turn.text || turn.images.length) here.push(turn);
-  tools(turn);
+  const replies = models.map((model) => ({ model, text: "", images: [] }));
+  await Promise.all(replies.map((reply) => one(reply, place, running.signal)));
+  const heard = replies.filter((reply) => reply.text || reply.images.length);
+  const turn = { role: "assistant", replies: heard };
+  if (heard.length) here.push(turn);
+  if (heard.length) $("said").textContent = heard.map(spoken).join(" ");
+  tools(turn, place);
   running = null;
   busy(false);
   down();
 }
 
-function progress() {
-  const bar = document.createElement("progress");
-  bar.setAttribute("aria-label", "Drawing");
-  return bar;
+function spoken(reply) {
+  return reply.text || "A picture was drawn.";
 }
 
-function note(turn, text, bad = false) {
+// One model's reply, as it comes.
+async function one(reply, place, signal) {
+  show(reply, "assistant", reply.model, [], place);
+  let frame = null;
+  try {
+    for await (const chunk of chat(request(reply.model), signal)) {
+      const delta = chunk.choices[0]?.delta || {};
+      if (delta.content) {
+        reply.text += delta.content;
+        reply.bubble.textContent = reply.text;
+      }
+      if (delta.drawing) {
+        if (!frame) reply.node.append(frame = canvas());
+        frame.draw(delta.drawing);
+      }
+      for (const part of delta.images || []) {
+        frame?.remove();
+        frame = null;
+        const url = part.image_url.url;
+        const drawn = picture(url, `Picture drawn for: ${turns.at(-1)?.text || "your message"}`);
+        drawn.className = "drawn";
+        reply.images.push(url);
+        reply.node.append(drawn);
+      }
+      down();
+    }
+  } catch (error) {
+    frame?.remove();
+    if (error.name === "AbortError") note(reply, "Stopped.");
+    else {
+      const again = error instanceof ApiError && error.retry ? ` Try again in ${error.retry} s.` : "";
+      note(reply, error.message + again, true);
+    }
+  }
+}
+
+// A picture under way: as far as it is drawn, and how far that is.
+function canvas() {
+  const frame = document.createElement("div");
+  frame.className = "canvas";
+  const bar = document.createElement("progress");
+  bar.setAttribute("aria-label", "Drawing");
+  frame.append(bar);
+  frame.draw = ({ done, of, image_url }) => {
+    bar.max = of;
+    bar.value = done;
+    if (!image_url) return;
+    frame.querySelector("img")?.remove();
+    frame.prepend(picture(image_url.url, ""));
+  };
+  return frame;
+}
+
+function note(reply, text, bad = false) {
   const line = document.createElement("div");
   line.className = bad ? "error" : "who";
   line.textContent = text;
-  turn.node.append(line);
+  reply.node.append(line);
+  if (bad) $("said").textContent = text;
 }
 
 // Only the last answer can be asked for again.
-function tools(turn) {
+function tools(turn, place) {
   document.querySelectorAll(".tools").forEach((node) => node.remove());
   const row = document.createElement("div");
   row.className = "tools";
   row.append(button("Regenerate", () => {
     if (running) return;
     if (turns.at(-1) === turn) turns.pop();
-    turn.node.remove();
+    place.remove();
     answer();
   }));
-  turn.node.append(row);
+  place.lastElementChild.append(row);
 }
 
 function busy(is) {
@@ -278,21 +317,20 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("words").value.trim();
   if (running || (!text && !waiting.length) || !$("model").value) return;
-  const turn = { role: "user", text, pictures: waiting, images: [] };
+  const turn = { role: "user", text, pictures: waiting };
   waiting = [];
   $("words").value = "";
   grow();
   showWaiting();
   document.querySelectorAll(".tools").forEach((node) => node.remove());
   turns.push(turn);
-  show(turn);
+  show(turn, "user", "You", turn.pictures, $("chat"));
   answer();
 });
 $("stop").addEventListener("click", () => running?.abort());
 $("fresh").addEventListener("click", () => {
   running?.abort();
-  turns.forEach((turn) => turn.node.remove());
-  document.querySelectorAll(".turn").forEach((node) => node.remove());
+  document.querySelectorAll("#chat > :not(#welcome)").forEach((node) => node.remove());
   turns = [];
   $("welcome").hidden = false;
   $("words").focus();

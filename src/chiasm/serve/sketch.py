@@ -1,0 +1,23 @@
+"""A picture while it is drawn: what its codes so far show."""
+
+from __future__ import annotations
+
+import PIL.Image
+
+from chiasm.infer.generate import Generator
+from chiasm.infer.grammar import Drawn
+
+
+def sketch(respond: Generator, drawn: Drawn) -> PIL.Image.Image:
+    """The whole rows of codes there are, above nothing: RGBA of the finished picture's size.
+    ValueError without a code."""
+    if not drawn.ids:
+        raise ValueError("sketch: no code is drawn yet")
+    rows, columns = drawn.grid
+    # The decoder wants all codes; what it makes of the filling is cut off.
+    missing = rows * columns - len(drawn.ids)
+    whole = respond.picture(Drawn([*drawn.ids, *drawn.ids[-1:] * missing], drawn.grid))
+    done = whole.crop((0, 0, whole.width, whole.height * (len(drawn.ids) // columns) // rows))
+    paper = PIL.Image.new("RGBA", whole.size)
+    paper.paste(done, (0, 0))
+    return paper
