@@ -19,7 +19,16 @@ from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import SampleStream
 from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import SPECIALS, train_bpe
-from chiasm.data.views import at_most, by_name, converse, describe, draw, moved, with_caption
+from chiasm.data.views import (
+    at_most,
+    by_name,
+    converse,
+    describe,
+    draw,
+    moved,
+    with_caption,
+    without,
+)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -449,6 +458,13 @@ def test_with_caption_adds_a_branch_that_asks_nothing():
     assert len(split_independent(seen)) == 2
     for sample in (captioned(caption=None), captioned().replace(independent=False)):
         assert with_caption(converse)(sample, rng()) is sample
+
+
+def test_without_leaves_out_the_captions_it_is_told():
+    sample = captioned()
+    assert without(draw, ("a blue square",))(sample, rng()) == draw(sample, rng())
+    assert without(draw, ("a blue square", "a red circle"))(sample, rng()) is None
+    assert without(converse, ("a red circle",))(captioned(caption=None), rng()) is not None
 
 
 def test_moved_moves_each_picture_once_and_nothing_else():

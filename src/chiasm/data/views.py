@@ -156,6 +156,15 @@ def document(pairs: Pairs, drop: float = 0.0) -> View:
     return apply
 
 
+def without(view: View, captions: Sequence[str]) -> View:
+    """The view of all samples but those with these captions."""
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        return None if caption_of(sample) in captions else view(sample, random)
+
+    return apply
+
+
 def with_caption(view: View) -> View:
     """The view with one more branch: nothing asked, answered by the sample's own caption."""
 

@@ -117,8 +117,8 @@ def _mllm_lane(folder: Path, settings: Settings, seed: int, show: Show) -> dict:
     ledger = _train(
         "mllm_smol", folder / "mllm", settings, seed, show, encoder=str(folder / "encoder")
     )
-    answers = _answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger, show)
-    return {"encoder": encoder, "mllm": answers}
+    answered = answers(folder, "mllm", settings, settings.mllm_questions, seed, ledger, show)
+    return {"encoder": encoder, "mllm": answered}
 
 
 def _unified_lane(folder: Path, settings: Settings, seed: int, show: Show) -> dict:
@@ -128,12 +128,12 @@ def _unified_lane(folder: Path, settings: Settings, seed: int, show: Show) -> di
     given = str(folder / "tokenizer")
     whole = _train("unified_nano", folder / "unified", settings, seed, show, tokenizer=given)
     questions = settings.unified_questions
-    answers = _answers(folder, "unified", settings, questions, seed, whole, show)
-    judge, drawings = _draw_and_judge(folder, settings, seed, show)
+    answered = answers(folder, "unified", settings, questions, seed, whole, show)
+    judge, drawings = draw_and_judge(folder, settings, seed, show)
     quality = {key: tokenizer[key] for key in ("psnr", "code_usage")}
     return {
         "tokenizer": {**tokenizer, "train_seconds": ledger.seconds},
-        "unified": {**answers, **quality, **drawings},
+        "unified": {**answered, **quality, **drawings},
         "judge": judge,
     }
 
@@ -162,7 +162,7 @@ def _reconstruct(folder: Path, test: list[Sample]) -> dict[str, float]:
     return reconstruction(model, processor, test)
 
 
-def _answers(
+def answers(
     folder: Path,
     route: str,
     settings: Settings,
@@ -207,7 +207,7 @@ def _numbers(result: Result) -> dict:
     return {name if name != "seconds" else "eval_seconds": getattr(result, name) for name in names}
 
 
-def _draw_and_judge(
+def draw_and_judge(
     folder: Path, settings: Settings, seed: int, show: Show
 ) -> tuple[dict[str, float], dict]:
     """The judge's own accuracy, and what it says of the drawings of every caption."""

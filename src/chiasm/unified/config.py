@@ -183,7 +183,8 @@ class UnifiedConfig:
     two, which would otherwise hardly count. share_codes: image codes train with what they have in
     common (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring
     codes (unified/local_heads.py). drop_condition: fraction of drawings trained without their
-    text, for classifier-free guidance.
+    text, for classifier-free guidance. undrawn: captions whose pictures are never drawn in
+    training, only seen: does the model draw combinations that it has not been shown to draw?
     """
 
     tokenizer: str | None = None
@@ -209,6 +210,7 @@ class UnifiedConfig:
     share_codes: bool = True
     local_heads: bool = True
     drop_condition: float = 0.1
+    undrawn: tuple[str, ...] = ()
     image_objective: Literal["next", "masked"] = "next"
     grids: tuple[tuple[int, int], ...] = ()
     row_ends: bool = False

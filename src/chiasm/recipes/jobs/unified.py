@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from chiasm.data.caption import caption_of
 from chiasm.data.text import train_bpe
 from chiasm.data.tokens import read_tokens
-from chiasm.data.views import Pairs, document, draw, edit, with_caption
+from chiasm.data.views import Pairs, document, draw, edit, with_caption, without
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job, corpus
@@ -35,14 +36,17 @@ def build(context: Context) -> Job:
         share_codes(model, autoencoder.quantizer.features())
     if config.local_heads:
         look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
-    views, pairs = context.views(), Pairs(context.train)
+    # Changing a picture draws its pair, so those are chosen among the others.
+    undrawn = config.undrawn
+    drawn = [s for s in context.train if caption_of(s) not in undrawn] if undrawn else context.train
+    views, pairs = context.views(), Pairs(drawn)
     views |= {
         "converse": with_caption(views["converse"]),
         "match": with_caption(views["match"]),
         "discern": with_caption(views["discern"]),
-        "draw": partial(draw, drop=config.drop_condition),
+        "draw": without(partial(draw, drop=config.drop_condition), undrawn),
         "edit": edit(pairs, config.drop_condition),
-        "document": document(pairs, config.drop_condition),
+        "document": without(document(pairs, config.drop_condition), undrawn),
     }
     return Job(
         model,

@@ -7,6 +7,7 @@ import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 
 import torch
 
@@ -60,6 +61,8 @@ def outcome_of(trial: Trial, folder: Path) -> Outcome:
     file = folder / f"{trial.name}.json"
     if file.exists():
         return Outcome(**read_json(file)["outcome"])
+    # Of one that was stopped: the log would hold both tries, and their steps together count as lost.
+    rmtree(folder / trial.name, ignore_errors=True)
     lines = _lines(trial, folder / trial.name)
     done = _outcome(trial, lines)
     write_whole(file, json.dumps({"trial": asdict(trial), "outcome": asdict(done)}, indent=2))
