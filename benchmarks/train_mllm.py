@@ -14,8 +14,9 @@ model are trained (LLaVA's second stage, 2304.08485, section 4.2).
 
 Both: fp32, AdamW (fused), gradients clipped at 1, CONVERSATIONS a step. The shapes are SmolLM2-135M
 with a tenth of its layers and a tenth of its words, so that the head keeps its share, and
-SigLIP-B/16 with a twelfth of its layers; a picture is 64 tokens. A unit is a conversation. Encoding and collating are not timed;
-before timing, losses and the norms of the gradients are checked to be equal.
+SigLIP-B/16 with a twelfth of its layers; a picture is 64 tokens. A unit is a conversation. Encoding
+and collating are not timed; before timing, losses and the norms of the gradients are checked to be
+equal.
 
 Parts: `all` is ours against the peer; `without packing`, `without cache` and `without gathering`
 (logits of every token) are ours against ours with that one taken away, so what it brings; `without
@@ -38,7 +39,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -67,7 +67,8 @@ def sharegpt(folder: Path, rows: Rows) -> Path:
 
 
 def said(row: tuple) -> list[dict]:
-    return [{"role": "user", "content": f"<image>{row[3]}"}, {"role": "assistant", "content": row[4]}]
+    asked, told = f"<image>{row[3]}", row[4]
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
 
 
 def factory(folder: Path, rows: Rows) -> Path:
@@ -154,7 +155,7 @@ CAPTIONS = {"coco", "plain"}  # formats without questions
 def made() -> Rows:
     random = np.random.default_rng(0)
     samples = []
-    for n, words in enumerate(("red, \"quoted\"", "zwei\tWörter", "漢字 <b>", "a\nb")):
+    for n, words in enumerate(('red, "quoted"', "zwei\tWörter", "漢字 <b>", "a\nb")):
         picture = PIL.Image.fromarray(random.integers(0, 256, (9, 7, 3), np.uint8))
         samples.append(Sample((question(Image(picture), f"what, {n}?"), answer(words))))
     return rows_of(samples)

@@ -155,8 +155,8 @@ def test_what_llama_cpp_cannot_say_is_named(folders, tmp_path):
 
 
 def llama_cpp_says(folder, picture, words, count, forced):
-    """Ids and log-probabilities of the likeliest first tokens of llama.cpp's reply. The reply itself
-    is the word `forced`: of one that is the end, or half a character, it tells nothing."""
+    """Ids and log-probabilities of the likeliest first tokens of llama.cpp's reply. The reply
+    itself is the word `forced`: of one that is the end, or half a character, it tells nothing."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

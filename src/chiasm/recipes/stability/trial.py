@@ -61,7 +61,7 @@ def outcome_of(trial: Trial, folder: Path) -> Outcome:
     file = folder / f"{trial.name}.json"
     if file.exists():
         return Outcome(**read_json(file)["outcome"])
-    # Of one that was stopped: the log would hold both tries, and their steps together count as lost.
+    # Of one that was stopped: a log of both tries would count their steps together as lost.
     rmtree(folder / trial.name, ignore_errors=True)
     lines = _lines(trial, folder / trial.name)
     done = _outcome(trial, lines)
