@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -141,9 +141,9 @@ def process(arguments: list[str], model: str) -> Iterator[Asked]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", *(port if part == "PORT" else part for part in arguments)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nowhere = subprocess.DEVNULL
     environment = {**os.environ, "CHIASM_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=environment, **quiet) as running:
+    with subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere) as running:
         try:
             url = f"http://127.0.0.1:{port}/v1"
             yield _until_it_answers(Asked(_client(url), model), running)
@@ -156,12 +156,12 @@ def llama_cpp(folder: Path) -> Iterator[Asked]:
     """llama.cpp's own server, on threads of this process."""
     import xllamacpp
 
-    told = xllamacpp.CommonParams()
+    told = xllamacpp.CommonParams()  # type: ignore[attr-defined]
     told.model.path, told.mmproj.path = str(folder / "model.gguf"), str(folder / "mmproj.gguf")
     told.port, told.n_parallel, told.n_ctx = 0, CLIENTS, 512 * CLIENTS
     told.cpuparams.n_threads = told.cpuparams_batch.n_threads = torch.get_num_threads()
     told.use_jinja, told.cache_prompt, told.verbosity = True, False, 0
-    server = xllamacpp.Server(told)
+    server = xllamacpp.Server(told)  # type: ignore[attr-defined]
     yield Asked(_client(f"{server.listening_address}/v1"), "llama.cpp")
 
 
@@ -188,12 +188,12 @@ def fresh_picture() -> str:
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
-def at_once(ask: Callable, *columns: list) -> list:
+def at_once(ask: Callable, *columns: Sequence) -> list:
     with ThreadPoolExecutor(CLIENTS) as pool:
         return list(pool.map(ask, *columns))
 
 
-def one_by_one(ask: Callable, *columns: list) -> list:
+def one_by_one(ask: Callable, *columns: Sequence) -> list:
     return list(map(ask, *columns))
 
 
@@ -240,8 +240,11 @@ def drawing(ours: Asked, rounds: int) -> dict:
     captions = easy_vqa.CAPTIONS[:: 24 // CLIENTS]
     check("drawing", at_once(ours.draw, captions), one_by_one(ours.draw, captions))
     codes = CLIENTS * 64
-    sides = [lambda way=way: (way(ours.draw, captions), codes)[1] for way in (at_once, one_by_one)]
-    return result("codes/s", alternate(*sides, rounds))
+
+    def counting(way: Callable) -> Run:
+        return lambda: (way(ours.draw, captions), codes)[1]
+
+    return result("codes/s", alternate(counting(at_once), counting(one_by_one), rounds))
 
 
 def row(name: str, alone: list[Heard], crowd: list[Heard]) -> dict:
@@ -249,7 +252,7 @@ def row(name: str, alone: list[Heard], crowd: list[Heard]) -> dict:
     found: dict = {"server": name}
     for clients, heard in ((1, alone), (CLIENTS, crowd)):
         first = [reply.times[0] for reply in heard]
-        between = [gap for reply in heard for gap in np.diff(reply.times)]
+        between = [float(gap) for reply in heard for gap in np.diff(reply.times)]
         found[f"first token, {clients} at once, ms"] = _milliseconds(first)
         found[f"between tokens, {clients} at once, ms"] = _milliseconds(between)
     return found

@@ -160,6 +160,11 @@ class Row:
         """Whether only codes are left to say of a picture: its size is known."""
         return self.drawing and self._grid is not None
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a picture's first code is said and others are to come."""
+        return self.open and self._place > 0
+
     def begun(self) -> Drawn | None:
         """The codes so far of the picture under way, once its size is known."""
         return Drawn(list(self._codes), self._grid) if self.drawing and self._grid else None

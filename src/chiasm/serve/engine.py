@@ -274,9 +274,12 @@ class Engine:
             if replies[i].drawing:
                 plain[i] = guide(plain[i], twin, jobs[i].sampling.guidance)
         logits = self._permit(plain, jobs, replies)
+        vocabulary = self.respond.processor.codec.vocabulary
+        first = 0 if vocabulary is None else vocabulary.first_code
         for i, (job, reply) in enumerate(zip(jobs, replies, strict=True)):
             try:
-                self._take(job, reply, _token(job, reply, logits[i : i + 1]), logits[i])
+                token = _token(job, reply, logits[i : i + 1], first)
+                self._take(job, reply, token, logits[i])
             except Exception as error:
                 log.exception("engine %s: a reply failed", self.name)
                 self._fail([job], error)
@@ -369,12 +372,17 @@ def _batch(ids: Tensor, position: Tensor) -> Batch:
     return Batch(ids, torch.full_like(ids, IGNORE), zero, position, zero, position)
 
 
-def _token(job: Job, reply: Reply, logits: Tensor) -> int:
+def _token(job: Job, reply: Reply, logits: Tensor, first_code: int) -> int:
     """The next token from permitted logits [1 V]. What has to come at the end of a picture takes
     nothing from the source of randomness, as in the Generator."""
     ahead = reply.state.ahead() if reply.state is not None and reply.state.open else [0]
     if max(ahead) < 0:
         return ~ahead[0]
+    if reply.state is not None and reply.state.under_way:
+        # From codes alone: randomness is drawn for as many, also for one that is given.
+        codes = logits[:, first_code:]
+        code = int(choose(codes, job.sampling.of_images, job.random))
+        return ~ahead[0] if ahead[0] < 0 else first_code + code
     of_images = torch.tensor([reply.drawing], device=logits.device)
     return int(choose(logits, job.sampling, job.random, of_images))
 
