@@ -185,7 +185,8 @@ class Generator:
         lean = self._lean.begin(batch, session.cache, steps) if straight else None
         if lean is not None:
             return lambda number, ids: lean(number, torch.cat([ids, ids]) if guided else ids)
-        first = self.processor.codec.vocabulary.first_code
+        assert self.grammar is not None
+        first = self.grammar.vocabulary.first_code
         session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
 
         def step(number: int, ids: Tensor) -> Tensor:
