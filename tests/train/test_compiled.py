@@ -50,11 +50,11 @@ def test_blocks_compute_the_same_and_attention_stays_outside(name, again, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS_NAMED)
-def test_a_run_with_compiled_blocks_is_the_run_without(name, tmp_path):
-    """By the real compiler, backward pass and optimiser included."""
-    run(name, tmp_path / "plain")
-    run(name, tmp_path / "compiled", compile=True)
+def test_a_run_with_compiled_blocks_is_the_run_without(tmp_path):
+    """By the real compiler, backward pass and optimiser included. Not the unified toy: it has
+    dropout, which compiled code draws otherwise."""
+    run("mllm", tmp_path / "plain")
+    run("mllm", tmp_path / "compiled", compile=True)
     pairs = zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True)
     for plain, fast in pairs:
         np.testing.assert_allclose(fast["loss"], plain["loss"], rtol=1e-5)

@@ -15,7 +15,8 @@ from torch import nn
 def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator[None]:
     """While inside, each block's forward is compiled when it first runs (on a CPU this needs a C++
     compiler, on a GPU triton). Attention is left as it is: how a row is taken apart differs from
-    batch to batch, and would be compiled anew each time."""
+    batch to batch, and would be compiled anew each time. Dropout draws other numbers than without.
+    """
     if blocks:
         _leave_attention_out()
     for block in blocks:
