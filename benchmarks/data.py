@@ -9,9 +9,9 @@ processes of torch's DataLoader around webdataset's usual pipeline (shuffled sha
 1,000, its PIL decoder). The processes are started before and live on; what they do is to decode,
 and to pickle the pictures. stream_datasets: the same against `datasets` reading the same tars with
 streaming=True and a buffer of 1,000. alone and alone_datasets: the same without workers, one thread
-against one thread, which is little else than the time that PIL takes to decode. Ours shuffles across
-the whole set by index, the peers within a buffer. The index is made before (a read of the tars,
-once for all). Before timing, all sides are checked to give the same samples with the same pixels;
+against one thread, which is little else than the time that PIL takes to decode. Ours shuffles
+across the whole set by index, the peers within a buffer. The index is made before (a read of the
+tars, once for all). Before timing, all sides are checked to give the same samples with the same pixels;
 what is timed ends with the decoded picture.
 
 import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,

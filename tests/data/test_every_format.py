@@ -3,7 +3,7 @@
 import base64
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,10 @@ def sharegpt(folder: Path, rows: Rows) -> Path:
 
 
 def said(row: tuple) -> list[dict]:
-    return [{"role": "user", "content": f"<image>{row[3]}"}, {"role": "assistant", "content": row[4]}]
+    return [
+        {"role": "user", "content": f"<image>{row[3]}"},
+        {"role": "assistant", "content": row[4]},
+    ]
 
 
 def factory(folder: Path, rows: Rows) -> Path:
@@ -154,13 +157,13 @@ CAPTIONS = {"coco", "plain"}  # formats without questions
 def made() -> Rows:
     random = np.random.default_rng(0)
     samples = []
-    for n, words in enumerate(("red, \"quoted\"", "zwei\tWörter", "漢字 <b>", "a\nb")):
+    for n, words in enumerate(('red, "quoted"', "zwei\tWörter", "漢字 <b>", "a\nb")):
         picture = PIL.Image.fromarray(random.integers(0, 256, (9, 7, 3), np.uint8))
         samples.append(Sample((question(Image(picture), f"what, {n}?"), answer(words))))
     return rows_of(samples)
 
 
-def rows_of(samples: list[Sample]) -> Rows:
+def rows_of(samples: Sequence[Sample]) -> Rows:
     """One question and one answer of each."""
     rows = []
     for n, sample in enumerate(samples):

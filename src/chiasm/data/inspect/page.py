@@ -128,7 +128,8 @@ def _alike(found: Inspection) -> str:
     more = f" The first {GROUPS} groups; all are in the JSON." * (len(groups) > GROUPS)
     return (
         f"<section><h2>Pictures alike <small>{len(groups):,}</small></h2>"
-        f"<p class='lede'>{lede}{leaked}{more}</p><div class='scroll gallery'>{cards}</div></section>"
+        f"<p class='lede'>{lede}{leaked}{more}</p>"
+        f"<div class='scroll gallery'>{cards}</div></section>"
     )
 
 
