@@ -11,8 +11,8 @@ and to pickle the pictures. stream_datasets: the same against `datasets` reading
 streaming=True and a buffer of 1,000. alone and alone_datasets: the same without workers, one thread
 against one thread, which is little else than the time that PIL takes to decode. Ours shuffles
 across the whole set by index, the peers within a buffer. The index is made before (a read of the
-tars, once for all). Before timing, all sides are checked to give the same samples with the same pixels;
-what is timed ends with the decoded picture.
+tars, once for all). Before timing, all sides are checked to give the same samples with the same
+pixels; what is timed ends with the decoded picture.
 
 import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,
 against `datasets` doing the same with 2 processes (map with num_proc=2, then to_parquet). Extra
