@@ -3,7 +3,7 @@
 import base64
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +67,15 @@ def sharegpt(folder: Path, rows: Rows) -> Path:
 
 
 def said(row: tuple) -> list[dict]:
+<<<<<<< HEAD
     asked, told = f"<image>{row[3]}", row[4]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+=======
+    return [
+        {"role": "user", "content": f"<image>{row[3]}"},
+        {"role": "assistant", "content": row[4]},
+    ]
+>>>>>>> h/data
 
 
 def factory(folder: Path, rows: Rows) -> Path:
@@ -161,7 +168,7 @@ def made() -> Rows:
     return rows_of(samples)
 
 
-def rows_of(samples: list[Sample]) -> Rows:
+def rows_of(samples: Sequence[Sample]) -> Rows:
     """One question and one answer of each."""
     rows = []
     for n, sample in enumerate(samples):

@@ -46,7 +46,7 @@ class Shard:
     bad: tuple[tuple[str, str], ...]
 
     def sample(self, row: int) -> Sample:
-        start, length, number, _ = PACK.unpack_from(self.rows, row * PACK.size)
+        start, length, number, _ = PACK.unpack_from(self.rows, row * PACK.size)  # type: ignore[arg-type]
         data = self.blob.read(start, length)
         if not self.blob.name.endswith(".tar"):
             return _of_line(data, number, self.blob)

@@ -204,7 +204,8 @@ class Generator:
         """ids [N] from a stepper's logits, inside pictures: codes, or what the grammar forces."""
         assert self.grammar is not None
         if session.guided:
-            logits = guide(*logits.chunk(2), session.sampling.guidance)
+            own, twin = logits.chunk(2)
+            logits = guide(own, twin, session.sampling.guidance)
         codes = choose(logits, session.sampling.of_images, session.random)
         ids = codes + self.grammar.vocabulary.first_code
         if all(mark == CODES for mark in marks):
