@@ -67,15 +67,10 @@ def sharegpt(folder: Path, rows: Rows) -> Path:
 
 
 def said(row: tuple) -> list[dict]:
-<<<<<<< HEAD
-    asked, told = f"<image>{row[3]}", row[4]
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
-=======
     return [
         {"role": "user", "content": f"<image>{row[3]}"},
         {"role": "assistant", "content": row[4]},
     ]
->>>>>>> h/data
 
 
 def factory(folder: Path, rows: Rows) -> Path:
