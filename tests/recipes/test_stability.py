@@ -163,6 +163,14 @@ def test_a_run_that_is_lost_says_so(tmp_path):
     assert math.isfinite(done.start)
 
 
+def test_a_trial_that_was_stopped_begins_anew(tmp_path):
+    trial = Trial("mixed", 16, 1, False, 0.0, 1e-3, 0, 12, 2)
+    whole = outcome_of(trial, tmp_path)
+    (tmp_path / f"{trial.name}.json").unlink()  # its log is still there, as a killed one's is
+    assert outcome_of(trial, tmp_path) == whole
+    assert whole.loss is not None
+
+
 def test_the_sweep_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     call = ["sweep", "stability", str(tmp_path / "s"), "--widths", "16", "--layers", "1"]
     call += ["--seeds", "2", "--steps", "10", "--rows", "2", "--rates", "1e-3", "1e-1"]
