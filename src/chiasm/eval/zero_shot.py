@@ -40,7 +40,7 @@ def class_vectors(dual: Dual, classes: Sequence[str], prompts: Sequence[str] = P
         if "{}" not in prompt:
             raise DataError(f"prompt '{prompt}': write {{}} where the class's name goes")
     texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
-    vectors = torch.cat([dual.embed_texts(part) for part in _batches(texts)])
+    vectors = torch.cat([dual.embed_texts(part) for part in batches(texts)])
     return F.normalize(vectors.view(len(classes), len(prompts), -1).mean(1), dim=-1)
 
 
@@ -91,7 +91,7 @@ def retrieval(
     match = np.zeros((len(samples), len(texts)), bool)
     for i, own in enumerate(captions):
         match[i, [place[text] for text in own]] = True
-    vectors = torch.cat([dual.embed_texts(part) for part in _batches(texts)])
+    vectors = torch.cat([dual.embed_texts(part) for part in batches(texts)])
     scores = (_pictures(dual, samples, show) @ vectors.T).numpy()
     found = {f"image to text {k}": v for k, v in recall_at(scores, match, at).items()}
     return found | {f"text to image {k}": v for k, v in recall_at(scores.T, match.T, at).items()}
@@ -101,7 +101,7 @@ def _pictures(dual: Dual, samples: Sequence[Sample], show: Show) -> Tensor:
     """Unit vectors [N D] of the first pictures. Raises DataError for a sample without one."""
     rows = []
     with show("pictures", len(samples), 0) as view:
-        for part in _batches(samples):
+        for part in batches(samples):
             for sample in part:
                 if not sample.images:
                     raise DataError(f"{sample.where}: no picture to embed; remove the sample")
@@ -111,6 +111,6 @@ def _pictures(dual: Dual, samples: Sequence[Sample], show: Show) -> Tensor:
     return torch.cat(rows)
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]

@@ -165,9 +165,11 @@ class Row:
         """Whether a picture's first code is said and others are to come."""
         return self.open and self._place > 0
 
-    def begun(self) -> Drawn | None:
-        """The codes so far of the picture under way, once its size is known."""
-        return Drawn(list(self._codes), self._grid) if self.drawing and self._grid else None
+    def whole_rows(self) -> Drawn | None:
+        """The codes so far of the picture under way, where they are rows without a rest."""
+        if not self.drawing or self._grid is None or len(self._codes) % self._grid[1]:
+            return None
+        return Drawn(list(self._codes), self._grid)
 
     def ahead(self) -> list[int]:
         """The marks of the next tokens as far as they are certain, at least one. They can all be

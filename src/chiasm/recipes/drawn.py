@@ -18,6 +18,7 @@ from chiasm.data.caption import caption_of
 from chiasm.eval.metrics.frechet import frechet_distance, frechet_name
 from chiasm.eval.metrics.image import psnr, ssim
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
+from chiasm.eval.zero_shot import batches
 from chiasm.hub.load import layout_of, load, load_as
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.jobs.tokenizer import pixels_of
@@ -26,9 +27,9 @@ from chiasm.train.checkpoint import read_json
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
+from chiasm.vision.patches import from_array
 
 Pictures = Sequence[PIL.Image.Image]
-AT_ONCE = 64
 
 
 def draw_command(run: Path, asked: Asked, out: Path, count: int, judge: Path | None) -> None:
@@ -65,21 +66,20 @@ def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
     samples = [s for s in asked.samples()[: asked.limit or None] if s.images]
     if not samples:
         raise DataError(f"{asked.task}: no pictures to reconstruct")
-    before: list[np.ndarray] = []
-    after: list[np.ndarray] = []
+    before: list[PIL.Image.Image] = []
+    after: list[PIL.Image.Image] = []
     with torch.inference_mode():
-        for i in range(0, len(samples), AT_ONCE):
-            pixels = pixels_of(processor, samples[i : i + AT_ONCE])
-            before += _levels(pixels)
-            after += _levels(model.decode(model.encode(pixels)))
-    pairs = list(zip(after, before, strict=True))
+        for part in batches(samples):
+            pixels = pixels_of(processor, part)
+            before += _pictures(pixels)
+            after += _pictures(model.decode(model.encode(pixels)))
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(after, before, strict=True)]
     scores = {
         "PSNR": float(np.mean([psnr(a, b) for a, b in pairs])),
         "SSIM": float(np.mean([ssim(a, b) for a, b in pairs])),
     }
     if dual is not None and judge is not None and len(samples) > 1:
-        left, right = ([PIL.Image.fromarray(x) for x in side] for side in (after, before))
-        scores[frechet_name(judge.name)] = _distance(dual, left, right)
+        scores[frechet_name(judge.name)] = _distance(dual, after, before)
     report_scores(scores, asked.name, f"{len(samples)} pictures through the tokenizer")
 
 
@@ -122,13 +122,11 @@ def _distance(dual: Dual, first: Pictures, second: Pictures) -> float:
     """Fréchet distance of the judge's features."""
 
     def features(pictures: Pictures) -> np.ndarray:
-        parts = [pictures[i : i + AT_ONCE] for i in range(0, len(pictures), AT_ONCE)]
-        return np.concatenate([dual.embed_pictures(part).numpy() for part in parts])
+        return np.concatenate([dual.embed_pictures(part).numpy() for part in batches(pictures)])
 
     return frechet_distance(features(first), features(second))
 
 
-def _levels(pixels: torch.Tensor) -> list[np.ndarray]:
-    """[N 3 H W] in [-1, 1] -> uint8 [H W 3] each."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return list(levels.permute(0, 2, 3, 1).numpy())
+def _pictures(pixels: torch.Tensor) -> list[PIL.Image.Image]:
+    """Of [N 3 H W] in [-1, 1]."""
+    return [from_array(one) for one in pixels.permute(0, 2, 3, 1).numpy()]

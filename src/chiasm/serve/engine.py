@@ -21,7 +21,6 @@ from torch import Tensor
 from chiasm.core.batch import IGNORE, Batch, pack
 from chiasm.core.errors import ChiasmError, NotGenerativeError
 from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import Drawn
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.slots import SlotCache
@@ -304,12 +303,13 @@ class Engine:
             job.rule.take(token)
         pieces = list(self.respond.advance(reply, token, job.sampling))
         job.tokens += 1
-        job.drawn_here = job.drawn_here + self._is_code(token) if inside else 0
-        job.drawn += inside and self._is_code(token)
+        code = inside and self._is_code(token)
+        job.drawn_here = job.drawn_here + code if inside else 0
+        job.drawn += code
         if job.top >= 0 and len(reply.text) > words:
             job.scores.append(_score(logits, token, job.top))
         drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
-        sketch = _whole_rows(reply) if inside and self._is_code(token) else None
+        sketch = reply.state.whole_rows() if code and reply.state is not None else None
         updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
         stopped = False
         for _, piece in pieces:
@@ -385,12 +385,6 @@ def _token(job: Job, reply: Reply, logits: Tensor, first_code: int) -> int:
         return ~ahead[0] if ahead[0] < 0 else first_code + code
     of_images = torch.tensor([reply.drawing], device=logits.device)
     return int(choose(logits, job.sampling, job.random, of_images))
-
-
-def _whole_rows(reply: Reply) -> Drawn | None:
-    """The codes so far of the picture under way, where a row of them has just been completed."""
-    begun = None if reply.state is None else reply.state.begun()
-    return begun if begun is not None and len(begun.ids) % begun.grid[1] == 0 else None
 
 
 def _score(logits: Tensor, token: int, top: int) -> Score:

@@ -42,6 +42,8 @@ class Prefixes:
     def split(self, prompt: Encoded) -> tuple[Encoded, KVCache | None]:
         """What is left to compute of a prompt, at least its last token, and a cache of what stands
         before it, or None. To be used up: it is the caller's."""
+        if not _causal(prompt):
+            return prompt, None
         most, name = 0, None
         for each in list(self.held):  # looked at in their order, which stays the order of use
             length = self._common(self.held[each].prompt, prompt)
@@ -65,8 +67,6 @@ class Prefixes:
     def _common(self, known: Encoded, prompt: Encoded) -> int:
         """Tokens that both begin with, at a place where a prompt may be cut: with all pictures of
         the known one, or with none."""
-        if not _causal(prompt):
-            return 0
         most = min(len(known), len(prompt) - 1)
         same = known.ids[:most] == prompt.ids[:most]
         length = most if same.all() else int(same.argmin())
