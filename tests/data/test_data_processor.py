@@ -16,7 +16,7 @@ from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Image, Sample, Turn, answer, question, split_independent
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
-from chiasm.data.stream import SampleStream
+from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import SPECIALS, train_bpe
 from chiasm.data.views import (
@@ -73,6 +73,10 @@ class Codec:
     def encode(self, images):
         self.calls += len(images)
         return [self._slot(image) for image in images]
+
+    def outline(self, size):
+        count = size[0] // 8
+        return Slot(np.full(count, self.marker), None, (1, count))
 
     def _slot(self, image):
         count = image.width // 8
@@ -562,6 +566,17 @@ def test_every_sample_passes_every_view_once_an_epoch():
         assert sorted(seen) == sorted((f"s{n}", branched) for n in range(7) for branched in (0, 1))
 
 
+@pytest.mark.parametrize(("tokens", "lengths"), [(128, {64, 128}), (100, {64, 100}), (1, {15})])
+def test_rows_are_filled_up_to_few_lengths(tokens, lengths):
+    """Within the budget; the filling is nobody's and teaches nothing."""
+    batches = take(stream(noisy(9), (draw,), tokens), 12)
+    assert {batch.ids.shape[1] for batch in batches} <= lengths
+    for batch in batches:
+        filling = batch.segment < 0
+        assert bool((batch.targets[filling] == IGNORE).all())
+        assert batch.tokens == int((~filling).sum())
+
+
 def test_batches_stay_within_the_budget_and_lose_nothing():
     source = stream(noisy(9), tokens=150)
     names = []
@@ -574,6 +589,30 @@ def test_batches_stay_within_the_budget_and_lose_nothing():
     for epoch in range(whole):
         assert len(set(names[9 * epoch : 9 * epoch + 9])) == 9
     assert len(set(names[len(names) - rest :])) == rest
+
+
+@pytest.mark.parametrize("kind", [SampleStream, KnapsackStream])
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.sampled_from([60, 150, 400]))
+def test_text_and_any_number_of_pictures_mixed_lose_no_sample(kind, pictures, tokens):
+    """Each sample once an epoch, with all of its pictures."""
+    made = []
+    for number, count in enumerate(pictures):
+        image = Image(PIL.Image.new("RGB", (8, 8), (20 * number, 0, 0)))
+        shown = question(*[image] * count, "which colour is it?")
+        made.append(Sample((shown, answer("a dark one")), f"s{number}"))
+    source = kind(made, [converse], processor(continuous=True), tokens, 0)
+    names: list[str] = []
+    while len(names) < 2 * len(made):
+        batch = next(iter(source))
+        assert batch.images == sum(pictures[int(name[1:])] for name in batch.names)
+        names += batch.names
+    state = source.state_dict()  # what is chosen and still to come
+    places = [place for row in state.get("rows", ()) for place in row]
+    places += [(strand, place) for strand, place, *_ in state.get("waiting", ())]
+    names += [made[source.turns.at(*place).index].id for place in places]
+    seen = [names.count(sample.id) for sample in made]
+    assert max(seen) - min(seen) <= 1
 
 
 def test_other_seeds_give_other_orders():

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors import safe_open
+from stock_toys import ten_pictures
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -154,23 +155,12 @@ def asked_of_theirs(folder, talks, side="left"):
 
 @both
 def test_inputs_are_the_stock_processors(stocks, kind):
-    """Ids and pixels of ten pictures of all shapes."""
+    """Ids and pixels of pictures of all shapes, and of ten real ones where they are."""
     model, processor = load(stocks[kind])
-    for seed, size in enumerate(
-        [
-            (32, 32),
-            (64, 64),
-            (7, 90),
-            (90, 7),
-            (33, 31),
-            (64, 40),
-            (1, 1),
-            (50, 20),
-            (128, 300),
-            (31, 64),
-        ]
-    ):
-        parts = [picture(*size, seed), "what?"]
+    sizes = [(32, 32), (64, 64), (7, 90), (90, 7), (33, 31), (64, 40), (1, 1), (128, 300)]
+    made = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    for shown in [*made, *ten_pictures()]:
+        parts = [shown, "what?"]
         theirs = asked_of_theirs(stocks[kind], [parts])
         ((ours, _),) = processor.prompts([sample(parts)])
         assert ours.ids.tolist() == theirs["input_ids"][0].tolist()

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from hypothesis import given, settings
@@ -494,9 +495,11 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
     assert all(one.best is one.first and one.tries == 1 for one in rounds[0])
     for number, text in enumerate(texts):
         pictures = [one[number].best for one in rounds]
-        values = reply_log_likelihood(
-            respond, [Sample((question(Image(p)), answer(text))) for p in pictures]
+        sides = [side for p in pictures for side in (p, PIL.ImageOps.mirror(p))]
+        read = reply_log_likelihood(
+            respond, [Sample((question(Image(p)), answer(text))) for p in sides]
         )
+        values = np.reshape(read, (3, 2)).mean(1).tolist()
         assert chosen[number].best.tobytes() == pictures[values.index(max(values))].tobytes()
         assert chosen[number].first.tobytes() == pictures[0].tobytes()
         assert chosen[number].tries == 3  # random weights are never sure
@@ -506,14 +509,24 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
 def test_what_the_model_is_sure_of_is_not_drawn_again(drawing, monkeypatch):
     respond, texts = Generator(*drawing), ["red", "circle", "blue"]
     scores = iter([[-3.0, -0.01, -2.0], [-4.0, -0.05], [-5.0]])
-    monkeypatch.setattr(
-        "chiasm.infer.draw.reply_log_likelihood", lambda respond, seen: next(scores)
-    )
+    monkeypatch.setattr("chiasm.infer.draw._read", lambda *asked: next(scores))
     chosen = draw(respond, texts, DRAW, candidates=3)
     assert [one.tries for one in chosen] == [3, 1, 2]
     assert [one.score for one in chosen] == [-3.0, -0.01, -0.05]
     assert chosen[0].best is chosen[0].first
     assert chosen[2].best is not chosen[2].first
+
+
+def test_what_is_not_true_in_a_mirror_is_read_once(drawing, monkeypatch):
+    shown = []
+
+    def read(respond, seen):
+        shown.append(len(seen))
+        return [-1.0] * len(seen)
+
+    monkeypatch.setattr("chiasm.infer.draw.reply_log_likelihood", read)
+    draw(Generator(*drawing), ["red left of blue", "red"], DRAW, candidates=2)
+    assert shown == [3, 3]
 
 
 def test_choose_draws_from_the_softmax_and_never_what_is_forbidden():

@@ -166,6 +166,11 @@ def pack(
     )
 
 
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple that is no shorter."""
+    return -(-length // multiple) * multiple
+
+
 def shifted(place: np.ndarray, by: int) -> np.ndarray:
     """Places in what begins `by` ids later; -1 stays."""
     return np.where(place < 0, place, place + by)

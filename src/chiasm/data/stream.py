@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from chiasm.core.batch import Batch, Encoded, pack
+from chiasm.core.batch import Batch, Encoded, pack, round_up
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.packing import Budget, Size, fill
@@ -19,6 +19,10 @@ from chiasm.data.turns import Mixed, Turn, Turns
 from chiasm.data.views import View
 
 T = TypeVar("T")
+
+EVEN = 64
+"""Rows are filled up to a multiple of this many tokens, within the budget: kernels are made anew
+for every shape they have not met, in bfloat16 on a CPU and in compiled blocks (LOG.md)."""
 
 
 class SampleStream:
@@ -73,11 +77,16 @@ class SampleStream:
             turn, encoded = self._ahead or self._next_usable(self.processor.encode)
             if chosen and used + len(encoded) > self.tokens:
                 self._ahead = turn, encoded  # not counted as used yet: state_dict forgets nothing
-                return pack([chosen], per_sample=self.per_sample)
+                return self._packed(chosen)
             chosen.append(encoded)
             used += len(encoded)
             self._ahead = None
             self.turns.use(turn, len(encoded))
+
+    def _packed(self, row: list[Encoded]) -> Batch:
+        length = sum(map(len, row))
+        filled = max(length, min(round_up(length, EVEN), self.tokens))
+        return pack([row], filled, self.per_sample)
 
     def _next_usable(self, make: Callable[[Sample], T]) -> tuple[Turn, T]:
         """The next turn of which something can be made, and that; turns before it that turn out to
@@ -148,7 +157,7 @@ class KnapsackStream(SampleStream):
             found = [self._at(self.turns.at(*place), self.processor.encode) for place in places]
             row = [encoded for encoded in found if encoded is not None]
             if row:
-                return pack([row], per_sample=self.per_sample)
+                return self._packed(row)
 
     def _read(self, turn: Turn) -> Sample:
         return self.reader.read(turn)  # measuring needs no pixels

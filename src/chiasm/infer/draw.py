@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import PIL.Image
 
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.augment import mirrorable, mirrored
 from chiasm.infer.generate import Generator
 from chiasm.infer.grammar import Edit
 from chiasm.infer.likelihood import reply_log_likelihood
 
-SURE = math.log(0.95)
+SURE = math.log(0.8)
 """A picture of which the model says the text with this log-probability needs no other beside it."""
 
 APART = 1_000_003
@@ -39,10 +41,11 @@ def draw(
     edit: Edit | None = None,
 ) -> list[Drawing]:
     """One drawing a text: of up to `candidates` pictures the one of which the model itself would
-    most likely say the text, drawn anew until it is sure. A unified model reads pictures better
-    than it draws them (LOG.md); DALL-E (2102.12092, section 2.6) let a contrastive model choose
-    among all. edit: what is given of every picture. Raises NotGenerativeError for a model that
-    cannot draw."""
+    most likely say the text, also of the mirror image where the text is as true of it, drawn anew
+    until it is sure. A unified model reads pictures better than it draws them, and in the mirror
+    those that deceived it while it drew (LOG.md); DALL-E (2102.12092, section 2.6) let a
+    contrastive model choose among all. edit: what is given of every picture. Raises
+    NotGenerativeError for a model that cannot draw."""
     drawings: dict[int, Drawing] = {}
     left = list(range(len(texts)))
     for attempt in range(candidates):
@@ -52,11 +55,7 @@ def draw(
         pictures = _pictures(respond, [(text,) for text in asked], seeded, edit)
         scores = [-math.inf] * len(left)
         if candidates > 1:
-            seen = [
-                Sample((question(Image(picture)), answer(text)))
-                for picture, text in zip(pictures, asked, strict=True)
-            ]
-            scores = reply_log_likelihood(respond, seen)
+            scores = _read(respond, pictures, asked)
         for i, picture, score in zip(left, pictures, scores, strict=True):
             known = drawings.setdefault(i, Drawing(picture, picture, 0, score))
             known.tries += 1
@@ -66,6 +65,23 @@ def draw(
         if not left:
             break
     return [drawings[i] for i in range(len(texts))]
+
+
+def _read(
+    respond: Generator, pictures: Sequence[PIL.Image.Image], texts: Sequence[str]
+) -> list[float]:
+    """log p(text | picture) of each pair, nats; where its mirror image may be asked too, the mean
+    of both."""
+    shown = [
+        [p, mirrored(p)] if mirrorable([t]) else [p] for p, t in zip(pictures, texts, strict=True)
+    ]
+    seen = [
+        Sample((question(Image(side)), answer(text)))
+        for sides, text in zip(shown, texts, strict=True)
+        for side in sides
+    ]
+    found = iter(reply_log_likelihood(respond, seen))
+    return [fmean(next(found) for _ in sides) for sides in shown]
 
 
 def redraw(

@@ -20,6 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chiasm.core.batch import round_up
+
+EVEN = 16
+"""Long segments of several lengths are filled up to a multiple of this many tokens, so that few
+shapes occur: kernels for bfloat16 on a CPU are made anew for every shape (LOG.md)."""
+
 
 @dataclass(frozen=True)
 class Index:
@@ -145,7 +151,10 @@ def _similar(lengths: list[int]) -> list[list[int]]:
 
 
 def _group(index: Index, first: Tensor, length: Tensor) -> Group:
-    offset = torch.arange(int(length.max()), device=first.device)
+    longest = int(length.max())
+    if longest > 4 * EVEN and (len(length) == 1 or int(length.min()) < longest):
+        longest = round_up(longest, EVEN)
+    offset = torch.arange(longest, device=first.device)
     valid = offset < length[:, None]
     place = torch.where(valid, first[:, None] + offset, first[:, None])
     own = index.map(lambda column: column.reshape(-1)[place])
