@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from chiasm.nn.norm import GroupNorm, RMSNorm
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 
 CPU = torch.device("cpu")
@@ -41,6 +43,27 @@ def test_lowered_products_and_gradients_equal_autocast_own():
         results.append([out, model[0].weight.grad, model[2].weight.grad])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+    held.restore()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, RMSNorm, lambda d: GroupNorm(2, d)])
+def test_a_frozen_norm_takes_activations_of_either_dtype(norm):
+    """Behind a trained layer they are in fp32, behind a frozen one in bfloat16."""
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Linear(8, 8), norm(8)).requires_grad_(False)
+    model = copy.deepcopy(exact)
+    held = LoweredWeights(model, torch.bfloat16)
+    weight = torch.randn(5, 8)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(5, 8).to(dtype).requires_grad_()
+        with autocast("bfloat16", CPU):
+            out = model[1](x)
+        (weight * out).sum().backward()
+        y = x.detach().float().requires_grad_()
+        expected = exact[1](y)
+        (weight * expected).sum().backward()
+        torch.testing.assert_close(out.float(), expected, atol=0.03, rtol=0.02)
+        torch.testing.assert_close(x.grad.float(), y.grad, atol=0.05, rtol=0.05)
     held.restore()
 
 

@@ -14,7 +14,9 @@ class RMSNorm(nn.RMSNorm):
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         if not torch.is_grad_enabled():
             return x * _inverse(x, eps) * self.weight
-        return _RMSNorm.apply(x, self.weight, eps)  # type: ignore[return-value]
+        # A frozen weight may be held in less (nn/precision.py), which the kernel does not take.
+        weight = self.weight if self.weight.requires_grad else self.weight.to(x.dtype)
+        return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 
 def _inverse(x: Tensor, eps: float) -> Tensor:

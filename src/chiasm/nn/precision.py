@@ -48,11 +48,15 @@ class LoweredWeights:
     """A model's untrained parameters, held in the dtype that autocast would cast them to in every
     step; of a frozen language model the activations then stay in it as well (LOG.md).
 
-    The values at full precision stay in memory; `restored` puts them back for a while.
+    The values at full precision stay in memory; `restored` puts them back for a while. LayerNorm and
+    GroupNorm keep theirs: their kernels take no lower parameters than activations, and give
+    activations back in the dtype they came in.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
-        frozen = [p for p in model.parameters() if not p.requires_grad]
+        norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)]
+        kept = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+        frozen = [p for p in model.parameters() if not p.requires_grad and id(p) not in kept]
         full = [p for p in frozen if p.dtype == torch.float32 != dtype]
         self._held = [(weight, weight.data, weight.data.to(dtype)) for weight in full]
         self._lower()

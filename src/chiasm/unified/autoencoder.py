@@ -310,7 +310,9 @@ class Autoencoder(nn.Module):
         ]
         side = 4 * self.config.stride
         device = next(self.parameters()).device
-        with torch.no_grad(), evaluating(self):
+        low = any(p.dtype == torch.bfloat16 for p in self.parameters())  # frozen in this stage
+        in_both = torch.autocast(device.type, torch.bfloat16, enabled=low)
+        with torch.no_grad(), evaluating(self), in_both:
             z = self.encoder(torch.zeros(1, 3, side, side, device=device))
             judge(self.decoder(self.quantizer(z).values))
         for handle in handles:
