@@ -363,13 +363,17 @@ def test_impossible_heads_are_refused():
         Unified(dataclasses.replace(CONFIG, rope="2d"), VOCABULARY)
 
 
-@pytest.mark.parametrize("distance", [1, 4, 3, 5])
-def test_local_heads_find_their_neighbour_in_two_dimensions(distance):
-    columns, theta = 4, 100.0
-    config = UnifiedConfig(width=64, layers=2, heads=4, kv_heads=4, hidden=64, rope="2d")
-    made = Unified(config, VOCABULARY, columns)
+@pytest.mark.parametrize(
+    ("objective", "distances"), [("next", (1, 4, 3, 5)), ("masked", (1, 4, -1, -4))]
+)
+@pytest.mark.parametrize("head", range(4))
+def test_local_heads_find_their_neighbour_in_two_dimensions(objective, distances, head):
+    columns, theta, distance = 4, 100.0, distances[head]
+    config = UnifiedConfig(
+        width=64, layers=2, heads=4, kv_heads=4, hidden=64, rope="2d", image_objective=objective
+    )
+    made = Unified(config, dataclasses.replace(VOCABULARY, mask=9), columns)
     look_nearby(made, columns)
-    head = (1, 4, 3, 5).index(distance)
     attention = made.layers[0].self_attn
     here = torch.arange(16)
     grid = (here[None] // columns, here[None] % columns)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.unified.config import FSQConfig, VQConfig
+from chiasm.unified.config import FSQConfig, LFQConfig, ResidualVQConfig, VQConfig
 from chiasm.unified.quantizers import FSQ, VQEMA, build_quantizer
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple)
@@ -186,3 +186,25 @@ def test_vq_features_are_the_codebook_at_one_scale():
     nearest = torch.cdist(features, features).fill_diagonal_(9e9).argmin(1)
     scaled = vq.embedding / vq.embedding.std(0)
     assert torch.equal(nearest, torch.cdist(scaled, scaled).fill_diagonal_(9e9).argmin(1))
+
+
+@pytest.mark.parametrize(
+    "config", [FSQConfig((8, 8, 8)), VQConfig(512, 16), LFQConfig(9), ResidualVQConfig(512, 16, 2)]
+)
+def test_autocast_changes_no_code_and_no_codebook(config):
+    """The encoder's output is bfloat16 there; what is made of it must not be."""
+    torch.manual_seed(0)
+    given, gap = build_quantizer(config), build_quantizer(config)
+    gap.load_state_dict(given.state_dict())
+    for _ in range(3):  # the first makes a codebook of what it is given
+        z = torch.randn(4, given.width, 16, 16).bfloat16()
+        torch.manual_seed(1)
+        plain = given(z.float())
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            lowered = gap(z)
+        assert torch.equal(plain.codes, lowered.codes)
+        torch.testing.assert_close(lowered.values.float(), plain.values, atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(lowered.penalty.float(), plain.penalty, atol=1e-3, rtol=1e-2)
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(gap.state_dict()[name], value)

@@ -23,8 +23,11 @@ def paint(
     session's, the size of their pictures is announced; the cache is left as it was.
 
     After pass t of T the floor(cos(pi t / 2T) n) least sure of a picture's n codes to draw are
-    masked again, given ones never. Sureness is log p of the code chosen plus Gumbel noise times the
-    temperature, which falls linearly to 0 (once: FACTS, section 2).
+    masked again, given ones never. Sureness is how little there was to choose from, the negative
+    entropy of the place, plus Gumbel noise times the temperature, which falls linearly to 0 (once:
+    FACTS, section 2). By log p of the code that was chosen, as in the paper, what is rare would be
+    chosen again and again until it is what is common; with as many passes as codes this way draws
+    from what the model has learned, whatever its order.
     """
     cache, guided, random = session.cache, session.guided, session.random
     device, mask = random.device, grammar.vocabulary.mask
@@ -60,7 +63,7 @@ def paint(
         here = valid[:n].to(device)
         picked = choose(logits, sampling, random)
         chosen[here] = picked
-        sure[here] = logits.log_softmax(-1).gather(1, picked[:, None])[:, 0]
+        sure[here] = -torch.special.entr(logits.softmax(-1)).sum(-1)
         done = (step + 1) / max(1, sampling.image_steps)
         ids = torch.where(unknown, chosen, ids)
         unknown = _least_sure(sure, unknown, count, done, sampling.temperature, random)

@@ -24,11 +24,11 @@ class ResidualVQ(VQEMA):
         self.depth = config.depth
 
     def forward(self, z: Tensor) -> Quantized:
-        points = z.movedim(1, -1)
+        points = z.movedim(1, -1).float()
         flat = points.reshape(-1, self.width)
         if self.training and not self.started:
             self._start(flat.detach())
-        left, values, penalty = flat.detach(), torch.zeros_like(flat), z.new_zeros(())
+        left, values, penalty = flat.detach(), torch.zeros_like(flat), flat.new_zeros(())
         residuals, chosen = [], []
         for _ in range(self.depth):
             residuals.append(left)

@@ -35,7 +35,7 @@ class VQEMA(Quantizer):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, z: Tensor) -> Quantized:
-        points = z.movedim(1, -1)
+        points = z.movedim(1, -1).float()
         flat = points.reshape(-1, self.width)
         if self.training and not self.started:
             self._start(flat.detach())
@@ -48,12 +48,14 @@ class VQEMA(Quantizer):
         return Quantized(values.movedim(-1, 1), codes, penalty)
 
     def nearest(self, flat: Tensor) -> Tensor:
-        """[N width] -> codes [N] of the nearest codebook vectors."""
-        distance = (
-            flat.square().sum(1, keepdim=True)
-            + self.embedding.square().sum(1)
-            - 2 * flat @ self.embedding.T
-        )
+        """[N width] float32 -> codes [N] of the nearest codebook vectors. Never in bfloat16, in
+        which neighbouring vectors are as far as each other."""
+        with torch.autocast(flat.device.type, enabled=False):
+            distance = (
+                flat.square().sum(1, keepdim=True)
+                + self.embedding.square().sum(1)
+                - 2 * flat @ self.embedding.T
+            )
         return distance.argmin(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
