@@ -33,12 +33,17 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
     "vq": VQConfig(),
     "lfq": LFQConfig(),
 }
-DRAWING = (
-    stage("draw", 60, "draw", warmup=0.05),
-    stage("perceive", 90, "describe+describe+describe+draw"),
-    stage("settle", 250, "describe+draw+draw+draw"),
-    stage("cool", 200, "describe+draw+draw+draw", "linear"),
+DRAWING = tuple(
+    replace(part, save_every=50)
+    for part in (
+        stage("draw", 150, "draw", warmup=0.05),
+        stage("perceive", 90, "describe+describe+describe+draw"),
+        stage("settle", 360, "describe+draw+draw+draw"),
+        stage("cool", 300, "describe+draw+draw+draw", "linear"),
+    )
 )
+PASSES = 32
+"""Of masked diffusion over a picture of 64 codes."""
 
 
 def undrawn(count: int) -> tuple[str, ...]:
@@ -63,7 +68,7 @@ def measured(
     print(json.dumps(quality), flush=True)
     model = replace(unified.model, tokenizer=str(folder / "tokenizer"))  # type: ignore[arg-type]
     ledger = run(replace(unified, model=model), folder / "unified", resume="auto")
-    judge, drawings = draw_and_judge(folder, settings, 0, Bar)
+    judge, drawings = draw_and_judge(folder, settings, 0, Bar, PASSES)
     print(json.dumps({"judge": judge, **drawings}), flush=True)
     answered = {}
     if asked:
@@ -86,7 +91,7 @@ def main() -> None:
     tokenizer = replace(tokenizer, model=replace(codes, quantizer=QUANTIZERS[given.quantizer]))
     model: Any = replace(unified.model, undrawn=kept_away)  # type: ignore[arg-type]
     if given.masked:
-        model = replace(model, image_objective="masked")
+        model = replace(model, image_objective="masked", rope="2d")
         stages = unified.stages[: len(DRAWING)] if given.fast else DRAWING
         unified = replace(unified, stages=stages)
     unified = replace(unified, model=model)

@@ -49,23 +49,20 @@ def paint(
     valid = (torch.arange(longest) < size[:, None]).repeat(1 + guided, 1)
     column = last[:, None] - size.repeat(1 + guided)[:, None] + 1 + torch.arange(longest)
     place = (line[:, None].expand_as(column)[valid].to(device), column[valid].to(device))
-    count, length = unknown.sum(1), len(cache)
+    valid = valid.to(device)
+    count, length, first = unknown.sum(1), len(cache), grammar.vocabulary.first_code
     sampling = session.sampling.of_images
     for step in range(max(1, sampling.image_steps)):
-        told = ids.repeat(1 + guided, 1)[valid.to(device)]
+        told, asked = (held.repeat(1 + guided, 1)[valid] for held in (ids, unknown))
         hidden = model(replace(batch, ids=batch.ids.index_put(place, told)), cache)
         cache.forget(length)
-        logits = model.logits(hidden[place]).float()
+        logits = model.logits(hidden[place][asked])[:, first:].float()
         if guided:
-            logits = guide(*logits.split(int(size.sum())), sampling.guidance)
-        logits = logits.masked_fill(~grammar.table[CODES], float("-inf"))
-        chosen, sure = torch.full_like(ids, mask), ids.new_zeros(ids.shape, dtype=logits.dtype)
-        here = valid[:n].to(device)
-        picked = choose(logits, sampling, random)
-        chosen[here] = picked
-        sure[here] = -torch.special.entr(logits.softmax(-1)).sum(-1)
+            logits = guide(*logits.chunk(2), sampling.guidance)
+        ids = ids.masked_scatter(unknown, choose(logits, sampling, random) + first)
+        doubt = torch.special.entr(logits.softmax(-1)).sum(-1)
+        sure = torch.zeros_like(ids, dtype=doubt.dtype).masked_scatter(unknown, -doubt)
         done = (step + 1) / max(1, sampling.image_steps)
-        ids = torch.where(unknown, chosen, ids)
         unknown = _least_sure(sure, unknown, count, done, sampling.temperature, random)
         ids = ids.masked_fill(unknown, mask)
     assert not bool(unknown.any())

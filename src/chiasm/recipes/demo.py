@@ -208,9 +208,10 @@ def _numbers(result: Result) -> dict:
 
 
 def draw_and_judge(
-    folder: Path, settings: Settings, seed: int, show: Show
+    folder: Path, settings: Settings, seed: int, show: Show, passes: int = 12
 ) -> tuple[dict[str, float], dict]:
-    """The judge's own accuracy, and what it says of the drawings of every caption."""
+    """The judge's own accuracy, and what it says of the drawings of every caption; passes: a
+    picture, of a model that draws by masked diffusion."""
     with show("training the judge of the drawings", 1, 0):
         judge = train_judge(
             [s for s in easy_vqa.load("train") if s.meta["caption"]],
@@ -220,7 +221,7 @@ def draw_and_judge(
         )
     known = [s for s in _test(settings) if s.meta["caption"]]
     respond = Generator(*load(folder / "unified"), tokens=16384, precision="auto")
-    sampling = Sampling(1.0, top_p=0.95, guidance=1.5, seed=seed)
+    sampling = Sampling(1.0, top_p=0.95, guidance=1.5, seed=seed, image_steps=passes)
     texts = [caption for caption in easy_vqa.CAPTIONS for _ in range(settings.drawings)]
     drawn: list[Drawing] = []
     groups = 4  # of captions: batches as large as serve speed, with progress between them
