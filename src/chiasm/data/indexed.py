@@ -12,7 +12,6 @@ import hashlib
 import json
 import struct
 from bisect import bisect_right
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,7 +26,7 @@ from chiasm.core.sample import Image, Part, Sample, Turn
 from chiasm.data.blob import Blob, Fetched, is_url
 from chiasm.data.formats.media import Appearing
 from chiasm.data.formats.messages import sample_of
-from chiasm.data.formats.reading import LONGEST, OnError, json_object
+from chiasm.data.formats.reading import OnError, json_line_object, lines
 from chiasm.data.formats.tar import Members, groups, one
 from chiasm.data.formats.webdataset import tar_sample
 from chiasm.data.turns import Selected
@@ -133,7 +132,7 @@ def _scan(blob: Blob) -> Shard:
                 where = f"{source}/{blob.name}:{number}"
                 bad.append((where, f"{where}: {sample}"))
             else:
-                rows += PACK.pack(start, length, number, id_hash(sample.id or sample.where))
+                rows += PACK.pack(start, length, number, id_hash(sample.name))
     return Shard(blob, np.frombuffer(bytes(rows), ROW), tuple(bad))
 
 
@@ -147,15 +146,9 @@ def _tar(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
 
 
 def _lines(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
-    start = number = 0
-    while line := stream.readline(LONGEST):
-        number += 1
-        if len(line) == LONGEST and not line.endswith(b"\n"):
-            raise DataError(f"{blob.place}: line {number} has more than {LONGEST:,} bytes; save "
-                            "pictures as files beside it")  # fmt: skip
-        if line.strip():
-            yield number, start, len(line), _tried(_of_line, line, number, blob)
-        start += len(line)
+    for number, start, line in lines(stream):
+        length = 0 if isinstance(line, DataError) else len(line)
+        yield number, start, length, _tried(_of_line, line, number, blob)
 
 
 def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
@@ -171,8 +164,8 @@ def _of_tar(key: str, members: Members | DataError, blob: Blob) -> Sample:
     return tar_sample(members, f"{blob.name}:{key}", blob.source)
 
 
-def _of_line(line: bytes, number: int, blob: Blob) -> Sample:
-    row, where = json_object(line.strip().removeprefix(BOM_UTF8)), f"{blob.name}:{number}"
+def _of_line(line: bytes | DataError, number: int, blob: Blob) -> Sample:
+    row, where = json_line_object(line), f"{blob.name}:{number}"
     if is_url(blob.place):
         return _fetched(sample_of(row, Path(), blob.source, where), blob.folder)
     return sample_of(row, Path(blob.folder), blob.source, where)

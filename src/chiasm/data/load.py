@@ -241,12 +241,9 @@ def _divide(samples: Sequence[Sample], split: Split) -> list[Sample]:
     together.
     """
 
-    def name(sample: Sample) -> str:
-        return sample.id or sample.where
-
     def rank(key: str) -> bytes:
         return hashlib.sha256(key.encode("utf-8", "backslashreplace")).digest()
 
-    keys = sorted({name(sample) for sample in samples}, key=rank)
+    keys = sorted({sample.name for sample in samples}, key=rank)
     held = set(keys[-max(1, len(keys) // 10) :])
-    return [sample for sample in samples if (name(sample) in held) == (split == "test")]
+    return [sample for sample in samples if (sample.name in held) == (split == "test")]
