@@ -531,7 +531,7 @@ def test_a_broken_folder_of_datasets_is_told(tmp_path: Path):
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.unlink()
-    with pytest.raises(DataError, match="saved: .*; save the data set again"):
+    with pytest.raises(DataError, match=r"saved: .*; save the data set again"):
         read(tmp_path / "saved")
 
 

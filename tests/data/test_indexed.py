@@ -101,11 +101,8 @@ def test_a_giant_line_costs_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK", 100)
     bad = {}
     found = open_indexed([local(file)], bad.__setitem__)
-    assert [found[i].where for i in (2, 0, 1)] == [
-        "train.jsonl:4",
-        "train.jsonl:1",
-        "train.jsonl:3",
-    ]
+    places = [found[i].where for i in (2, 0, 1)]
+    assert places == ["train.jsonl:4", "train.jsonl:1", "train.jsonl:3"]
     assert list(bad) == ["set/train.jsonl:2"]
     assert "a line of more than 2,000 bytes" in str(bad["set/train.jsonl:2"])
 
