@@ -128,9 +128,14 @@ def test_a_file_that_shrinks_meanwhile_is_told(tmp_path):
 
 
 def test_large_files_are_divided_as_small_ones(tmp_path, monkeypatch):
-    write_messages(made(30), tmp_path / "set" / "all.jsonl")
+    first = list(made(30))
+    again = [s.replace(id=f"again {s.id}") for s in first]  # about the same pictures
+    write_messages([*first, *again], tmp_path / "set" / "all.jsonl")
     whole = {s: load.load_samples(str(tmp_path / "set"), s) for s in ("train", "test")}
     assert isinstance(whole["train"], list)
+    shown = [{s.images[0].source for s in half} for half in whole.values()]
+    assert [len(names) for names in shown] == [27, 3]
+    assert not shown[0] & shown[1]
     monkeypatch.setattr(load, "LARGE", 10)
     for split, samples in whole.items():
         found = load.load_samples(str(tmp_path / "set"), split)

@@ -412,6 +412,20 @@ def test_samples_of_one_id_are_held_out_together(tmp_path: Path):
     assert not set(ids(file, "test")) & set(ids(file, "train"))
 
 
+def test_samples_about_one_picture_are_held_out_together(tmp_path: Path):
+    for n in range(20):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    asked = {"role": "user", "content": [{"type": "image"}]}
+    lines = [
+        json.dumps({"id": f"q{n}", "images": [f"{n % 20}.png"], "messages": [asked]})
+        for n in range(100)
+    ]
+    file = put(tmp_path / "train.jsonl", *lines)
+    shown = [{s.images[0].source for s in load_samples(str(file), h)} for h in ("train", "test")]
+    assert [len(names) for names in shown] == [18, 2]
+    assert not shown[0] & shown[1]
+
+
 def test_samples_without_an_id_are_divided_by_their_line(tmp_path: Path):
     put(tmp_path / "train.jsonl", *[json.dumps({"messages": [USER]})] * 20)
     train, test = (load_samples(str(tmp_path), split) for split in ("train", "test"))
