@@ -584,7 +584,7 @@ def test_videos_go_into_messages_only(tmp_path: Path):
 def test_what_could_be_two_formats_is_an_error_that_lists_them(tmp_path: Path):
     mixed = [
         {"image": "0.png", "conversations": from_value([("<image>?", "!")])},
-        {"images": ["0.png"], "conversations": from_value([("<image>?", "!")])},
+        {"images": ["1.png"], "conversations": from_value([("<image>?", "!")])},
     ]
     path = save(pictures(tmp_path) / "mixed.json", mixed)
     with pytest.raises(DataError, match="could be LLaVA JSON or ShareGPT JSON; say --format llava"):
