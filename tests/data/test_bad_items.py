@@ -17,6 +17,7 @@ from chiasm.core.batch import Slot
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image
 from chiasm.data.convert import convert
+from chiasm.data.filters.run import filter_data
 from chiasm.data.formats import reading
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.inspect.page import write_page
@@ -24,6 +25,8 @@ from chiasm.data.load import load_samples
 from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
+from chiasm.data.shard_import import ImportPlan
+from chiasm.data.shards import run_shards
 from chiasm.data.stream import SampleStream
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
@@ -223,6 +226,7 @@ def test_inspection_reports_all_of_it(salted: Path, tmp_path: Path):
     page = (tmp_path / "page.html").read_text()
     whole = json.loads((tmp_path / "page.json").read_text())
     assert {row["id"] for row in whole["unusable"]} == {*reasons}
+    assert [row["id"] for row in whole["odd"]].count("g0") == 2
     assert [name for name in BAD_KEYS if name not in page] == []
     assert page.count("http") == page.count("http-equiv")  # nothing asks the network
 
@@ -260,6 +264,37 @@ def test_import_keeps_the_good_and_lists_the_bad(salted: Path, tmp_path: Path):
     assert (len(again.seen), again.unusable) == (kept + 1, [])
     with pytest.raises(DataError, match="is not empty"):
         convert(str(salted), tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["import", "filter", "shards", "stream"])
+def test_bad_items_that_share_an_id_are_told_apart(tmp_path: Path, how: str):
+    files = [f"{name}{n}.png" for name in "ab" for n in (0, 1, 2)]
+    rows = [talk(ASKED, "x", id=file[0], images=[file]) for file in files]
+    (tmp_path / "own").mkdir()
+    for file in files[2:]:  # two of the three called "a" are missing
+        (tmp_path / "own" / file).write_bytes(PNG)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "own" / "train.jsonl").write_text(text)
+    (tmp_path / "own" / "test.jsonl").write_text(json.dumps(talk("1 + 1?", "2")) + "\n")
+    data, out = str(tmp_path / "own"), tmp_path / "out"
+    quarantine = Quarantine()
+    if how == "import":
+        quarantine = convert(data, out).quarantine
+    elif how == "filter":
+        quarantine = filter_data(data, out, [], workers=2).quarantine
+    elif how == "shards":
+        done = run_shards(ImportPlan(data, size=100).work(), out) or []
+        quarantine = Quarantine(reasons=done[0]["unusable"])
+    else:
+        stream = PictureStream(
+            load_samples(data, "train"), PictureProcessor(32, 8), 2, 0, quarantine=quarantine
+        )
+        for _ in zip(range(8), stream, strict=False):  # several epochs: each is still told once
+            pass
+    keys = sorted(quarantine.reasons)
+    assert [key.partition(" ")[0] for key in keys] == ["a", "a"]
+    reasons = sorted(quarantine.reasons.values())
+    assert ["a0.png" in reasons[0], "a1.png" in reasons[1]] == [True, True]
 
 
 class Codec:

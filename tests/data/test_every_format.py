@@ -15,10 +15,8 @@ from chiasm.data.convert import convert
 from chiasm.data.formats.media import image_bytes, suffix
 from chiasm.data.formats.registry import NAMES, WRITERS, detect
 from chiasm.data.load import load_samples, open_data
+from shared_data import SHARED
 
-SHARED = next(
-    (p for p in (Path(__file__).parents[i] / "shared/data" for i in (2, 3, 4)) if p.is_dir()), None
-)
 Rows = list[tuple[str, bytes, str, str, str]]
 """(id, the picture's file, its suffix, question, answer)"""
 
@@ -215,10 +213,9 @@ def test_made_samples(name: str, tmp_path: Path):
     survives(name, made(), tmp_path)
 
 
-@pytest.mark.skipif(SHARED is None, reason="shared/data is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="shared/data is not here")
 @pytest.mark.parametrize("name", SPELT)
 @pytest.mark.parametrize("data", ["photos-captions", "charts-qa", "tables-qa", "receipts",
                                   "screenshots", "cifar10-zeroshot"])  # fmt: skip
 def test_shared_samples(data: str, name: str, tmp_path: Path):
-    assert SHARED is not None
     survives(name, rows_of(load_samples(str(SHARED / data), "test")[:2]), tmp_path)

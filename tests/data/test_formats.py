@@ -16,17 +16,15 @@ from chiasm.core.batch import Slot
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.core.sample import Image, Sample, Text, Turn, Video, answer, question
 from chiasm.data.convert import convert
-from chiasm.data.formats import parquet, reading
+from chiasm.data.formats import huggingface, parquet, reading
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.registry import FORMATS, NAMES, WRITERS, by_name, detect
 from chiasm.data.load import load_samples, open_data
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
+from shared_data import SHARED
 
-SHARED = next(
-    (p for p in (Path(__file__).parents[i] / "shared/data" for i in (2, 3, 4)) if p.is_dir()), None
-)
 COLOURS = ("red", "green", "blue", "black", "white")
 
 
@@ -292,6 +290,16 @@ def test_a_giant_line_is_left_out_without_being_read_whole(
 # Pictures with captions
 
 
+def test_a_table_with_a_cell_beyond_all_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "LONGEST", 1000)
+    text = "file_name,text\n0.png,red\n1.png," + "x" * 5000 + "\n2.png,blue\n"
+    save(pictures(tmp_path / "a") / "metadata.csv", text.encode())
+    found: list = []
+    kept = list(read(tmp_path / "a", on_error=lambda *pair: found.append(pair)))
+    assert [s.turns[1].text for s in kept] == ["red", "blue"]
+    assert "field larger than field limit (1000)" in str(found[0][1])
+
+
 def test_coco_captions(tmp_path: Path):
     pictures(tmp_path / "val2017")
     whole = {
@@ -299,7 +307,8 @@ def test_coco_captions(tmp_path: Path):
                                {"id": 7, "file_name": "2.png"}],
         "annotations": [{"id": 1, "image_id": 5, "caption": "A red square. "},
                         {"id": 2, "image_id": 6, "caption": "Green."},
-                        {"id": 3, "image_id": 5, "caption": "All red."}],
+                        {"id": 3, "image_id": 5, "caption": "All red."},
+                        {"id": 4, "image_id": 8, "caption": "Of no image."}, 9],
     }  # fmt: skip
     path = save(tmp_path / "annotations" / "captions_val2017.json", whole)
     found: list = []
@@ -310,6 +319,8 @@ def test_coco_captions(tmp_path: Path):
     assert (first.id, second.id) == ("5", "6")
     assert second.images[0].load().getpixel((0, 0)) == (0, 128, 0)
     assert "no caption for the image 7" in str(found[0][1])
+    assert "no image 8 in the file" in str(found[1][1])
+    assert "expected an object, found 9" in str(found[2][1])
 
 
 def test_a_plain_folder(tmp_path: Path):
@@ -317,12 +328,14 @@ def test_a_plain_folder(tmp_path: Path):
     save(tmp_path / "0.txt", "A red square.\n\nAll red.\n")
     save(tmp_path / "1.txt", b"\xff\xfe bad")
     save(tmp_path / "2.txt", " \n")
+    save(tmp_path / "5.txt", "A picture of a kind that is not read.")
     found: list = []
     (sample,) = read(tmp_path, on_error=lambda *pair: found.append(pair))
     assert (sample.id, sample.meta["captions"]) == ("0", ["A red square.", "All red."])
     messages = [str(error) for _, error in found]
     for name, words in (("1.png", "not UTF-8"), ("2.png", "an empty caption"),
-                        ("3.png", "no readable 3.txt"), ("4.png", "no readable")):  # fmt: skip
+                        ("3.png", "no readable 3.txt"), ("4.png", "no readable"),
+                        ("5.txt", "no picture of its name")):  # fmt: skip
         assert any(name in m and words in m for m in messages), (name, messages)
 
 
@@ -476,6 +489,8 @@ def test_parquet_of_others(tmp_path: Path):
             {"user": "Sure?", "assistant": "Yes.", "source": "x"}]}],
         "vqa": [{"image": picture, "question": "Which?", "answers": ["red", "Red"], "n": 1}],
         "captions": [{"image": picture, "caption": "a red square"}],
+        "mmmu": [{"question": "<image 1>?", "answer": "A", "image_1": picture, "image_2": picture,
+                  "image_3": {"bytes": None, "path": None}}],
         "llava": [{"id": "7", "image": picture, "conversations": from_value([("<image>?", "!")])}],
     }  # fmt: skip
     for name, rows in tables.items():
@@ -488,6 +503,8 @@ def test_parquet_of_others(tmp_path: Path):
         if name == "cauldron":
             assert sample.independent
             assert len(sample.images) == 1
+        if name == "mmmu":
+            assert len(sample.images) == 2
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(DataError, match="not readable from here on"):
         read(tmp_path / "bad.parquet")
@@ -506,6 +523,40 @@ def test_datasets_reads_our_parquet_and_we_read_its_folders(tmp_path: Path):
     assert [says(s) for s in read(tmp_path / "saved")] == expected
     streamed = open_data(f"hf:{tmp_path / 'p'}")["train"].samples
     assert [says(s) for s in streamed] == expected
+
+
+def test_a_broken_folder_of_datasets_is_told(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"question": "1?", "answer": "1"}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.unlink()
+    with pytest.raises(DataError, match=r"saved: .*; save the data set again"):
+        read(tmp_path / "saved")
+
+
+def test_a_stream_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch):
+    class Hub:
+        """A table of two rows that a network error ends."""
+
+        features = None
+        Image, List = type("Image", (), {}), list
+
+        def load_dataset(self, *_, **__):
+            return {"train": self}
+
+        def __iter__(self):
+            yield {"id": "a", "question": "1?", "answer": "1"}
+            yield {"id": "b", "question": "2?", "answer": "2"}
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(huggingface, "_datasets", Hub)
+    found: list = []
+    kept, _ = huggingface.stream("hf:org/name", "train", lambda *pair: found.append(pair))
+    assert [sample.id for sample in kept] == ["a", "b"]
+    ((where, error),) = found
+    assert where == "org/name/row 2"
+    assert "not readable from here on: reset by peer" in str(error)
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -533,7 +584,7 @@ def test_videos_go_into_messages_only(tmp_path: Path):
 def test_what_could_be_two_formats_is_an_error_that_lists_them(tmp_path: Path):
     mixed = [
         {"image": "0.png", "conversations": from_value([("<image>?", "!")])},
-        {"images": ["0.png"], "conversations": from_value([("<image>?", "!")])},
+        {"images": ["1.png"], "conversations": from_value([("<image>?", "!")])},
     ]
     path = save(pictures(tmp_path) / "mixed.json", mixed)
     with pytest.raises(DataError, match="could be LLaVA JSON or ShareGPT JSON; say --format llava"):
@@ -573,14 +624,13 @@ def test_an_absolute_path_inside_the_root_is_taken(tmp_path: Path):
     assert sample.images[0].load().size == (8, 8)
 
 
-@pytest.mark.skipif(SHARED is None, reason="shared/data is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="shared/data is not here")
 @pytest.mark.parametrize("to", list(WRITERS))
 @pytest.mark.parametrize("name", ["charts-qa", "photos-captions", "receipts", "screenshots",
                                   "tables-qa", "cifar10-zeroshot"])  # fmt: skip
 def test_the_shared_sets_survive(tmp_path: Path, name: str, to: str):
     if to == "parquet":
         pytest.importorskip("pyarrow")
-    assert SHARED is not None
     samples = load_samples(str(SHARED / name), "test")[:4]
     WRITERS[to](samples, tmp_path, "train")
     assert [says(s) for s in read(tmp_path)] == [says(s) for s in samples]

@@ -15,6 +15,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data import indexed, load
 from chiasm.data.blob import blobs, local
+from chiasm.data.formats import reading
 from chiasm.data.formats.messages import read_messages, write_messages
 from chiasm.data.formats.webdataset import read as read_tar
 from chiasm.data.formats.webdataset import write_webdataset
@@ -91,6 +92,21 @@ def test_bad_records_are_told_every_time_and_the_rest_is_kept(tmp_path):
         open_indexed([local(file)])
 
 
+def test_a_giant_line_costs_itself_alone(tmp_path, monkeypatch):
+    file = tmp_path / "set" / "train.jsonl"
+    write_messages(made(3), file)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], b'{"a": "' + b"x" * 9000 + b'"}\n', *lines[1:]]))
+    monkeypatch.setattr(reading, "LONGEST", 2000)
+    monkeypatch.setattr(reading, "_CHUNK", 100)
+    bad = {}
+    found = open_indexed([local(file)], bad.__setitem__)
+    places = [found[i].where for i in (2, 0, 1)]
+    assert places == ["train.jsonl:4", "train.jsonl:1", "train.jsonl:3"]
+    assert list(bad) == ["set/train.jsonl:2"]
+    assert "a line of more than 2,000 bytes" in str(bad["set/train.jsonl:2"])
+
+
 def test_the_index_is_kept_until_the_file_changes(tmp_path, monkeypatch):
     file = tmp_path / "set" / "train.jsonl"
     write_messages(made(3), file)
@@ -112,9 +128,14 @@ def test_a_file_that_shrinks_meanwhile_is_told(tmp_path):
 
 
 def test_large_files_are_divided_as_small_ones(tmp_path, monkeypatch):
-    write_messages(made(30), tmp_path / "set" / "all.jsonl")
+    first = list(made(30))
+    again = [s.replace(id=f"again {s.id}") for s in first]  # about the same pictures
+    write_messages([*first, *again], tmp_path / "set" / "all.jsonl")
     whole = {s: load.load_samples(str(tmp_path / "set"), s) for s in ("train", "test")}
     assert isinstance(whole["train"], list)
+    shown = [{s.images[0].source for s in half} for half in whole.values()]
+    assert [len(names) for names in shown] == [27, 3]
+    assert not shown[0] & shown[1]
     monkeypatch.setattr(load, "LARGE", 10)
     for split, samples in whole.items():
         found = load.load_samples(str(tmp_path / "set"), split)

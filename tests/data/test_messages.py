@@ -17,10 +17,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Text, Turn, Video, answer, question
 from chiasm.data.formats.messages import read_messages, write_messages
 from chiasm.data.load import load_samples
-
-SHARED = next(
-    (p for p in (Path(__file__).parents[i] / "shared/data" for i in (2, 3)) if p.is_dir()), None
-)
+from shared_data import SHARED
 
 USER = {"role": "user", "content": "Which?"}
 ASSISTANT = {"role": "assistant", "content": "That."}
@@ -353,13 +350,12 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["train.jsonl"]
 
 
-@pytest.mark.skipif(SHARED is None, reason="shared/data is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="shared/data is not here")
 @pytest.mark.parametrize(
     "name", ["charts-qa", "cifar10-zeroshot", "photos-captions", "receipts", "screenshots",
              "tables-qa", "video-clips"]
 )  # fmt: skip
 def test_the_shared_sets_survive_a_round_trip(tmp_path: Path, name: str):
-    assert SHARED is not None
     for file in sorted((SHARED / name).glob("*.jsonl")):
         samples = read_messages(file)
         assert samples
@@ -414,6 +410,20 @@ def test_samples_of_one_id_are_held_out_together(tmp_path: Path):
     file = put(tmp_path / "train.jsonl", *rows(*(str(i % 7) for i in range(70))))
     assert len(ids(file, "test")) == 10
     assert not set(ids(file, "test")) & set(ids(file, "train"))
+
+
+def test_samples_about_one_picture_are_held_out_together(tmp_path: Path):
+    for n in range(20):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    asked = {"role": "user", "content": [{"type": "image"}]}
+    lines = [
+        json.dumps({"id": f"q{n}", "images": [f"{n % 20}.png"], "messages": [asked]})
+        for n in range(100)
+    ]
+    file = put(tmp_path / "train.jsonl", *lines)
+    shown = [{s.images[0].source for s in load_samples(str(file), h)} for h in ("train", "test")]
+    assert [len(names) for names in shown] == [18, 2]
+    assert not shown[0] & shown[1]
 
 
 def test_samples_without_an_id_are_divided_by_their_line(tmp_path: Path):

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +27,10 @@ from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import VideoConfig, ViTConfig
 from chiasm.vision.vit import ViT
+from shared_data import SHARED
 
 av = pytest.importorskip("av")
-SHARED = Path("/work/shared/data/video-clips")
+CLIPS = SHARED / "video-clips"
 STEP = 8  # grey levels between one frame and the next
 
 
@@ -368,7 +368,7 @@ def test_frames_are_told_apart_by_content(clip, llama):
     assert Frames(parts[0].frames[0], "", parts[0].frames).digest() == parts[0].digest()
 
 
-real = pytest.mark.skipif(not SHARED.exists(), reason="no shared clips on this machine")
+real = pytest.mark.skipif(not CLIPS.exists(), reason="no shared clips on this machine")
 
 
 def assert_times_are_the_containers(path, policies):
@@ -385,7 +385,7 @@ def assert_times_are_the_containers(path, policies):
 @real
 def test_a_real_clip_from_file_to_answer(llama):
     model, processor = model_of(llama, VideoConfig("uniform", 3, max_tokens=32))
-    samples = read_messages(SHARED / "test.jsonl")
+    samples = read_messages(CLIPS / "test.jsonl")
     sample = min(samples, key=lambda s: s.videos[0].path.stat().st_size)
     assert_times_are_the_containers(sample.videos[0].path, ["keyframes"])
     times = [p.text for p in processor.clips.parts(sample.videos[0]) if isinstance(p, Text)]
@@ -402,7 +402,7 @@ def test_a_real_clip_from_file_to_answer(llama):
 @pytest.mark.slow
 @real
 def test_all_real_clips_by_every_policy():
-    samples = read_messages(SHARED / "test.jsonl")
+    samples = read_messages(CLIPS / "test.jsonl")
     assert len(samples) == 6
     for sample in samples:
         policies = ["uniform", "fps", "keyframes"]

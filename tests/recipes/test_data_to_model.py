@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from chiasm import cli
 from chiasm.data.load import load_samples
 from chiasm.data.text import train_bpe
+from shared_data import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 TRAINED = ("photos-captions", "charts-qa", "tables-qa", "receipts", "screenshots")
 STEPS, ASKED = 20, 6
 WORDS = ("rain", "hill", "river", "slow", "green", "report", "total", "amount", "north", "bread")

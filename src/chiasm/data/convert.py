@@ -62,7 +62,7 @@ def convert(
     def usable(split: str, source: Source) -> Iterator[Sample]:
         for sample, error in mapped(_checked, source.samples, workers):
             if error is not None:
-                quarantine.record(sample.id or sample.where, error)
+                quarantine.sample(sample, error)
                 continue
             counts[split] += 1
             yield sample

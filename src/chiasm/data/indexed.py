@@ -1,9 +1,10 @@
 """Samples that stay where they are: shards of JSON lines or tars, read by an index of offsets.
 
-The index of a shard takes 28 bytes a sample: where it begins, its length, its line, a hash of its
-id. It is made by reading the shard once, in which every record is checked, and kept in
-CHIASM_CACHE/index until the shard changes. Memory does not grow with the data, any sample is one
-read away, so order and shuffling are arithmetic (data/turns.py), whoever reads.
+The index of a shard takes 36 bytes a sample: where it begins, its length, its line, hashes of its
+id and of its picture's name or bytes. It is made by reading the shard once, in which every record
+is checked, and kept in CHIASM_CACHE/index until the shard changes. Memory does not grow with the
+data, any sample is one read away, so order and shuffling are arithmetic (data/turns.py), whoever
+reads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import json
 import struct
 from bisect import bisect_right
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,14 +27,16 @@ from chiasm.core.sample import Image, Part, Sample, Turn
 from chiasm.data.blob import Blob, Fetched, is_url
 from chiasm.data.formats.media import Appearing
 from chiasm.data.formats.messages import sample_of
-from chiasm.data.formats.reading import LONGEST, OnError, json_object
+from chiasm.data.formats.reading import OnError, json_line_object, lines
 from chiasm.data.formats.tar import Members, groups, one
 from chiasm.data.formats.webdataset import tar_sample
+from chiasm.data.halves import held_out, keys
 from chiasm.data.turns import Selected
 
-VERSION = 1  # of the index files: another reading of the same bytes is another index
-ROW = np.dtype([("start", "<i8"), ("length", "<i8"), ("number", "<i4"), ("id", "<u8")])
-PACK = struct.Struct("<qqiQ")  # the same
+VERSION = 2  # of the index files: another reading of the same bytes is another index
+ROW = np.dtype([("start", "<i8"), ("length", "<i8"), ("number", "<i4"), ("id", "<u8"),
+                ("shown", "<u8")])  # fmt: skip
+PACK = struct.Struct("<qqiQQ")  # the same
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Shard:
     bad: tuple[tuple[str, str], ...]
 
     def sample(self, row: int) -> Sample:
-        start, length, number, _ = PACK.unpack_from(self.rows, row * PACK.size)  # type: ignore[arg-type]
+        start, length, number, *_ = PACK.unpack_from(self.rows, row * PACK.size)  # type: ignore[arg-type]
         data = self.blob.read(start, length)
         if not self.blob.name.endswith(".tar"):
             return _of_line(data, number, self.blob)
@@ -76,11 +78,11 @@ class Indexed(Sequence[Sample]):
         return shard.sample(place - self._ends[number] + len(shard.rows))
 
     def half(self, test: bool) -> Selected:
-        """A tenth of the ids for tests, or the rest: as load.load_samples divides."""
-        ids = np.concatenate([shard.rows["id"] for shard in self.shards])
-        ordered = np.unique(ids)
-        held = ordered[-max(1, len(ordered) // 10) :]
-        return Selected(self, np.flatnonzero(np.isin(ids, held) == test))
+        """The samples for tests, or the rest, as halves.held_out tells them apart."""
+        ids, shown = (
+            np.concatenate([shard.rows[key] for shard in self.shards]) for key in ("id", "shown")
+        )
+        return Selected(self, np.flatnonzero(held_out(ids, shown) == test))
 
 
 def open_indexed(found: Sequence[Blob], on_error: OnError | None = None) -> Indexed:
@@ -95,12 +97,6 @@ def open_indexed(found: Sequence[Blob], on_error: OnError | None = None) -> Inde
             on_error(where, DataError(wrong))
         shards.append(shard)
     return Indexed(shards)
-
-
-def id_hash(name: str) -> int:
-    """The first 8 bytes of what load.load_samples orders ids by."""
-    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 def _shard(blob: Blob) -> Shard:
@@ -133,7 +129,7 @@ def _scan(blob: Blob) -> Shard:
                 where = f"{source}/{blob.name}:{number}"
                 bad.append((where, f"{where}: {sample}"))
             else:
-                rows += PACK.pack(start, length, number, id_hash(sample.id or sample.where))
+                rows += PACK.pack(start, length, number, *keys(sample))
     return Shard(blob, np.frombuffer(bytes(rows), ROW), tuple(bad))
 
 
@@ -147,15 +143,9 @@ def _tar(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
 
 
 def _lines(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
-    start = number = 0
-    while line := stream.readline(LONGEST):
-        number += 1
-        if len(line) == LONGEST and not line.endswith(b"\n"):
-            raise DataError(f"{blob.place}: line {number} has more than {LONGEST:,} bytes; save "
-                            "pictures as files beside it")  # fmt: skip
-        if line.strip():
-            yield number, start, len(line), _tried(_of_line, line, number, blob)
-        start += len(line)
+    for number, start, line in lines(stream):
+        length = 0 if isinstance(line, DataError) else len(line)
+        yield number, start, length, _tried(_of_line, line, number, blob)
 
 
 def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
@@ -171,8 +161,8 @@ def _of_tar(key: str, members: Members | DataError, blob: Blob) -> Sample:
     return tar_sample(members, f"{blob.name}:{key}", blob.source)
 
 
-def _of_line(line: bytes, number: int, blob: Blob) -> Sample:
-    row, where = json_object(line.strip().removeprefix(BOM_UTF8)), f"{blob.name}:{number}"
+def _of_line(line: bytes | DataError, number: int, blob: Blob) -> Sample:
+    row, where = json_line_object(line), f"{blob.name}:{number}"
     if is_url(blob.place):
         return _fetched(sample_of(row, Path(), blob.source, where), blob.folder)
     return sample_of(row, Path(blob.folder), blob.source, where)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
@@ -18,6 +19,7 @@ from chiasm.data.formats.format import files_of
 from chiasm.data.formats.messages import find_jsonl, missing
 from chiasm.data.formats.reading import OnError
 from chiasm.data.formats.registry import MESSAGES, NAMES, Format, by_name, detect
+from chiasm.data.halves import held_out, keys
 from chiasm.data.indexed import open_indexed
 
 Split = Literal["train", "test"]
@@ -35,8 +37,8 @@ def load_samples(
     after "FORMAT:" where it does not show, or a URL of .tar or .jsonl files. Tars, JSON lines of
     more than LARGE bytes and URLs stay where they are (data/indexed.py).
 
-    Where there is no test file, a tenth of the samples, chosen by id, is the test half and the
-    rest is for training. Raises DataError when the path does not exist or the half is empty;
+    Where there is no test file, a tenth of the samples is the test half and the rest is for
+    training (data/halves.py). Raises DataError when the path does not exist or the half is empty;
     on_error is for the bad records, as in read_messages; `say` gets the line that confirms the
     format.
     """
@@ -235,18 +237,7 @@ def _train_file(folder: Path, suffix: str) -> Path | None:
 
 
 def _divide(samples: Sequence[Sample], split: Split) -> list[Sample]:
-    """The half of a set without a test file: the last tenth in the order of the ids' hashes.
-
-    It depends neither on the order of the lines nor on the process, and samples of one id stay
-    together.
-    """
-
-    def name(sample: Sample) -> str:
-        return sample.id or sample.where
-
-    def rank(key: str) -> bytes:
-        return hashlib.sha256(key.encode("utf-8", "backslashreplace")).digest()
-
-    keys = sorted({name(sample) for sample in samples}, key=rank)
-    held = set(keys[-max(1, len(keys) // 10) :])
-    return [sample for sample in samples if (name(sample) in held) == (split == "test")]
+    """The half of a set without a test file."""
+    found = np.array([keys(sample) for sample in samples], np.uint64).reshape(-1, 2)
+    held = held_out(found[:, 0], found[:, 1]).tolist()
+    return [one for one, test in zip(samples, held, strict=True) if test == (split == "test")]

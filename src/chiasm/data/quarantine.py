@@ -21,18 +21,27 @@ class Quarantine:
     path: Path | None = None
     limit: float = 0.5
     reasons: dict[str, str] = field(default_factory=dict)
+    _places: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.reasons)
 
     def add(self, sample: Sample, error: Exception, total: int) -> None:
         """A sample of `total` that a stream could not use."""
-        self.record(sample.id or sample.where, error)
+        self.sample(sample, error)
         if len(self.reasons) > max(1, self.limit * total) or len(self.reasons) >= total:
             raise DataError(
                 f"{len(self.reasons)} of {total} samples cannot be used, more than "
                 f"{self.limit:.0%}; the last: {error}"
             )
+
+    def sample(self, sample: Sample, error: Exception) -> None:
+        """A sample that cannot be used, once however often it comes; another one of the same id is
+        told apart by its place."""
+        key = sample.name
+        if self._places.setdefault(key, sample.where) != sample.where:
+            key = f"{key} ({sample.where})"
+        self.record(key, error)
 
     def record(self, key: str, error: Exception) -> None:
         """A record that is no sample, by its place: the on_error of the readers."""

@@ -14,6 +14,7 @@ from chiasm.data.filters.run import decoded, rule_of, verdict
 from chiasm.data.formats.parquet import write_parquet
 from chiasm.data.formats.webdataset import write_webdataset
 from chiasm.data.load import Split, load_samples
+from chiasm.data.quarantine import Quarantine
 from chiasm.data.shards import fingerprint
 
 WRITERS = ("webdataset", "parquet")
@@ -70,7 +71,7 @@ class Import:
     def write(self, number: int, folder: Path) -> dict[str, Any]:
         size, rules = self.plan.size, [rule_of(text) for text in self.plan.rules]
         chosen = self.samples[number * size : (number + 1) * size]
-        unusable = {} if number else dict(self.bad)
+        unusable = Quarantine(reasons={} if number else dict(self.bad))
         dropped: list[dict[str, str]] = []
 
         def passing() -> Iterator[Sample]:
@@ -79,13 +80,13 @@ class Import:
                     check_media(sample)
                     found = verdict(decoded(sample), rules) if rules else None
                 except DataError as error:
-                    unusable[sample.id or sample.where] = str(error)
+                    unusable.sample(sample, error)
                     continue
                 if found is None:
                     yield sample
                     continue
                 rule, reason = found
-                dropped.append({"id": sample.id or sample.where, "rule": rule, "reason": reason})
+                dropped.append({"id": sample.name, "rule": rule, "reason": reason})
 
         kept = list(passing())
         if kept and self.plan.to == "parquet":
@@ -94,7 +95,7 @@ class Import:
             write_webdataset(kept, folder, self.plan.split, len(kept))
             only = folder / f"{self.plan.split}-000000.tar"
             only.rename(folder / f"{self.name(number)}.tar")
-        return {"kept": len(kept), "dropped": dropped, "unusable": unusable}
+        return {"kept": len(kept), "dropped": dropped, "unusable": unusable.reasons}
 
     def finish(self, out: Path, manifests: Sequence[dict[str, Any]]) -> None:
         """Nothing to add: the manifests say what was kept and why the rest was not."""

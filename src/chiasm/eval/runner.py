@@ -189,7 +189,7 @@ def _summarise(
     groups: Sequence[Hashable] | None,
 ) -> Result:
     name = task.name
-    errors = {row.sample.id or row.sample.where: row.reply.error for row in rows if row.failed}
+    errors = {row.sample.name: row.reply.error for row in rows if row.failed}
     pictures = groups or [picture_key(row.sample) for row in rows]
     pictures = [key for key, row in zip(pictures, rows, strict=True) if not row.failed]
     rows = [row for row in rows if not row.failed]

@@ -27,14 +27,14 @@ def carry_out(
     if done is None:
         return _say(f"{out}: the shards of this job are complete, others are not yet")
     counts: Counter[str] = Counter()
-    bad: dict[str, str] = {}
+    bad: list[tuple[str, str]] = []
     for one in done:
         counts.update({key: one[key] for key in ("kept", "pictures") if key in one})
         counts.update(f"dropped by {drop['rule']}" for drop in one.get("dropped", ()))
-        bad.update(one.get("unusable", {}))
+        bad += one.get("unusable", {}).items()
     said = "".join(f", {count:,} {name}" for name, count in counts.items())
     _say(f"{out}: complete, {len(done):,} shards{said}, {len(bad):,} unusable")
-    for where, why in list(bad.items())[:5]:
+    for where, why in bad[:5]:
         _say(f"  {where}: {why}")
 
 

@@ -132,7 +132,7 @@ def filter_(
         array_index: As of import.
         array_count: As of import.
         ray: As of import.
-        workers: Of shards, processes that share the work.
+        workers: Threads that decode; of shards, processes that share the work.
     """
     if shard:
         if images is not None:
@@ -150,7 +150,7 @@ def filter_(
             from chiasm.recipes.agreement import score_by
 
             rule.score = score_by(Path(rule.model))
-    done = filter_data(source, out, chosen, to, format, images)
+    done = filter_data(source, out, chosen, to, format, images, workers)
     bad, kept = len(done.quarantine), sum(done.kept.values())
     _say(detected(done.title, kept + sum(done.dropped.values()) + bad))
     for name, count in done.dropped.items():

@@ -28,7 +28,7 @@ class Contamination:
         if not self.test and not self.samples:
             raise ConfigError("contamination: needs a test set; write contamination:test=PATH")
         for sample in self.samples or load_samples(self.test, "test"):
-            name = sample.id or sample.where
+            name = sample.name
             for gram in self._runs(sample):
                 self._grams.setdefault(gram, name)
             for image in sample.images:

@@ -25,5 +25,5 @@ class ExactDuplicate:
         key = content.digest()
         if key in self._seen:
             return f"the same as {self._seen[key]}"
-        self._seen[key] = sample.id or sample.where
+        self._seen[key] = sample.name
         return None

@@ -40,5 +40,5 @@ class NearDuplicate:
             same = len(words & said) / (len(words | said) or 1) if words | said else 1.0
             if count == len(pictures) and same >= self.least:
                 return f"nearly the same as {name}"
-        others.append((sample.id or sample.where, len(pictures), words))
+        others.append((sample.name, len(pictures), words))
         return None

@@ -27,6 +27,7 @@ from chiasm.data.filters.repetition import Repetition
 from chiasm.data.filters.rule import Rule
 from chiasm.data.filters.size import Size
 from chiasm.data.load import Source, open_data
+from chiasm.data.parallel import mapped
 from chiasm.data.quarantine import Quarantine
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -86,8 +87,10 @@ def filter_data(
     to: str = "messages",
     name: str | None = None,
     images: Path | None = None,
+    workers: int = 1,
 ) -> Filtered:
-    """Write what passes all rules into the folder `out`.
+    """Write what passes all rules into the folder `out`. workers: threads that decode; the rules
+    see the samples in order.
 
     Every drop is a line of out/dropped.jsonl (id, split, rule, reason), the counts are in
     out/filter.json, what cannot be read at all in out/quarantine.jsonl. Raises DataError if
@@ -104,20 +107,18 @@ def filter_data(
     with (out / DROPPED).open("w", encoding="utf-8") as file:
 
         def passing(split: str, source: Source) -> Iterator[Sample]:
-            for sample in source.samples:
-                try:
-                    check_clips(sample)
-                    found = verdict(decoded(sample), rules)
-                except DataError as error:
-                    quarantine.record(sample.id or sample.where, error)
+            for sample, seen in mapped(_tried, source.samples, workers):
+                if isinstance(seen, DataError):
+                    quarantine.sample(sample, seen)
                     continue
+                found = verdict(seen, rules)
                 if found is None:
                     kept[split] += 1
                     yield sample
                     continue
                 rule, reason = found
                 dropped[rule] += 1
-                row = {"id": sample.id or sample.where, "split": split, "rule": rule,
+                row = {"id": sample.name, "split": split, "rule": rule,
                        "reason": reason}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
 
@@ -129,6 +130,14 @@ def filter_data(
         raise DataError(f"{data}: no sample passes; see {out / DROPPED}")
     title = next(iter(sources.values())).format.title
     return Filtered(title, dict(kept), dict(dropped), quarantine)
+
+
+def _tried(sample: Sample) -> tuple[Sample, Sample | DataError]:
+    try:
+        check_clips(sample)
+        return sample, decoded(sample)
+    except DataError as error:
+        return sample, error
 
 
 def verdict(sample: Sample, rules: Sequence[tuple[str, Rule]]) -> tuple[str, str] | None:

@@ -47,7 +47,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
     if not isinstance(whole, dict):
         raise DataError(f"{file}: {show(whole)} is no COCO file; give one with images")
     captions = defaultdict(list)
-    for note in typed(whole, "annotations", list, []):
+    for _, note in _objects(whole, "annotations", file):
         if isinstance(note, dict):
             captions[show(note.get("image_id"))].append(note.get("caption"))
 
@@ -65,8 +65,21 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
 
 
 def _records(whole: dict, file: Path) -> Iterator[Record]:
-    for i, row in enumerate(typed(whole, "images", list, [])):
-        yield f"{file.name}:images[{i}]", row
+    """The images, then the captions that belong to none of them."""
+    known = set()
+    for where, row in _objects(whole, "images", file):
+        known.add(show(row.get("id")) if isinstance(row, dict) else None)
+        yield where, row
+    for where, note in _objects(whole, "annotations", file):
+        if not isinstance(note, dict):
+            yield where, DataError(f"expected an object, found {show(note)}")
+        elif (name := show(note.get("image_id"))) not in known:
+            yield where, DataError(f"no image {name} in the file; add it or remove its caption")
+
+
+def _objects(whole: dict, key: str, file: Path) -> Iterator[Record]:
+    for i, row in enumerate(typed(whole, key, list, [])):
+        yield f"{file.name}:{key}[{i}]", row
 
 
 def _folder(file: Path, name: object) -> Path:

@@ -26,7 +26,11 @@ def claims(look: Look) -> bool:
 
 def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
     """A folder of save_to_disk; of several splits the one called train, or the only one."""
-    loaded = _datasets().load_from_disk(str(path))
+    datasets = _datasets()
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # missing or broken files, in whatever words
+        raise _unreadable(str(path), error, "save the data set again") from None
     if hasattr(loaded, "keys"):
         loaded = loaded[_named(loaded, "train", str(path))]
     return _samples(loaded, images or path, folder_name(path), on_error)
@@ -40,11 +44,11 @@ def splits(path: Path) -> list[str]:
 def stream(name: str, split: str, on_error: OnError | None) -> tuple[Iterator[Sample], bool]:
     """(samples of hf:NAME[:CONFIG], whether the data set has this split of its own)."""
     where, _, config = name.removeprefix(PREFIX).partition(":")
+    datasets = _datasets()
     try:
-        loaded = _datasets().load_dataset(where, config or None, streaming=True)
+        loaded = datasets.load_dataset(where, config or None, streaming=True)
     except Exception as error:  # the hub's client, fsspec and the builders raise what they like
-        words = " ".join(str(error).split())
-        raise DataError(f"{name}: {words}; check the name and the network") from None
+        raise _unreadable(name, error, "check the name and the network") from None
     own = _test_of(loaded) if split == "test" else None
     chosen = own or _named(loaded, "train", name)
     rows = _samples(loaded[chosen], Path("."), where, on_error)
@@ -81,8 +85,18 @@ def _samples(
 
 
 def _rows(table: Any) -> Iterator[Record]:
-    for number, row in enumerate(table):
-        yield f"row {number}", row
+    number = 0
+    try:
+        for row in table:
+            yield f"row {number}", row
+            number += 1
+    except Exception as error:  # a broken file, the network
+        yield f"row {number}", _unreadable("not readable from here on", error, "load it again")
+
+
+def _unreadable(what: str, error: Exception, remedy: str) -> DataError:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{what}: {words}; {remedy}")
 
 
 def _datasets() -> Any:

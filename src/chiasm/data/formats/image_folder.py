@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look
-from chiasm.data.formats.reading import OnError, Record, folder_name, json_lines, samples
+from chiasm.data.formats.reading import OnError, folder_name, json_lines, samples, table_rows
 from chiasm.data.formats.rows import sample_of
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -33,15 +32,8 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         return sample_of(row, images or file.parent, source, where)
 
     return samples(
-        _csv(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error
+        table_rows(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error
     )
-
-
-def _csv(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream)
-        for row in rows:
-            yield f"{file.name}:{rows.line_num}", {k: v for k, v in row.items() if k and v}
 
 
 FORMAT = Format("image-folder", "image folder with metadata", claims, read)

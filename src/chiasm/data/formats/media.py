@@ -14,7 +14,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.picture import Unreadable, open_picture
 from chiasm.core.sample import Image, Video
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """How the names of picture files end."""
 
 

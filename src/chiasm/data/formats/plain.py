@@ -32,9 +32,18 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
 
 
 def _pictures(path: Path) -> Iterator[Record]:
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in SUFFIXES:
+    """The pictures, and the texts that stand beside none."""
+    files = sorted(path.rglob("*"))
+    pictures = {file for file in files if file.suffix.lower() in SUFFIXES}
+    captioned = {picture.with_suffix(".txt") for picture in pictures}
+    for file in files:
+        if file in pictures:
             yield file.relative_to(path).as_posix(), file
+        elif file.suffix == ".txt" and file not in captioned:
+            yield (
+                file.relative_to(path).as_posix(),
+                DataError("no picture of its name beside it; add it (jpg, png, ...) or remove it"),
+            )
 
 
 def _words(file: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import PIL.Image
 
@@ -63,28 +64,63 @@ def json_records(file: Path) -> Iterator[Record]:
 
 def json_lines(file: Path) -> Iterator[Record]:
     """One object a line; blank lines are skipped."""
-    number = 0
     with file.open("rb") as stream:
-        while line := stream.readline(LONGEST):
-            number += 1
+        for number, _, line in lines(stream):
             where = f"{file.name}:{number}"
-            if len(line) == LONGEST and not line.endswith(b"\n"):
-                while rest := stream.readline(_CHUNK):
-                    if rest.endswith(b"\n"):
-                        break
-                yield (
-                    where,
-                    DataError(
-                        f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
-                    ),
-                )
-                continue
-            line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
-            if line:
+            try:
+                yield where, json_line_object(line)
+            except DataError as error:
+                yield where, error
+
+
+def lines(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes | DataError]]:
+    """(number from 1, byte where it begins, the line with its end) of every line that is not blank;
+    a DataError for one that is longer than LONGEST, which is passed over in pieces."""
+    number = start = 0
+    while line := stream.readline(LONGEST):
+        number, length = number + 1, len(line)
+        if length == LONGEST and not line.endswith(b"\n"):
+            while rest := stream.readline(_CHUNK):
+                length += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield (
+                number,
+                start,
+                DataError(
+                    f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
+                ),
+            )
+        elif line.strip():
+            yield number, start, line
+        start += length
+
+
+def json_line_object(line: bytes | DataError) -> dict:
+    """The object that one of `lines` spells. Raises DataError."""
+    if isinstance(line, DataError):
+        raise line
+    return json_object(line.strip().removeprefix(codecs.BOM_UTF8))
+
+
+def table_rows(file: Path, delimiter: str = ",") -> Iterator[Record]:
+    """The rows of a CSV or TSV file as objects of what their cells hold."""
+    # The limit is the module's, and 128 KiB is too small for a picture.
+    before = csv.field_size_limit(LONGEST)
+    try:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            rows = csv.DictReader(stream, delimiter=delimiter)
+            while True:
                 try:
-                    yield where, json_object(line)
-                except DataError as error:
-                    yield where, error
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield f"{file.name}:{rows.line_num}", DataError(f"{error}; correct the row")
+                    continue
+                yield f"{file.name}:{rows.line_num}", {k: v for k, v in row.items() if k and v}
+    finally:
+        csv.field_size_limit(before)
 
 
 def json_object(line: bytes) -> dict:

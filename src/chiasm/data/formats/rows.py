@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.data.caption import PROMPT
@@ -140,10 +142,17 @@ def described(
 
 def _pictures(row: dict, root: Path, where: str) -> tuple[Image, ...]:
     key = _first(row, IMAGES)
-    if key is None:
-        return ()
+    if key is None:  # image_1, image_2, ... or any other name of a column that holds pictures
+        shown = [(name, value) for name, value in row.items() if _is_picture(value)]
+        return tuple(picture(value, name, root, where) for name, value in shown)
     values = row[key] if isinstance(row[key], (list, tuple)) else [row[key]]
     return tuple(picture(v, f"{key}[{i}]", root, where) for i, v in enumerate(values))
+
+
+def _is_picture(value: Any) -> bool:
+    """Decoded, or as Hugging Face stores a file."""
+    stored = isinstance(value, dict) and value.keys() == {"bytes", "path"} and any(value.values())
+    return stored or isinstance(value, PIL.Image.Image)
 
 
 def _first(row: dict, names: tuple[str, ...]) -> str | None:

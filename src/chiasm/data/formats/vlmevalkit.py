@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import json
 import string
 from collections.abc import Iterable, Iterator
@@ -20,13 +19,12 @@ from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.conversation import with_meta
 from chiasm.data.formats.format import Format, Look, files_of
 from chiasm.data.formats.reading import (
-    LONGEST,
     OnError,
-    Record,
     encodable,
     folder_name,
     picture,
     samples,
+    table_rows,
 )
 
 REFERENCE = 64  # characters: a shorter `image` is another row's index, not a picture
@@ -45,26 +43,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         def make(row: dict, where: str, root=root, known=known, source=source) -> Sample:
             return _sample(row, root, source, where, known)
 
-        yield from samples(_rows(file), make, source, on_error)
-
-
-def _rows(file: Path) -> Iterator[Record]:
-    # The limit is the module's, and 128 KiB is too small for a picture.
-    before = csv.field_size_limit(LONGEST)
-    try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = csv.DictReader(stream, delimiter="\t")
-            while True:
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield f"{file.name}:{rows.line_num}", DataError(f"{error}; correct the row")
-                    continue
-                yield f"{file.name}:{rows.line_num}", {k: v for k, v in row.items() if k and v}
-    finally:
-        csv.field_size_limit(before)
+        yield from samples(table_rows(file, "\t"), make, source, on_error)
 
 
 def _sample(row: dict, root: Path, source: str, where: str, known: dict[str, str]) -> Sample:

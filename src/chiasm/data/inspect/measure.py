@@ -58,7 +58,7 @@ class Seen:
 
     @property
     def name(self) -> str:
-        return self.sample.id or self.sample.where
+        return self.sample.name
 
     @property
     def all_remarks(self) -> list[str]:
@@ -141,8 +141,7 @@ def inspect_data(
                 check_clips(sample)
                 pictures = tuple(album.picture(image) for image in sample.images)
             except DataError as error:
-                key = sample.id or sample.where
-                unusable.append(Unusable(key, "picture or clip", str(error)))
+                unusable.append(Unusable(sample.name, "picture or clip", str(error)))
                 continue
             text = "\n".join(turn.text for turn in sample.turns)
             tokens = (count_tokens or estimate_tokens)(text)

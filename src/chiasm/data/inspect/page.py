@@ -52,7 +52,11 @@ def summary(found: Inspection) -> dict:
         "picture formats": Counter(p.format for s in seen for p in s.pictures),
         "languages": Counter(s.language for s in seen),
         "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
-        "odd": {s.name: s.all_remarks for s in seen if s.all_remarks},
+        "odd": [
+            {"id": s.name, "where": s.sample.where, "remarks": s.all_remarks}
+            for s in seen
+            if s.all_remarks
+        ],
         "alike": [[p.name for p in group] for group in found.alike],
         "test pictures seen in training": found.leaked,
     }
