@@ -90,7 +90,7 @@ class Stock(nn.Module):
         squares = features.view(len(pixels), side, SHUFFLE, side, SHUFFLE, -1).transpose(2, 3)
         tokens = self.projector(squares.reshape(len(pixels), VISUAL, -1))
         x = self.language.get_input_embeddings()(input_ids)
-        x = x.masked_scatter((input_ids == self.image_token)[..., None], tokens)
+        x = x.masked_scatter((input_ids == self.image_token)[..., None], tokens.to(x.dtype))
         return self.language(inputs_embeds=x, use_cache=False, **rest).loss
 
 
