@@ -131,9 +131,7 @@ def test_neighbours_are_planned_as_the_engine_takes_them():
     chosen = chosen_sharding(Ranks(tensor=2), weights, cluster, False)
     assert str(chosen) == "tensor over 2, 4 groups"
     apart = estimate(plan.work, weights, plan.saved, cluster, chosen, 0.4)
-    alone = estimate(
-        whole.work, whole.weights, whole.saved, cluster, Sharding("DDP", 1, 8), 0.4
-    )
+    alone = estimate(whole.work, whole.weights, whole.saved, cluster, Sharding("DDP", 1, 8), 0.4)
     assert apart.seconds == pytest.approx(alone.seconds)
     for part in ("weights", "gradients", "optimizer", "activations", "copies"):
         assert getattr(apart.memory, part) < getattr(alone.memory, part), part

@@ -12,6 +12,10 @@ from torch.nn import functional as F
 from chiasm.core.batch import Batch
 
 
+PIECE = 2**19
+"""Numbers that pass through a processor's caches together."""
+
+
 class TokenLoss(NamedTuple):
     """Per-token cross entropy [N] (nats) and the squared log-normaliser [N]."""
 
@@ -66,10 +70,10 @@ def _finer(x: Tensor) -> Tensor:
 
 
 def _pieces(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Rows of x [N ...] in pieces of so many as pass through a processor's caches together of
-    logits `like` [N V], by default x."""
+    """Rows of x [N ...] in pieces of as many as make PIECE numbers of logits `like` [N V], by
+    default x."""
     like = x if like is None else like
-    most = 2**19 if like.device.type == "cpu" else 2**28
+    most = PIECE if like.device.type == "cpu" else 2**28
     return x.split(max(1, most // like.shape[1]))
 
 

@@ -95,7 +95,7 @@ def _sent(
     everything = 4.0 * (weights.trained + weights.frozen)
     if sharding.parts == 1:
         gradients = 2 * 4.0 * weights.trained if sharding.replicas > 1 else 0.0
-        if sharding.tensor == 1 or cluster.nodes > 1 and sharding.tensor <= cluster.kind.node:
+        if sharding.tensor == 1 or (cluster.nodes > 1 and sharding.tensor <= cluster.kind.node):
             return gradients
         added = 2 * (1 - 1 / sharding.tensor) * sum(saved.inputs) / 2  # in bfloat16, of fp32
         return gradients + rounds * 4 * added
