@@ -8,7 +8,8 @@ same pictures and captions of 8 to 24 tokens.
     peer   open_clip's CustomTextCLIP and SigLipLoss; captions padded to the context of 64 tokens,
            as its tokenizer gives them
 
-Both: fp32, equal threads, AdamW (fused), a unit is a picture with its caption. Before timing the
+Both: the same precision (--precision; by default what is faster here), equal threads, AdamW
+(fused), a unit is a picture with its caption. Before timing the
 two losses are checked to be equal with equal weights, on captions as long as the context: shorter
 ones open_clip reads at the last padding token, and lets it see the padding. GELU is exact in
 open_clip's and tanh's in ours; in the check both are tanh's. A second part has captions of 64
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Run, alternate, report, result, rounds_argument
+from benchmarks.harness import Precision, Run, alternate, report, result, training_arguments
 from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.batch import PictureBatch
 from chiasm.vision.config import ContrastiveConfig, ViTConfig
@@ -164,11 +165,12 @@ def check(ours: DualEncoder, peer: nn.Module) -> None:
         raise SystemExit(f"contrastive: losses differ, ours {mine:.6f}, the peer's {theirs:.6f}")
 
 
-def ours_run(model: DualEncoder, batch: PictureBatch) -> Run:
+def ours_run(model: DualEncoder, batch: PictureBatch, precision: Precision) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
-        loss = model.loss(batch)
+        with precision():
+            loss = model.loss(batch)
         (loss.sum / loss.count).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -177,11 +179,13 @@ def ours_run(model: DualEncoder, batch: PictureBatch) -> Run:
     return run
 
 
-def peer_run(model: nn.Module, inputs: dict[str, Tensor]) -> Run:
+def peer_run(model: nn.Module, inputs: dict[str, Tensor], precision: Precision) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
-        peer_loss(model, inputs).backward()
+        with precision():
+            loss = peer_loss(model, inputs)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return PICTURES
@@ -190,7 +194,7 @@ def peer_run(model: nn.Module, inputs: dict[str, Tensor]) -> Run:
 
 
 def main() -> None:
-    rounds = rounds_argument(__doc__, 3)
+    rounds, precision = training_arguments(__doc__, 3)
     keep_freed_memory()
     torch.manual_seed(0)
     ours, peer = ours_model(), peer_model()
@@ -198,8 +202,12 @@ def main() -> None:
     parts = {}
     for name, shortest, longest in (("captions", 8, 24), ("full", CONTEXT, CONTEXT)):
         batch, inputs = make_batch(shortest, longest)
-        measured = alternate(ours_run(ours.train(), batch), peer_run(peer.train(), inputs), rounds)
-        parts[name] = result("pictures/s", measured)
+        measured = alternate(
+            ours_run(ours.train(), batch, precision),
+            peer_run(peer.train(), inputs, precision),
+            rounds,
+        )
+        parts[f"{name}, {precision.name}"] = result("pictures/s", measured)
     worst = min(parts.values(), key=lambda part: part["ratio"])
     report("contrastive", {**worst, "parts": parts})
 

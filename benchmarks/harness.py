@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from chiasm.nn.precision import working_dtype
 
 Run = Callable[[], float]
 """Does one round of work and returns how many units of it were done."""
@@ -82,11 +85,42 @@ def round_to(value: float, digits: int = 4) -> float:
 
 def rounds_argument(description: str | None, default: int) -> int:
     """--rounds of the command line."""
+    return _parser(description, default).parse_args().rounds
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What both sides of a training compute in: "fp32", or "bf16" by autocast over fp32 weights."""
+
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
+
+    def __call__(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.name == "bf16")
+
+
+def training_arguments(description: str | None, default: int) -> tuple[int, Precision]:
+    """--rounds and --precision of the command line; by default what is faster on this machine, as a
+    stage measures it (nn/precision.py)."""
+    parser = _parser(description, default)
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="of both sides (default: the faster one here)"
+    )
+    given = parser.parse_args()
+    lower = working_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    return given.rounds, Precision(given.precision or ("bf16" if lower else "fp32"))
+
+
+def _parser(description: str | None, default: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument(
         "--rounds", type=int, default=default, help=f"rounds that count (default {default})"
     )
-    return parser.parse_args().rounds
+    return parser
 
 
 def spread_of(values: Sequence[float]) -> float:

@@ -12,16 +12,16 @@ tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second hal
     padded   the same modules, every sample a row of its own, padded on the right to the longest,
              with an attention mask
 
-A unit is a sample. All: fp32, equal threads, AdamW, gradients clipped at 1. Ours runs as the engine
-does: AdamW is fused, and freed memory is kept (core/allocator.py). The peers run as a script of
-torch's defaults does: AdamW as it comes, memory as glibc gives it. Every turn is a process of its
-own, which takes two steps that do not count before the one that does: so long ours meets memory
-that it has not touched. The three losses before the first step have to be equal, as the weights
-are. Encoding and collating are not timed.
+A unit is a sample. All: the same precision (--precision; by default what is faster here), equal
+threads, AdamW, gradients clipped at 1. Ours runs as the engine does: AdamW is fused, and freed
+memory is kept (core/allocator.py). The peers run as a script of torch's defaults does: AdamW as it
+comes, memory as glibc gives it. Every turn is a process of its own, which takes three steps that do
+not count, in which it meets memory that it has not touched, and two that do. The three losses
+before the first step have to be equal, as the weights are. Encoding and collating are not timed.
 
-Extra keys: what share of this machine's rate of square matrix products ours reaches, counted by the
-cost model (the tower included, padding and logits nobody needs not), for this model and for a step
-of recipes/unified_base.py's shape in rows of the same length.
+Extra keys: what share of this machine's rate of square matrix products ours reaches in fp32 and in
+the precision above, counted by the cost model (the tower included, padding and logits nobody needs
+not), for this model and for a step of recipes/unified_base.py's shape in rows of the same length.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ from transformers import AutoConfig, LlamaForCausalLM, SiglipVisionModel
 
 from benchmarks.harness import (
     Comparison,
+    Precision,
     report,
     result,
     round_to,
-    rounds_argument,
     spread_of,
+    training_arguments,
 )
 from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
@@ -90,7 +91,7 @@ class Stock(nn.Module):
         squares = features.view(len(pixels), side, SHUFFLE, side, SHUFFLE, -1).transpose(2, 3)
         tokens = self.projector(squares.reshape(len(pixels), VISUAL, -1))
         x = self.language.get_input_embeddings()(input_ids)
-        x = x.masked_scatter((input_ids == self.image_token)[..., None], tokens)
+        x = x.masked_scatter((input_ids == self.image_token)[..., None], tokens.to(x.dtype))
         return self.language(inputs_embeds=x, use_cache=False, **rest).loss
 
 
@@ -159,8 +160,9 @@ def seeded() -> Stock:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one process found. loss: before the first step. peak: FLOP/s of square products, the
-    best of before and after. flops: of a step, by the cost model; 0 for a peer."""
+    """What one process found. loss: before the first step. seconds: of a step. peak: FLOP/s of
+    square products, the best of before and after. flops: of a step, by the cost model; 0 for a
+    peer."""
 
     loss: float
     seconds: float
@@ -168,23 +170,23 @@ class Turn:
     flops: float = 0.0
 
 
-def ours_turn() -> Turn:
+def ours_turn(precision: Precision) -> Turn:
     keep_freed_memory()
     stock = seeded()
     samples, _ = make_samples(stock.image_token)
     batch, model = pack([samples]), ours_of(stock).train()
     del stock
-    return timed(model, lambda: _mean(model, batch), True, model.cost(batch).flops)
+    return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
 
-def peer_turn(name: str) -> Turn:
+def peer_turn(name: str, precision: Precision) -> Turn:
     model = seeded().train()
     samples, pixels = make_samples(model.image_token)
     row = {"stock": flattened, "padded": padded}[name](samples)
-    return timed(model, lambda: model(pixels, **row), False)
+    return timed(model, lambda: model(pixels, **row), precision, False)
 
 
-def unified_turn() -> Turn:
+def unified_turn(precision: Precision) -> Turn:
     """A step of unified_base's shape: texts of 128 tokens with a picture of 256 codes to draw."""
     keep_freed_memory()
     config = unified_base.recipe().model
@@ -199,22 +201,29 @@ def unified_turn() -> Turn:
         place = np.arange(384)
         row.append(Encoded(ids, targets, place, 0 * ids, place))
     batch, model = pack([row]), Unified(config, vocabulary, 16).train()
-    return timed(model, lambda: _mean(model, batch), True, model.cost(batch).flops)
+    return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
 
-def timed(model: nn.Module, loss: Callable[[], Tensor], fused: bool, flops: float = 0.0) -> Turn:
-    """The third of three steps."""
+def timed(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    precision: Precision,
+    fused: bool,
+    flops: float = 0.0,
+) -> Turn:
+    """The last two of five steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
-    peak, losses, began = _peak(), [], 0.0
-    for _ in range(3):
-        began = time.perf_counter()
-        value = loss()
+    peak, losses, ends = _peak(precision), [], []
+    for _ in range(5):
+        with precision():
+            value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(value.item())
-    return Turn(losses[0], time.perf_counter() - began, max(peak, _peak()), flops)
+        ends.append(time.perf_counter())
+    return Turn(losses[0], (ends[-1] - ends[-3]) / 2, max(peak, _peak(precision)), flops)
 
 
 def _mean(model: MLLM | Unified, batch: Batch) -> Tensor:
@@ -222,12 +231,12 @@ def _mean(model: MLLM | Unified, batch: Batch) -> Tensor:
     return loss.sum / loss.count
 
 
-def _peak() -> float:
+def _peak(precision: Precision) -> float:
     gemm_peak.cache_clear()
-    return gemm_peak("cpu", torch.float32)
+    return gemm_peak("cpu", precision.dtype)
 
 
-def apart(turn: Callable[..., Turn], *given: str) -> Turn:
+def apart(turn: Callable[..., Turn], *given: str | Precision) -> Turn:
     """The turn in a process of its own, whose memory is gone afterwards."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return fresh.submit(turn, *given).result()
@@ -242,39 +251,52 @@ def compared(ours: Sequence[Turn], peer: Sequence[Turn], samples: int) -> Compar
     )
 
 
+def shares(precision: Precision, ours: Sequence[Turn]) -> dict[str, float]:
+    """What both routes reach of the machine's products in a precision; ours: the MLLM's turns."""
+    sides = {
+        "mllm": ours or [apart(ours_turn, precision)],
+        "unified": [apart(unified_turn, precision)],
+    }
+    peak = max(turn.peak for side in sides.values() for turn in side)
+    return {
+        f"{name}_of_achievable_{precision.name}": round_to(
+            float(np.median([turn.flops / turn.seconds for turn in side])) / peak
+        )
+        for name, side in sides.items()
+    }
+
+
 def main() -> None:
-    rounds = rounds_argument(__doc__, 2)
+    rounds, precision = training_arguments(__doc__, 2)
     samples, _ = make_samples(image_token=7)
     print(
         f"{len(samples)} samples, {sum(map(len, samples))} tokens, padded to "
-        f"{padded(samples)['input_ids'].numel()}; {rounds} rounds",
+        f"{padded(samples)['input_ids'].numel()}; {rounds} rounds in {precision.name}",
         flush=True,
     )
-    turns: dict[str, list[Turn]] = {"ours": [], "stock": [], "padded": [], "unified": []}
+    turns: dict[str, list[Turn]] = {"ours": [], "stock": [], "padded": []}
     for number in range(rounds):
         order = ["ours", "stock", "padded"]
         for name in order if number % 2 else order[::-1]:
-            turns[name].append(apart(ours_turn) if name == "ours" else apart(peer_turn, name))
+            turn = (ours_turn,) if name == "ours" else (peer_turn, name)
+            turns[name].append(apart(*turn, precision))
             print(name, turns[name][-1], flush=True)
-    turns["unified"].append(apart(unified_turn))
     mine = turns["ours"][0].loss
     for name in ("stock", "padded"):
         theirs = turns[name][0].loss
-        if abs(mine - theirs) > 1e-4 * theirs:
+        if abs(mine - theirs) > (1e-4 if precision.name == "fp32" else 1e-3) * theirs:
             raise SystemExit(f"step: losses differ, ours {mine:.6f}, {name} {theirs:.6f}")
-    peak = max(turn.peak for side in turns.values() for turn in side)
     parts = {
-        name: result("samples/s", compared(turns["ours"], turns[name], len(samples)))
+        f"{name}, {precision.name}": result(
+            "samples/s", compared(turns["ours"], turns[name], len(samples))
+        )
         for name in ("stock", "padded")
     }
-    shares = {
-        f"{name}_of_achievable": round_to(
-            float(np.median([turn.flops / turn.seconds for turn in turns[side]])) / peak
-        )
-        for name, side in (("mllm", "ours"), ("unified", "unified"))
-    }
+    reached = shares(precision, turns["ours"])
+    if precision.name != "fp32":
+        reached |= shares(Precision("fp32"), [])
     worst = min(parts.values(), key=lambda part: part["ratio"])
-    report("step", {**worst, "parts": parts, **shares})
+    report("step", {**worst, "parts": parts, **reached})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ model are trained (LLaVA's second stage, 2304.08485, section 4.2).
     peer   the stock way: every conversation a row, padded on the right to the longest, attention
            mask, sdpa, the model's own labels= loss
 
-Both: fp32, AdamW (fused), gradients clipped at 1, CONVERSATIONS a step. The shapes are SmolLM2-135M
+Both: the same precision (--precision; by default what is faster here), AdamW (fused), gradients
+clipped at 1, CONVERSATIONS a step. The shapes are SmolLM2-135M
 with a tenth of its layers and a tenth of its words, so that the head keeps its share, and
 SigLIP-B/16 with a twelfth of its layers; a picture is 64 tokens. A unit is a conversation. Encoding
 and collating are not timed; before timing, losses and the norms of the gradients are checked to be
@@ -52,7 +53,15 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
+from benchmarks.harness import (
+    Precision,
+    Run,
+    alternate,
+    report,
+    result,
+    round_to,
+    training_arguments,
+)
 from benchmarks.train_unified import update
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.sample import Sample
@@ -185,23 +194,27 @@ def mean_loss(model: MLLM, step: Step, levers: Levers) -> Tensor:
     return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE)
 
 
-def ours_run(model: MLLM, step: Step, levers: Levers = Levers()) -> Run:
+def ours_run(model: MLLM, step: Step, precision: Precision, levers: Levers = Levers()) -> Run:
     optimizer = _adamw(model)
     memory = open_cache(model.vision, 1e9) if levers.cache else None
 
     def run() -> float:
         model.memory = memory
-        update(model, optimizer, mean_loss(model, step, levers))
+        with precision():
+            loss = mean_loss(model, step, levers)
+        update(model, optimizer, loss)
         return CONVERSATIONS
 
     return run
 
 
-def peer_run(model: LlavaForConditionalGeneration, step: Step) -> Run:
+def peer_run(model: LlavaForConditionalGeneration, step: Step, precision: Precision) -> Run:
     optimizer = _adamw(model)
 
     def run() -> float:
-        update(model, optimizer, model(**step.peer).loss)
+        with precision():
+            loss = model(**step.peer).loss
+        update(model, optimizer, loss)
         return CONVERSATIONS
 
     return run
@@ -227,15 +240,17 @@ def _loss_and_norm(model: torch.nn.Module, loss: Tensor) -> tuple[float, float]:
     return loss.item(), norm.item()
 
 
-def peak(folder: Path, samples: Sequence[Sample], side: str) -> tuple[float, float]:
+def peak(
+    folder: Path, samples: Sequence[Sample], side: str, precision: Precision
+) -> tuple[float, float]:
     """MB that this process holds before it trains `side`, and at most while it does."""
     model, processor = own(folder)
     step = make_step(folder, samples, processor)
     if side == "ours":
-        run = ours_run(model, step)
+        run = ours_run(model, step, precision)
     else:
         del model
-        run = peer_run(stock(folder), step)
+        run = peer_run(stock(folder), step, precision)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = _resident("VmHWM")
     run()
@@ -247,27 +262,30 @@ def _resident(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
-def measure_memory(folder: Path, samples: Sequence[Sample], side: str) -> tuple[float, float]:
+def measure_memory(
+    folder: Path, samples: Sequence[Sample], side: str, precision: Precision
+) -> tuple[float, float]:
     """peak in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(peak, folder, samples, side).result()
+        return process.submit(peak, folder, samples, side, precision).result()
 
 
-def measure(folder: Path, samples: Sequence[Sample], rounds: int) -> dict:
+def measure(folder: Path, samples: Sequence[Sample], rounds: int, precision: Precision) -> dict:
     model, processor = own(folder)
     step = make_step(folder, samples, processor)
     peer = stock(folder)
     check(model, peer, step)
-    everything, stock_way = ours_run(model, step), peer_run(peer, step)
-    parts = {"all": result("conversations/s", alternate(everything, stock_way, rounds))}
-    print(f"all: {parts['all']}", flush=True)
+    everything, stock_way = ours_run(model, step, precision), peer_run(peer, step, precision)
+    whole = f"all, {precision.name}"
+    parts = {whole: result("conversations/s", alternate(everything, stock_way, rounds))}
+    print(parts, flush=True)
     for name in ("packing", "cache", "gathering"):
-        less = ours_run(model, step, replace(Levers(), **{name: False}))
+        less = ours_run(model, step, precision, replace(Levers(), **{name: False}))
         parts[f"without {name}"] = result("conversations/s", alternate(everything, less, rounds))
-    bare = ours_run(model, step, Levers(False, False, False))
+    bare = ours_run(model, step, precision, Levers(False, False, False))
     parts["without any"] = result("conversations/s", alternate(bare, stock_way, rounds))
     return {
-        **parts["all"],
+        **parts[whole],
         "parts": parts,
         "tokens_per_step": step.packed.tokens,
         "peer_tokens_per_step": step.peer["input_ids"].numel(),
@@ -276,15 +294,15 @@ def measure(folder: Path, samples: Sequence[Sample], rounds: int) -> dict:
 
 
 def main() -> None:
-    rounds = rounds_argument(__doc__, 5)
+    rounds, precision = training_arguments(__doc__, 5)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "stock"
         os.environ["CHIASM_CACHE"] = str(Path(place) / "cache")
         samples = conversations(easy_vqa.load("train")[:CONVERSATIONS])
         checkpoint(folder, samples)
-        said = measure(folder, samples, rounds)
-        start, ours = measure_memory(folder, samples, "ours")
-        _, peer = measure_memory(folder, samples, "peer")
+        said = measure(folder, samples, rounds, precision)
+        start, ours = measure_memory(folder, samples, "ours", precision)
+        _, peer = measure_memory(folder, samples, "peer", precision)
     memory = {"start_mb": start, "ours_peak_mb": ours, "peer_peak_mb": peer}
     report("train_mllm", {**said, **{name: round_to(value) for name, value in memory.items()}})
 

@@ -9,7 +9,8 @@ questions each, and captions with the picture to draw, half and half as the reci
     peer   the stock way: every question a row of its own with the picture repeated, rows padded
            on the right with an attention mask, sdpa, the model's own labels= loss
 
-Both: fp32, AdamW (fused), gradients clipped at 1. A unit is a pair: one question with its answer
+Both: the same precision (--precision; by default what is faster here), AdamW (fused), gradients
+clipped at 1. A unit is a pair: one question with its answer
 or one caption with its picture. A step teaches both sides the same targets: the peer's repeated
 pictures carry labels in their first row only, and before timing the two losses are checked to be
 equal with equal weights (QK-norm, z-loss and image_weight off, which Llama has not). Encoding and
@@ -30,7 +31,15 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
+from benchmarks.harness import (
+    Precision,
+    Run,
+    alternate,
+    report,
+    result,
+    round_to,
+    training_arguments,
+)
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.sample import Sample, split_independent
 from chiasm.core.vocab import Vocabulary
@@ -155,24 +164,27 @@ def check(step: Step, samples: Sequence[Sample]) -> None:
         raise SystemExit(f"train_unified: losses differ, ours {mine:.6f}, the peer's {theirs:.6f}")
 
 
-def ours_run(model: Unified, steps: Sequence[Step]) -> Run:
+def ours_run(model: Unified, steps: Sequence[Step], precision: Precision) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
         for step in steps:
-            loss = model.loss(step.ours)
+            with precision():
+                loss = model.loss(step.ours)
             update(model, optimizer, loss.sum / loss.count)
         return sum(step.pairs for step in steps)
 
     return run
 
 
-def peer_run(model: LlamaForCausalLM, steps: Sequence[Step]) -> Run:
+def peer_run(model: LlamaForCausalLM, steps: Sequence[Step], precision: Precision) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
         for step in steps:
-            update(model, optimizer, model(**step.peer).loss)
+            with precision():
+                loss = model(**step.peer).loss
+            update(model, optimizer, loss)
         return sum(step.pairs for step in steps)
 
     return run
@@ -186,7 +198,7 @@ def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
 
 
 def main() -> None:
-    rounds = rounds_argument(__doc__, 7)
+    rounds, precision = training_arguments(__doc__, 7)
     torch.manual_seed(0)
     samples = easy_vqa.load("train")[:100]
     config = UnifiedConfig()
@@ -198,15 +210,18 @@ def main() -> None:
     theirs = sum(int(step.peer["attention_mask"].sum()) for step in steps)
     print(
         f"{STEPS} steps: {sum(s.pairs for s in steps)} pairs, {mine} tokens for ours, "
-        f"{theirs} for the peer; {rounds} rounds",
+        f"{theirs} for the peer; {rounds} rounds in {precision.name}",
         flush=True,
     )
-    measured = alternate(ours_run(model.train(), steps), peer_run(peer.train(), steps), rounds)
+    measured = alternate(
+        ours_run(model.train(), steps, precision), peer_run(peer.train(), steps, precision), rounds
+    )
+    pairs = result("pairs/s", measured)
     report(
         "train_unified",
-        result(
-            "pairs/s",
-            measured,
+        dict(
+            pairs,
+            parts={precision.name: pairs},
             ours_tokens_per_second=round_to(mine / measured.ours_seconds),
             peer_tokens_per_second=round_to(theirs / measured.peer_seconds),
             ours_tokens_per_step=mine // STEPS,

@@ -89,10 +89,10 @@ def packs(draw):
     return Index(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
 
 
-@pytest.fixture(params=[0, attention.SHORT], ids=["fused", "plain"], scope="module")
+@pytest.fixture(params=[0, attention.SHORT_FP32], ids=["fused", "plain"], scope="module")
 def kernel(request):
     """Both ways that rows can attend."""
-    with mock.patch.object(attention, "SHORT", request.param):
+    with mock.patch.object(attention, "SHORT_FP32", request.param):
         yield
 
 
@@ -124,6 +124,27 @@ def test_other_segments_change_nothing_at_all(kernel, index, seed):
     before = attend(q, k, v, layout)
     after = attend(q + noise, k + noise, v + noise, layout)
     assert torch.equal(before * mine, after * mine)
+
+
+def test_gradients_are_those_of_segments_alone(kernel):
+    """In one row with padding, of lengths that are grouped together and of one that is not."""
+    torch.manual_seed(0)
+    lengths, end = (3, 30, 4), 40
+    segment = torch.tensor([sum(([i] * n for i, n in enumerate(lengths)), []) + [-1] * 3])
+    block = torch.tensor([sum((list(range(n)) for n in lengths), []) + [0] * 3])
+    q, k, v = (torch.randn(1, h, end, 8, requires_grad=True) for h in (4, 2, 2))
+    weight = torch.randn(1, 4, end, 8)
+    packed = attend(q, k, v, packed_layout(Index(segment, block, 0 * block))) * weight
+    own = torch.autograd.grad(packed.sum(), (q, k, v))
+    alone = [
+        attend(*(x[:, :, a : a + n] for x in (q, k, v)), attention.Layout(causal=True))
+        * weight[:, :, a : a + n]
+        for a, n in ((0, 3), (3, 30), (33, 4))
+    ]
+    expected = torch.autograd.grad(sum(x.sum() for x in alone), (q, k, v))
+    for a, b in zip(own, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        assert a[:, :, -3:].abs().max() == 0
 
 
 def test_gradients_are_finite_with_padding(kernel):

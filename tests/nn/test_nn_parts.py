@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama as llama
 
+from chiasm.nn import loss
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.block import Attention, Block
 from chiasm.nn.loss import sigmoid_contrastive, softmax_contrastive, token_loss
@@ -105,6 +106,25 @@ def test_token_loss_equals_cross_entropy(count, size, offset, seed):
     )
     a = logits.double().numpy()
     np.testing.assert_allclose(z.numpy(), np.log(np.exp(a).sum(1)) ** 2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_the_token_loss_piece_by_piece(rows, dtype, monkeypatch):
+    """Against torch's on all rows at once, in fp32."""
+    monkeypatch.setattr(loss, "PIECE", 30)  # three rows
+    torch.manual_seed(rows)
+    logits = (4 * torch.randn(rows, 10)).to(dtype).requires_grad_()
+    targets, weight = torch.randint(0, 10, (rows,)), torch.rand(rows)
+    nll, z = token_loss(logits, targets)
+    assert nll.dtype == z.dtype == torch.float32
+    (own,) = torch.autograd.grad((weight * nll + 0.1 * z).sum(), logits, retain_graph=True)
+    full = logits.detach().float().requires_grad_()
+    theirs = weight * F.cross_entropy(full, targets, reduction="none")
+    (expected,) = torch.autograd.grad((theirs + 0.1 * full.logsumexp(1) ** 2).sum(), full)
+    torch.testing.assert_close(own, expected.to(dtype), atol=1e-6, rtol=1e-5)
+    (again,) = torch.autograd.grad((weight * nll + 0.1 * z).sum(), logits)
+    assert torch.equal(own, again)
 
 
 def test_gradient_of_the_z_loss():

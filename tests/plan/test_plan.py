@@ -4,6 +4,9 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import MLLMConfig, MLPConfig
@@ -11,11 +14,13 @@ from chiasm.plan.estimate import estimate, fit
 from chiasm.plan.hardware import parse
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, without_storage
 from chiasm.recipes.outline import Assumed, forward, outline_of, typical
-from chiasm.recipes.planning import plan_of
+from chiasm.recipes.planning import chosen_sharding, plan_of
 from chiasm.recipes.published import CHAMELEON_34B, RUNS, SMALL, implied_mfu
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.optim import set_trained
-from chiasm.train.stage import Stage
+from chiasm.train.parallel import World
+from chiasm.train.split import split
+from chiasm.train.stage import Ranks, Stage
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
@@ -79,6 +84,64 @@ def test_activations_are_what_autograd_keeps(words):
     assert planned.activations == pytest.approx(seen.activations, rel=0.1)
     assert planned.copies == pytest.approx(seen.copies, rel=0.01)
     assert planned.recomputed < 0.8 * planned.activations
+
+
+@pytest.fixture
+def pair():
+    """The first of two ranks, the other of which is only made believe: what comes from it is
+    anything, but the shapes are right."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield World(0, 2)
+    dist.destroy_process_group()
+
+
+def test_neighbours_hold_what_is_planned_of_them(pair):
+    stage, assumed = Stage("s", 1, RATES, batch=700), Assumed(words=700)
+    _, (plan,) = plan_of(Recipe(UNIFIED, (stage,)), assumed, tensor=2)
+    outlined = outline_of(UNIFIED, assumed)
+    set_trained(outlined.model, stage)
+    batch = typical(outlined, stage, assumed)
+    split(outlined.model, pair, Ranks(tensor=2))
+    held = {_local(p) for p in outlined.model.parameters()}
+    assert plan.weights.trained == sum(p.numel() for p in held)
+    assert plan.trained == sum(p.numel() for p in outlined.model.parameters())
+    kept = {}
+
+    def keep(tensor):
+        kept[_local(tensor).untyped_storage().data_ptr()] = _local(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _loss(outlined.model, batch)
+    for parameter in held:
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    seen = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert plan.saved.activations + plan.saved.copies == pytest.approx(seen, rel=0.1)
+
+
+def _local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def test_neighbours_are_planned_as_the_engine_takes_them():
+    recipe = Recipe(UNIFIED, (Stage("s", 3, RATES, "converse+draw", batch=2048, accumulate=8),))
+    _, (whole,) = plan_of(recipe, Assumed())
+    _, (plan,) = plan_of(recipe, Assumed(), tensor=2)
+    cluster, weights = parse("8xH100"), plan.weights
+    chosen = chosen_sharding(Ranks(tensor=2), weights, cluster, False)
+    assert str(chosen) == "tensor over 2, 4 groups"
+    apart = estimate(plan.work, weights, plan.saved, cluster, chosen, 0.4)
+    alone = estimate(whole.work, whole.weights, whole.saved, cluster, Sharding("DDP", 1, 8), 0.4)
+    assert apart.seconds == pytest.approx(alone.seconds)
+    for part in ("weights", "gradients", "optimizer", "activations", "copies"):
+        assert getattr(apart.memory, part) < getattr(alone.memory, part), part
+    assert apart.sent > 4 * 2 * weights.trained
+    with pytest.raises(ConfigError, match="divisor"):
+        chosen_sharding(Ranks(tensor=3), weights, cluster, False)
+    with pytest.raises(ConfigError, match="kv_heads"):
+        plan_of(recipe, Assumed(), tensor=3)
+    with pytest.raises(ConfigError, match="only the unified"):
+        plan_of(Recipe(MLLMConfig(), (Stage("s", 3, {"projector": 1.0}),)), Assumed(), tensor=2)
 
 
 def _loss(model, batch):

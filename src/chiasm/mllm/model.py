@@ -30,6 +30,7 @@ from chiasm.nn.flops import (
     segment_lengths,
 )
 from chiasm.nn.loss import summed, token_loss
+from chiasm.nn.quicken import quicken
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
@@ -41,6 +42,7 @@ class MLLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
+        quicken(language, self.layers())
         self.in_step = False
         self.idle: list[nn.Module] = []
         self.memory: Any = None

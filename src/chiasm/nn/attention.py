@@ -78,13 +78,64 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Order:
+    """From rows [B T H] of tokens' heads to groups one after another, [S H L] each, and back.
+    place: the row of every one there, back: of every one here; filled, padding: numbers of those
+    that have none and are zeros."""
+
+    place: Tensor
+    filled: Tensor
+    back: Tensor
+    padding: Tensor
+
+    @staticmethod
+    def of(groups: tuple[Group, ...], tokens: int, heads: int) -> Order:
+        """Of tokens in groups with so many heads each."""
+        head = torch.arange(heads, device=groups[0].place.device)[:, None]
+        place = torch.cat([(g.place[:, None] * heads + head).reshape(-1) for g in groups])
+        real = torch.cat(
+            [(g.index.segment == 0)[:, None].expand(-1, heads, -1).reshape(-1) for g in groups]
+        )
+        back = torch.full((tokens * heads,), -1, device=place.device)
+        back[place[real]] = torch.nonzero(real)[:, 0]
+        return Order(
+            place, torch.nonzero(~real)[:, 0], back.clamp(min=0), torch.nonzero(back < 0)[:, 0]
+        )
+
+    def sort(self, x: Tensor) -> Tensor:
+        """x [B H T D] -> [groups' S·H·L, D]"""
+        rows = x.transpose(1, 2).reshape(-1, x.shape[-1])
+        return _Moved.apply(rows, self.place, self.filled, self.back, self.padding)  # type: ignore
+
+    def unsort(self, rows: Tensor) -> Tensor:
+        """The inverse, [B·T·H, D]"""
+        return _Moved.apply(rows, self.back, self.padding, self.place, self.filled)  # type: ignore
+
+
+class _Moved(torch.autograd.Function):
+    """Rows of x [N D] at other places, zeros where none goes. What autograd knows of index_select
+    adds gradients up, one after another; as each row goes to one place, moving them back is all."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *places: Tensor) -> Tensor:
+        ctx.save_for_backward(*places)
+        place, none, *_ = places
+        return x.index_select(0, place).index_fill_(0, none, 0.0)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        place, none, back, no_more = ctx.saved_tensors
+        return _Moved.apply(gradients[0], back, no_more, place, none), None, None, None, None
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one forward pass attends; made once, used by every layer.
 
     mask: [B 1 Tq Tk] bool or None, causal: plain causal attention without a mask. With groups the
     packed rows are taken apart instead: each segment attends by itself. query and key: who attends,
     to cut windows from; narrower: the layouts of windows already cut. whole: the layout of more
-    keys, of which the mask is the beginning.
+    keys, of which the mask is the beginning. orders: of tokens with so many heads.
     """
 
     mask: Tensor | None = None
@@ -95,6 +146,14 @@ class Layout:
     narrower: dict[int, Layout] = field(default_factory=dict, compare=False, repr=False)
     biases: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
     whole: Layout | None = None
+    orders: dict[int, Order] = field(default_factory=dict, compare=False, repr=False)
+
+    def order(self, tokens: int, heads: int) -> Order:
+        """How so many tokens with so many heads are sorted into groups. Made on first use, then
+        kept for the other layers."""
+        if heads not in self.orders:
+            self.orders[heads] = Order.of(self.groups, tokens, heads)
+        return self.orders[heads]
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """What is added to logits [B 1 Tq Tk]: 0 where the mask is true, else -inf. Made on first
@@ -229,20 +288,22 @@ def attend(
     if not layout.groups:
         return _softmax_attention(q, k, v, layout, scale, softcap, sinks)
     B, H, T, D = q.shape
-    rows = torch.cat([x.transpose(1, 2).reshape(B * T, -1, D) for x in (q, k, v)], 1)
-    sizes = [H, k.shape[1], v.shape[1]]
-    out = q.new_zeros(B * T, H, D)
-    for group in layout.groups:
-        S, L = group.place.shape
-        own = rows.index_select(0, group.place.reshape(-1)).view(S, L, -1, D).transpose(1, 2)
-        q, k, v = own.split(sizes, dim=1)
-        inner = Layout(group.mask, group.causal)
-        mixed = _softmax_attention(q, k, v, inner, scale, softcap, sinks)
-        keep = group.index.segment.reshape(-1) == 0
-        out = out.index_copy(
-            0, group.place.reshape(-1)[keep], mixed.transpose(1, 2).reshape(S * L, H, D)[keep]
-        )
-    return out.view(B, T, H, D).transpose(1, 2)
+    taken = zip(*(_by_group(x, layout) for x in (q, k, v)), strict=True)
+    mixed = [
+        _softmax_attention(*own, Layout(group.mask, group.causal), scale, softcap, sinks)
+        for own, group in zip(taken, layout.groups, strict=True)
+    ]
+    rows = torch.cat([x.reshape(-1, D) for x in mixed])
+    return layout.order(B * T, H).unsort(rows).view(B, T, H, D).transpose(1, 2)
+
+
+def _by_group(x: Tensor, layout: Layout) -> list[Tensor]:
+    """x [B H T D] -> [S H L D] of every group."""
+    B, H, T, D = x.shape
+    sizes = [group.place.numel() * H for group in layout.groups]
+    rows = layout.order(B * T, H).sort(x).split(sizes)
+    shapes = [group.place.shape for group in layout.groups]
+    return [own.view(S, H, L, D) for own, (S, L) in zip(rows, shapes, strict=True)]
 
 
 @torch.no_grad()
@@ -276,9 +337,9 @@ def _largest(
     return logits.max()
 
 
-# Up to this many keys plain products beat torch's fused kernel on a CPU, whose backward takes six
+# Up to so many keys plain products beat torch's fused kernel on a CPU, whose backward takes six
 # times as long in bfloat16 (LOG.md). Beyond it the matrix of logits no longer fits a cache.
-SHORT = 512
+SHORT, SHORT_FP32 = 512, 256
 
 
 def _softmax_attention(
@@ -290,15 +351,15 @@ def _softmax_attention(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    if k.shape[1] != q.shape[1]:
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     plain = softcap is not None or sinks is not None
-    if not plain and not (q.device.type == "cpu" and k.shape[2] <= SHORT):
+    short = SHORT_FP32 if q.dtype == torch.float32 else SHORT
+    if not plain and not (q.device.type == "cpu" and k.shape[2] <= short):
+        if k.shape[1] != q.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale
         )
-    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    logits = _shared(q * (q.shape[-1] ** -0.5 if scale is None else scale), k.transpose(-1, -2))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if layout.causal:
@@ -308,5 +369,19 @@ def _softmax_attention(
         logits = logits + layout.bias(q.dtype)
     if sinks is not None:
         drain = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
-        return torch.cat([logits, drain], -1).softmax(dim=-1)[..., :-1].to(v.dtype) @ v
-    return logits.softmax(dim=-1).to(v.dtype) @ v
+        return _shared(_softmax(torch.cat([logits, drain], -1))[..., :-1].to(v.dtype), v)
+    return _shared(_softmax(logits).to(v.dtype), v)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, in the logits' precision. Inside it is fp32 always; autocast would
+    make a copy of the logits for that, and another of what it gives."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits.softmax(dim=-1)
+
+
+def _shared(x: Tensor, y: Tensor) -> Tensor:
+    """x [B H T E] @ y [B Hkv E F] -> [B H T F]: the heads that share one of y multiply as one."""
+    B, H, T, E = x.shape
+    kept = y.shape[1]
+    return (x.reshape(B, kept, H // kept * T, E) @ y).view(B, H, T, y.shape[-1])

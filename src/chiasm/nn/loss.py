@@ -6,9 +6,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chiasm.core.batch import Batch
+
+
+PIECE = 2**19
+"""Numbers that pass through a processor's caches together."""
 
 
 class TokenLoss(NamedTuple):
@@ -21,9 +26,55 @@ class TokenLoss(NamedTuple):
 def token_loss(logits: Tensor, targets: Tensor) -> TokenLoss:
     """Cross entropy of logits [N V] at targets [N], and logZ² for the z-loss
     (PaLM, 2204.02311, section 5: + 1e-4·log²Z; Chameleon uses 1e-5)."""
-    log_z = torch.logsumexp(logits.float(), dim=-1)
-    chosen = logits.gather(1, targets[:, None])[:, 0].float()
-    return TokenLoss(log_z - chosen, log_z.square())
+    nll, log_z = _TokenLoss.apply(logits, targets)  # type: ignore[misc]
+    return TokenLoss(nll, log_z.square())
+
+
+class _TokenLoss(torch.autograd.Function):
+    """Cross entropy [N] and log-normaliser [N], in fp32 at least, of logits [N V].
+
+    Logits are the largest tensor of a step, and on a CPU every passage of theirs through memory
+    counts (LOG.md). So the work is done on a few rows at a time, which stay in the caches, and
+    beside the logits only their gradient is ever whole, in the logits' own precision.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        nll, log_z = [], []
+        for rows, wanted in zip(_pieces(logits), _pieces(targets[:, None], logits), strict=True):
+            rows = _finer(rows)
+            own = rows.log_softmax(-1).gather(1, wanted)
+            nll.append(-own[:, 0])
+            log_z.append((rows.gather(1, wanted) - own)[:, 0])
+        whole = torch.cat(log_z)
+        ctx.save_for_backward(logits, targets, whole)
+        return torch.cat(nll), whole
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *given: Tensor):
+        """d nll/dx = softmax(x) - onehot(target), d logZ/dx = softmax(x)."""
+        logits, targets, log_z = ctx.saved_tensors
+        gradient, of_nll = torch.empty_like(logits), given[0][:, None]
+        of_both, log_z = of_nll + given[1][:, None], log_z[:, None]
+        columns = (_pieces(x, logits) for x in (gradient, targets[:, None], log_z, of_nll, of_both))
+        for rows, out, wanted, z, pull, push in zip(_pieces(logits), *columns, strict=True):
+            share = (_finer(rows) - z).exp_().mul_(push)
+            out.copy_(share.scatter_add_(1, wanted, -pull))
+        return gradient, None
+
+
+def _finer(x: Tensor) -> Tensor:
+    """In fp32, or as it is if that is finer."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _pieces(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Rows of x [N ...] in pieces of as many as make PIECE numbers of logits `like` [N V], by
+    default x."""
+    like = x if like is None else like
+    most = PIECE if like.device.type == "cpu" else 2**28
+    return x.split(max(1, most // like.shape[1]))
 
 
 def summed(values: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, int]:

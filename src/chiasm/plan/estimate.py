@@ -51,9 +51,13 @@ class Estimate:
         return self.images_per_second / DECODING / self.cluster.count
 
 
-def shardings(cluster: Cluster) -> Iterator[Sharding]:
-    """From the least that is sent to the least that is held."""
+def shardings(cluster: Cluster, tensor: int = 1) -> Iterator[Sharding]:
+    """From the least that is sent to the least that is held; of blocks that so many neighbours
+    compute together, that alone."""
     for recompute in (False, True):
+        if tensor > 1:
+            yield Sharding("tensor", 1, cluster.count // tensor, recompute, tensor)
+            continue
         yield Sharding("DDP", 1, cluster.count, recompute)
         if cluster.nodes > 1 and cluster.count % cluster.nodes == 0:
             yield Sharding("HSDP", cluster.count // cluster.nodes, cluster.nodes, recompute)
@@ -67,8 +71,9 @@ def estimate(
     """saved: of one micro-batch. Recomputing costs another forward, which is no part of MFU's
     FLOPs but of the time: a third more (1604.06174)."""
     flops = work.per_step * (4 / 3 if sharding.recompute else 1)
-    rounds = -(-work.micro_batches // cluster.count)  # a GPU's micro-batches a step
-    idle = rounds * cluster.count / work.micro_batches  # the last round may not be full
+    feeds = cluster.count // sharding.tensor  # that see different data
+    rounds = -(-work.micro_batches // feeds)  # a GPU's micro-batches a step
+    idle = rounds * feeds / work.micro_batches  # the last round may not be full
     step = flops * idle / (cluster.count * cluster.kind.peak * mfu)
     return Estimate(
         cluster,
@@ -76,17 +81,24 @@ def estimate(
         memory(weights, sharding, saved),
         step * work.steps,
         step,
-        _sent(weights, sharding, rounds),
+        _sent(weights, sharding, rounds, saved, cluster),
         work.images * work.micro_batches / step,
     )
 
 
-def _sent(weights: Weights, sharding: Sharding, rounds: int) -> float:
+def _sent(
+    weights: Weights, sharding: Sharding, rounds: int, saved: Saved, cluster: Cluster
+) -> float:
     """Gradients are added up once a step: twice their bytes in a ring. In parts, weights are
-    fetched for the forward and the backward pass of every micro-batch and gradients sent back."""
+    fetched for the forward and the backward pass of every micro-batch and gradients sent back.
+    Neighbours add up activations twice a block in either pass, inside a machine if they can."""
     everything = 4.0 * (weights.trained + weights.frozen)
     if sharding.parts == 1:
-        return 2 * 4.0 * weights.trained if sharding.replicas > 1 else 0.0
+        gradients = 2 * 4.0 * weights.trained if sharding.replicas > 1 else 0.0
+        if sharding.tensor == 1 or (cluster.nodes > 1 and sharding.tensor <= cluster.kind.node):
+            return gradients
+        added = 2 * (1 - 1 / sharding.tensor) * sum(saved.inputs) / 2  # in bfloat16, of fp32
+        return gradients + rounds * 4 * added
     inside = rounds * (2 * everything + 4.0 * weights.trained)
     if sharding.name == "HSDP":  # the groups are machines: between them go gradients alone
         return rounds * 2 * 4.0 * weights.trained / sharding.parts
@@ -103,13 +115,19 @@ class Proposal:
 
 
 def fit(
-    work: Work, weights: Weights, saved: Saved, cluster: Cluster, mfu: float, smallest: float
+    work: Work,
+    weights: Weights,
+    saved: Saved,
+    cluster: Cluster,
+    mfu: float,
+    smallest: float,
+    tensor: int = 1,
 ) -> Proposal | None:
     """The first sharding, from the one that sends least, in which micro-batches of at least
     `smallest` of the planned size fit, as large as they may get while every GPU has one. None:
     nothing fits."""
-    even = work.micro_batches / cluster.count  # of the planned micro-batches, a GPU's in a step
-    for sharding in shardings(cluster):
+    even = work.micro_batches * tensor / cluster.count  # of the planned, a GPU's in a step
+    for sharding in shardings(cluster, tensor):
         fixed = memory(weights, sharding, saved.times(0.0)).total
         each = memory(weights, sharding, saved).total - fixed
         most = (ROOM * cluster.kind.memory - fixed) / max(1.0, each)

@@ -25,25 +25,28 @@ FRAGMENTS = 1.05
 
 @dataclass(frozen=True)
 class Sharding:
-    """name: "DDP", "FSDP2" or "HSDP". parts: GPUs that share one copy of the model. replicas: such
-    groups. recompute: blocks run again in the backward pass."""
+    """name: "DDP", "FSDP2", "HSDP" or "tensor". parts: GPUs that each hold a part of every weight.
+    replicas: such groups, or copies of the model. recompute: blocks run again in the backward pass.
+    tensor: neighbours that compute every block together (train/split.py); parts is then 1."""
 
     name: str
     parts: int
     replicas: int
     recompute: bool = False
+    tensor: int = 1
 
     def __str__(self) -> str:
-        over = f" over {self.parts}" if self.parts > 1 else ""
-        groups = f", {self.replicas} groups" if self.name == "HSDP" else ""
+        shared = max(self.parts, self.tensor)
+        over = f" over {shared}" if shared > 1 else ""
+        groups = f", {self.replicas} groups" if self.name in ("HSDP", "tensor") else ""
         return f"{self.name}{over}{groups}{', recompute' if self.recompute else ''}"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of parameters. trained, frozen; moments: of the optimiser, floats a trained
-    parameter; averaged: an EMA is kept; largest: parameters of the largest unit that is gathered at
-    a time."""
+    """Numbers of parameters; of a model whose blocks are in slices, those of one GPU. trained,
+    frozen; moments: of the optimiser, floats a trained parameter; averaged: an EMA is kept;
+    largest: parameters of the largest unit that is gathered at a time."""
 
     trained: int
     frozen: int
@@ -70,13 +73,14 @@ class Memory:
 
 
 def memory(weights: Weights, sharding: Sharding, saved: Saved) -> Memory:
-    """What one GPU holds; saved: by the micro-batch that runs on it."""
+    """What one GPU holds; saved: by the micro-batch that runs on it, with weights of slices of the
+    blocks where sharding.tensor is more than 1."""
     everything, parts = weights.trained + weights.frozen, sharding.parts
     whole = parts == 1
     held = 4.0 * everything / parts
-    # Whole: frozen weights lowered beside the full ones. In parts: two units in full, the one that
-    # computes and the one that is fetched.
-    held += 2.0 * weights.frozen if whole else 2 * 4.0 * weights.largest
+    # Whole: frozen weights lowered beside the full ones, if every weight is. In parts: two units in
+    # full, the one that computes and the one that is fetched.
+    held += 2.0 * weights.frozen * (sharding.tensor == 1) if whole else 2 * 4.0 * weights.largest
     copies = saved.largest_copies if sharding.recompute else saved.copies
     averaged = 4.0 * weights.trained / parts * weights.averaged
     return Memory(
@@ -133,15 +137,23 @@ def without_storage() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def measure(work: Callable[[], Any], model: nn.Module, blocks: Sequence[nn.Module]) -> Saved:
+def measure(
+    work: Callable[[], Any],
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    branches: Sequence[nn.Module] = (),
+    neighbours: int = 1,
+) -> Saved:
     """What autograd saves while `work` runs the model forward; every tensor's storage counts once,
-    parameters not at all."""
+    parameters not at all. branches: modules in the blocks of which each of so many neighbours
+    computes its part, from an input that all of them hold whole."""
     saved = Saved([0.0] * len(blocks), [0.0] * len(blocks))
     parameters = {_storage(p) for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters() if p.dim() >= 2}
     shapes |= {shape[::-1] for shape in shapes}
     seen: dict[int, Tensor] = {}  # kept, so that no address is given out twice
     inside: list[int] = []
+    given: list[int] = []  # the input of the branch that is running
     copies = [0.0] * (len(blocks) + 1)
 
     def keep(tensor: Tensor) -> Tensor:
@@ -150,6 +162,8 @@ def measure(work: Callable[[], Any], model: nn.Module, blocks: Sequence[nn.Modul
             return tensor
         seen[place] = tensor
         size = float(tensor.untyped_storage().nbytes())
+        if given and place not in given:
+            size /= neighbours
         if tuple(tensor.shape) in shapes and tensor.dtype != torch.float32:
             copies[inside[-1] if inside else -1] += size
         elif inside:
@@ -171,6 +185,9 @@ def measure(work: Callable[[], Any], model: nn.Module, blocks: Sequence[nn.Modul
 
     handles = [b.register_forward_pre_hook(enter(i)) for i, b in enumerate(blocks)]
     handles += [b.register_forward_hook(leave) for b in blocks]
+    for branch in branches:
+        handles.append(branch.register_forward_pre_hook(lambda _, x: given.append(_storage(x[0]))))
+        handles.append(branch.register_forward_hook(lambda *_: given.clear()))
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             kept = work()

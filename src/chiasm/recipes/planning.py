@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from chiasm.core.errors import ConfigError
 from chiasm.plan.estimate import Estimate, Proposal, estimate, fit
@@ -16,6 +19,7 @@ from chiasm.plan.memory import Saved, Sharding, Weights, measure, without_storag
 from chiasm.recipes.outline import Assumed, Outline, forward, outline_of, typical
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.optim import set_trained
+from chiasm.train.split import slices
 from chiasm.train.stage import Ranks, Stage
 
 MEASURED = 4096
@@ -24,18 +28,25 @@ MEASURED = 4096
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage without a machine: what it computes, holds and saves a micro-batch; smallest: one
-    sample as a share of the micro-batch."""
+    """A stage without a machine: what it computes, trains, holds and saves a micro-batch; smallest:
+    one sample as a share of the micro-batch. tensor: neighbours that compute every block together,
+    of whom weights and saved are one's."""
 
     stage: Stage
     work: Work
+    trained: int
+    frozen: int
     weights: Weights
     saved: Saved
     smallest: float
+    tensor: int = 1
 
 
-def plan_of(recipe: Recipe, assumed: Assumed) -> tuple[dict[str, int], list[StagePlan]]:
-    """Parameters by group, and every stage's plan. Raises what training's set-up would."""
+def plan_of(
+    recipe: Recipe, assumed: Assumed, tensor: int = 1
+) -> tuple[dict[str, int], list[StagePlan]]:
+    """Parameters by group, and every stage's plan where so many neighbours compute every block
+    together. Raises what training's set-up would."""
     shapes = without_storage()
     with shapes:
         outlined = outline_of(recipe.model, assumed)
@@ -43,22 +54,35 @@ def plan_of(recipe: Recipe, assumed: Assumed) -> tuple[dict[str, int], list[Stag
         name: sum(p.numel() for p in part.parameters())
         for name, part in outlined.model.groups().items()
     }
-    return parameters, [_stage(outlined, stage, assumed, shapes) for stage in recipe.stages]
+    return parameters, [_stage(outlined, s, assumed, shapes, tensor) for s in recipe.stages]
 
 
-def _stage(outlined: Outline, stage: Stage, assumed: Assumed, shapes: Any) -> StagePlan:
+def _stage(
+    outlined: Outline, stage: Stage, assumed: Assumed, shapes: Any, tensor: int
+) -> StagePlan:
     model = outlined.model
     set_trained(model, stage)
     batch = typical(outlined, stage, assumed)
     work = work_of(model, batch, stage.accumulate, stage.steps)
     small = typical(outlined, _shrunk(stage, work), assumed)
     pass_of_it = forward(outlined, small)
+    sliced = slices(model, tensor) if tensor > 1 else []
+    branches = [m for b in model.blocks() for m in (b.self_attn, b.mlp)] if sliced else []
     with shapes:
-        saved = measure(pass_of_it, model, model.blocks())
+        saved = measure(pass_of_it, model, model.blocks(), branches, tensor)
     saved = saved.times(work.tokens / max(1, int(small.tokens)))
     one = typical(outlined, replace(stage, batch=1), assumed)
+    whole = _weights(model, stage)
+    cut = {id(p): tensor for layer, _ in sliced for p in layer.parameters(recurse=False)}
     return StagePlan(
-        stage, work, _weights(model, stage), saved, min(1.0, one.tokens / max(1, work.tokens))
+        stage,
+        work,
+        whole.trained,
+        whole.frozen,
+        _weights(model, stage, cut),
+        saved,
+        min(1.0, one.tokens / max(1, work.tokens)),
+        tensor,
     )
 
 
@@ -67,28 +91,36 @@ def _shrunk(stage: Stage, work: Work) -> Stage:
     return replace(stage, batch=max(1, int(stage.batch * min(1.0, MEASURED / max(1, work.tokens)))))
 
 
-def _weights(model: object, stage: Stage) -> Weights:
-    parameters = list(model.parameters())  # type: ignore[attr-defined]
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    units = model.units() if hasattr(model, "units") else model.blocks()  # type: ignore[attr-defined]
+def _weights(model: Any, stage: Stage, cut: Mapping[int, int] = MappingProxyType({})) -> Weights:
+    """Of the model, with parameters by their id counted as one of so many slices."""
+
+    def count(parameters: Iterable[Tensor]) -> int:
+        return sum(p.numel() // cut.get(id(p), 1) for p in parameters)
+
+    parameters = list(model.parameters())
+    trained = count(p for p in parameters if p.requires_grad)
+    units = model.units() if hasattr(model, "units") else model.blocks()
     inside = {id(p) for unit in units for p in unit.parameters()}
-    rest = sum(p.numel() for p in parameters if id(p) not in inside)
-    largest = max([rest, *(sum(p.numel() for p in unit.parameters()) for unit in units)])
+    rest = count(p for p in parameters if id(p) not in inside)
+    largest = max([rest, *(count(unit.parameters()) for unit in units)])
     # Muon keeps one moment of the matrices inside blocks, AdamW two of everything.
     moments = 2.0
     if stage.optimizer == "muon" and trained:
-        blocks = {id(p) for b in model.blocks() for p in b.parameters()}  # type: ignore[attr-defined]
-        one = sum(
-            p.numel() for p in parameters if p.requires_grad and p.dim() == 2 and id(p) in blocks
-        )
+        blocks = {id(p) for b in model.blocks() for p in b.parameters()}
+        one = count(p for p in parameters if p.requires_grad and p.dim() == 2 and id(p) in blocks)
         moments -= one / trained
-    return Weights(
-        trained, sum(p.numel() for p in parameters) - trained, moments, bool(stage.ema), largest
-    )
+    return Weights(trained, count(parameters) - trained, moments, bool(stage.ema), largest)
 
 
 def chosen_sharding(ranks: Ranks, weights: Weights, cluster: Cluster, recompute: bool) -> Sharding:
-    """What the engine would do with a recipe's ranks (train/shard.py)."""
+    """What the engine would do with a recipe's ranks (train/shard.py, train/split.py)."""
+    if ranks.tensor > 1 and cluster.count > 1:
+        if cluster.count % ranks.tensor:
+            raise ConfigError(
+                f"ranks.tensor: {ranks.tensor}, but {cluster.count} GPUs cannot be split evenly "
+                "into groups of so many; choose a divisor"
+            )
+        return Sharding("tensor", 1, cluster.count // ranks.tensor, recompute, ranks.tensor)
     if cluster.count == 1 or weights.trained + weights.frozen < ranks.shard:
         return Sharding("DDP", 1, cluster.count, recompute)
     if cluster.count % ranks.replicas:
@@ -111,7 +143,8 @@ def report(
 ) -> None:
     """Print the plan."""
     console = Console(soft_wrap=True, highlight=False, width=max(120, Console().width))
-    parameters, stages = plan_of(recipe, assumed)
+    tensor = recipe.ranks.tensor if cluster and cluster.count > 1 else 1
+    parameters, stages = plan_of(recipe, assumed, tensor)
     total = sum(parameters.values())
     each = ", ".join(f"{name} {_number(n)}" for name, n in parameters.items())
     console.print(f"[bold]{_number(total)} parameters[/bold]: {each}")
@@ -140,7 +173,7 @@ def report(
     for number, (s, e) in enumerate(zip(stages, estimates, strict=True)):
         _say_remarks(console, s, e)
         if propose or not e.fits:
-            found = fit(s.work, s.weights, s.saved, cluster, mfu, s.smallest)
+            found = fit(s.work, s.weights, s.saved, cluster, mfu, s.smallest, tensor)
             _say_proposal(console, number, s, found)
 
 
@@ -154,8 +187,8 @@ def _work_table(stages: list[StagePlan]) -> Table:
         seen = w.parts.get("vision", w.parts.get("encoder", 0.0)) / w.flops
         table.add_row(
             s.stage.name,
-            _number(s.weights.trained),
-            _number(s.weights.frozen),
+            _number(s.trained),
+            _number(s.frozen),
             f"{w.tokens * w.micro_batches:,}",
             f"{w.images * w.micro_batches:,}",
             _number(w.per_token),
@@ -196,11 +229,12 @@ def _say_sum(console: Console, estimates: list[Estimate], price: float | None) -
 
 
 def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
-    name, count = s.stage.name, e.cluster.count
+    name, count = s.stage.name, e.cluster.count // s.tensor
     if s.work.micro_batches % count:
         wanted = -(-s.work.micro_batches // count) * count
+        on = f"{count} GPUs" if s.tensor == 1 else f"{count} groups of {s.tensor} GPUs"
         console.print(
-            f"{name}: {s.work.micro_batches} micro-batches a step on {count} GPUs: training raises "
+            f"{name}: {s.work.micro_batches} micro-batches a step on {on}: training raises "
             f"them to {wanted} (a larger step); set --stages.N.accumulate and batch to keep it"
         )
     if e.network_share > 0.5:
@@ -219,6 +253,8 @@ def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal |
     e = found.estimate
     ranks = "1000000000000" if e.sharding.parts == 1 else "0"
     flags = [f"--ranks.shard {ranks}"]
+    if e.sharding.name == "tensor":
+        flags = [f"--ranks.tensor {e.sharding.tensor}"]
     if e.sharding.name == "HSDP":
         flags.append(f"--ranks.replicas {e.sharding.replicas}")
     flags.append(f"--stages.{number}.batch {max(1, round(s.stage.batch * found.factor))}")

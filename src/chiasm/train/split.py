@@ -44,24 +44,31 @@ def split(model: Any, world: World, ranks: Ranks) -> tuple[Split | None, World]:
     that hold the same slices, which share the data out. ConfigError where it cannot be split so."""
     if world.size == 1 or ranks.tensor == 1:
         return None, world
-    blocks = model.blocks()
     if world.size % ranks.tensor:
         raise ConfigError(
             f"ranks.tensor: {ranks.tensor}, but {world.size} ranks cannot be split evenly into "
             "groups of so many; choose a divisor"
         )
+    layers = slices(model, ranks.tensor)
+    device = next(model.parameters()).device.type
+    shape = (world.size // ranks.tensor, ranks.tensor)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=("data", "tensor"))
+    data = World(mesh["data"].get_local_rank(), shape[0], mesh["data"].get_group())
+    return Split(layers, mesh["tensor"]), data
+
+
+def slices(model: Any, parts: int) -> list[tuple[nn.Module, str]]:
+    """Layers of a model's blocks that `parts` ranks hold in slices, and how each is cut.
+    ConfigError where they cannot."""
+    blocks = model.blocks()
     if not all(isinstance(block, Block) for block in blocks):
         raise ConfigError(
             "ranks.tensor: only the unified model's blocks can be split; set it to 1 and "
             "ranks.shard to 0, which holds any model in parts"
         )
     for block in blocks:
-        _check(block, ranks.tensor)
-    device = next(model.parameters()).device.type
-    shape = (world.size // ranks.tensor, ranks.tensor)
-    mesh = init_device_mesh(device, shape, mesh_dim_names=("data", "tensor"))
-    data = World(mesh["data"].get_local_rank(), shape[0], mesh["data"].get_group())
-    return Split(blocks, mesh["tensor"]), data
+        _check(block, parts)
+    return [(b.get_submodule(name), how) for b in blocks for name, how in LAYERS.items()]
 
 
 def _check(block: Block, parts: int) -> None:
@@ -77,11 +84,10 @@ def _check(block: Block, parts: int) -> None:
 
 
 class Split:
-    """Blocks in slices over a mesh of one dimension; all ranks of it run them together."""
+    """Layers in slices over a mesh of one dimension; all ranks of it run them together."""
 
-    def __init__(self, blocks: Sequence[nn.Module], mesh: DeviceMesh):
-        self.mesh = mesh
-        self.layers = [(b.get_submodule(name), how) for b in blocks for name, how in LAYERS.items()]
+    def __init__(self, layers: Sequence[tuple[nn.Module, str]], mesh: DeviceMesh):
+        self.mesh, self.layers = mesh, layers
         for layer, how in self.layers:
             for name, whole in list(layer.named_parameters(recurse=False)):
                 cut = Shard(1 if how == COLUMNS else 0)

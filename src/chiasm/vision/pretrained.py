@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
+from chiasm.nn.attention import Layout, attend
+from chiasm.nn.quicken import quicken
 from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
 from chiasm.vision.vit import ViT
 
@@ -108,6 +110,25 @@ FAMILIES = {
 }
 
 
+SEAM = "chiasm-tower"
+"""The name under which transformers knows the attention of towers."""
+
+
+def attention(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface over ours: everybody in a row [B H T D] sees what the mask
+    [B 1 1 T] allows -> [B T H D]."""
+    mixed = attend(query, key, value, Layout(mask), scaling)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
 class Tower(nn.Module):
     """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width].
 
@@ -119,9 +140,14 @@ class Tower(nn.Module):
     offset: Tensor
 
     def __init__(self, config: TowerConfig, model: Any):
+        from transformers.modeling_utils import AttentionInterface
+
         super().__init__()
         self.config, self.model = config, model
         self.family = FAMILIES[config.family]
+        AttentionInterface.register(SEAM, attention)
+        model.set_attn_implementation(SEAM)
+        quicken(model, self.layers)
         mean, deviation = torch.tensor(config.mean), torch.tensor(config.deviation)
         # ((x + 1) / 2 - mean) / deviation, as one multiplication and one addition.
         self.register_buffer("scale", (0.5 / deviation)[:, None], persistent=False)
