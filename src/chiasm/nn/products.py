@@ -6,9 +6,10 @@ the matrix in its own layout (LOG.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,54 @@ Product = Callable[[Tensor], Tensor]
 """x [... in] -> [... out]"""
 
 
-def product(weight: Tensor) -> Product:
+Weights = Literal["fp32", "bf16", "int8"]
+"""What a matrix is held in: as it is; rounded; or a byte a number, with a scale a row. What is told
+of one row of x does not depend on how many there are but, in fp32, by the last bits of sums."""
+
+
+def narrow(held: Weights) -> torch.dtype:
+    """What products by such a matrix take and give."""
+    return torch.float32 if held == "fp32" else torch.bfloat16
+
+
+def product(weight: Tensor, held: Weights = "fp32") -> Product:
     """By a matrix [out in] that changes no more, laid out for few rows where that gains."""
     weight = weight.detach()
-    if not _suits(weight):
+    if held == "int8":
+        return _by_bytes(weight)
+    if held == "fp32" and not _suits(weight):
         return partial(F.linear, weight=weight)
-    matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight.to(narrow(held)), ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: multiply(x, matrix, None, "none", [], "")
+
+
+def _by_bytes(weight: Tensor) -> Product:
+    """Each row of the matrix by its own scale. The bytes are widened as they are read."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    whole, scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
+    multiply = torch.ops.aten._weight_int8pack_mm.default
+
+    def act(x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return multiply(x, whole, scale)
+        return multiply(x.flatten(0, -2), whole, scale).unflatten(0, x.shape[:-1])
+
+    return act
+
+
+def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> Product:
+    """x [... in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times the
+    matrix with the norm's gain and sqrt(in) in it."""
+    size = matrix.shape[1]
+    floor = torch.tensor(math.sqrt(size * eps))
+    multiply, dtype = product(matrix * (gain * math.sqrt(size)), held), narrow(held)
+
+    def act(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return multiply(torch.div(x, torch.hypot(length, floor)).to(dtype))
+
+    return act
 
 
 def _suits(weight: Tensor) -> bool:
