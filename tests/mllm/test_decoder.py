@@ -114,7 +114,7 @@ def test_packed_rows_and_steps_between_layers():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("weights", "error"), [("bf16", 0.02), ("int8", 0.04)])
+@pytest.mark.parametrize(("weights", "error"), [("bf16", 0.02), ("int8", 0.04), ("int4", 0.3)])
 def test_narrow_weights_are_near_and_a_row_does_not_depend_on_its_company(weights, error):
     model = made(hidden_size=64, head_dim=16, intermediate_size=96)
     with torch.no_grad():  # as trained ones: no layer far louder than what it is added to

@@ -47,7 +47,7 @@ def test_shares_are_what_a_place_adds_to_the_likelihood(respond):
     halves = np.split(np.array(worth).clip(0), 2)
     for one, own in zip(found, halves, strict=True):
         expected = (own / own.sum()).reshape(one.share.shape)
-        assert expected.max() > 1.5 / expected.size  # not flat: there is something to get right
+        assert expected.max() > 1.1 / expected.size  # not flat: there is something to get right
         np.testing.assert_allclose(one.share, expected, atol=0.02)
         assert one.share.sum() == pytest.approx(1)
 

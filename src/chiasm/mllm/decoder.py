@@ -29,7 +29,7 @@ class Decoder:
     """Runs a causal language model of transformers by joined matrices. weights: what they are held
     in (nn/products.py); they take memory beside the model's own.
 
-    In bytes only single steps are faster, not whole prompts. Models of other families, with
+    In bytes or less only steps are faster, not whole prompts. Models of other families, with
     adapters, on other devices or in other dtypes go the common way.
     """
 
@@ -44,7 +44,7 @@ class Decoder:
         are not those that they were made of."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
             return False
-        if self.weights == "int8" and not step:
+        if self.weights in ("int8", "int4") and not step:
             return False
         self._refresh()
         return True
@@ -73,7 +73,8 @@ class Decoder:
         config, head = self.language.config, self.language.get_output_embeddings()
         layers = self.language.base_model.layers
         self._layers = [_layer(layer, config, self.weights) for layer in layers]
-        self._head = product(head.weight, self.weights)
+        # Which word comes next hangs on small differences: never in half bytes.
+        self._head = product(head.weight, "int8" if self.weights == "int4" else self.weights)
         self._made_of = made_of
 
     @cached_property

@@ -27,9 +27,7 @@ from chiasm.infer.generate import Generator
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.slots import SlotCache
-from chiasm.serve.constrain import Constraints
 from chiasm.serve.job import Job, Score, Update
-from chiasm.serve.metrics import Metrics
 from chiasm.serve.prefixes import Prefixes
 from chiasm.serve.recent import Recent, RecentFeatures
 from chiasm.serve.refusals import Busy, Late, TooLongError
@@ -44,6 +42,7 @@ class Engine:
 
     slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
     them. remember: bytes of pictures' encodings kept, and as many of prompts' keys and values.
+    metrics: a server's Metrics.
     """
 
     def __init__(
@@ -53,13 +52,12 @@ class Engine:
         slots: int = 16,
         waiting: int = 64,
         remember: float = 256e6,
-        metrics: Metrics | None = None,
+        metrics: Any = None,
     ):
         self.name, self.respond, self.limit = name, respond, waiting
-        self.metrics = metrics or Metrics()
+        self.metrics: Any = metrics or Uncounted()
         # A guided drawing needs two, or it would wait for ever.
         self.cache = SlotCache(max(slots, 2) if respond.codes_per_image else slots)
-        self.constraints = Constraints(respond.processor.template)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -384,6 +382,16 @@ class Engine:
             else:
                 self.metrics.ended.labels(self.name, "failed").inc()
             self._tell(job, Update(error=error))
+
+
+class Uncounted:
+    """Metrics where nobody reads them: chat in a terminal needs none of a server's packages."""
+
+    def __getattr__(self, _name: str) -> Uncounted:
+        return self
+
+    def __call__(self, *_anything: Any, **_named: Any) -> Uncounted:
+        return self
 
 
 def _do(act: Callable[[], T], errand: Future[T]) -> None:
