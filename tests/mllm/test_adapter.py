@@ -58,7 +58,7 @@ def test_merged_logits_equal_unmerged_ones(toy, lora, family):
     merge_adapters(model.language)
     assert not adapters_of(model.language)
     assert not [n for n, _ in model.named_parameters() if "lora" in n]
-    torch.testing.assert_close(model.logits(model(batch)), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.logits(model(batch)), before, atol=3e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_kept_apart_they_are_loaded_again_and_merged_by_a_command(toy, lora, tmp
     cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")])
     merged, _ = load(tmp_path / "merged")
     assert not adapters_of(merged.language)
-    torch.testing.assert_close(merged.logits(merged(back)), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged.logits(merged(back)), before, atol=3e-5, rtol=1e-5)
     with pytest.raises(CheckpointError, match="merged already"):
         hub.merge(tmp_path / "merged", tmp_path / "twice")
     with pytest.raises(CheckpointError, match="holds a model already"):

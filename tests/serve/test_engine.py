@@ -15,6 +15,7 @@ from chiasm.core.sample import Sample, answer, question
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job
+from chiasm.serve.metrics import Metrics
 from chiasm.serve.recent import Recent, RecentFeatures
 from chiasm.serve.refusals import Busy, TooLongError
 from chiasm.serve.schema import ResponseFormat
@@ -87,7 +88,7 @@ def alone(respond, sample, sampling):
 
 @pytest.fixture
 def engine(toys):
-    engine = Engine("draws", toys["draws"], slots=3, waiting=100)
+    engine = Engine("draws", toys["draws"], slots=3, waiting=100, metrics=Metrics())
     yield engine
     engine.stop()
 

@@ -98,6 +98,15 @@ def test_an_evaluation_is_left_at_once(tmp_path):
     assert checkpoint.newest(tmp_path / "checkpoints").name == "step-2"
 
 
+@pytest.fixture
+def heard():
+    """A shell's background jobs are started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_second_signal_does_not_wait():
     def asked_twice():
         with Interruption() as stop:

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor, nn
 
-from chiasm.core.batch import Batch, Slot
+from chiasm.core.batch import Batch, Encoded, Slot
 from chiasm.core.sample import Sample
 from chiasm.core.vocab import Vocabulary
 
@@ -46,6 +46,10 @@ class ImageCodec(Protocol):
     def outline(self, size: tuple[int, int]) -> Slot:
         """The Slot of a picture (width, height) before it is looked at: as many ids, the same grid
         and tiles, no patches, codes that mean nothing."""
+        ...
+
+    def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
+        """Its pictures, or the tiles of them, as the model sees them."""
         ...
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
@@ -118,8 +122,14 @@ class Trainable(Protocol[B_contra]):
 class VLM(Trainable[Batch], Protocol):
     """A route: hidden states for a batch, logits where they are wanted."""
 
-    def forward(self, batch: Batch, cache: Any | None = None) -> Tensor:
-        """Hidden states [B T D]."""
+    def forward(
+        self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B T D]. seen: what stands for the pictures, in the place of `seen(batch)`."""
+        ...
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What stands for the pictures [S D], those in front first, each in reading order."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

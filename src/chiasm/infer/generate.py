@@ -28,7 +28,7 @@ from chiasm.infer.replies import Reply, Session, next_batch
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.attention import Index
 from chiasm.nn.precision import Precision, autocast
-from chiasm.nn.products import FewRows
+from chiasm.nn.products import FewRows, Weights
 
 T = TypeVar("T")
 
@@ -38,17 +38,25 @@ class Generator:
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
-    what else is in the batch. Whether it can draw is the codec's to say.
+    what else is in the batch. weights: what a language model's are held in (nn/products.py). Whether
+    it can draw is the codec's to say.
     """
 
     def __init__(
-        self, model: Any, processor: Processor, tokens: int = 4096, precision: Precision = "none"
+        self,
+        model: Any,
+        processor: Processor,
+        tokens: int = 4096,
+        precision: Precision = "none",
+        weights: Weights = "fp32",
     ):
         self.model, self.processor, self.tokens = model, processor, tokens
         self.precision: Precision = precision
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
         self._few_rows = FewRows(model)
+        make = getattr(model, "new_decoder", None)
+        self._decoder = None if make is None else make(weights)
         self.grammar: Grammar | None = None
         if processor.codec.vocabulary is not None:
             codec = processor.codec
@@ -98,10 +106,10 @@ class Generator:
             room = self.processor.max_length - s.position
             s.state = self.grammar.start(sampling, edits[s.sample], room)  # type: ignore[union-attr]
         session = Session(live, len(prompts), guided, self.model.new_cache(), sampling, random)
-        batch = pack([[row] for row in rows])
+        batch, step = pack([[row] for row in rows]), False
         while session.live:
             # Inside the context only while computing: a generator must not leak it to its caller.
-            with self.computing():
+            with self.computing(step):
                 hidden = self.model(batch.to(self.device), session.cache)
                 logits = self.model.logits(hidden[place[0], place[1]]).float()
                 ids, fed = self._run(logits, session)
@@ -113,12 +121,21 @@ class Generator:
             session.drop_finished()
             if session.live:
                 batch, place = next_batch(session.live, session.rows, guided)
+                step = True
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """How the model is run to generate: without gradients, as fast as replies allow."""
+    def computing(self, step: bool = False) -> Iterator[None]:
+        """How the model is run to generate: without gradients, as fast as replies allow. step: for
+        the next tokens, not for prompts."""
         with torch.inference_mode(), autocast(self.precision, self.device), self._few_rows:
-            yield
+            if self._decoder is None or not self._decoder.takes(step):
+                yield
+                return
+            self.model.decoder = self._decoder
+            try:
+                yield
+            finally:
+                self.model.decoder = None
 
     def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
         """Draw the pictures that are begun, where they are drawn by masked diffusion."""

@@ -10,13 +10,13 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from chiasm.core.batch import Slot
+from chiasm.core.batch import Encoded, Slot
 from chiasm.core.errors import NotGenerativeError
 from chiasm.mllm.config import AS_TRAINED, ImagesConfig
 from chiasm.mllm.images import Words, build_mode, for_frames
 from chiasm.mllm.projectors import Projector
 from chiasm.vision.config import EncoderConfig
-from chiasm.vision.patches import patchify, to_array
+from chiasm.vision.patches import from_array, patchify, to_array, unpatchify
 
 
 class MLLMCodec:
@@ -56,6 +56,13 @@ class MLLMCodec:
     def tokens(self, size: tuple[int, int]) -> int:
         """How many ids a picture (width, height) takes in the sequence."""
         return len(self.mode.slot(size).ids)
+
+    def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
+        if encoded.patches is None or encoded.grids is None:
+            return []
+        ends = np.cumsum(encoded.grids.prod(1))[:-1]
+        parts = zip(np.split(encoded.patches, ends), encoded.grids.tolist(), strict=True)
+        return [from_array(unpatchify(patches, (h, w))) for patches, (h, w) in parts]
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
         raise NotGenerativeError(

@@ -16,6 +16,7 @@ from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
 from chiasm.mllm.config import CrossAttentionConfig
+from chiasm.mllm.decoder import Decoder
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
@@ -31,6 +32,7 @@ from chiasm.nn.flops import (
 )
 from chiasm.nn.loss import summed, token_loss
 from chiasm.nn.quicken import quicken
+from chiasm.nn.products import Weights
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
@@ -49,6 +51,8 @@ class MLLM(nn.Module):
         """Of a frozen encoder's features, while training (train/feature_cache.py)."""
         self.recent: Any = None
         """Of features, while serving (serve/recent.py)."""
+        self.decoder: Decoder | None = None
+        """What runs the language model, while replies are made (infer/generate.py)."""
         if isinstance(projector, InnerProjector) and projector.reach > len(self.layers()):
             raise ConfigError(
                 f"model.projector: reaches into layer {projector.reach - 1}, but the language "
@@ -63,17 +67,23 @@ class MLLM(nn.Module):
     def head(self) -> nn.Linear:
         return self.language.get_output_embeddings()
 
-    def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [B T D] after the language model's last norm."""
+    def forward(
+        self, batch: Batch, cache: KVCache | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B T D] after the language model's last norm. seen: the encoder's features,
+        where they are known."""
         index = Index(batch.segment, batch.block, batch.branch, batch.position)
         layout = packed_layout(index) if cache is None else cache.extend(index)
-        slots, features = batch.ids == self.image_token, self._features_of(batch)
+        slots = batch.ids == self.image_token
+        features = self._features_of(batch) if seen is None else seen
         x = self._embed(batch, slots, features)
         steps = {}
         if isinstance(self.projector, InnerProjector):
             sight = Sight(slots, index, cache, partial(self._arranged, batch.place, slots))
             grids = None if batch.grids is None else self._seen(batch.grids)
             steps = self.projector.between(features, grids, sight)
+        if self.decoder is not None:
+            return self.decoder(x, batch.position, layout, cache, steps)
         with taking(steps, self.layers()):
             return run(self.language, x, batch.position, layout, cache)
 
@@ -95,6 +105,12 @@ class MLLM(nn.Module):
         tokens = self.projector(features, self._seen(batch.grids))
         tokens = self._arranged(batch.place, slots, tokens)
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What stands for the pictures: the encoder's features [P width]."""
+        assert batch.patches is not None
+        assert batch.grids is not None
+        return self.features(batch.patches, batch.grids)
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
@@ -128,7 +144,11 @@ class MLLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
-        return finish_logits(self.language.config, self.head(hidden))
+        head = self.head if self.decoder is None else self.decoder.head
+        return finish_logits(self.language.config, head(hidden))
+
+    def new_decoder(self, weights: Weights) -> Decoder:
+        return Decoder(self.language, weights)
 
     def new_cache(self) -> KVCache:
         return KVCache()

@@ -6,9 +6,10 @@ the matrix in its own layout (LOG.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,73 @@ Product = Callable[[Tensor], Tensor]
 """x [... in] -> [... out]"""
 
 
-def product(weight: Tensor) -> Product:
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+"""What a matrix is held in: as it is; rounded; a byte a number, with a scale a row; or half a byte,
+with a scale and a zero a group. What is told of one row of x does not depend on how many there are
+but, in fp32, by the last bits of sums."""
+
+GROUP = 32
+"""Neighbours in a row that share a scale in int4."""
+
+
+def narrow(held: Weights) -> torch.dtype:
+    """What products by such a matrix take and give."""
+    return torch.float32 if held == "fp32" else torch.bfloat16
+
+
+def product(weight: Tensor, held: Weights = "fp32") -> Product:
     """By a matrix [out in] that changes no more, laid out for few rows where that gains."""
     weight = weight.detach()
-    if not _suits(weight):
+    if held == "int4" and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
+        return _by_halves(weight)
+    if held in ("int8", "int4"):
+        return _by_bytes(weight)
+    if held == "fp32" and not _suits(weight):
         return partial(F.linear, weight=weight)
-    matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight.to(narrow(held)), ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: multiply(x, matrix, None, "none", [], "")
+
+
+def _by_bytes(weight: Tensor) -> Product:
+    """Each row of the matrix by its own scale. The bytes are widened as they are read."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    whole, scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
+    multiply = torch.ops.aten._weight_int8pack_mm.default
+
+    return lambda x: multiply(x.flatten(0, -2), whole, scale).unflatten(0, x.shape[:-1])
+
+
+def _by_halves(weight: Tensor) -> Product:
+    """Each group between its least and its largest number, in 15 steps."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
+    steps = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).flatten(1).int()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
+    # The operator wants what step 8 stands for, groups first.
+    told = torch.stack([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+    multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+    def act(x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).contiguous()
+        return multiply(rows, packed, GROUP, told).unflatten(0, x.shape[:-1])
+
+    return act
+
+
+def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> Product:
+    """x [... in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times the
+    matrix with the norm's gain and sqrt(in) in it."""
+    size = matrix.shape[1]
+    floor = torch.tensor(math.sqrt(size * eps))
+    multiply, dtype = product(matrix * (gain * math.sqrt(size)), held), narrow(held)
+
+    def act(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return multiply(torch.div(x, torch.hypot(length, floor)).to(dtype))
+
+    return act
 
 
 def _suits(weight: Tensor) -> bool:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import PIL.Image
 from rich.console import Console
 
-from chiasm.core.errors import DataError, NotGenerativeError
+from chiasm.core.errors import ChiasmError, DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Turn, Video, answer, question
+from chiasm.core.sample import Image, Sample, Text, Turn, Video, question
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
 from chiasm.infer.draw import draw, redraw
 from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
+from chiasm.infer.look import look
+from chiasm.recipes.terminal import escaped, way_of
+from chiasm.serve.engine import Engine
+from chiasm.serve.job import Job, Update
 
 CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Names of files that are shown as videos."""
@@ -34,37 +41,133 @@ def responder(run: Path) -> Generator:
     return Generator(model, processor)
 
 
+class Talk:
+    """One conversation with a model on an engine as a server has (serve/engine.py), which computes
+    what was said before only once. Replies are printed as they are written, pictures shown where
+    the terminal can."""
+
+    def __init__(self, respond: Generator, sampling: Sampling):
+        self.engine = Engine("chat", respond, slots=2)
+        self.sampling = sampling
+        self.way = way_of(os.environ, sys.stdout.isatty())
+        self.turns: list[Turn] = []
+        self.drawn: PIL.Image.Image | None = None
+
+    def __enter__(self) -> Talk:
+        self.engine.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.engine.stop()
+
+    def say(self, asked: Turn, sampling: Sampling | None = None) -> None:
+        """Print the reply to a turn; both belong to the conversation then. Ctrl-C ends the reply,
+        of which what there is is kept. Raises DataError, NotGenerativeError."""
+        heard: SimpleQueue[Update] = SimpleQueue()
+        job = Job(Sample((*self.turns, asked)), sampling or self.sampling, heard.put)
+        self.engine.submit(job)
+        text, parts = "", []
+        try:
+            while True:
+                update = heard.get()
+                if update.error is not None:
+                    raise update.error
+                text += update.text
+                sys.stdout.write(update.text)
+                if update.image is not None:
+                    self.drawn = update.image
+                    parts.append(Image(update.image))
+                    self.show(update.image)
+                sys.stdout.flush()
+                if update.last:
+                    break
+        except KeyboardInterrupt:
+            self.engine.cancel(job)
+        sys.stdout.write("\n")
+        said = [*([Text(text)] if text else []), *parts]
+        self.turns += [asked, Turn("assistant", tuple(said))]
+
+    def look(self) -> None:
+        """Show where the model looked when it gave its last reply."""
+        if self.way is None:
+            raise DataError("this terminal shows no pictures; chiasm serve's page does")
+        if not self.turns or not any(isinstance(p, Text) for p in self.turns[-1].parts):
+            raise DataError("there is no reply yet to be explained")
+        respond, sample = self.engine.respond, Sample(tuple(self.turns[:-1]))
+        reply = self.turns[-1].text
+        act = partial(look, respond.model, respond.processor, sample, reply)
+        for each in self.engine.call(act).result():
+            self.show(each.shown())
+
+    def show(self, picture: PIL.Image.Image) -> None:
+        if self.way is not None:
+            sys.stdout.write(escaped(picture, self.way))
+
+
 def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
     """Print the reply to one question as it is written."""
-    parts: list[Any] = [_media(image)] if image else []
-    for part in parts:
-        if isinstance(part, Image):
-            part.load()  # a bad picture is told before the model is read
-    sample = Sample((question(*parts, text),))
-    _say(responder(run), sample, sampling)
+    parts = _shown(image) if image else []
+    with Talk(responder(run), sampling) as talk:
+        talk.say(question(*parts, text))
+
+
+HELP = (
+    "Ask away. /image PATH brings a picture, /draw WORDS draws one, /save PATH keeps it, /look shows "
+    "where the model looked. Ctrl-C ends a reply, an empty line or Ctrl-D the conversation."
+)
+DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5, "max_images": 1, "draw_first": True}
 
 
 def session(run: Path, image: Path | None, sampling: Sampling) -> None:
     """Read questions until the input ends. A line "/image PATH" brings a new picture and starts
     the conversation afresh."""
-    console = Console()
-    respond = responder(run)
-    pending = [_media(image)] if image else []
-    turns: list[Turn] = []
-    console.print("Ask away. /image PATH brings a picture, an empty line or Ctrl-D ends.")
-    while line := _read(console):
-        if line.startswith("/image "):
-            path = Path(line.removeprefix("/image ").strip()).expanduser()
-            pending, turns = [_media(path)], []
-            continue
-        asked = question(*pending, line)
-        try:
-            reply = _say(respond, Sample((*turns, asked)), sampling)
-        except DataError as error:
-            console.print(f"[red]{error}[/red]")
-            continue
-        turns += [asked, answer(reply)]
-        pending = []
+    console, pending = Console(), _shown(image) if image else []
+    with Talk(responder(run), sampling) as talk:
+        for part in pending:
+            _present(talk, part)
+        console.print(HELP, highlight=False)
+        while line := _read(console):
+            try:
+                pending = _obey(talk, line, pending)
+            except ChiasmError as error:
+                console.print(f"[red]{error}[/red]", highlight=False)
+
+
+def _obey(talk: Talk, line: str, pending: list[Any]) -> list[Any]:
+    """What a line of a session wants; the pictures that the next question is about."""
+    word, _, rest = line.partition(" ")
+    path = Path(rest.strip()).expanduser()
+    if word == "/image":
+        pending, talk.turns = _shown(path), []
+        for part in pending:
+            _present(talk, part)
+        return pending
+    if word == "/draw":
+        seed = len(talk.turns)  # another picture each time it is asked for
+        talk.say(question(*pending, rest), replace(talk.sampling, **DRAWING, seed=seed))
+    elif word == "/save":
+        if talk.drawn is None:
+            raise DataError("there is no drawing yet to be kept; /draw one")
+        talk.drawn.save(path)
+    elif word == "/look":
+        talk.look()
+        return pending
+    else:
+        talk.say(question(*pending, line))
+    return []
+
+
+def _present(talk: Talk, part: Any) -> None:
+    if isinstance(part, Image):
+        talk.show(part.load())
+
+
+def _shown(path: Path) -> list[Any]:
+    """A picture or a clip to ask about; a bad picture is told before a model is read."""
+    part = Video(path) if path.suffix.lower() in CLIPS else Image(path)
+    if isinstance(part, Image):
+        part.load()
+    return [part]
 
 
 @dataclass(frozen=True)
@@ -119,20 +222,6 @@ def _open(change: Change) -> dict[str, PIL.Image.Image]:
     """Its pictures, read before the model: a bad one is told at once."""
     files = {"picture": change.picture, "mask": change.mask}
     return {name: Image(file).load() for name, file in files.items() if file is not None}
-
-
-def _say(respond: Generator, sample: Sample, sampling: Sampling) -> str:
-    reply = ""
-    for _, piece in respond([sample], sampling):
-        reply += piece.text
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    return reply
-
-
-def _media(path: Path) -> Image | Video:
-    return Video(path) if path.suffix.lower() in CLIPS else Image(path)
 
 
 def _read(console: Console) -> str:

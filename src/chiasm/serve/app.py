@@ -17,6 +17,7 @@ from chiasm.serve.embeddings import embedding_routes
 from chiasm.serve.errors import ApiError, response_of
 from chiasm.serve.gate import Gate
 from chiasm.serve.images import image_routes
+from chiasm.serve.looks import look_routes
 from chiasm.serve.server import Served, Server
 
 STATIC = Path(__file__).with_name("static")
@@ -35,7 +36,7 @@ def create_app(server: Server, key: str) -> FastAPI:
 
     # Its pages of documentation would load scripts of others.
     app = FastAPI(lifespan=life, openapi_url=None, docs_url=None, redoc_url=None)
-    for routes in (chat_routes, image_routes, embedding_routes):
+    for routes in (chat_routes, image_routes, embedding_routes, look_routes):
         app.include_router(routes(server))
     _own_routes(app, server)
     app.mount("/static", StaticFiles(directory=STATIC))

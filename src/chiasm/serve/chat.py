@@ -32,19 +32,19 @@ def chat_routes(server: Server) -> APIRouter:
         with ExitStack() as stack:
             holding = stack.enter_context(server.budget.request())
             asked = await read(request, ChatRequest, server.limits, holding, server.run)
-            engine = server.talker(asked.model)
+            engine, constraints = server.talker(asked.model), server.constraints(asked.model)
             conversation.check(asked, server.limits)
             clips = engine.respond.processor.clips
             sample = await server.run(conversation.sample_of, asked, clips, server.limits, holding)
             jobs = conversation.jobs_of(asked, sample, engine, server.limits)
             for job in jobs:
-                job.rule = await server.run(engine.constraints.rule, asked.response_format)
+                job.rule = await server.run(constraints.rule, asked.response_format)
             if asked.logprobs:
-                await server.run(engine.constraints.tokenizer)
+                await server.run(constraints.tokenizer)
             replies = Replies(engine, jobs)
             replies.submit()
             stack.callback(replies.cancel)
-            wire = ChatWire(asked.model, engine.constraints.spell)
+            wire = ChatWire(asked.model, constraints.spell)
             if not asked.stream:
                 whole = await unless_gone(request, collect(replies))
                 said = await server.run(wire.completion, whole, bool(asked.logprobs))

@@ -12,7 +12,10 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +27,13 @@ from chiasm.infer.generate import Generator
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose, guide
 from chiasm.nn.slots import SlotCache
-from chiasm.serve.constrain import Constraints
 from chiasm.serve.job import Job, Score, Update
-from chiasm.serve.metrics import Metrics
 from chiasm.serve.prefixes import Prefixes
 from chiasm.serve.recent import Recent, RecentFeatures
 from chiasm.serve.refusals import Busy, Late, TooLongError
 
 log = logging.getLogger("chiasm.serve")
+T = TypeVar("T")
 
 
 class Engine:
@@ -40,6 +42,7 @@ class Engine:
 
     slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
     them. remember: bytes of pictures' encodings kept, and as many of prompts' keys and values.
+    metrics: a server's Metrics.
     """
 
     def __init__(
@@ -49,15 +52,15 @@ class Engine:
         slots: int = 16,
         waiting: int = 64,
         remember: float = 256e6,
-        metrics: Metrics | None = None,
+        metrics: Any = None,
     ):
         self.name, self.respond, self.limit = name, respond, waiting
-        self.metrics = metrics or Metrics()
+        self.metrics: Any = metrics or Uncounted()
         # A guided drawing needs two, or it would wait for ever.
         self.cache = SlotCache(max(slots, 2) if respond.codes_per_image else slots)
-        self.constraints = Constraints(respond.processor.template)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds = 1.0  # of a request, a moving average
@@ -105,6 +108,17 @@ class Engine:
             self._changed.notify()
         self.metrics.waiting.labels(self.name).set(len(self._waiting))
 
+    def call(self, act: Callable[[], T]) -> Future[T]:
+        """Call a function on the thread that owns the model, between two steps. Raises Busy when as
+        many wait for that as jobs may; a future that is cancelled in time costs nothing."""
+        errand: Future[T] = Future()
+        with self._changed:
+            if self._stopping or len(self._errands) >= self.limit:
+                raise Busy(5)
+            self._errands.append((act, errand))
+            self._changed.notify()
+        return errand
+
     def cancel(self, job: Job) -> None:
         """Nobody listens any more: its slots are free before the next step."""
         job.cancelled = True
@@ -115,10 +129,13 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._active or self._stopping):
+                while not (self._waiting or self._active or self._errands or self._stopping):
                     self._changed.wait()
                 if self._stopping:
                     break
+                errand = self._errands.popleft() if self._errands else None
+            if errand is not None:
+                _do(*errand)
             try:
                 self._drop()
                 self._admit()
@@ -131,6 +148,8 @@ class Engine:
                     job.slots = []  # of a cache that may be half written
                     self._fail([job], error)
         self._fail([*self._active, *self._waiting], Busy(5))
+        for _, errand in self._errands:
+            errand.cancel()
 
     def _drop(self) -> None:
         """Jobs nobody waits for, and those past their time."""
@@ -257,7 +276,7 @@ class Engine:
                 position[slot.number] = reply.position - 1 + shift
         own = [job.slots[0].number for job in jobs]
         twins = [job.slots[1].number for job in jobs if len(job.slots) > 1]
-        with self.respond.computing():
+        with self.respond.computing(step=True):
             batch = _batch(ids, position).to(self.respond.device)
             hidden = self.respond.model(batch, self.cache)
             logits = self.respond.model.logits(hidden[own + twins, 0]).float()
@@ -363,6 +382,25 @@ class Engine:
             else:
                 self.metrics.ended.labels(self.name, "failed").inc()
             self._tell(job, Update(error=error))
+
+
+class Uncounted:
+    """Metrics where nobody reads them: chat in a terminal needs none of a server's packages."""
+
+    def __getattr__(self, _name: str) -> Uncounted:
+        return self
+
+    def __call__(self, *_anything: Any, **_named: Any) -> Uncounted:
+        return self
+
+
+def _do(act: Callable[[], T], errand: Future[T]) -> None:
+    if not errand.set_running_or_notify_cancel():
+        return
+    try:
+        errand.set_result(act())
+    except Exception as error:  # whoever waits for it hears
+        errand.set_exception(error)
 
 
 def _batch(ids: Tensor, position: Tensor) -> Batch:

@@ -21,6 +21,7 @@ COUNTED = {
     "/v1/images/generations",
     "/v1/images/edits",
     "/v1/embeddings",
+    "/v1/looks",
 }
 """Routes told apart in the count of requests."""
 

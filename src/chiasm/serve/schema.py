@@ -86,6 +86,12 @@ class ChatRequest(Request):
     progress: bool = False
 
 
+class LookRequest(ChatRequest):
+    """A conversation up to the user's last turn, and the reply that it got."""
+
+    reply: str = Field(min_length=1, max_length=100_000)
+
+
 class ImageRequest(Request):
     prompt: str = Field(min_length=1, max_length=32_000)
     n: Annotated[int, Field(ge=1)] | None = 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from chiasm.infer.generate import Generator
+from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.limits import Budget, Limits
@@ -22,11 +23,12 @@ T = TypeVar("T")
 
 @dataclass
 class Served:
-    """A model under its name: one that talks has an engine, one that embeds a dual encoder and a
+    """A model under its name: one that talks has an engine and rules for JSON, one that embeds a dual encoder and a
     thread that owns it."""
 
     name: str
     engine: Engine | None = None
+    constraints: Constraints | None = None
     dual: Dual | None = None
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     queued: int = 0
@@ -57,7 +59,7 @@ class Server:
         for name, model in models.items():
             if isinstance(model, Generator):
                 engine = Engine(name, model, slots, waiting, metrics=self.metrics)
-                self.models[name] = Served(name, engine)
+                self.models[name] = Served(name, engine, Constraints(model.processor.template))
             else:
                 self.models[name] = Served(name, dual=model)
 
@@ -94,6 +96,11 @@ class Server:
         engine = self.find(name, ability).engine
         assert engine is not None
         return engine
+
+    def constraints(self, name: str) -> Constraints:
+        found = self.find(name, "chat").constraints
+        assert found is not None
+        return found
 
     async def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on a thread of its own, so that it does not hold up other requests."""

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import Slot
+from chiasm.core.batch import Encoded, Slot
 from chiasm.core.config import to_dict
 from chiasm.core.sample import Image
 from chiasm.core.vocab import Vocabulary
@@ -121,6 +121,17 @@ class UnifiedCodec:
         size = [v.side_to_id(rows), v.side_to_id(columns)] if v.sides else []
         ids = [[v.begin_image], size, inner.reshape(-1), [v.end_image]]
         return Slot(np.concatenate(ids).astype(np.int64), None, (rows, columns))
+
+    def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
+        if encoded.grids is None:
+            return []
+        ids = torch.from_numpy(encoded.ids)
+        codes = ids[self.vocabulary.is_code(ids)]
+        pictures = codes.split(encoded.grids.prod(1).tolist())
+        return [
+            self.decode(own, (h, w))
+            for own, (h, w) in zip(pictures, encoded.grids.tolist(), strict=True)
+        ]
 
     @torch.no_grad()
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:

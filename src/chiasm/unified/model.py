@@ -87,8 +87,11 @@ class Unified(nn.Module):
                     parameter.widening = wider  # type: ignore[attr-defined]
                 nn.init.normal_(parameter, std=0.02 * scale)
 
-    def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [B T D] after the last norm."""
+    def forward(
+        self, batch: Batch, cache: KVCache | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B T D] after the last norm. seen: embeddings of the pictures' codes, where
+        they are not those of their ids."""
         block = batch.block
         if self.config.image_objective == "masked":
             block = pictures_whole(batch, self.vocabulary)
@@ -96,9 +99,15 @@ class Unified(nn.Module):
             block = given_pictures_whole(batch, self.vocabulary)
         layout, turn = self._place(batch, Index(batch.segment, block, batch.branch), cache)
         x = self.embed_tokens(batch.ids)
+        if seen is not None:
+            x = x.masked_scatter(self.vocabulary.is_code(batch.ids)[..., None], seen)
         for number, layer in enumerate(self.layers):
             x = layer(x, turn, layout, cache, number)
         return self.norm(x)
+
+    def seen(self, batch: Batch) -> Tensor:
+        """What stands for the pictures: the embeddings of their codes [S D]."""
+        return self.embed_tokens(batch.ids[self.vocabulary.is_code(batch.ids)])
 
     def _place(
         self, batch: Batch, index: Index, cache: KVCache | None

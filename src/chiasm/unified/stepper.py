@@ -8,7 +8,6 @@ for codes only, and masks and rotations of all steps are made beforehand.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from chiasm.nn.attention import Index
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
-from chiasm.nn.products import MOST, Product, product
+from chiasm.nn.products import MOST, Product, normed, product
 from chiasm.nn.rope import rotation
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Stepper:
         head = model.embed_tokens if model.lm_head is None else model.lm_head
         codes = head.weight[model.vocabulary.first_code :]
         self._layers = [_layer(block) for block in model.layers]  # type: ignore[arg-type]
-        self._head = _normed(model.norm, codes)
+        self._head = _after(model.norm, codes)
         self._made_of = made_of
 
 
@@ -136,26 +135,16 @@ def _layer(block: Block) -> _Layer:
         own.q_proj.out_features // own.size,
         own.k_proj.out_features // own.size,
         _one_norm(own.q_norm, own.k_norm),
-        _normed(block.input_layernorm, qkv),
+        _after(block.input_layernorm, qkv),
         product(own.o_proj.weight),
-        _normed(block.post_attention_layernorm, gate_up),
+        _after(block.post_attention_layernorm, gate_up),
         product(mlp.down_proj.weight),
     )
 
 
-def _normed(norm: RMSNorm, matrix: Tensor) -> Product:
-    """x [B D] -> matrix · norm(x): x / sqrt(|x|² + D·eps) times the matrix with the norm's weight
-    and sqrt(D) in it."""
-    size = matrix.shape[1]
+def _after(norm: RMSNorm, matrix: Tensor) -> Product:
     assert norm.eps is not None
-    floor = torch.tensor(math.sqrt(size * norm.eps))
-    multiply = product(matrix * (norm.weight * math.sqrt(size)))
-
-    def act(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return multiply(x / torch.hypot(length, floor))
-
-    return act
+    return normed(matrix, norm.weight, norm.eps)
 
 
 def _one_norm(q: Any, k: Any) -> nn.Module:

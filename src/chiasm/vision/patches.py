@@ -29,6 +29,13 @@ def patchify(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, C * size * size)
 
 
+def unpatchify(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The inverse: [rows · columns, 3·p·p] -> [H W 3]."""
+    (rows, columns), size = grid, math.isqrt(patches.shape[1] // 3)
+    tiles = patches.reshape(rows, columns, 3, size, size)
+    return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
+
+
 def fit(
     image: PIL.Image.Image, size: int, step: int, max_patches: int | None, resample: int = 3
 ) -> PIL.Image.Image:

@@ -45,14 +45,19 @@ export async function models() {
   return (await (await call("/v1/models")).json()).data;
 }
 
+function post(path, request, signal) {
+  const headers = { "Content-Type": "application/json" };
+  return call(path, { method: "POST", headers, body: JSON.stringify(request), signal });
+}
+
+// Where a model looked when it gave a reply: a picture for each of the conversation's.
+export async function looks(request) {
+  return (await (await post("/v1/looks", request)).json()).data;
+}
+
 // Yields the chunks of a chat's answer.
 export async function* chat(request, signal) {
-  const response = await call("/v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...request, stream: true }),
-    signal,
-  });
+  const response = await post("/v1/chat/completions", { ...request, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {

@@ -1,6 +1,7 @@
 // The page: what is said is kept here and sent anew with every question.
 
-import { ApiError, chat, models, setKey } from "./api.js";
+import { ApiError, chat, looks, models, setKey } from "./api.js";
+import { canTake, take } from "./camera.js";
 import { dataUrl, filesOf } from "./pictures.js";
 
 const $ = (id) => document.getElementById(id);
@@ -112,6 +113,16 @@ function showWaiting() {
 }
 
 $("file").addEventListener("change", () => { add($("file").files); $("file").value = ""; });
+$("camera").hidden = !canTake;
+$("camera").addEventListener("click", async () => {
+  try {
+    const file = await take();
+    if (file) await add([file]);
+  } catch (error) {
+    tell(error.message);
+  }
+  $("words").focus();
+});
 document.addEventListener("paste", (event) => {
   const files = filesOf(event.clipboardData);
   if (files.length) { event.preventDefault(); add(files); }
@@ -192,10 +203,15 @@ function message(turn, model) {
   return { role: "assistant", content: reply.text, ...images };
 }
 
-function request(model) {
-  const messages = turns.map((turn) => message(turn, model));
+// What a model is told of a conversation.
+function told(model, said) {
+  const messages = said.map((turn) => message(turn, model));
   const system = $("system").value.trim();
-  if (system) messages.unshift({ role: "system", content: system });
+  return system ? [{ role: "system", content: system }, ...messages] : messages;
+}
+
+function request(model) {
+  const messages = told(model, turns);
   const asked = { model, messages, max_tokens: Number($("max_tokens").value) || 256 };
   const drawing = $("draw").checked && canDraw(model);
   if (drawing) Object.assign(asked, { modalities: ["image"], progress: true });
@@ -292,7 +308,7 @@ function note(reply, text, bad = false) {
   if (bad) $("said").textContent = text;
 }
 
-// Only the last answer can be asked for again.
+// Only the last answer can be asked for again, and asked where it came from.
 function tools(turn, place) {
   document.querySelectorAll(".tools").forEach((node) => node.remove());
   const row = document.createElement("div");
@@ -303,7 +319,45 @@ function tools(turn, place) {
     place.remove();
     answer();
   }));
+  const before = turns.slice(0, turns.indexOf(turn));
+  const pictured = before.some((one) => one.pictures?.length || one.replies?.some((r) => r.images.length));
+  const spoken = (turn.replies || []).filter((reply) => reply.text);
+  if (pictured && spoken.length) row.append(looker(spoken, before));
   place.lastElementChild.append(row);
+}
+
+// A button that shows and hides where models looked when they gave their replies.
+function looker(replies, before) {
+  const node = button("Where it looked", async () => {
+    if (node.getAttribute("aria-pressed") === "true") {
+      replies.forEach((reply) => reply.node.querySelector(".look")?.remove());
+      node.setAttribute("aria-pressed", "false");
+      return;
+    }
+    node.disabled = true;
+    await Promise.all(replies.map((reply) => look(reply, before)));
+    node.disabled = false;
+    node.setAttribute("aria-pressed", "true");
+    down();
+  });
+  node.setAttribute("aria-pressed", "false");
+  return node;
+}
+
+async function look(reply, before) {
+  try {
+    const found = await looks({ model: reply.model, messages: told(reply.model, before), reply: reply.text });
+    const figure = document.createElement("figure");
+    figure.className = "look";
+    figure.append(...found.map((one, number) =>
+      picture(one.image_url.url, `Where ${reply.model} looked in picture ${number + 1}, in orange`)));
+    const caption = document.createElement("figcaption");
+    caption.textContent = "What the model sees; orange: what spoke for this answer";
+    figure.append(caption);
+    reply.bubble.after(figure);
+  } catch (error) {
+    note(reply, error.message, true);
+  }
 }
 
 function busy(is) {

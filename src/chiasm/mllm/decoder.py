@@ -1,0 +1,197 @@
+"""A language model of the Llama kind with as few operations as it can be had for: replies.
+
+A step of a few rows reads every matrix for a handful of tokens, and costs as many operations as it
+has besides. So queries, keys and values are one product here, as are gate and up, heads that share
+keys are rows of one product, and matrices lie as they are read fastest (nn/products.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chiasm.mllm.seam import run
+from chiasm.nn.attention import Index, Layout, attend, packed_layout
+from chiasm.nn.cache import KVCache
+from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
+
+PROBE = 6
+"""Tokens on which a backbone and its copy must agree."""
+
+
+class Decoder:
+    """Runs a causal language model of transformers by joined matrices. weights: what they are held
+    in (nn/products.py); they take memory beside the model's own.
+
+    In bytes or less only steps are faster, not whole prompts. Models of other families, with
+    adapters, on other devices or in other dtypes go the common way.
+    """
+
+    def __init__(self, language: Any, weights: Weights = "fp32"):
+        self.language, self.weights = language, weights
+        self._made_of: list[tuple[int, int]] = []
+        self._layers: list[_Layer] = []
+        self._head: Product
+
+    def takes(self, step: bool) -> bool:
+        """Whether to use it here, for a step or else a prompt. Lays the matrices out, if the weights
+        are not those that they were made of."""
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
+            return False
+        if self.weights in ("int8", "int4") and not step:
+            return False
+        self._refresh()
+        return True
+
+    @cached_property
+    def _suits(self) -> bool:
+        """Asked of the model itself, as no list of architectures stays complete: whether the same
+        layers with these matrices give what it gives of a few tokens."""
+        parameters = list(self.language.parameters())
+        plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+        small = sum(p.numel() for p in parameters) <= MOST
+        if not (plain and small and _built_alike(self.language)):
+            return False
+        exact = Decoder(self.language)
+        exact._refresh()
+        at = torch.arange(PROBE)[None]
+        x = self.language.get_input_embeddings()(at * 7919 % self.language.config.vocab_size)
+        layout = packed_layout(Index(torch.zeros_like(at), at, torch.zeros_like(at)))
+        ours, theirs = exact(x, at, layout, None, {}), run(self.language, x, at, layout)
+        return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
+
+    def _refresh(self) -> None:
+        made_of = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._parameters]
+        if made_of == self._made_of:
+            return
+        config, head = self.language.config, self.language.get_output_embeddings()
+        layers = self.language.base_model.layers
+        self._layers = [_layer(layer, config, self.weights) for layer in layers]
+        # Which word comes next hangs on small differences: never in half bytes.
+        self._head = product(head.weight, "int8" if self.weights == "int4" else self.weights)
+        self._made_of = made_of
+
+    @cached_property
+    def _parameters(self) -> list[Tensor]:
+        return list(self.language.parameters())
+
+    def __call__(
+        self,
+        x: Tensor,
+        position: Tensor,
+        layout: Layout,
+        cache: KVCache | None,
+        steps: Mapping[int, Callable[[Tensor], Tensor]],
+    ) -> Tensor:
+        """Hidden states [B T D] after the last norm, of embeddings [B T D] at positions [B T];
+        steps: what x passes through before it enters the layer of that number."""
+        base = self.language.base_model
+        cos, sin = (turn.flatten(0, 1)[:, None] for turn in base.rotary_emb(x, position))
+        half, shape = cos.shape[-1] // 2, x.shape
+        turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        x = x.flatten(0, 1)
+        for number, layer in enumerate(self._layers):
+            if number in steps:
+                x = steps[number](x.view(shape)).flatten(0, 1)
+            x = layer(x, turn, shape[:2], layout, cache, number)
+        return base.norm(x).view(shape)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[... D] -> [... V]"""
+        return self._head(hidden.to(narrow(self.weights))).float()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's matrices, joined; x [N D] in fp32 are the tokens of B rows, N = B·T. turn: cos and
+    sin [N 1 size], of which sin is negative in its first half."""
+
+    heads: int
+    kv_heads: int
+    into: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        shape: tuple[int, int],
+        layout: Layout,
+        cache: KVCache | None,
+        number: int,
+    ) -> Tensor:
+        cos, sin = turn
+        told = self.into(x).view(*shape, -1, cos.shape[-1])
+        turned, value = told.split([self.heads + self.kv_heads, self.kv_heads], 2)
+        flat = turned.flatten(0, 1)
+        turned = torch.addcmul(flat * cos, flat.roll(cos.shape[-1] // 2, -1), sin)
+        query, key = turned.unflatten(0, shape).split([self.heads, self.kv_heads], 2)
+        key, value = key.transpose(1, 2), value.transpose(1, 2).float()
+        if cache is not None:
+            key, value = cache.update(key, value, number)
+        x = x + self.out(self._mix(query, key, value, layout).to(self.dtype))
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return x + self.down(F.silu(gate).mul_(up))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+        """query [B T H size], key and value [B Hkv L size] -> [B·T H·size]"""
+        B, T, H, D = query.shape
+        if T > 1:
+            mixed = attend(query.transpose(1, 2), key, value, layout).transpose(1, 2)
+        else:  # heads that share keys are tokens of one
+            query = query.view(B, self.kv_heads, -1, D)
+            bias = layout.bias(query.dtype)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return mixed.reshape(B * T, H * D)
+
+
+def _layer(layer: Any, config: Any, weights: Weights) -> _Layer:
+    own, mlp = layer.self_attn, layer.mlp
+    size = own.q_proj.out_features // config.num_attention_heads
+    return _Layer(
+        config.num_attention_heads,
+        own.k_proj.out_features // size,
+        _after(layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj], weights),
+        product(own.o_proj.weight, weights),
+        _after(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], weights),
+        product(mlp.down_proj.weight, weights),
+        narrow(weights),
+    )
+
+
+def _after(norm: Any, layers: Sequence[nn.Linear], weights: Weights) -> Product:
+    joined = torch.cat([layer.weight for layer in layers])
+    return normed(joined, norm.weight, norm.variance_epsilon, weights)
+
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def _built_alike(language: Any) -> bool:
+    """Whether a model has the parts that a Llama has, none of them with a bias, and looks back
+    through no window, which a probe of a few tokens would not see."""
+    config, base = language.config, language.base_model
+    kinds = getattr(config, "layer_types", None) or ()
+    if getattr(config, "sliding_window", None) or "sliding_attention" in kinds:
+        return False
+    layers = list(getattr(base, "layers", ()))
+    matrices = [language.get_output_embeddings()]
+    for layer in layers:
+        own, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+        matrices += [getattr(own, name, None) for name in _ATTENTION]
+        matrices += [getattr(mlp, name, None) for name in _MLP]
+    alike = all(type(matrix) is nn.Linear and matrix.bias is None for matrix in matrices)
+    norms = [getattr(layer, name, None) for layer in layers for name in _NORMS]
+    alike &= all(hasattr(norm, "variance_epsilon") for norm in norms)
+    return alike and hasattr(base, "rotary_emb") and hasattr(base, "norm")
