@@ -141,7 +141,10 @@ def test_changed_weights_are_laid_out_anew():
     decoder = Decoder(model)
     at = torch.arange(6)[None]
     layout, x = packed_layout(index((6,), (0,))), torch.randn(1, 6, 32)
-    for matrix in (model.base_model.layers[0].mlp.down_proj, model.base_model.layers[1].input_layernorm):
+    for matrix in (
+        model.base_model.layers[0].mlp.down_proj,
+        model.base_model.layers[1].input_layernorm,
+    ):
         assert decoder.takes(step=True)
         matrix.weight.mul_(2)
         assert decoder.takes(step=True)

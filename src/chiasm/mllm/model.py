@@ -30,9 +30,9 @@ from chiasm.nn.flops import (
     passes,
     segment_lengths,
 )
-from chiasm.nn.loss import summed, token_loss
-from chiasm.nn.quicken import quicken
+from chiasm.nn.loss import summed, supervised_loss
 from chiasm.nn.products import Weights
+from chiasm.nn.quicken import quicken
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
@@ -158,10 +158,8 @@ class MLLM(nn.Module):
         with captions alone are aligned with the language model's words (mllm/alignment.py)."""
         if isinstance(batch, PictureBatch):
             return self._align(batch)
-        wanted = batch.targets != IGNORE
-        targets = batch.targets[wanted]
-        nll, _ = token_loss(self.logits(self(batch)[wanted]), targets)
-        total, count = summed(nll, batch, wanted)
+        (nll, _), targets = supervised_loss(self(batch), batch.targets, self.logits)
+        total, count = summed(nll, batch)
         return Loss(total, count, {"text": (nll.detach().sum().item(), len(targets))})
 
     def _align(self, batch: PictureBatch) -> Loss:

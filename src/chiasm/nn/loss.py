@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chiasm.core.batch import Batch
-
+from chiasm.core.batch import IGNORE, Batch, round_up
 
 PIECE = 2**19
 """Numbers that pass through a processor's caches together."""
@@ -28,6 +28,25 @@ def token_loss(logits: Tensor, targets: Tensor) -> TokenLoss:
     (PaLM, 2204.02311, section 5: + 1e-4·log²Z; Chameleon uses 1e-5)."""
     nll, log_z = _TokenLoss.apply(logits, targets)  # type: ignore[misc]
     return TokenLoss(nll, log_z.square())
+
+
+EVEN = 64
+"""Many tokens with a target are filled up to a multiple of this many: kernels for bfloat16 on a CPU
+are made anew for every shape (LOG.md)."""
+
+
+def supervised_loss(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]
+) -> tuple[TokenLoss, Tensor]:
+    """token_loss of those of the hidden states [B T D] whose targets [B T] are not IGNORE, and
+    their targets [N]; head: hidden states -> logits, for theirs only."""
+    place = torch.nonzero(targets.flatten() != IGNORE)[:, 0]
+    count = len(place)
+    if count > 4 * EVEN:
+        place = F.pad(place, (0, round_up(count, EVEN) - count))
+    wanted = targets.flatten()[place].clamp_(min=0)
+    nll, z = token_loss(head(hidden.flatten(0, 1).index_select(0, place)), wanted)
+    return TokenLoss(nll[:count], z[:count]), wanted[:count]
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -77,9 +96,9 @@ def _pieces(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
     return x.split(max(1, most // like.shape[1]))
 
 
-def summed(values: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, int]:
-    """The loss of tokens as a sum and the count that divides it: values [N] of the tokens of the
-    batch that are wanted [B T].
+def summed(values: Tensor, batch: Batch) -> tuple[Tensor, int]:
+    """The loss of tokens as a sum and the count that divides it: values [N] of the batch's tokens
+    that have a target.
 
     Tokens weigh alike, or with batch.per_sample examples do: then it is the sum of the means within
     them (PaliGemma's, 2407.07726: long answers weigh no more than short ones), and adds up exactly
@@ -87,7 +106,8 @@ def summed(values: Tensor, batch: Batch, wanted: Tensor) -> tuple[Tensor, int]:
     """
     if not batch.per_sample:
         return values.sum(), len(values)
-    _, example, size = batch.examples[wanted].unique(return_inverse=True, return_counts=True)
+    examples = batch.examples[batch.targets != IGNORE]
+    _, example, size = examples.unique(return_inverse=True, return_counts=True)
     return (values / size[example]).sum(), len(size)
 
 

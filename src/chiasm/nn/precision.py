@@ -48,8 +48,8 @@ class LoweredWeights:
     """A model's untrained parameters, held in the dtype that autocast would cast them to in every
     step; of a frozen language model the activations then stay in it as well (LOG.md).
 
-    The values at full precision stay in memory; `restored` puts them back for a while. LayerNorm and
-    GroupNorm keep theirs: their kernels take no lower parameters than activations, and give
+    The values at full precision stay in memory; `restored` puts them back for a while. LayerNorm
+    and GroupNorm keep theirs: their kernels take no lower parameters than activations, and give
     activations back in the dtype they came in.
     """
 

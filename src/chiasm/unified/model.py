@@ -21,7 +21,7 @@ from chiasm.nn.flops import (
     passes,
     segment_lengths,
 )
-from chiasm.nn.loss import summed, token_loss
+from chiasm.nn.loss import summed, supervised_loss
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation, rotation_2d
 from chiasm.unified.config import UnifiedConfig
@@ -155,13 +155,10 @@ class Unified(nn.Module):
         tokens that have a target."""
         if self.config.image_objective == "masked":
             batch = mask_pictures(batch, self.vocabulary)
-        wanted = batch.targets != IGNORE
-        targets = batch.targets[wanted]
-        hidden = self(batch)[wanted]
-        nll, z = token_loss(self.logits(hidden), targets)
+        (nll, z), targets = supervised_loss(self(batch), batch.targets, self.logits)
         image = self.vocabulary.is_code(targets)
         weight = torch.where(image, self.config.image_weight, 1.0)
-        total, divisor = summed(weight * nll + self.config.z_loss * z, batch, wanted)
+        total, divisor = summed(weight * nll + self.config.z_loss * z, batch)
         count, pictures = len(targets), int(image.sum())
         image_sum = nll.detach()[image].sum().item()
         parts = {
@@ -176,9 +173,7 @@ class Unified(nn.Module):
         z-loss. Only those that occur."""
         if self.config.image_objective == "masked":
             batch = mask_pictures(batch, self.vocabulary)
-        wanted = batch.targets != IGNORE
-        targets = batch.targets[wanted]
-        nll = token_loss(self.logits(self(batch)[wanted]), targets).nll
+        (nll, _), targets = supervised_loss(self(batch), batch.targets, self.logits)
         image = self.vocabulary.is_code(targets)
         parts = {"text": nll[~image].sum(), "image": self.config.image_weight * nll[image].sum()}
         there = {"text": bool((~image).any()), "image": bool(image.any())}
