@@ -10,7 +10,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-            # There squares of bfloat16 are summed in fp32, but weights in fp32 cost the fused kernel.
+            # Squares of bfloat16 are summed in fp32 there; weights in fp32 would cost the kernel.
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         if not torch.is_grad_enabled():
