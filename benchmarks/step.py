@@ -15,7 +15,7 @@ tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second hal
 A unit is a sample. All: the same precision (--precision; by default what is faster here), equal
 threads, AdamW, gradients clipped at 1. Ours runs as the engine does: AdamW is fused, and freed
 memory is kept (core/allocator.py). The peers run as a script of torch's defaults does: AdamW as it
-comes, memory as glibc gives it. Every turn is a process of its own, which takes three steps that do
+comes, memory as glibc gives it. Every turn is a process of its own, which takes two steps that do
 not count, in which it meets memory that it has not touched, and two that do. The three losses
 before the first step have to be equal, as the weights are. Encoding and collating are not timed.
 
@@ -211,10 +211,10 @@ def timed(
     fused: bool,
     flops: float = 0.0,
 ) -> Turn:
-    """The last two of five steps."""
+    """The last two of four steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused or None)
     peak, losses, ends = _peak(precision), [], []
-    for _ in range(5):
+    for _ in range(4):
         with precision():
             value = loss()
         value.backward()

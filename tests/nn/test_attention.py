@@ -129,9 +129,9 @@ def test_other_segments_change_nothing_at_all(kernel, index, seed):
 def test_gradients_are_those_of_segments_alone(kernel):
     """In one row with padding, of lengths that are grouped together and of one that is not."""
     torch.manual_seed(0)
-    lengths, end = (3, 30, 4), 40
-    segment = torch.tensor([sum(([i] * n for i, n in enumerate(lengths)), []) + [-1] * 3])
-    block = torch.tensor([sum((list(range(n)) for n in lengths), []) + [0] * 3])
+    end = 40
+    segment = torch.tensor([[0] * 3 + [1] * 30 + [2] * 4 + [-1] * 3])
+    block = torch.tensor([[*range(3), *range(30), *range(4), 0, 0, 0]])
     q, k, v = (torch.randn(1, h, end, 8, requires_grad=True) for h in (4, 2, 2))
     weight = torch.randn(1, 4, end, 8)
     packed = attend(q, k, v, packed_layout(Index(segment, block, 0 * block))) * weight
