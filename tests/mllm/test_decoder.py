@@ -1,4 +1,4 @@
-"""The language model by joined matrices: the same hidden states as the common way, where it is used."""
+"""The language model by joined matrices: the same hidden states as the common way."""
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.modeling_utils import AttentionInterface
 
-from chiasm.mllm.decoder import Decoder
+import chiasm.mllm.decoder as decoder_module
+from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.seam import SEAM, attention, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
@@ -141,7 +142,10 @@ def test_changed_weights_are_laid_out_anew():
     decoder = Decoder(model)
     at = torch.arange(6)[None]
     layout, x = packed_layout(index((6,), (0,))), torch.randn(1, 6, 32)
-    for matrix in (model.base_model.layers[0].mlp.down_proj, model.base_model.layers[1].input_layernorm):
+    for matrix in (
+        model.base_model.layers[0].mlp.down_proj,
+        model.base_model.layers[1].input_layernorm,
+    ):
         assert decoder.takes(step=True)
         matrix.weight.mul_(2)
         assert decoder.takes(step=True)
@@ -178,3 +182,12 @@ def test_where_it_is_not_used():
         inner = adapted.base_model.layers[0].mlp
         inner.down_proj = nn.Sequential(inner.down_proj)
         assert not Decoder(adapted).takes(step=True)
+
+
+def test_the_fastest_weights_are_timed(monkeypatch):
+    spent = {"fp32": 3.0, "bf16": 2.0, "int8": 2.5}
+    monkeypatch.setattr(decoder_module, "_timed", lambda decoder: spent[decoder.weights])
+    assert fastest(made()) == "bf16"
+    assert fastest(made(Qwen2ForCausalLM, Qwen2Config)) == "fp32"  # no Decoder suits it
+    monkeypatch.undo()
+    assert fastest(made()) in spent

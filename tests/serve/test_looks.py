@@ -1,4 +1,4 @@
-"""Where a model looked: the shares against differences, for both routes, and the route that tells."""
+"""Where a model looked: the shares against differences, for both routes; and its HTTP."""
 
 import base64
 import io
@@ -128,6 +128,7 @@ def test_what_cannot_be_told_is_refused(changes, status, running):
 
 def test_looks_and_replies_take_turns(running, client):
     """Errands run between steps: neither changes the other."""
+
     def say(number):
         parts = [image_part(pixels(number)), {"type": "text", "text": "what?"}]
         messages = [{"role": "user", "content": parts}]

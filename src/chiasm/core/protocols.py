@@ -122,10 +122,8 @@ class Trainable(Protocol[B_contra]):
 class VLM(Trainable[Batch], Protocol):
     """A route: hidden states for a batch, logits where they are wanted."""
 
-    def forward(
-        self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None
-    ) -> Tensor:
-        """Hidden states [B T D]. seen: what stands for the pictures, in the place of `seen(batch)`."""
+    def forward(self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None) -> Tensor:
+        """Hidden states [B T D]. seen: what stands for the pictures, instead of `seen(batch)`."""
         ...
 
     def seen(self, batch: Batch) -> Tensor:

@@ -38,8 +38,8 @@ class Generator:
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
-    what else is in the batch. weights: what a language model's are held in (nn/products.py). Whether
-    it can draw is the codec's to say.
+    what else is in the batch. weights: what a language model's are held in (nn/products.py).
+    Whether it can draw is the codec's to say.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ keys are rows of one product, and matrices lie as they are read fastest (nn/prod
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.mllm.seam import run
-from chiasm.nn.attention import Index, Layout, attend, packed_layout
+from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
+
+
+TRIES = 5
+"""Steps that are timed, of which the quickest counts: others may be computing."""
 
 
 class Decoder:
@@ -40,8 +45,8 @@ class Decoder:
         self._head: Product
 
     def takes(self, step: bool) -> bool:
-        """Whether to use it here, for a step or else a prompt. Lays the matrices out, if the weights
-        are not those that they were made of."""
+        """Whether to use it here, for a step or else a prompt. Lays the matrices out, if the
+        weights are not those that they were made of."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
             return False
         if self.weights in ("int8", "int4") and not step:
@@ -105,6 +110,29 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
         return self._head(hidden.to(narrow(self.weights))).float()
+
+
+@torch.inference_mode()
+def fastest(language: Any) -> Weights:
+    """What single steps of a model take the least time in on this machine, of what changes its
+    words little; "fp32" for models that a Decoder does not suit."""
+    seconds: dict[Weights, float] = {}
+    for weights in ("fp32", "bf16", "int8"):
+        decoder = Decoder(language, weights)
+        if not decoder.takes(step=True):
+            return "fp32"
+        seconds[weights] = min(_timed(decoder) for _ in range(TRIES))
+    return min(seconds, key=lambda weights: seconds[weights])
+
+
+def _timed(decoder: Decoder) -> float:
+    """Seconds of one step that sees nothing but itself."""
+    at = torch.zeros(1, 1, dtype=torch.long)
+    layout = cached_layout(Index(at, at, at), Index(at, at, at))
+    began = time.perf_counter()
+    x = decoder.language.get_input_embeddings()(at)
+    decoder.head(decoder(x, at, layout, None, {}))
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ def escaped(picture: PIL.Image.Image, way: Way) -> str:
     if way == "iterm":
         return f"\x1b]1337;File=inline=1;size={len(held.getvalue())}:{content}\x07\n"
     parts = textwrap.wrap(content, CHUNK)
-    heads = [f"{'a=T,f=100,' if not i else ''}m={int(i + 1 < len(parts))}" for i in range(len(parts))]
+    heads = [
+        f"{'a=T,f=100,' if not i else ''}m={int(i + 1 < len(parts))}" for i in range(len(parts))
+    ]
     told = (f"\x1b_G{head};{part}\x1b\\" for head, part in zip(heads, parts, strict=True))
     return "".join(told) + "\n"
 
