@@ -4,9 +4,9 @@
                   ("peer"), both asked of chiasm serve: what one batch of all replies brings.
     transformers  the same eight at once, asked of chiasm serve and of transformers serve. Its
                   continuous batching takes text only, so it answers one picture after the other.
-    decode        one client alone, from token to token: the server with weights in half bytes
-                  (--weights int4) against `generate` of transformers in this process, without any
-                  server. In tokens a second of that time alone.
+    decode        from token to token, one reply at a time: the engine with weights in half bytes
+                  (--weights int4) against `generate` of transformers, both in this process, without
+                  HTTP. In tokens a second of that time alone.
     drawing       as batching, eight pictures of 64 codes by a unified model, without guidance.
                   A unit is a code; elsewhere it is a new token.
 
@@ -42,6 +42,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import openai
@@ -64,10 +65,18 @@ from benchmarks.harness import (
     spread_of,
 )
 from benchmarks.train_unified import build
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample
+from chiasm.core.sample import question as ask
 from chiasm.data import easy_vqa
 from chiasm.hub import mllm, unified
 from chiasm.hub.export import export
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PadConfig
+from chiasm.nn.products import Weights
+from chiasm.serve.engine import Engine
+from chiasm.serve.job import Job
 from chiasm.unified.config import UnifiedConfig
 from chiasm.vision.config import TowerOptions
 from chiasm.vision.pretrained import load_encoder
@@ -305,27 +314,55 @@ def between(heard: list[Heard]) -> float:
     return float(np.median([gap for reply in heard for gap in np.diff(reply.times)]))
 
 
+def engine(run: Path, weights: Weights) -> Callable[[str, str], Heard]:
+    """What the server's engine replies, without HTTP."""
+    engine = Engine("bare", Generator(*load(run), weights=weights))
+    engine.start()
+
+    def answer(question: str, picture: str) -> Heard:
+        heard: SimpleQueue = SimpleQueue()
+        image = Image(base64.b64decode(picture.partition(",")[2]))
+        sample, began = Sample((ask(image, question),)), time.perf_counter()
+        engine.submit(Job(sample, Sampling(max_tokens=NEW_TOKENS), heard.put))
+        reply = Heard("", NEW_TOKENS)
+        while True:
+            update = heard.get()
+            reply.times.append(time.perf_counter() - began)
+            if update.last:
+                return reply
+
+    return answer
+
+
 def decoding(folder: Path, rounds: int) -> tuple[dict, list[dict]]:
-    """The part decode, and rows of the table for each kind of weights. Each is a server of its own,
-    one after the other: two would not fit in the machine's caches."""
-    bare = generated(folder / "stock")
-    rows, quickest, alone = [], {}, []
-    for weights in ("bf16", "int8", "int4"):
-        command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--weights", weights]
-        with process(command, "mllm") as ours:
-            one, peer = [], []
-            for _ in range(rounds):
-                one += one_by_one(ours.answer, QUESTIONS[:2], fresh_pictures()[:2])
-                peer += one_by_one(bare, QUESTIONS[:2], fresh_pictures()[:2])
-            crowd = at_once(ours.answer, QUESTIONS, fresh_pictures())
-        rows.append(row(f"chiasm serve --weights {weights}", one, crowd))
-        quickest, alone = {"ours": one, "peer": peer}, alone + peer
-    rates = {side: [1 / between([reply]) for reply in found] for side, found in quickest.items()}
+    """The part decode, and what it adds to the table."""
+    bare, ours = generated(folder / "stock"), engine(folder / "mllm", "int4")
+    heard: dict[str, list[Heard]] = {"ours": [], "peer": []}
+    for number in range(rounds + 1):
+        for side, answer in (("ours", ours), ("peer", bare)):
+            new = one_by_one(answer, QUESTIONS[:2], fresh_pictures()[:2])
+            heard[side] += new if number else []
+    rates = {side: [1 / between([reply]) for reply in found] for side, found in heard.items()}
     part = {side: round_to(float(np.median(rate))) for side, rate in rates.items()}
     part["ratio"] = round_to(part["ours"] / part["peer"])
     spread = round_to(max(spread_of(rate) for rate in rates.values()))
-    rows.append(row("generate of transformers, no server", alone, []))
-    return {**part, "unit": "tokens/s", "spread": spread}, rows
+    told = [
+        row("the engine with int4, no HTTP", heard["ours"], []),
+        row("generate of transformers, no HTTP", heard["peer"], []),
+    ]
+    return {**part, "unit": "tokens/s", "spread": spread}, told
+
+
+def by_weights(folder: Path) -> list[dict]:
+    """Rows of the table for each kind of weights, of servers one after the other."""
+    rows = []
+    for weights in ("bf16", "int8", "int4"):
+        command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--weights", weights]
+        with process(command, "mllm") as ours:
+            alone = one_by_one(ours.answer, QUESTIONS[:4], fresh_pictures()[:4])
+            crowd = at_once(ours.answer, QUESTIONS, fresh_pictures())
+        rows.append(row(f"chiasm serve --weights {weights}", alone, crowd))
+    return rows
 
 
 def row(name: str, alone: list[Heard], crowd: list[Heard]) -> dict:
@@ -352,8 +389,9 @@ def main() -> None:
         parts, told = reading(ours, theirs, rounds)
         parts["drawing"] = drawing(ours, rounds)
         servers.close()
-        parts["decode"], others = decoding(folder, rounds)
-        told = [told[0], *others, *told[1:]]
+        told[1:1] = by_weights(folder)
+        parts["decode"], bare = decoding(folder, rounds)
+        told += bare
         if (folder / "gguf").exists():
             with llama_cpp(folder / "gguf") as beside:
                 ways = [

@@ -128,10 +128,10 @@ class Generator:
         """How the model is run to generate: without gradients, as fast as replies allow. step: for
         the next tokens, not for prompts."""
         with torch.inference_mode(), autocast(self.precision, self.device), self._few_rows:
-            if self._decoder is None or not self._decoder.takes(step):
+            if self._decoder is None:
                 yield
                 return
-            self.model.decoder = self._decoder
+            self.model.decoder = self._decoder.of(step)
             try:
                 yield
             finally:

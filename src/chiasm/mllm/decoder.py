@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from chiasm.mllm.seam import run
 from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
 from chiasm.nn.cache import KVCache
+from chiasm.nn.precision import working_dtype
 from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
 
 PROBE = 6
@@ -34,8 +35,9 @@ class Decoder:
     """Runs a causal language model of transformers by joined matrices. weights: what they are held
     in (nn/products.py); they take memory beside the model's own.
 
-    In bytes or less only steps are faster, not whole prompts. Models of other families, with
-    adapters, on other devices or in other dtypes go the common way.
+    In bytes or less steps are faster, but not whole prompts: those are computed in bf16, where that
+    is faster than fp32. Models of other families, with adapters, on other devices or in other
+    dtypes go the common way.
     """
 
     def __init__(self, language: Any, weights: Weights = "fp32"):
@@ -44,15 +46,20 @@ class Decoder:
         self._layers: list[_Layer] = []
         self._head: Product
 
-    def takes(self, step: bool) -> bool:
-        """Whether to use it here, for a step or else a prompt. Lays the matrices out, if the
-        weights are not those that they were made of."""
+    def of(self, step: bool) -> Decoder | None:
+        """What to use here, for a step or else a prompt; None for the common way. Lays the matrices
+        out, if the weights are not those that they were made of."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
-            return False
+            return None
         if self.weights in ("int8", "int4") and not step:
-            return False
+            return self._of_prompts and self._of_prompts.of(step)
         self._refresh()
-        return True
+        return self
+
+    @cached_property
+    def _of_prompts(self) -> Decoder | None:
+        fast = working_dtype("auto", torch.device("cpu")) == torch.bfloat16
+        return Decoder(self.language, "bf16") if fast else None
 
     @cached_property
     def _suits(self) -> bool:
@@ -119,7 +126,7 @@ def fastest(language: Any) -> Weights:
     seconds: dict[Weights, float] = {}
     for weights in ("fp32", "bf16", "int8"):
         decoder = Decoder(language, weights)
-        if not decoder.takes(step=True):
+        if decoder.of(step=True) is None:
             return "fp32"
         seconds[weights] = min(_timed(decoder) for _ in range(TRIES))
     return min(seconds, key=lambda weights: seconds[weights])
