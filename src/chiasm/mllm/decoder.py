@@ -26,7 +26,6 @@ from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
 
-
 TRIES = 5
 """Steps that are timed, of which the quickest counts: others may be computing."""
 
@@ -79,7 +78,8 @@ class Decoder:
         return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
 
     def _refresh(self) -> None:
-        made_of = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._parameters]
+        held = [part._parameters["weight"] for part in self._parts]
+        made_of = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in held]
         if made_of == self._made_of:
             return
         config, head = self.language.config, self.language.get_output_embeddings()
@@ -90,8 +90,10 @@ class Decoder:
         self._made_of = made_of
 
     @cached_property
-    def _parameters(self) -> list[Tensor]:
-        return list(self.language.parameters())
+    def _parts(self) -> list[nn.Module]:
+        """Listed once: walking a model at every step takes as long as a tenth of it."""
+        modules = self.language.modules()
+        return [module for module in modules if module._parameters.get("weight") is not None]
 
     def __call__(
         self,
