@@ -89,6 +89,8 @@ def _rows(rows: list[dict]) -> list[str]:
 
 
 def _number(value: float) -> str:
+    if value != value:  # not measured
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

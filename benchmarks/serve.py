@@ -4,6 +4,9 @@
                   ("peer"), both asked of chiasm serve: what one batch of all replies brings.
     transformers  the same eight at once, asked of chiasm serve and of transformers serve. Its
                   continuous batching takes text only, so it answers one picture after the other.
+    decode        from token to token, one reply at a time: the engine with weights in half bytes
+                  (--weights int4) against `generate` of transformers, both in this process, without
+                  HTTP. In tokens a second of that time alone.
     drawing       as batching, eight pictures of 64 codes by a unified model, without guidance.
                   A unit is a code; elsewhere it is a new token.
 
@@ -15,7 +18,8 @@ twice, so that no cache answers. Before timing, the replies of both servers to t
 checked to be the same (near-ties of the arithmetic may turn one: three quarters must be).
 
 The table tells how long a client waits for its first token, and from token to token (medians over
-all streams): one client alone, and eight at once. llama.cpp stands beside it (the wheel xllamacpp,
+all streams): one client alone, and eight at once, with each kind of weights that the server
+knows, and for `generate` alone. llama.cpp stands beside it (the wheel xllamacpp,
 where it is installed) with the same model, exported as GGUF in fp32, and pictures of the same kind.
 
 The top-level numbers are those of the part with the smallest ratio.
@@ -38,19 +42,41 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import openai
 import PIL.Image
 import torch
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
-from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
+from benchmarks.harness import (
+    Run,
+    alternate,
+    report,
+    result,
+    round_to,
+    rounds_argument,
+    spread_of,
+)
 from benchmarks.train_unified import build
+from chiasm.core.protocols import Sampling
+from chiasm.core.sample import Image, Sample
+from chiasm.core.sample import question as ask
 from chiasm.data import easy_vqa
 from chiasm.hub import mllm, unified
 from chiasm.hub.export import export
+from chiasm.hub.load import load
+from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PadConfig
+from chiasm.nn.products import Weights
+from chiasm.serve.engine import Engine
+from chiasm.serve.job import Job
 from chiasm.unified.config import UnifiedConfig
 from chiasm.vision.config import TowerOptions
 from chiasm.vision.pretrained import load_encoder
@@ -180,6 +206,42 @@ def _until_it_answers(asked: Asked, running: subprocess.Popen) -> Asked:
             time.sleep(0.5)
 
 
+class Watch:
+    """A streamer of transformers that notes when tokens come; the first call is the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _tokens: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def generated(stock: Path) -> Callable[[str, str], Heard]:
+    """What transformers' generate replies without any server."""
+    processor = AutoProcessor.from_pretrained(stock)
+    model = LlavaForConditionalGeneration.from_pretrained(stock, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+
+    def answer(question: str, picture: str) -> Heard:
+        content = [{"type": "image", "url": picture}, {"type": "text", "text": question}]
+        watch, began = Watch(), time.perf_counter()
+        told = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            model.generate(**told, max_new_tokens=NEW_TOKENS, do_sample=False, streamer=watch)
+        return Heard("", NEW_TOKENS, [when - began for when in watch.times[1:]])
+
+    return answer
+
+
 def fresh_picture() -> str:
     """A data URL of noise that was not sent before."""
     pixels = np.random.default_rng(next(numbers)).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -247,19 +309,71 @@ def drawing(ours: Asked, rounds: int) -> dict:
     return result("codes/s", alternate(counting(at_once), counting(one_by_one), rounds))
 
 
+def between(heard: list[Heard]) -> float:
+    """Seconds from token to token, the median."""
+    return float(np.median([gap for reply in heard for gap in np.diff(reply.times)]))
+
+
+def engine(run: Path, weights: Weights) -> Callable[[str, str], Heard]:
+    """What the server's engine replies, without HTTP."""
+    engine = Engine("bare", Generator(*load(run), weights=weights))
+    engine.start()
+
+    def answer(question: str, picture: str) -> Heard:
+        heard: SimpleQueue = SimpleQueue()
+        image = Image(base64.b64decode(picture.partition(",")[2]))
+        sample, began = Sample((ask(image, question),)), time.perf_counter()
+        engine.submit(Job(sample, Sampling(max_tokens=NEW_TOKENS), heard.put))
+        reply = Heard("", NEW_TOKENS)
+        while True:
+            update = heard.get()
+            reply.times.append(time.perf_counter() - began)
+            if update.last:
+                return reply
+
+    return answer
+
+
+def decoding(folder: Path, rounds: int) -> tuple[dict, list[dict]]:
+    """The part decode, and what it adds to the table."""
+    bare, ours = generated(folder / "stock"), engine(folder / "mllm", "int4")
+    heard: dict[str, list[Heard]] = {"ours": [], "peer": []}
+    for number in range(rounds + 1):
+        for side, answer in (("ours", ours), ("peer", bare)):
+            new = one_by_one(answer, QUESTIONS[:2], fresh_pictures()[:2])
+            heard[side] += new if number else []
+    rates = {side: [1 / between([reply]) for reply in found] for side, found in heard.items()}
+    part = {side: round_to(float(np.median(rate))) for side, rate in rates.items()}
+    part["ratio"] = round_to(part["ours"] / part["peer"])
+    spread = round_to(max(spread_of(rate) for rate in rates.values()))
+    told = [
+        row("the engine with int4, no HTTP", heard["ours"], []),
+        row("generate of transformers, no HTTP", heard["peer"], []),
+    ]
+    return {**part, "unit": "tokens/s", "spread": spread}, told
+
+
+def by_weights(folder: Path) -> list[dict]:
+    """Rows of the table for each kind of weights, of servers one after the other."""
+    rows = []
+    for weights in ("bf16", "int8", "int4"):
+        command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--weights", weights]
+        with process(command, "mllm") as ours:
+            alone = one_by_one(ours.answer, QUESTIONS[:4], fresh_pictures()[:4])
+            crowd = at_once(ours.answer, QUESTIONS, fresh_pictures())
+        rows.append(row(f"chiasm serve --weights {weights}", alone, crowd))
+    return rows
+
+
 def row(name: str, alone: list[Heard], crowd: list[Heard]) -> dict:
     """Of the table: medians over streams, in milliseconds."""
     found: dict = {"server": name}
     for clients, heard in ((1, alone), (CLIENTS, crowd)):
-        first = [reply.times[0] for reply in heard]
-        between = [float(gap) for reply in heard for gap in np.diff(reply.times)]
-        found[f"first token, {clients} at once, ms"] = _milliseconds(first)
-        found[f"between tokens, {clients} at once, ms"] = _milliseconds(between)
+        first = float(np.median([reply.times[0] for reply in heard])) if heard else float("nan")
+        gap = between(heard) if heard else float("nan")
+        found[f"first token, {clients} at once, ms"] = round_to(1000 * first, 3)
+        found[f"between tokens, {clients} at once, ms"] = round_to(1000 * gap, 3)
     return found
-
-
-def _milliseconds(seconds: list[float]) -> float:
-    return round_to(1000 * float(np.median(seconds)), 3)
 
 
 def main() -> None:
@@ -275,6 +389,9 @@ def main() -> None:
         parts, told = reading(ours, theirs, rounds)
         parts["drawing"] = drawing(ours, rounds)
         servers.close()
+        told[1:1] = by_weights(folder)
+        parts["decode"], bare = decoding(folder, rounds)
+        told += bare
         if (folder / "gguf").exists():
             with llama_cpp(folder / "gguf") as beside:
                 ways = [

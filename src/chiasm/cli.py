@@ -429,6 +429,7 @@ def serve(
     waiting: int = 64,
     drain: int = 30,
     fetch: tuple[str, ...] = (),
+    weights: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32",
 ) -> None:
     """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
 
@@ -443,10 +444,13 @@ def serve(
         drain: Seconds that requests under way have to end after SIGTERM.
         fetch: Names of hosts that pictures may be fetched from; by default they must come with the
             request.
+        weights: What language models are held in: "fp32" answers as `chiasm eval` does; the others
+            are faster on a CPU and less exact (docs/serve.md); "auto" is the fastest here of the
+            first three.
     """
     from chiasm.recipes.serve_command import serve_runs
 
-    serve_runs(runs, host, port, key, slots, waiting, drain, fetch)
+    serve_runs(runs, host, port, key, slots, waiting, drain, fetch, weights)
 
 
 for maker in collect_commands.COMMANDS:

@@ -1,4 +1,4 @@
-"""The language model by joined matrices: the same hidden states as the common way, where it is used."""
+"""The language model by joined matrices: the same hidden states as the common way."""
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ from transformers import (
 )
 from transformers.modeling_utils import AttentionInterface
 
-from chiasm.mllm.decoder import Decoder
+import chiasm.mllm.decoder as decoder_module
+import chiasm.nn.precision as precision
+from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.seam import SEAM, attention, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
@@ -87,7 +89,7 @@ SHAPES = {
 def test_the_same_hidden_states_and_logits_as_the_common_way(changes):
     model = made(**changes)
     decoder = Decoder(model)
-    assert decoder.takes(step=False)
+    assert decoder.of(step=False) is decoder
     expected = conversation(model, KVCache(), lambda *given: run(model, *given))
     found = conversation(model, KVCache(), lambda *given: decoder(*given, {}))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
@@ -99,7 +101,7 @@ def test_the_same_hidden_states_and_logits_as_the_common_way(changes):
 def test_packed_rows_and_steps_between_layers():
     model = made()
     decoder = Decoder(model)
-    assert decoder.takes(step=True)
+    assert decoder.of(step=True) is decoder
     segment = torch.tensor([[0, 0, 0, 1, 1, -1]])
     at = torch.tensor([[0, 1, 2, 0, 1, 0]])
     layout = packed_layout(Index(segment, at, torch.zeros_like(at)))
@@ -121,8 +123,8 @@ def test_narrow_weights_are_near_and_a_row_does_not_depend_on_its_company(weight
         for parameter in model.base_model.layers.parameters():
             parameter.mul_(0.5)
     exact, decoder = Decoder(model), Decoder(model, weights)
-    assert exact.takes(step=True)
-    assert decoder.takes(step=True)
+    assert exact.of(step=True) is exact
+    assert decoder.of(step=True) is decoder
     rows, x = 5, torch.randn(5, 6, 64)
     layout = packed_layout(index((6,) * rows, (0,) * rows))
     at = torch.arange(6).expand(rows, 6)
@@ -146,10 +148,15 @@ def test_changed_weights_are_laid_out_anew():
         model.base_model.layers[1].input_layernorm,
     ):
         assert decoder.takes(step=True)
+        assert decoder.of(step=True) is decoder
         matrix.weight.mul_(2)
-        assert decoder.takes(step=True)
+        assert decoder.of(step=True) is decoder
         expected = run(model, x, at, layout)
         torch.testing.assert_close(decoder(x, at, layout, None, {}), expected, atol=2e-4, rtol=2e-4)
+    model.base_model.layers[0].self_attn.o_proj.weight = nn.Parameter(torch.zeros(32, 32))
+    assert decoder.of(step=True) is decoder
+    expected = run(model, x, at, layout)
+    torch.testing.assert_close(decoder(x, at, layout, None, {}), expected, atol=2e-4, rtol=2e-4)
 
 
 OTHERS = {
@@ -165,19 +172,36 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_families_go_the_common_way(kind):
     make, config, changes = OTHERS[kind]
-    assert not Decoder(made(make, config, **changes)).takes(step=True)
+    assert Decoder(made(make, config, **changes)).of(step=True) is None
 
 
 def test_where_it_is_not_used():
     model = made()
     decoder = Decoder(model)
-    assert not decoder.takes(step=True)  # gradients are wanted
+    assert decoder.of(step=True) is None  # gradients are wanted
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            assert not decoder.takes(step=True)
-        assert not Decoder(made().to(torch.bfloat16)).takes(step=True)
-        assert not Decoder(model, "int8").takes(step=False)
+            assert decoder.of(step=True) is None
+        assert Decoder(made().to(torch.bfloat16)).of(step=True) is None
         adapted = made()
         inner = adapted.base_model.layers[0].mlp
         inner.down_proj = nn.Sequential(inner.down_proj)
-        assert not Decoder(adapted).takes(step=True)
+        assert Decoder(adapted).of(step=True) is None
+
+
+def test_the_fastest_weights_are_timed(monkeypatch):
+    spent = {"fp32": 3.0, "bf16": 2.0, "int8": 2.5}
+    monkeypatch.setattr(decoder_module, "_timed", lambda decoder: spent[decoder.weights])
+    assert fastest(made()) == "bf16"
+    assert fastest(made(Qwen2ForCausalLM, Qwen2Config)) == "fp32"  # no Decoder suits it
+    monkeypatch.undo()
+    assert fastest(made()) in spent
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("speedup", "weights"), [(2.0, "bf16"), (0.5, None)])
+def test_prompts_are_not_computed_in_bytes(speedup, weights, monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: speedup)
+    for narrow in ("int8", "int4"):
+        found = Decoder(made(), narrow).of(step=False)
+        assert (found and found.weights) == weights

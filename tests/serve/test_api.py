@@ -476,7 +476,7 @@ def test_metrics_count_what_clients_saw(running, client):
 def test_the_page_and_its_files_come_without_a_key(running):
     page = http.get(running.url + "/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for name in ("app.js", "api.js", "pictures.js", "style.css", "icon.svg"):
+    for name in ("app.js", "api.js", "camera.js", "pictures.js", "style.css", "icon.svg"):
         assert http.get(f"{running.url}/static/{name}").status_code == 200
     assert http.get(f"{running.url}/static/../app.py").status_code in (401, 404)
     assert "://" not in page.text.replace("http://www.w3.org", "")

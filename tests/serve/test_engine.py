@@ -12,6 +12,7 @@ from serve_toys import drawing_toy, picture, pixels
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, answer, question
+from chiasm.infer.generate import Generator
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job
@@ -117,6 +118,23 @@ def test_replies_in_company_equal_those_alone(name, toys, more_toys):
     engine.stop()
     assert found == expected
     assert not engine.cache.held
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_nor_do_they_depend_on_it_with_narrow_weights(weights, toys):
+    reads = toys["reads"]
+    respond = Generator(reads.model, reads.processor, weights=weights)
+    asked = [(sample, sampling) for sample in SAMPLES for sampling in TEXT]
+    expected = [alone(respond, *pair) for pair in asked]
+    assert expected != [alone(reads, *pair) for pair in asked]  # the weights were used
+    engine = Engine("reads", respond, slots=5, waiting=len(asked))
+    heard = [Heard(*pair) for pair in asked]
+    for each in heard:
+        engine.submit(each.job)
+    engine.start()
+    found = [each.reply for each in heard]
+    engine.stop()
+    assert found == expected
 
 
 def test_a_cancelled_job_frees_its_rows_within_a_step(engine):

@@ -1,4 +1,4 @@
-"""Where a model looked: the shares against differences, for both routes, and the route that tells."""
+"""Where a model looked: the shares against differences, for both routes; and its HTTP."""
 
 import base64
 import io

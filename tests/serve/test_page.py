@@ -12,6 +12,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium"),
 ]
+FLAGS = [
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",  # a camera that shows a pattern
+    "--use-fake-ui-for-media-stream",
+]
 SHOTS = os.environ.get("CHIASM_SCREENSHOTS")
 
 DROP = """([name, bytes]) => {
@@ -31,7 +36,7 @@ PASTE = """(bytes) => {
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
@@ -142,6 +147,49 @@ def test_two_models_answer_side_by_side(page):
     send(page, "a circle")
     answered(page, 6)
     assert page.locator("img.drawn").count() == 1
+
+
+def test_where_each_model_looked_is_shown_and_hidden(page):
+    page.select_option("#other", "reads")
+    send(page, "what is it?")
+    answered(page, 2)
+    assert page.locator("text=Where it looked").count() == 0  # there is no picture
+    page.evaluate(DROP, ["a.png", list(encoded(pixels(1, (60, 40))))])
+    page.wait_for_selector("#pictures li")
+    send(page, "what colour?")
+    answered(page, 4)
+    said = page.locator(".turn.assistant .bubble").all_text_contents()[2:]
+    page.click("text=Where it looked")
+    page.wait_for_selector("[aria-pressed=true]")
+    assert page.locator(".look").count() == sum(map(bool, said)) > 0
+    shown = page.locator(".look img").first
+    assert shown.get_attribute("src").startswith("data:image/png")
+    assert "looked in picture 1" in shown.get_attribute("alt")
+    shot(page, "light-looked")
+    page.click("text=Where it looked")
+    assert page.locator(".look").count() == 0
+
+
+def test_a_picture_is_taken_by_the_camera(page):
+    page.click("#camera")
+    page.wait_for_function("document.getElementById('camera-shown').videoWidth > 0")
+    shot(page, "light-camera")
+    page.click("#camera-dialog >> text=Cancel")
+    assert page.locator("#pictures li").count() == 0
+    page.click("#camera")
+    page.wait_for_function("document.getElementById('camera-shown').videoWidth > 0")
+    page.click("#camera-dialog >> text=Take")
+    page.wait_for_selector("#pictures li")
+    send(page, "what is it?")
+    answered(page, 1)
+    assert page.locator(".turn.user img").count() == 1
+
+
+def test_without_a_camera_that_is_said(page):
+    page.evaluate("navigator.mediaDevices.getUserMedia = async () => { throw new Error('none'); }")
+    page.click("#camera")
+    page.wait_for_selector("text=There is no camera")
+    assert page.is_visible("#send")
 
 
 def test_stop_ends_an_answer_and_its_work(page, running):

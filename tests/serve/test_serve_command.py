@@ -11,11 +11,13 @@ from pathlib import Path
 
 import openai
 import pytest
-from serve_toys import KEY, drawing_toy, embedding_toy
+from serve_toys import KEY, drawing_toy, embedding_toy, reading_toy
 
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.hub import autoencoder, contrastive, unified
+from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.infer.generate import Generator
+from chiasm.mllm.config import MLLMConfig, MLPConfig
+from chiasm.mllm.model import MLLM
 from chiasm.recipes.serve_command import serve_runs, served
 from chiasm.vision.dual import OwnDual
 
@@ -35,6 +37,21 @@ def test_what_a_folder_holds_decides_what_it_serves(runs):
     assert isinstance(served(runs / "encoder"), OwnDual)
     with pytest.raises(DataError, match="neither talks nor embeds"):
         served(runs / "tokenizer")
+
+
+def test_the_fastest_weights_are_those_measured(runs, tmp_path, monkeypatch, capsys):
+    toy = reading_toy(tmp_path / "llama")
+    config = MLLMConfig(language=str(tmp_path / "llama"), projector=MLPConfig(merge=2), lora=None)
+    mllm.save(tmp_path / "reading", toy.model, toy.processor, config)
+    monkeypatch.setattr(MLLM, "fastest_weights", lambda _model: "int8")
+    made = []
+    monkeypatch.setattr(MLLM, "new_decoder", lambda _model, weights: made.append(weights))
+    served(tmp_path / "reading", "auto")
+    served(tmp_path / "reading", "int4")
+    served(tmp_path / "reading")
+    assert made == ["int8", "int4", "fp32"]
+    assert "reading: steps are fastest in int8 here" in capsys.readouterr().out
+    assert isinstance(served(runs / "drawing", "auto"), Generator)  # has no such weights
 
 
 def test_two_models_of_one_name_are_refused(runs):

@@ -124,6 +124,7 @@ class VLM(Trainable[Batch], Protocol):
 
     def forward(self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None) -> Tensor:
         """Hidden states [B T D]. seen: what stands for the pictures, in the place of `seen(batch)`."""
+        """Hidden states [B T D]. seen: what stands for the pictures, instead of `seen(batch)`."""
         ...
 
     def seen(self, batch: Batch) -> Tensor:

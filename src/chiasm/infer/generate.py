@@ -38,8 +38,8 @@ class Generator:
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
-    what else is in the batch. weights: what a language model's are held in (nn/products.py). Whether
-    it can draw is the codec's to say.
+    what else is in the batch. weights: what a language model's are held in (nn/products.py).
+    Whether it can draw is the codec's to say.
     """
 
     def __init__(
@@ -128,10 +128,10 @@ class Generator:
         """How the model is run to generate: without gradients, as fast as replies allow. step: for
         the next tokens, not for prompts."""
         with torch.inference_mode(), autocast(self.precision, self.device), self._few_rows:
-            if self._decoder is None or not self._decoder.takes(step):
+            if self._decoder is None:
                 yield
                 return
-            self.model.decoder = self._decoder
+            self.model.decoder = self._decoder.of(step)
             try:
                 yield
             finally:

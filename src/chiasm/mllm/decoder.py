@@ -7,6 +7,7 @@ keys are rows of one product, and matrices lie as they are read fastest (nn/prod
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,20 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.mllm.seam import run
-from chiasm.nn.attention import Index, Layout, attend, packed_layout
+from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
 from chiasm.nn.cache import KVCache
+from chiasm.nn.precision import working_dtype
 from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
+
+TRIES = 5
+"""Steps that are timed, of which the quickest counts: others may be computing."""
 
 
 class Decoder:
     """Runs a causal language model of transformers by joined matrices. weights: what they are held
     in (nn/products.py); they take memory beside the model's own.
 
-    In bytes or less only steps are faster, not whole prompts. Models of other families, with
-    adapters, on other devices or in other dtypes go the common way.
+    In bytes or less steps are faster, but not whole prompts: those are computed in bf16, where that
+    is faster than fp32. Models of other families, with adapters, on other devices or in other
+    dtypes go the common way.
     """
 
     def __init__(self, language: Any, weights: Weights = "fp32"):
@@ -39,15 +45,20 @@ class Decoder:
         self._layers: list[_Layer] = []
         self._head: Product
 
-    def takes(self, step: bool) -> bool:
-        """Whether to use it here, for a step or else a prompt. Lays the matrices out, if the weights
-        are not those that they were made of."""
+    def of(self, step: bool) -> Decoder | None:
+        """What to use here, for a step or else a prompt; None for the common way. Lays the matrices
+        out, if the weights are not those that they were made of."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
-            return False
+            return None
         if self.weights in ("int8", "int4") and not step:
-            return False
+            return self._of_prompts and self._of_prompts.of(step)
         self._refresh()
-        return True
+        return self
+
+    @cached_property
+    def _of_prompts(self) -> Decoder | None:
+        fast = working_dtype("auto", torch.device("cpu")) == torch.bfloat16
+        return Decoder(self.language, "bf16") if fast else None
 
     @cached_property
     def _suits(self) -> bool:
@@ -67,7 +78,8 @@ class Decoder:
         return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
 
     def _refresh(self) -> None:
-        made_of = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._parameters]
+        held = [part._parameters["weight"] for part in self._parts]
+        made_of = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in held]
         if made_of == self._made_of:
             return
         config, head = self.language.config, self.language.get_output_embeddings()
@@ -78,8 +90,10 @@ class Decoder:
         self._made_of = made_of
 
     @cached_property
-    def _parameters(self) -> list[Tensor]:
-        return list(self.language.parameters())
+    def _parts(self) -> list[nn.Module]:
+        """Listed once: walking a model at every step takes as long as a tenth of it."""
+        modules = self.language.modules()
+        return [module for module in modules if module._parameters.get("weight") is not None]
 
     def __call__(
         self,
@@ -105,6 +119,29 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
         return self._head(hidden.to(narrow(self.weights))).float()
+
+
+@torch.inference_mode()
+def fastest(language: Any) -> Weights:
+    """What single steps of a model take the least time in on this machine, of what changes its
+    words little; "fp32" for models that a Decoder does not suit."""
+    seconds: dict[Weights, float] = {}
+    for weights in ("fp32", "bf16", "int8"):
+        decoder = Decoder(language, weights)
+        if decoder.of(step=True) is None:
+            return "fp32"
+        seconds[weights] = min(_timed(decoder) for _ in range(TRIES))
+    return min(seconds, key=lambda weights: seconds[weights])
+
+
+def _timed(decoder: Decoder) -> float:
+    """Seconds of one step that sees nothing but itself."""
+    at = torch.zeros(1, 1, dtype=torch.long)
+    layout = cached_layout(Index(at, at, at), Index(at, at, at))
+    began = time.perf_counter()
+    x = decoder.language.get_input_embeddings()(at)
+    decoder.head(decoder(x, at, layout, None, {}))
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)

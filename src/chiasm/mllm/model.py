@@ -16,7 +16,7 @@ from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
 from chiasm.mllm.config import CrossAttentionConfig
-from chiasm.mllm.decoder import Decoder
+from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.nn.attention import Index, packed_layout
@@ -146,6 +146,9 @@ class MLLM(nn.Module):
         """[... D] -> [... V]"""
         head = self.head if self.decoder is None else self.decoder.head
         return finish_logits(self.language.config, head(hidden))
+
+    def fastest_weights(self) -> Weights:
+        return fastest(self.language)
 
     def new_decoder(self, weights: Weights) -> Decoder:
         return Decoder(self.language, weights)

@@ -110,8 +110,8 @@ def _by_halves(weight: Tensor) -> Product:
 
 
 def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> Product:
-    """x [... in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times the
-    matrix with the norm's gain and sqrt(in) in it."""
+    """x [... in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times
+    the matrix with the norm's gain and sqrt(in) in it."""
     size = matrix.shape[1]
     floor = torch.tensor(math.sqrt(size * eps))
     multiply, dtype = product(matrix * (gain * math.sqrt(size)), held), narrow(held)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
 
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
+from chiasm.nn.products import Weights
 from chiasm.vision.contrastive import DualEncoder
 from chiasm.vision.dual import Dual, OwnDual
 
@@ -22,6 +26,7 @@ def serve_runs(
     waiting: int,
     drain: int = 30,
     fetch: tuple[str, ...] = (),
+    weights: Weights | Literal["auto"] = "fp32",
 ) -> None:
     """Load the models and serve them until a signal. Raises ConfigError for two of one name,
     MissingExtraError without the extra `serve`."""
@@ -39,17 +44,21 @@ def serve_runs(
         name = _name(run)
         if name in models:
             raise ConfigError(f"serve: two models are called '{name}'; rename a folder")
-        models[name] = served(run)
+        models[name] = served(run, weights)
     key = key or os.environ.get("CHIASM_API_KEY", "")
     limits = Limits(remote=Remote(frozenset(name.lower() for name in fetch)))
     listen(Server(models, limits, slots, waiting), Address(host, port, key, drain))
 
 
-def served(run: Path) -> Generator | Dual:
-    """A folder's model as the server wants it. DataError for an image tokenizer."""
+def served(run: Path, weights: Weights | Literal["auto"] = "fp32") -> Generator | Dual:
+    """A folder's model as the server wants it. weights: "auto" is what steps are fastest in here.
+    DataError for an image tokenizer."""
     model, processor = load(run)
     if isinstance(processor, Processor):
-        return Generator(model, processor)
+        if weights == "auto":
+            weights = model.fastest_weights() if hasattr(model, "fastest_weights") else "fp32"
+            Console().print(f"{_name(run)}: steps are fastest in {weights} here", highlight=False)
+        return Generator(model, processor, weights=weights)
     if isinstance(model, DualEncoder):
         return OwnDual(model, processor)
     raise DataError(

@@ -112,8 +112,8 @@ def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
 
 
 HELP = (
-    "Ask away. /image PATH brings a picture, /draw WORDS draws one, /save PATH keeps it, /look shows "
-    "where the model looked. Ctrl-C ends a reply, an empty line or Ctrl-D the conversation."
+    "Ask away. /image PATH brings a picture, /draw WORDS draws one, /save PATH keeps it, /look "
+    "shows where the model looked. Ctrl-C ends a reply, an empty line or Ctrl-D the conversation."
 )
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5, "max_images": 1, "draw_first": True}
 

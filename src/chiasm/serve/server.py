@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 @dataclass
 class Served:
-    """A model under its name: one that talks has an engine and rules for JSON, one that embeds a dual encoder and a
-    thread that owns it."""
+    """A model under its name: one that talks has an engine and rules for JSON, one that embeds a
+    dual encoder and a thread that owns it."""
 
     name: str
     engine: Engine | None = None

@@ -91,6 +91,7 @@ function canDraw(name) {
 // Pictures to send
 
 async function add(files) {
+  tell("");
   for (const file of files) {
     try {
       waiting.push(await dataUrl(file));
@@ -178,15 +179,10 @@ function down(always = false) {
   if (near || always) chat.scrollTop = chat.scrollHeight;
 }
 
-// For ears: the whole answer once, not every piece of it.
+// What went wrong beside the conversation, until something else is done.
 function tell(text) {
-  $("said").textContent = text;
-  if (!turns.length) {
-    const line = document.createElement("p");
-    line.className = "error";
-    line.textContent = text;
-    $("welcome").append(line);
-  }
+  $("notice").textContent = text;
+  $("notice").hidden = !text;
 }
 
 const parts = (urls) => urls.map((url) => ({ type: "image_url", image_url: { url } }));
@@ -371,6 +367,7 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("words").value.trim();
   if (running || (!text && !waiting.length) || !$("model").value) return;
+  tell("");
   const turn = { role: "user", text, pictures: waiting };
   waiting = [];
   $("words").value = "";
