@@ -4,7 +4,8 @@
     python -m benchmarks.floors --masked                       masked diffusion, drawing only
 
 Trained, asked and judged as `chiasm demo` does (recipes/demo.py), on easy-VQA. --masked trains no
-questions, only captions and drawings. --undrawn: so many captions, spread over colours and shapes,
+questions, only captions and drawings, three times as many steps of them: to draw in any order is
+more to learn. --undrawn: so many captions, spread over colours and shapes,
 whose pictures are answered about and described, but never drawn in training. A run that was stopped
 goes on where it was. It times nothing, so it is no part of python -m benchmarks. Its last line is
 one JSON object.
@@ -36,10 +37,10 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
 DRAWING = tuple(
     replace(part, save_every=50)
     for part in (
-        stage("draw", 150, "draw", warmup=0.05),
-        stage("perceive", 90, "describe+describe+describe+draw"),
-        stage("settle", 360, "describe+draw+draw+draw"),
-        stage("cool", 300, "describe+draw+draw+draw", "linear"),
+        stage("draw", 300, "draw", warmup=0.05),
+        stage("perceive", 100, "describe+describe+describe+draw"),
+        stage("settle", 800, "describe+draw+draw+draw"),
+        stage("cool", 600, "describe+draw+draw+draw", "linear"),
     )
 )
 PASSES = 32

@@ -197,6 +197,64 @@ def test_two_ranks_equal_one_whole_and_in_parts(name, tmp_path):
     assert_same_training(tmp_path / "one", tmp_path / "parts")
 
 
+class Spoken(Mixed):
+    """Texts and codes to learn, unevenly many of each in every micro-batch."""
+
+    def __init__(self):
+        super().__init__(False)
+
+    def sample(self, random, count):
+        n = int(random.integers(5, 30))
+        ids = random.integers(5, VOCABULARY.size, n)
+        targets = random.integers(5, 20 + 12 * (random.random() > 0.4), n)
+        targets[random.random(n) < 0.3] = -100
+        position = np.arange(n)
+        return Encoded(ids, targets, position.copy(), np.zeros_like(ids), position)
+
+
+@torch.no_grad()
+def by_hand(model, batches):
+    """What the log of one step over these micro-batches has to say, by NumPy in float64."""
+    sums = {"text": [], "image": [], "log_z_squared": []}
+    for batch in batches:
+        logits = model.logits(model(batch)).numpy()
+        for b, t in np.argwhere(batch.targets.numpy() != -100):
+            target, row = int(batch.targets[b, t]), logits[b, t]
+            log_z = row.max() + np.log(np.exp(row - row.max()).sum())
+            sums["image" if target >= VOCABULARY.text else "text"].append(log_z - row[target])
+            sums["log_z_squared"].append(log_z**2)
+    config, count = model.config, len(sums["log_z_squared"])
+    total = sum(sums["text"]) + config.image_weight * sum(sums["image"])
+    total += config.z_loss * sum(sums["log_z_squared"])
+    return {"loss": total / count} | {name: np.mean(values) for name, values in sums.items()}
+
+
+def test_each_modality_is_accounted_for_as_by_hand_under_accumulation_and_ranks(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        config = UnifiedConfig(
+            width=16, layers=2, heads=2, kv_heads=2, hidden=24, z_loss=0.01, image_weight=0.25
+        )
+        return Unified(config, VOCABULARY)
+
+    def one_step(folder):
+        stage = Stage("s", 1, lr={"transformer": 1e-3}, accumulate=4, log_every=1, autocast="none")
+        train(made(), [stage], lambda _: Spoken(), folder, show=silent)
+
+    batches = []
+    for strand in range(4):
+        stream = Spoken()
+        stream.split(strand, 4)
+        batches.append(next(iter(stream)))
+    expected = by_hand(made().double(), batches)
+    one_step(tmp_path / "one")
+    together(lambda _rank: one_step(tmp_path / "two"), tmp_path)
+    for folder in ("one", "two"):
+        (line,) = log(tmp_path / folder)
+        for name, value in expected.items():
+            assert line[name] == pytest.approx(value, rel=1e-6), (folder, name)
+
+
 def cut(folder, source, step):
     """A copy of a run as a kill after this step's checkpoint would leave it."""
     shutil.copytree(source, folder)
