@@ -123,7 +123,6 @@ class VLM(Trainable[Batch], Protocol):
     """A route: hidden states for a batch, logits where they are wanted."""
 
     def forward(self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None) -> Tensor:
-        """Hidden states [B T D]. seen: what stands for the pictures, in the place of `seen(batch)`."""
         """Hidden states [B T D]. seen: what stands for the pictures, instead of `seen(batch)`."""
         ...
 
