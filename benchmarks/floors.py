@@ -39,8 +39,8 @@ DRAWING = tuple(
     for part in (
         stage("draw", 300, "draw", warmup=0.05),
         stage("perceive", 100, "describe+describe+describe+draw"),
-        stage("settle", 800, "describe+draw+draw+draw"),
-        stage("cool", 600, "describe+draw+draw+draw", "linear"),
+        stage("settle", 640, "describe+draw+draw+draw"),
+        stage("cool", 460, "describe+draw+draw+draw", "linear"),
     )
 )
 PASSES = 32

@@ -33,7 +33,7 @@ def recipe() -> Recipe:
         stage("match", 110, "match"),
         stage("discern", 40, "discern"),
         stage("converse", 130, "converse+converse+converse+discern"),
-        stage("settle", 360, "converse+draw"),
-        stage("cool", 300, "converse+draw+draw+draw", "linear"),
+        stage("settle", 400, "converse+draw"),
+        stage("cool", 330, "converse+draw+draw+draw", "linear"),
     )
     return Recipe(UnifiedConfig(), stages, questions=9)
