@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chiasm.nn.products import SMALLEST, FewRows
+from chiasm.nn.products import SMALLEST, FewRows, narrow, normed, product
 
 
 @pytest.fixture
@@ -59,3 +59,28 @@ def test_the_plain_way_is_restored_after_an_error(model):
     with pytest.raises(RuntimeError), FewRows(model):
         model(torch.randn(4, 7))
     assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize(("held", "error"), [("bf16", 0.01), ("int8", 0.02), ("int4", 0.2)])
+@pytest.mark.parametrize("shape", [(48, 64), (80, 96), (10, 64), (32, 24), (7, 5)])
+def test_narrow_products_are_near_whatever_the_shape(held, error, shape):
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape), torch.randn(3, 2, shape[1])
+    with torch.no_grad():
+        multiply, expected = product(weight, held), x @ weight.t()
+        found = multiply(x.to(narrow(held)))
+        assert found.dtype == narrow(held)
+        assert torch.dist(found.float(), expected) < error * expected.norm()
+        alone = multiply(x[1:2].to(narrow(held)))
+    torch.testing.assert_close(alone, found[1:2], atol=0, rtol=0)
+
+
+def test_a_norm_and_a_matrix_are_one_product():
+    torch.manual_seed(0)
+    norm, x = nn.RMSNorm(64, eps=1e-5), torch.randn(3, 64)
+    matrix = torch.randn(48, 64)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        expected = norm(x) @ matrix.t()
+        found = normed(matrix, norm.weight, 1e-5)(x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -71,10 +71,11 @@ def narrow(held: Weights) -> torch.dtype:
 def product(weight: Tensor, held: Weights = "fp32") -> Product:
     """By a matrix [out in] that changes no more, laid out for few rows where that gains."""
     weight = weight.detach()
-    if held == "int4" and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
-        return _by_halves(weight)
     if held in ("int8", "int4"):
-        return _by_bytes(weight)
+        # torch's kernels read whole blocks: beyond the end of a row that is none.
+        if weight.shape[0] % 16 or weight.shape[1] % GROUP:
+            return product(weight, "bf16")
+        return _by_bytes(weight) if held == "int8" else _by_halves(weight)
     if held == "fp32" and not _suits(weight):
         return partial(F.linear, weight=weight)
     matrix = torch.ops.mkldnn._reorder_linear_weight(weight.to(narrow(held)), ROWS)

@@ -269,6 +269,7 @@ async function one(reply, place, signal) {
       }
       down();
     }
+    if (!reply.text && !reply.images.length) note(reply, "It said nothing.");
   } catch (error) {
     frame?.remove();
     if (error.name === "AbortError") note(reply, "Stopped.");
