@@ -4,8 +4,8 @@
     python -m benchmarks.floors --masked                       masked diffusion, drawing only
 
 Trained, asked and judged as `chiasm demo` does (recipes/demo.py), on easy-VQA. --masked trains no
-questions, only captions and drawings, three times as many steps of them: to draw in any order is
-more to learn. --undrawn: so many captions, spread over colours and shapes,
+questions, only captions and drawings, 1,500 steps of them: to draw in any order is more to learn.
+--undrawn: so many captions, spread over colours and shapes,
 whose pictures are answered about and described, but never drawn in training. A run that was stopped
 goes on where it was. It times nothing, so it is no part of python -m benchmarks. Its last line is
 one JSON object.
