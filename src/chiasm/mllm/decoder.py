@@ -40,7 +40,8 @@ class Decoder:
     """
 
     def __init__(self, language: Any, weights: Weights = "fp32"):
-        self.language, self.weights = language, weights
+        self.language = language
+        self.weights: Weights = weights
         self._made_of: list[tuple[int, int]] = []
         self._layers: list[_Layer] = []
         self._head: Product
@@ -78,8 +79,10 @@ class Decoder:
         return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
 
     def _refresh(self) -> None:
-        held = [part._parameters["weight"] for part in self._parts]
-        made_of = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in held]
+        held = (part._parameters["weight"] for part in self._parts)
+        made_of = [
+            (w.data_ptr(), 0 if w.is_inference() else w._version) for w in held if w is not None
+        ]
         if made_of == self._made_of:
             return
         config, head = self.language.config, self.language.get_output_embeddings()
@@ -107,14 +110,14 @@ class Decoder:
         steps: what x passes through before it enters the layer of that number."""
         base = self.language.base_model
         cos, sin = (turn.flatten(0, 1)[:, None] for turn in base.rotary_emb(x, position))
-        half, shape = cos.shape[-1] // 2, x.shape
+        half, (B, T, D) = cos.shape[-1] // 2, x.shape
         turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
         x = x.flatten(0, 1)
         for number, layer in enumerate(self._layers):
             if number in steps:
-                x = steps[number](x.view(shape)).flatten(0, 1)
-            x = layer(x, turn, shape[:2], layout, cache, number)
-        return base.norm(x).view(shape)
+                x = steps[number](x.view(B, T, D)).flatten(0, 1)
+            x = layer(x, turn, (B, T), layout, cache, number)
+        return base.norm(x).view(B, T, D)
 
     def head(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""

@@ -288,10 +288,10 @@ def attend(
     if not layout.groups:
         return _softmax_attention(q, k, v, layout, scale, softcap, sinks)
     B, H, T, D = q.shape
-    taken = zip(*(_by_group(x, layout) for x in (q, k, v)), strict=True)
+    taken = (_by_group(x, layout) for x in (q, k, v))
     mixed = [
-        _softmax_attention(*own, Layout(group.mask, group.causal), scale, softcap, sinks)
-        for own, group in zip(taken, layout.groups, strict=True)
+        _softmax_attention(q, k, v, Layout(group.mask, group.causal), scale, softcap, sinks)
+        for q, k, v, group in zip(*taken, layout.groups, strict=True)
     ]
     rows = torch.cat([x.reshape(-1, D) for x in mixed])
     return layout.order(B * T, H).unsort(rows).view(B, T, H, D).transpose(1, 2)

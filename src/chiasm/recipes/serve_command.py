@@ -55,10 +55,11 @@ def served(run: Path, weights: Weights | Literal["auto"] = "fp32") -> Generator 
     DataError for an image tokenizer."""
     model, processor = load(run)
     if isinstance(processor, Processor):
-        if weights == "auto":
-            weights = model.fastest_weights() if hasattr(model, "fastest_weights") else "fp32"
-            Console().print(f"{_name(run)}: steps are fastest in {weights} here", highlight=False)
-        return Generator(model, processor, weights=weights)
+        if weights != "auto":
+            return Generator(model, processor, weights=weights)
+        fastest: Weights = model.fastest_weights() if hasattr(model, "fastest_weights") else "fp32"
+        Console().print(f"{_name(run)}: steps are fastest in {fastest} here", highlight=False)
+        return Generator(model, processor, weights=fastest)
     if isinstance(model, DualEncoder):
         return OwnDual(model, processor)
     raise DataError(

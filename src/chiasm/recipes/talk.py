@@ -22,7 +22,7 @@ from chiasm.infer.draw import draw, redraw
 from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
 from chiasm.infer.look import look
-from chiasm.recipes.terminal import escaped, way_of
+from chiasm.recipes.terminal import Way, escaped, way_of
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job, Update
 
@@ -49,7 +49,7 @@ class Talk:
     def __init__(self, respond: Generator, sampling: Sampling):
         self.engine = Engine("chat", respond, slots=2)
         self.sampling = sampling
-        self.way = way_of(os.environ, sys.stdout.isatty())
+        self.way: Way | None = way_of(os.environ, sys.stdout.isatty())
         self.turns: list[Turn] = []
         self.drawn: PIL.Image.Image | None = None
 
