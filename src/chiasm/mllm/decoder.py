@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from chiasm.mllm.seam import run
 from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
 from chiasm.nn.cache import KVCache
+from chiasm.nn.norm import RMSNorm
 from chiasm.nn.precision import working_dtype
 from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
 
@@ -210,7 +211,12 @@ def _layer(layer: Any, config: Any, weights: Weights) -> _Layer:
 
 def _after(norm: Any, layers: Sequence[nn.Linear], weights: Weights) -> Product:
     joined = torch.cat([layer.weight for layer in layers])
-    return normed(joined, norm.weight, norm.variance_epsilon, weights)
+    return normed(joined, norm.weight, _epsilon(norm), weights)
+
+
+def _epsilon(norm: Any) -> Any:
+    """Of ours (nn/quicken.py) or of transformers' RMS norm; None for any other."""
+    return norm.eps if isinstance(norm, RMSNorm) else getattr(norm, "variance_epsilon", None)
 
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -233,5 +239,5 @@ def _built_alike(language: Any) -> bool:
         matrices += [getattr(mlp, name, None) for name in _MLP]
     alike = all(type(matrix) is nn.Linear and matrix.bias is None for matrix in matrices)
     norms = [getattr(layer, name, None) for layer in layers for name in _NORMS]
-    alike &= all(hasattr(norm, "variance_epsilon") for norm in norms)
+    alike &= all(_epsilon(norm) is not None for norm in norms)
     return alike and hasattr(base, "rotary_emb") and hasattr(base, "norm")
