@@ -98,6 +98,17 @@ def model(name, toys, more_toys):
     return (toys | more_toys)[name]
 
 
+def together(engine, asked):
+    """The replies of an engine that gets all its jobs before it starts, and is stopped after."""
+    heard = [Heard(*pair) for pair in asked]
+    for each in heard:
+        engine.submit(each.job)
+    engine.start()
+    found = [each.reply for each in heard]
+    engine.stop()
+    return found
+
+
 @pytest.mark.parametrize("name", ["draws", "reads", "draws-2d", "reads-across"])
 def test_replies_in_company_equal_those_alone(name, toys, more_toys):
     respond = model(name, toys, more_toys)
@@ -110,13 +121,7 @@ def test_replies_in_company_equal_those_alone(name, toys, more_toys):
     if respond.codes_per_image:
         assert any(images for _, images, _ in expected)
     engine = Engine(name, respond, slots=5, waiting=len(asked))
-    heard = [Heard(*pair) for pair in asked]
-    for each in heard:
-        engine.submit(each.job)
-    engine.start()
-    found = [each.reply for each in heard]
-    engine.stop()
-    assert found == expected
+    assert together(engine, asked) == expected
     assert not engine.cache.held
 
 
@@ -127,14 +132,7 @@ def test_nor_do_they_depend_on_it_with_narrow_weights(weights, toys):
     asked = [(sample, sampling) for sample in SAMPLES for sampling in TEXT]
     expected = [alone(respond, *pair) for pair in asked]
     assert expected != [alone(reads, *pair) for pair in asked]  # the weights were used
-    engine = Engine("reads", respond, slots=5, waiting=len(asked))
-    heard = [Heard(*pair) for pair in asked]
-    for each in heard:
-        engine.submit(each.job)
-    engine.start()
-    found = [each.reply for each in heard]
-    engine.stop()
-    assert found == expected
+    assert together(Engine("reads", respond, slots=5, waiting=len(asked)), asked) == expected
 
 
 def test_a_cancelled_job_frees_its_rows_within_a_step(engine):

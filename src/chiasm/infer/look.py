@@ -16,10 +16,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Encoded, pack
+from chiasm.core.batch import Encoded, pack
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
-from chiasm.nn.loss import token_loss
+from chiasm.nn.loss import supervised_loss
 
 TINT = (255, 96, 0)
 STRONGEST = 0.8
@@ -59,10 +59,8 @@ def look(model: Any, processor: Processor, sample: Sample, reply: str) -> list[L
         batch = pack([[encoded]]).to(next(model.parameters()).device)
         # Cloned: what a server remembers of pictures was computed without any graph.
         seen = model.seen(batch).detach().clone().requires_grad_()
-        wanted = batch.targets != IGNORE
-        hidden = model(batch, seen=seen)[wanted]
-        spoken = token_loss(model.logits(hidden), batch.targets[wanted]).nll.sum()
-        (gradient,) = torch.autograd.grad(-spoken, seen)
+        (nll, _), _ = supervised_loss(model(batch, seen=seen), batch.targets, model.logits)
+        (gradient,) = torch.autograd.grad(-nll.sum(), seen)
     worth = (gradient * seen.detach()).sum(-1).clamp_min(0).cpu()
     pictures = processor.codec.shown(encoded)
     shares = _shares(worth, encoded, processor.codec.depth)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from chiasm.core.batch import round_up
 from chiasm.core.errors import ConfigError
 from chiasm.plan.estimate import Estimate, Proposal, estimate, fit
 from chiasm.plan.flops import Work, work_of
@@ -231,7 +232,7 @@ def _say_sum(console: Console, estimates: list[Estimate], price: float | None) -
 def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
     name, count = s.stage.name, e.cluster.count // s.tensor
     if s.work.micro_batches % count:
-        wanted = -(-s.work.micro_batches // count) * count
+        wanted = round_up(s.work.micro_batches, count)
         on = f"{count} GPUs" if s.tensor == 1 else f"{count} groups of {s.tensor} GPUs"
         console.print(
             f"{name}: {s.work.micro_batches} micro-batches a step on {on}: training raises "

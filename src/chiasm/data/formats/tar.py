@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
+from chiasm.core.batch import round_up
 from chiasm.core.errors import DataError
 
 LARGEST = 256 * 2**20  # bytes of one member
@@ -38,7 +39,7 @@ def groups(stream: IO[bytes]) -> Iterator[tuple[str, tuple[int, int], Members | 
                     if key is not None:
                         yield key, (start, end), wrong or members
                     key, members, wrong, start = name, {}, None, member.offset
-                end = member.offset_data + _blocks(member.size)
+                end = member.offset_data + round_up(member.size, BLOCK)
                 if member.size > LARGEST:
                     wrong = DataError(f"{member.name} has {member.size:,} bytes; shrink it")
                     continue
@@ -77,7 +78,7 @@ def _plain(data: bytes) -> tuple[str, Members] | None:
         at += BLOCK
         key, ending = _key(name.decode("utf-8", "surrogateescape"))
         members[ending] = data[at : at + length]
-        at += _blocks(length)
+        at += round_up(length, BLOCK)
     return key, members
 
 
@@ -86,11 +87,6 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, rest = posixpath.normpath(name).rpartition("/")
     base, _, ending = rest.partition(".")
     return f"{folder}{slash}{base}", ending.lower()
-
-
-def _blocks(size: int) -> int:
-    """Bytes that so many take in a tar."""
-    return -(-size // BLOCK) * BLOCK
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
