@@ -12,7 +12,7 @@ from serve_toys import KEY, http, image_part, picture, pixels
 
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.sample import Sample, question
-from chiasm.infer.look import Look, look
+from chiasm.infer.look import STEPS, Look, look, worth
 
 SAMPLE = Sample((question(picture(1), picture(2), "which is red?"),))
 ROUTES = ["draws", "draws-2d", "reads", "reads-across"]
@@ -30,28 +30,47 @@ def likelihood(respond, encoded, seen):
     return logits.log_softmax(-1).gather(1, batch.targets[wanted][:, None]).double().sum()
 
 
-def test_shares_are_what_a_place_adds_to_the_likelihood(respond, request):
+def way_of(respond, encoded):
+    """The pictures as they enter the model, and each as the mean of its places."""
+    with torch.no_grad():
+        picture = respond.model.seen(pack([[encoded]]))
+        halves = picture.chunk(2)
+        return picture, torch.cat([half.mean(0, keepdim=True).expand_as(half) for half in halves])
+
+
+def test_shares_are_what_a_place_adds_on_the_way_to_the_picture(respond, request):
     if "reads-across" in request.node.name:
         pytest.skip("a random one looks too little for differences in fp32")
     found = look(respond.model, respond.processor, SAMPLE, "red circle")
     assert len(found) == 2
     encoded = respond.processor.alternatives(SAMPLE, ["red circle"])
+    picture, blank = way_of(respond, encoded)
+    told = np.zeros(len(picture))
     with torch.no_grad():
-        seen = respond.model.seen(pack([[encoded]]))
-        worth = []
-        for place in range(len(seen)):
-            ends = []
-            for factor in (0.97, 1.03):
-                changed = seen.clone()
-                changed[place] *= factor
-                ends.append(likelihood(respond, encoded, changed))
-            worth.append(float(ends[1] - ends[0]) / 0.06)
-    halves = np.split(np.array(worth).clip(0), 2)
-    for one, own in zip(found, halves, strict=True):
+        for step in range(STEPS):
+            at = blank + (step + 0.5) / STEPS * (picture - blank)
+            for place in range(len(picture)):
+                ends = []
+                for ahead in (-0.03, 0.03):
+                    changed = at.clone()
+                    changed[place] += ahead * (picture - blank)[place]
+                    ends.append(likelihood(respond, encoded, changed))
+                told[place] += float(ends[1] - ends[0]) / 0.06
+    for one, own in zip(found, np.split(told.clip(0), 2), strict=True):
         expected = (own / own.sum()).reshape(one.share.shape)
         assert expected.max() > 1.1 / expected.size  # not flat: there is something to get right
         np.testing.assert_allclose(one.share, expected, atol=0.02)
         assert one.share.sum() == pytest.approx(1)
+
+
+def test_the_places_together_are_worth_what_the_picture_is(respond):
+    encoded = respond.processor.alternatives(SAMPLE, ["red circle"])
+    picture, blank = way_of(respond, encoded)
+    with torch.no_grad():
+        whole = likelihood(respond, encoded, picture) - likelihood(respond, encoded, blank)
+    found = worth(respond.model, encoded)
+    # Steps leave a little: of what the places say, for and against.
+    assert float(found.sum()) == pytest.approx(float(whole), abs=0.03 * float(found.abs().sum()))
 
 
 def test_nothing_is_left_behind(respond):

@@ -70,12 +70,12 @@ class MLLM(nn.Module):
     def forward(
         self, batch: Batch, cache: KVCache | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """Hidden states [B T D] after the language model's last norm. seen: the encoder's features,
-        where they are known."""
+        """Hidden states [B T D] after the language model's last norm. seen: patches, where they are
+        not the batch's; gradients reach them through a frozen encoder too."""
         index = Index(batch.segment, batch.block, batch.branch, batch.position)
         layout = packed_layout(index) if cache is None else cache.extend(index)
         slots = batch.ids == self.image_token
-        features = self._features_of(batch) if seen is None else seen
+        features = self._features_of(batch) if seen is None else self.vision(seen, batch.grids)
         x = self._embed(batch, slots, features)
         steps = {}
         if isinstance(self.projector, InnerProjector):
@@ -107,10 +107,9 @@ class MLLM(nn.Module):
         return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
 
     def seen(self, batch: Batch) -> Tensor:
-        """What stands for the pictures: the encoder's features [P width]."""
+        """What stands for the pictures: their patches [P d]."""
         assert batch.patches is not None
-        assert batch.grids is not None
-        return self.features(batch.patches, batch.grids)
+        return batch.patches
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
