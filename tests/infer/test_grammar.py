@@ -255,13 +255,13 @@ def test_guidance_of_one_is_none(kind):
 
 def record_codes(processor, monkeypatch):
     """The ids of every picture that is decoded."""
-    drawn, decode = [], processor.codec.decode
+    drawn, decode = [], processor.codec.decode_all
 
-    def keep(ids, grid=None):
-        drawn.append(ids.tolist())
-        return decode(ids, grid)
+    def keep(ids, grids):
+        drawn.extend(own.tolist() for own in ids)
+        return decode(ids, grids)
 
-    monkeypatch.setattr(processor.codec, "decode", keep)
+    monkeypatch.setattr(processor.codec, "decode_all", keep)
     return drawn
 
 

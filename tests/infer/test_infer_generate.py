@@ -319,8 +319,13 @@ def test_drawings_in_a_batch_equal_single_ones(drawing):
 def test_every_drawn_picture_is_complete(drawing, max_images, draw_first, monkeypatch):
     model, processor = drawing
     vocabulary, drawn = processor.codec.vocabulary, []
-    decode = processor.codec.decode
-    monkeypatch.setattr(processor.codec, "decode", lambda ids: (drawn.append(ids), decode(ids))[1])
+    decode = processor.codec.decode_all
+
+    def keep(ids, grids):
+        drawn.extend(ids)
+        return decode(ids, grids)
+
+    monkeypatch.setattr(processor.codec, "decode_all", keep)
     count = 0
     for seed in range(6):
         sampling = Sampling(

@@ -57,6 +57,12 @@ class ImageCodec(Protocol):
         NotGenerativeError where there is none."""
         ...
 
+    def decode_all(
+        self, ids: Sequence[Tensor], grids: Sequence[tuple[int, int] | None]
+    ) -> list[PIL.Image.Image]:
+        """decode, of several at once."""
+        ...
+
 
 class TokenCodec(ImageCodec, Protocol):
     """An ImageCodec whose slots are nothing but codes, which can be computed beforehand.

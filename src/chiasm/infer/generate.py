@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +31,15 @@ from chiasm.nn.precision import Precision, autocast
 from chiasm.nn.products import FewRows, Weights
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A Piece whose picture is still codes."""
+
+    text: str = ""
+    drawn: Drawn | None = None
+    finish: str | None = None
 
 
 class Generator:
@@ -113,9 +122,8 @@ class Generator:
                 hidden = self.model(batch.to(self.device), session.cache)
                 logits = self.model.logits(hidden[place[0], place[1]]).float()
                 ids, fed = self._run(logits, session)
+            yield from self._take(session.live, ids, sampling)
             for s, tokens in zip(session.live, ids, strict=True):
-                for token in tokens:
-                    yield from self.advance(s, token, sampling)
                 s.pending = tokens[fed:]
             yield from self._paint(session)
             session.drop_finished()
@@ -146,10 +154,20 @@ class Generator:
             return
         with self.computing():
             ids = paint(self.model, self.grammar, painters, session)
+        yield from self._take(painters, ids, session.sampling)
         for s, tokens in zip(painters, ids, strict=True):
-            for token in tokens:
-                yield from self.advance(s, token, session.sampling)
             s.pending += tokens
+
+    def _take(
+        self, live: list[Reply], ids: list[list[int]], sampling: Sampling
+    ) -> Iterator[tuple[int, Piece]]:
+        """Take each reply's next tokens in; yield what became known by them."""
+        said = []
+        for s, tokens in zip(live, ids, strict=True):
+            for token in tokens:
+                said += [(s.sample, each) for each in self.advance(s, token, sampling)]
+        pieces = self.shown([each for _, each in said])
+        yield from zip((sample for sample, _ in said), pieces, strict=True)
 
     def _last_tokens(
         self, live: list[Reply], rows: list[Encoded], twins: int
@@ -176,7 +194,11 @@ class Generator:
         marks = [[0] if s.state is None else s.state.ahead() for s in session.live]
         ahead = list(zip(*marks, strict=False))  # up to the shortest
         drawing = [s.drawing for s in session.live]
-        chosen = [self._choose(logits, ahead[0], drawing, session)]
+        if all(s.state is not None and s.state.open for s in session.live):
+            codes = logits[:, self.grammar.vocabulary.first_code :]  # type: ignore[union-attr]
+            chosen = [self._choose_code(codes, ahead[0], session)]
+        else:
+            chosen = [self._choose(logits, ahead[0], drawing, session)]
         # What has to come at the end of it is told without asking the model.
         free = 1 + max((n for n, row in enumerate(ahead[1:]) if max(row) >= 0), default=-1)
         if free:
@@ -249,7 +271,7 @@ class Generator:
             logits[:, self.processor.template.marker] = float("-inf")
         return choose(logits, session.sampling, session.random, of_images)
 
-    def advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[tuple[int, Piece]]:
+    def advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[Said]:
         """Take a token in; yield what became known by it."""
         s.position += 1
         inside = s.drawing
@@ -257,12 +279,12 @@ class Generator:
         if drawn is not None and s.state is not None:
             s.done = s.state.done
             held = self._held(s) if s.done else ""
-            yield s.sample, Piece(held, self.picture(drawn), "stop" if s.done else None)
+            yield Said(held, drawn, "stop" if s.done else None)
         elif inside or s.drawing:
             return
         elif token in self.processor.template.stop:
             s.done = True
-            yield s.sample, Piece(self._held(s), finish="stop")
+            yield Said(self._held(s), finish="stop")
         else:
             s.text.append(token)
             s.done = len(s.text) >= sampling.max_tokens
@@ -271,15 +293,19 @@ class Generator:
             fresh = "" if whole.endswith("\ufffd") and not s.done else whole[len(s.shown) :]
             s.shown += fresh
             if fresh or s.done:
-                yield s.sample, Piece(fresh, finish="length" if s.done else None)
+                yield Said(fresh, finish="length" if s.done else None)
 
-    def picture(self, drawn: Drawn) -> PIL.Image.Image:
+    def shown(self, said: Sequence[Said]) -> list[Piece]:
+        """Pieces with their pictures, which are decoded together."""
+        drawn = self.pictures([each.drawn for each in said if each.drawn])
+        return [Piece(s.text, next(drawn) if s.drawn else None, s.finish) for s in said]
+
+    def pictures(self, drawn: Sequence[Drawn]) -> Iterator[PIL.Image.Image]:
         """What codes show."""
-        ids = torch.tensor(drawn.ids)
-        assert self.grammar is not None
-        if not self.grammar.announced:
-            return self.processor.codec.decode(ids)
-        return self.processor.codec.decode(ids, drawn.grid)
+        if not drawn:
+            return iter(())
+        ids = [torch.tensor(each.ids) for each in drawn]
+        return iter(self.processor.codec.decode_all(ids, [each.grid for each in drawn]))
 
     def _held(self, s: Reply) -> str:
         """What was held back as an unfinished character, now that the reply is over."""

@@ -58,6 +58,7 @@ class Grammar:
             raise ConfigError(f"pictures of {len(grids)} sizes need ids that announce the size")
         self.vocabulary, self.grids = vocabulary, tuple(grids)
         self.announced = vocabulary.sides > 0
+        self.painted = vocabulary.mask is not None  # in any order (infer/paint.py)
         words = vocabulary.allow_text()
         words[vocabulary.begin_image] = False
         both = words.clone()
@@ -160,11 +161,6 @@ class Row:
         """Whether only codes are left to say of a picture: its size is known."""
         return self.drawing and self._grid is not None
 
-    @property
-    def under_way(self) -> bool:
-        """Whether a picture's first code is said and others are to come."""
-        return self.open and self._place > 0
-
     def whole_rows(self) -> Drawn | None:
         """The codes so far of the picture under way, where they are rows without a rest."""
         if not self.drawing or self._grid is None or len(self._codes) % self._grid[1]:
@@ -174,7 +170,16 @@ class Row:
     def ahead(self) -> list[int]:
         """The marks of the next tokens as far as they are certain, at least one. They can all be
         chosen before any is taken."""
-        return self._ahead[self._place :] or [self.allowed()]
+        if self._place < len(self._ahead):
+            return self._ahead[self._place :]
+        mark, grammar = self.allowed(), self.grammar
+        if mark != ~grammar.vocabulary.begin_image or grammar.announced or grammar.painted:
+            return [mark]
+        return [mark, *grammar.picture(grammar.grids[0], self._given())]
+
+    def _given(self) -> Edit | None:
+        """What is given of the next picture."""
+        return self.edit if self.images == 0 else None
 
     def take(self, token: int) -> Drawn | None:
         """Take in an allowed token; the picture that it completes. Raises ValueError for a token
@@ -203,7 +208,7 @@ class Row:
 
     def _begin(self) -> None:
         self.drawing, self._codes, self._rows, self._grid = True, [], 0, None
-        given = self.edit if self.images == 0 else None
+        given = self._given()
         grid = given.grid if given is not None else self.sampling.grid
         if self.grammar.announced:
             sides = [] if grid is None else [~self.grammar.vocabulary.side_to_id(n) for n in grid]
@@ -220,9 +225,8 @@ class Row:
             self._place += bool(self._ahead)
 
     def _open(self, grid: Grid) -> None:
-        given = self.edit if self.images == 0 else None
         self._grid, self._place = grid, 0
-        self._ahead = self.grammar.picture(grid, given)
+        self._ahead = self.grammar.picture(grid, self._given())
 
     def _end(self) -> Drawn:
         assert self._grid is not None

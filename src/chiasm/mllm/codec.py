@@ -65,6 +65,11 @@ class MLLMCodec:
         return [from_array(unpatchify(patches, (h, w))) for patches, (h, w) in parts]
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
+        return self.decode_all([ids], [grid])[0]
+
+    def decode_all(
+        self, ids: Sequence[Tensor], grids: Sequence[tuple[int, int] | None]
+    ) -> list[PIL.Image.Image]:
         raise NotGenerativeError(
             "this model reads pictures but cannot draw them; use a unified model (chiasm draw)"
         )

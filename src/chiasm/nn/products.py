@@ -119,7 +119,8 @@ def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> 
 
     def act(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return multiply(torch.div(x, torch.hypot(length, floor)).to(dtype))
+        told = torch.div(x, torch.hypot(length, floor))
+        return multiply(told if held == "fp32" else told.to(dtype))
 
     return act
 

@@ -320,7 +320,7 @@ class Engine:
         words, inside, job.last = len(reply.text), reply.drawing, token
         if job.rule is not None:
             job.rule.take(token)
-        pieces = list(self.respond.advance(reply, token, job.sampling))
+        pieces = self.respond.shown(list(self.respond.advance(reply, token, job.sampling)))
         job.tokens += 1
         code = inside and self._is_code(token)
         job.drawn_here = job.drawn_here + code if inside else 0
@@ -331,7 +331,7 @@ class Engine:
         sketch = reply.state.whole_rows() if code and reply.state is not None else None
         updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
         stopped = False
-        for _, piece in pieces:
+        for piece in pieces:
             text, stopped = job.stop.take(piece.text)
             finish = "stop" if stopped else piece.finish
             if (finish and not stopped) or piece.image is not None:
@@ -413,10 +413,10 @@ def _batch(ids: Tensor, position: Tensor) -> Batch:
 def _token(job: Job, reply: Reply, logits: Tensor, first_code: int) -> int:
     """The next token from permitted logits [1 V]. What has to come at the end of a picture takes
     nothing from the source of randomness, as in the Generator."""
-    ahead = reply.state.ahead() if reply.state is not None and reply.state.open else [0]
-    if max(ahead) < 0:
-        return ~ahead[0]
-    if reply.state is not None and reply.state.under_way:
+    if reply.state is not None and reply.state.open:
+        ahead = reply.state.ahead()
+        if max(ahead) < 0:
+            return ~ahead[0]
         # From codes alone: randomness is drawn for as many, also for one that is given.
         codes = logits[:, first_code:]
         code = int(choose(codes, job.sampling.of_images, job.random))

@@ -16,7 +16,7 @@ def sketch(respond: Generator, drawn: Drawn) -> PIL.Image.Image:
     rows, columns = drawn.grid
     # The decoder wants all codes; what it makes of the filling is cut off.
     missing = rows * columns - len(drawn.ids)
-    whole = respond.picture(Drawn([*drawn.ids, *drawn.ids[-1:] * missing], drawn.grid))
+    whole = next(respond.pictures([Drawn([*drawn.ids, *drawn.ids[-1:] * missing], drawn.grid)]))
     done = whole.crop((0, 0, whole.width, whole.height * (len(drawn.ids) // columns) // rows))
     paper = PIL.Image.new("RGBA", whole.size)
     paper.paste(done, (0, 0))
