@@ -1,7 +1,8 @@
 """Products with few rows on a CPU: decoding reads every matrix for a handful of tokens.
 
 torch gives them to MKL, which for 2 to 20 rows takes two to three times as long as oneDNN does with
-the matrix in its own layout (LOG.md).
+the matrix in its own layout, or, on processors with AVX-512, as MKL itself does with a matrix of
+middling size turned over (LOG.md).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ SMALLEST = 2**16
 
 MOST = 2**30
 """Numbers of all matrices beyond which the copies would take too much memory (4 GB)."""
+
+TURNED = 2**20
+"""Numbers of a matrix up to which turning it over is the faster with AVX-512."""
 
 ROWS = 16
 """What the layout is chosen for; it is as good for 1 and for 200."""
@@ -76,11 +80,24 @@ def product(weight: Tensor, held: Weights = "fp32") -> Product:
         if weight.shape[0] % 16 or weight.shape[1] % GROUP:
             return product(weight, "bf16")
         return _by_bytes(weight) if held == "int8" else _by_halves(weight)
-    if held == "fp32" and not _suits(weight):
-        return partial(F.linear, weight=weight)
+    if held == "fp32":
+        return _exact(weight)
     matrix = torch.ops.mkldnn._reorder_linear_weight(weight.to(narrow(held)), ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: multiply(x, matrix, None, "none", [], "")
+
+
+def _exact(weight: Tensor, bias: Tensor | None = None) -> Product:
+    """In the layout that is read fastest here."""
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if wide and weight.device.type == "cpu" and weight.numel() <= TURNED:
+        turned = weight.detach().t().contiguous()
+        return lambda x: F.linear(x, turned.t(), bias)
+    if not _suits(weight):
+        return partial(F.linear, weight=weight, bias=bias)
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, matrix, bias, "none", [], "")
 
 
 def _by_bytes(weight: Tensor) -> Product:
@@ -135,13 +152,12 @@ def _suits(weight: Tensor) -> bool:
 
 
 def _multiply(layer: nn.Linear, held: dict[str, Any], x: Tensor) -> Tensor:
-    """x [... in] -> [... out]; held: the layout and what it was made of."""
+    """x [... in] -> [... out]; held: the product and what it was made of."""
     weight = layer.weight
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not plain:
         return F.linear(x, weight, layer.bias)
-    made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    made_of = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in layer.parameters()]
     if held.get("of") != made_of:
-        held["matrix"] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-        held["of"] = made_of
-    return torch.ops.mkldnn._linear_pointwise(x, held["matrix"], layer.bias, "none", [], "")
+        held["product"], held["of"] = _exact(weight, layer.bias), made_of
+    return held["product"](x)
