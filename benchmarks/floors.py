@@ -43,6 +43,10 @@ DRAWING = tuple(
         stage("cool", 460, "describe+draw+draw+draw", "linear"),
     )
 )
+MATCHING = 220
+"""Steps of matching with codes of a codebook: comparing is learned all at once, and later than with
+FSQ's (LOG.md); the recipe's 110 end just before."""
+
 PASSES = 32
 """Of masked diffusion over a picture of 64 codes."""
 
@@ -90,6 +94,9 @@ def main() -> None:
     tokenizer, unified = settings.recipe("tokenizer"), settings.recipe("unified_nano")
     codes: Any = tokenizer.model
     tokenizer = replace(tokenizer, model=replace(codes, quantizer=QUANTIZERS[given.quantizer]))
+    if given.quantizer == "vq" and not given.fast:
+        longer = [replace(s, steps=MATCHING) if s.name == "match" else s for s in unified.stages]
+        unified = replace(unified, stages=tuple(longer))
     model: Any = replace(unified.model, undrawn=kept_away)  # type: ignore[arg-type]
     if given.masked:
         model = replace(model, image_objective="masked", rope="2d")
