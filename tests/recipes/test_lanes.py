@@ -50,6 +50,12 @@ def test_every_lane_has_its_own_process_and_share_of_threads():
         assert 0 < seconds < 60
 
 
+def test_in_a_file_lanes_say_what_they_begin(capsys):
+    side_by_side({"a": partial(work, 1)}, threads=1)
+    said = [line.split(" s ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert said[:2] == ["a: working", "a: finished"]
+
+
 def waits_for_the_other(show):
     threads = []
     with show("waiting", 600, 0) as view:

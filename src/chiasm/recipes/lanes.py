@@ -106,6 +106,12 @@ def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[st
     outcomes: dict[str, Outcome] = {}
     start, began = time.perf_counter(), {lane: [] for lane in processes}
     with bars() as view:
+
+        def note(words: str) -> None:
+            # Bars are seen at their end in a file or a pipe: nobody should have to wait for that.
+            if not view.console.is_terminal:
+                view.console.print(f"{time.perf_counter() - start:6.0f} s  {words}")
+
         tasks = {lane: view.add_task(lane, total=None, status="starting") for lane in processes}
         while len(outcomes) < len(processes):
             try:
@@ -116,6 +122,7 @@ def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[st
             if kind == "begin":
                 title, total, done = value
                 began[lane].append((title, round(time.perf_counter() - start, 1)))
+                note(f"{lane}: {title}")
                 view.reset(
                     tasks[lane],
                     description=f"{lane}: {title}",
@@ -130,6 +137,7 @@ def _watch(messages: Any, running: Any, processes: Mapping[str, Any]) -> dict[st
             elif kind == "done":
                 outcomes[lane] = replace(value, began=began[lane])
                 running.value -= 1
+                note(f"{lane}: finished")
                 view.update(tasks[lane], description=f"{lane}: finished", status="")
                 view.stop_task(tasks[lane])
             else:
