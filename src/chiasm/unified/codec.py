@@ -148,7 +148,9 @@ class UnifiedCodec:
             places = [place for place, own in enumerate(shapes) if own == shape]
             # torch convolves an odd one by another kernel: no drawing may depend on its company.
             even = [*places, *places[-1:] * (len(places) % 2)]
-            codes = self.vocabulary.id_to_code(torch.stack([ids[place].flatten() for place in even]))
+            codes = self.vocabulary.id_to_code(
+                torch.stack([ids[place].flatten() for place in even])
+            )
             pixels = self.autoencoder.decode(codes.view(-1, *shape)).permute(0, 2, 3, 1)
             for place, own in zip(places, pixels.numpy(), strict=False):
                 result[place] = from_array(own)
