@@ -43,9 +43,8 @@ DRAWING = tuple(
         stage("cool", 460, "describe+draw+draw+draw", "linear"),
     )
 )
-MATCHING = 220
-"""Steps of matching with codes of a codebook: comparing is learned all at once, and later than with
-FSQ's (LOG.md); the recipe's 110 end just before."""
+SPOT = stage("spot", 150, "spot")
+"""Instead of matching, for codes of a codebook: comparing whole captions comes too late (LOG.md)."""
 
 PASSES = 32
 """Of masked diffusion over a picture of 64 codes."""
@@ -95,8 +94,8 @@ def main() -> None:
     codes: Any = tokenizer.model
     tokenizer = replace(tokenizer, model=replace(codes, quantizer=QUANTIZERS[given.quantizer]))
     if given.quantizer == "vq" and not given.fast:
-        longer = [replace(s, steps=MATCHING) if s.name == "match" else s for s in unified.stages]
-        unified = replace(unified, stages=tuple(longer))
+        stages = tuple(SPOT if s.name == "match" else s for s in unified.stages)
+        unified = replace(unified, stages=stages)
     model: Any = replace(unified.model, undrawn=kept_away)  # type: ignore[arg-type]
     if given.masked:
         model = replace(model, image_objective="masked", rope="2d")

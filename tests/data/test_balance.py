@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.balance import answer_rarity
-from chiasm.data.views import at_most, converse, match
+from chiasm.data.views import at_most, converse, match, spot
 
 PICTURE = Image(PIL.Image.new("RGB", (8, 8)))
 
@@ -66,6 +66,28 @@ def test_match_asks_of_its_own_caption_and_of_others():
         assert seen.independent
         assert len(seen.images) == 1
         assert seen.turns[0].parts[0] is PICTURE
+
+
+def test_spot_asks_of_what_tells_captions_apart():
+    captions = [f"a {color} {shape}" for color in "pqrs" for shape in "xyz"]
+    view, random = spot(captions, pairs=3), np.random.default_rng(0)
+    seen = Counter()
+    for _ in range(300):
+        turns = view(asked([("what?", "p")], "a p x"), random).turns
+        said = [turn.text for turn in turns]
+        for question_, reply in zip(said[::2], said[1::2], strict=True):
+            (word,) = set(question_.replace("?", "").split()) & set("apqrsxyz")
+            assert (word in "px") == (reply == "yes")
+            seen[word] += 1
+        assert said[1:6:2] == ["yes"] * 3
+    assert set(seen) == set("pqrsxyz")  # "a" tells nothing
+    assert seen["p"] == pytest.approx(seen["x"], rel=0.2)
+
+
+def test_spot_needs_a_picture_and_a_telling_word():
+    view, random = spot(["a cat", "a dog"]), np.random.default_rng(0)
+    assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
+    assert view(asked([("what?", "cat")], "a"), random) is None
 
 
 def test_every_other_stranger_is_a_near_one():

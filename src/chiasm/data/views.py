@@ -67,15 +67,43 @@ def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
         if not own or not sample.images:
             return None
         others = [stranger(own, hard and number % 2 == 1, random) for number in range(pairs)]
-        turns = []
-        for caption in (*[own] * pairs, *(c for c in others if c != own)):
-            picture = () if turns else sample.images[:1]
-            phrase = ASKED[random.integers(len(ASKED))]
-            turns.append(question(*picture, phrase.format(caption)))
-            turns.append(answer("yes" if caption == own else "no"))
-        return replace(sample, turns=tuple(turns), independent=True)
+        return _asked(sample, [*[own] * pairs, *(c for c in others if c != own)], {own}, random)
 
     return apply
+
+
+def spot(captions: Sequence[str], pairs: int = 6) -> View:
+    """Is this word true of the picture? Asked `pairs` times of a word of its own caption and of a
+    word of another's, of those that not most captions have. With whole captions a model can settle
+    for a part of them, and go on no further for long (LOG.md)."""
+    common = Counter(word for caption in captions for word in set(caption.split()))
+    telling = {word for word, count in common.items() if count <= len(captions) / 2}
+
+    def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        own = [word for word in (caption_of(sample) or "").split() if word in telling]
+        if not own or not sample.images:
+            return None
+        asked = [own[random.integers(len(own))] for _ in range(pairs)]
+        for number in random.integers(0, len(captions), pairs):
+            rest = [w for w in captions[int(number)].split() if w in telling and w not in own]
+            if rest:
+                asked.append(rest[random.integers(len(rest))])
+        return _asked(sample, asked, set(own), random)
+
+    return apply
+
+
+def _asked(
+    sample: Sample, texts: Sequence[str], true: set[str], random: np.random.Generator
+) -> Sample:
+    """Branches that ask of each text whether it is true of the picture."""
+    turns: list[Turn] = []
+    for text in texts:
+        picture = () if turns else sample.images[:1]
+        phrase = ASKED[random.integers(len(ASKED))]
+        turns.append(question(*picture, phrase.format(text)))
+        turns.append(answer("yes" if text in true else "no"))
+    return replace(sample, turns=tuple(turns), independent=True)
 
 
 CHANGES = ("make it {}", "draw it {}", "the same in {}")

@@ -19,7 +19,7 @@ from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import spare_threads
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
-from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved
+from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved, spot
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage
 
@@ -60,11 +60,16 @@ class Context:
         return {
             "converse": questions,
             "describe": describe,
+            "spot": lambda sample, random: self._spotting(sample, random),
             "match": lambda sample, random: self._matching(sample, random),
             "discern": lambda sample, random: self._discerning(sample, random),
         }
 
     # Made when a stage first uses them: they read every caption.
+    @cached_property
+    def _spotting(self) -> View:
+        return spot(self.captions())
+
     @cached_property
     def _matching(self) -> View:
         return match(self.captions())

@@ -42,6 +42,7 @@ def build(context: Context) -> Job:
     views, pairs = context.views(), Pairs(drawn)
     views |= {
         "converse": with_caption(views["converse"]),
+        "spot": with_caption(views["spot"]),
         "match": with_caption(views["match"]),
         "discern": with_caption(views["discern"]),
         "draw": without(partial(draw, drop=config.drop_condition), undrawn),
