@@ -44,7 +44,7 @@ DRAWING = tuple(
     )
 )
 SPOT = stage("spot", 150, "spot")
-"""Instead of matching, for codes of a codebook: comparing whole captions comes too late (LOG.md)."""
+"""Instead of matching, for codes of a codebook: whole captions are compared too late (LOG.md)."""
 
 PASSES = 32
 """Of masked diffusion over a picture of 64 codes."""
