@@ -147,7 +147,7 @@ class Generator:
 
     def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
         """Draw the pictures that are begun, where they are drawn by masked diffusion."""
-        if self.grammar is None or self.grammar.vocabulary.mask is None:
+        if self.grammar is None or not self.grammar.painted:
             return
         painters = [s for s in session.live if s.state is not None and s.state.open]
         if not painters:
