@@ -4,7 +4,7 @@
              exported as Emu3ForConditionalGeneration and read back, on left-padded prompts that end
              in begin-of-image, told to suppress every id that is no code (its documentation's
              prefix_allowed_tokens_fn is slower). Ours writes the two ids around the codes as well.
-             Both decode the codes to pixels by our tokenizer. A unit is a code.
+             Both decode all codes to pixels together, by our tokenizer. A unit is a code.
     guided   the same with classifier-free guidance, of one picture and of eight. The peer is told
              guidance_scale and the bare prompt: its UnbatchedClassifierFreeGuidanceLogitsProcessor
              runs that beside the other.
@@ -120,7 +120,8 @@ def drawing(samples: Sequence[Sample], pictures: int, guidance: float = 1.0) -> 
                 pad_token_id=vocabulary.pad,
                 **guided,
             )
-            return [codec.decode(row).tobytes() for row in out[:, ids.shape[1] :]]
+            drawn = codec.decode_all(list(out[:, ids.shape[1] :]), [None] * pictures)
+            return [picture.tobytes() for picture in drawn]
 
     return Sides(ours, theirs, pictures * codec.codes_per_image)
 

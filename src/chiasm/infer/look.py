@@ -93,5 +93,6 @@ def worth(model: Any, encoded: Encoded) -> Tensor:
 
 
 def _shares(places: np.ndarray) -> np.ndarray:
+    """Each place's part of the whole; alike where none says anything."""
     total = float(places.sum())
     return places / total if total > 0 else np.full_like(places, 1 / places.size)

@@ -22,7 +22,7 @@ from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_lay
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.precision import working_dtype
-from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product
+from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, state_of
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
@@ -80,10 +80,7 @@ class Decoder:
         return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
 
     def _refresh(self) -> None:
-        held = (part._parameters["weight"] for part in self._parts)
-        made_of = [
-            (w.data_ptr(), 0 if w.is_inference() else w._version) for w in held if w is not None
-        ]
+        made_of = state_of(part._parameters["weight"] for part in self._parts)
         if made_of == self._made_of:
             return
         config, head = self.language.config, self.language.get_output_embeddings()

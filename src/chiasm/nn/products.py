@@ -8,7 +8,7 @@ middling size turned over (LOG.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -81,21 +81,23 @@ def product(weight: Tensor, held: Weights = "fp32") -> Product:
             return product(weight, "bf16")
         return _by_bytes(weight) if held == "int8" else _by_halves(weight)
     if held == "fp32":
-        return _exact(weight)
-    matrix = torch.ops.mkldnn._reorder_linear_weight(weight.to(narrow(held)), ROWS)
-    multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: multiply(x, matrix, None, "none", [], "")
+        return _exact(weight, None)
+    return _laid_out(weight.to(narrow(held)), None)
 
 
-def _exact(weight: Tensor, bias: Tensor | None = None) -> Product:
+def _exact(weight: Tensor, bias: Tensor | None) -> Product:
     """In the layout that is read fastest here."""
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     if wide and weight.device.type == "cpu" and weight.numel() <= TURNED:
-        turned = weight.detach().t().contiguous()
+        turned = weight.t().contiguous()
         return lambda x: F.linear(x, turned.t(), bias)
     if not _suits(weight):
         return partial(F.linear, weight=weight, bias=bias)
-    matrix = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return _laid_out(weight, bias)
+
+
+def _laid_out(weight: Tensor, bias: Tensor | None) -> Product:
+    matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: multiply(x, matrix, bias, "none", [], "")
 
@@ -142,6 +144,12 @@ def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> 
     return act
 
 
+def state_of(tensors: Iterable[Tensor | None]) -> list[tuple[int, int]]:
+    """What is another where tensors are others or have been written into since."""
+    held = (tensor for tensor in tensors if tensor is not None)
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in held]
+
+
 def _suits(weight: Tensor) -> bool:
     return (
         torch.backends.mkldnn.is_available()
@@ -157,7 +165,7 @@ def _multiply(layer: nn.Linear, held: dict[str, Any], x: Tensor) -> Tensor:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not plain:
         return F.linear(x, weight, layer.bias)
-    made_of = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in layer.parameters()]
+    made_of = state_of((weight, layer.bias))
     if held.get("of") != made_of:
-        held["product"], held["of"] = _exact(weight, layer.bias), made_of
+        held["product"], held["of"] = _exact(weight.detach(), layer.bias), made_of
     return held["product"](x)

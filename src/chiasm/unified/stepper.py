@@ -21,7 +21,7 @@ from chiasm.nn.attention import Index
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
-from chiasm.nn.products import MOST, Product, normed, product
+from chiasm.nn.products import MOST, Product, normed, product, state_of
 from chiasm.nn.rope import rotation
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Stepper:
         return usual and plain and small and batch.ids.shape[1] == 1
 
     def _refresh(self) -> None:
-        made_of = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()
-        ]
+        made_of = state_of(self.model.parameters())
         if made_of == self._made_of:
             return
         model = self.model

@@ -40,11 +40,9 @@ def build(context: Context) -> Job:
     undrawn = config.undrawn
     drawn = [s for s in context.train if caption_of(s) not in undrawn] if undrawn else context.train
     views, pairs = context.views(), Pairs(drawn)
+    asking = ("converse", "spot", "match", "discern")
+    views |= {name: with_caption(views[name]) for name in asking}
     views |= {
-        "converse": with_caption(views["converse"]),
-        "spot": with_caption(views["spot"]),
-        "match": with_caption(views["match"]),
-        "discern": with_caption(views["discern"]),
         "draw": without(partial(draw, drop=config.drop_condition), undrawn),
         "edit": edit(pairs, config.drop_condition),
         "document": without(document(pairs, config.drop_condition), undrawn),
