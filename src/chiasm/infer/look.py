@@ -57,7 +57,7 @@ class Look:
 
 def look(model: Any, processor: Processor, sample: Sample, reply: str) -> list[Look]:
     """One Look a picture (or a tile of one) of a conversation that ends with the user's turn, at
-    the model's reply to it. Costs about STEPS times what a training step on both does. Raises
+    the model's reply to it. Costs as much as a training step on STEPS such conversations. Raises
     DataError as `encode`."""
     encoded = processor.alternatives(sample, [reply])
     if encoded.grids is None:
