@@ -4,8 +4,9 @@ SigLIP-B/16 at 224 pixels, pixel shuffle 2 (49 tokens a picture), SmolLM2-135M, 
 from random weights, on the same samples: one picture each, text of log-normal length (median 74
 tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second half of it supervised.
 
-    ours     chiasm.mllm.model.MLLM on one packed row of at most 768 tokens: every sample attends
-             by itself, logits only where there is a target
+    ours     chiasm.mllm.model.MLLM on one packed row of at most 768 tokens, filled up as the
+             engine does (data/stream.py): every sample attends by itself, logits only where there
+             is a target
     stock    SiglipVisionModel, a linear layer and LlamaForCausalLM with their defaults (sdpa), the
              samples laid end to end as transformers' DataCollatorWithFlattening does: position_ids
              tell the samples apart; the model's own labels= loss
@@ -49,8 +50,9 @@ from benchmarks.harness import (
     training_arguments,
 )
 from chiasm.core.allocator import keep_freed_memory
-from chiasm.core.batch import IGNORE, Batch, Encoded, pack
+from chiasm.core.batch import IGNORE, Batch, Encoded, pack, round_up
 from chiasm.core.vocab import Vocabulary
+from chiasm.data.stream import EVEN
 from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
@@ -126,6 +128,11 @@ def make_samples(image_token: int) -> tuple[list[Encoded], Tensor]:
         pictures.append(pixels)
 
 
+def packed(samples: Sequence[Encoded]) -> Batch:
+    """One row, filled up to an even length."""
+    return pack([samples], round_up(sum(map(len, samples)), EVEN))
+
+
 def labels_of(sample: Encoded) -> Tensor:
     """Targets as transformers wants them: not yet shifted."""
     return torch.from_numpy(np.concatenate([[IGNORE], sample.targets[:-1]]))
@@ -174,7 +181,7 @@ def ours_turn(precision: Precision) -> Turn:
     keep_freed_memory()
     stock = seeded()
     samples, _ = make_samples(stock.image_token)
-    batch, model = pack([samples]), ours_of(stock).train()
+    batch, model = packed(samples), ours_of(stock).train()
     del stock
     return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
@@ -200,7 +207,7 @@ def unified_turn(precision: Precision) -> Turn:
         targets = np.concatenate([np.full(127, IGNORE), ids[128:], [IGNORE]])
         place = np.arange(384)
         row.append(Encoded(ids, targets, place, 0 * ids, place))
-    batch, model = pack([row]), Unified(config, vocabulary, 16).train()
+    batch, model = packed(row), Unified(config, vocabulary, 16).train()
     return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
 

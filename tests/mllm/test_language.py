@@ -30,11 +30,11 @@ from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
-from chiasm.mllm import gguf, trust
+from chiasm.mllm import gguf, seam, trust
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.mllm.language import load_language
 from chiasm.mllm.vocabulary import add_tokens, like
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.nn.attention import Index, attend, packed_layout
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
@@ -401,6 +401,28 @@ def test_a_seam_that_forgets_something_is_found_out(kind, folders, monkeypatch):
     assert "behind another in one row" in trust.what_hinders(model)
     monkeypatch.setattr(trust, "attention", attention)
     assert trust.what_hinders(model) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_attention_is_in_autocasts_precision(kind, folders, monkeypatch):
+    """Rotary embeddings give fp32 there, and attention in a mixture of both is slow."""
+    model, _ = load_language(str(folders(kind)))
+    seen = []
+
+    def noted(query, key, value, *rest):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return attend(query, key, value, *rest)
+
+    monkeypatch.setattr(seam, "attend", noted)
+    at = torch.arange(12)[None]
+    layout = packed_layout(Index(torch.zeros_like(at), at, torch.zeros_like(at), at))
+    x = model.get_input_embeddings()(at)
+    exact = seam.run(model, x, at, layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = seam.run(model, x, at, layout)
+    layers = len(seen) // 2
+    assert seen == [{torch.float32}] * layers + [{torch.bfloat16}] * layers
+    assert torch.dist(near, exact) < 0.03 * exact.norm()
 
 
 # Words.

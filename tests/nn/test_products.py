@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chiasm.nn.products import SMALLEST, FewRows, narrow, normed, product
+from chiasm.nn.products import SMALLEST, FewRows, narrow, normed, product, scores
 
 
 @pytest.fixture
@@ -65,15 +65,33 @@ def test_the_plain_way_is_restored_after_an_error(model):
 @pytest.mark.parametrize("shape", [(48, 64), (80, 96), (10, 64), (32, 24), (7, 5)])
 def test_narrow_products_are_near_whatever_the_shape(held, error, shape):
     torch.manual_seed(0)
-    weight, x = torch.randn(shape), torch.randn(3, 2, shape[1])
+    weight, x = torch.randn(shape), torch.randn(6, shape[1])
     with torch.no_grad():
         multiply, expected = product(weight, held), x @ weight.t()
         found = multiply(x.to(narrow(held)))
         assert found.dtype == narrow(held)
         assert torch.dist(found.float(), expected) < error * expected.norm()
-        alone = multiply(x[1:2].to(narrow(held)))
+        alone = multiply(x[2:4].to(narrow(held)))
     own = shape[0] % 16 == 0 and shape[1] % 32 == 0  # torch's own kernels, not oneDNN's
-    torch.testing.assert_close(alone, found[1:2], atol=0 if own else 0.05, rtol=0)
+    torch.testing.assert_close(alone, found[2:4], atol=0 if own else 0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("held", "error"), [("fp32", 1e-6), ("bf16", 0.01), ("int8", 0.01), ("int4", 0.01)]
+)
+def test_scores_are_near_and_a_rows_own(held, error):
+    """Outliers in one row, as last hidden states have them, and a row of zeros."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(80, 96), torch.randn(6, 96)
+    x[2, 5], x[4] = 100.0, 0.0
+    with torch.no_grad():
+        multiply, expected = scores(weight, held), x @ weight.t()
+        found = multiply(x)
+        assert found.dtype == torch.float32
+        for row in range(6):
+            assert torch.dist(found[row], expected[row]) <= error * expected[row].norm()
+            if held in ("int8", "int4"):
+                assert torch.equal(multiply(x[row : row + 1]), found[row : row + 1])
 
 
 def test_a_norm_and_a_matrix_are_one_product():

@@ -22,10 +22,13 @@ from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_lay
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.precision import working_dtype
-from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, state_of
+from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, scores, state_of
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
+
+FEW = 16
+"""Tokens of a step, up to which each has a matrix that turns its heads."""
 
 TRIES = 5
 """Steps that are timed, of which the quickest counts: others may be computing."""
@@ -49,12 +52,13 @@ class Decoder:
 
     def of(self, step: bool) -> Decoder | None:
         """What to use here, for a step or else a prompt; None for the common way. Lays the matrices
-        out, if the weights are not those that they were made of."""
+        out before a prompt, if the weights are not those that they were made of."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self._suits:
             return None
+        if not (step and self._layers):  # looking at all weights is a fortieth of a step
+            self._refresh()
         if self.weights in ("int8", "int4") and not step:
             return self._of_prompts and self._of_prompts.of(step)
-        self._refresh()
         return self
 
     @cached_property
@@ -86,8 +90,7 @@ class Decoder:
         config, head = self.language.config, self.language.get_output_embeddings()
         layers = self.language.base_model.layers
         self._layers = [_layer(layer, config, self.weights) for layer in layers]
-        # Which word comes next hangs on small differences: never in half bytes.
-        self._head = product(head.weight, "int8" if self.weights == "int4" else self.weights)
+        self._head = scores(head.weight, self.weights)
         self._made_of = made_of
 
     @cached_property
@@ -107,9 +110,8 @@ class Decoder:
         """Hidden states [B T D] after the last norm, of embeddings [B T D] at positions [B T];
         steps: what x passes through before it enters the layer of that number."""
         base = self.language.base_model
-        cos, sin = (turn.flatten(0, 1)[:, None] for turn in base.rotary_emb(x, position))
-        half, (B, T, D) = cos.shape[-1] // 2, x.shape
-        turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        B, T, D = x.shape
+        turn = _turning(*(each.flatten(0, 1) for each in base.rotary_emb(x, position)))
         x = x.flatten(0, 1)
         for number, layer in enumerate(self._layers):
             if number in steps:
@@ -119,7 +121,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
-        return self._head(hidden.to(narrow(self.weights))).float()
+        return self._head(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
 
 
 @torch.inference_mode()
@@ -147,11 +149,12 @@ def _timed(decoder: Decoder) -> float:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's matrices, joined; x [N D] in fp32 are the tokens of B rows, N = B·T. turn: cos and
-    sin [N 1 size], of which sin is negative in its first half."""
+    """A layer's matrices, joined; x [N D] in fp32 are the tokens of B rows, N = B·T. turn: heads
+    [N heads size] by the positions of their tokens."""
 
     heads: int
     kv_heads: int
+    size: int
     into: Product
     out: Product
     gate_up: Product
@@ -161,19 +164,17 @@ class _Layer:
     def __call__(
         self,
         x: Tensor,
-        turn: tuple[Tensor, Tensor],
+        turn: Callable[[Tensor], Tensor],
         shape: tuple[int, int],
         layout: Layout,
         cache: KVCache | None,
         number: int,
     ) -> Tensor:
-        cos, sin = turn
-        told = self.into(x).view(*shape, -1, cos.shape[-1])
-        turned, value = told.split([self.heads + self.kv_heads, self.kv_heads], 2)
-        flat = turned.flatten(0, 1)
-        turned = torch.addcmul(flat * cos, flat.roll(cos.shape[-1] // 2, -1), sin)
-        query, key = turned.unflatten(0, shape).split([self.heads, self.kv_heads], 2)
-        key, value = key.transpose(1, 2), value.transpose(1, 2).float()
+        told = self.into(x).float().view(len(x), -1, self.size)
+        turned, value = told.split([self.heads + self.kv_heads, self.kv_heads], 1)
+        turned = turn(turned).view(*shape, -1, self.size).transpose(1, 2)
+        query, key = turned.split([self.heads, self.kv_heads], 1)
+        value = value.view(*shape, -1, self.size).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, number)
         x = x + self.out(self._mix(query, key, value, layout).to(self.dtype))
@@ -181,15 +182,27 @@ class _Layer:
         return x + self.down(F.silu(gate).mul_(up))
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-        """query [B T H size], key and value [B Hkv L size] -> [B·T H·size]"""
-        B, T, H, D = query.shape
+        """query [B H T size], key and value [B Hkv L size] -> [B·T H·size]"""
+        B, H, T, D = query.shape
         if T > 1:
-            mixed = attend(query.transpose(1, 2), key, value, layout).transpose(1, 2)
+            mixed = attend(query, key, value, layout).transpose(1, 2)
         else:  # heads that share keys are tokens of one
             query = query.view(B, self.kv_heads, -1, D)
             bias = layout.bias(query.dtype)
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return mixed.reshape(B * T, H * D)
+
+
+def _turning(cos: Tensor, sin: Tensor) -> Callable[[Tensor], Tensor]:
+    """What turns heads [N heads size] of tokens by their angles' cos and sin [N size]. A few tokens
+    are turned by a matrix each: one operation instead of five."""
+    half = cos.shape[-1] // 2
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    if len(cos) <= FEW:
+        matrices = cos.diag_embed() + sin.diag_embed().roll(half, -2)
+        return lambda heads: torch.bmm(heads, matrices)
+    cos, sin = cos[:, None], sin[:, None]
+    return lambda heads: torch.addcmul(heads * cos, heads.roll(half, -1), sin)
 
 
 def _layer(layer: Any, config: Any, weights: Weights) -> _Layer:
@@ -198,6 +211,7 @@ def _layer(layer: Any, config: Any, weights: Weights) -> _Layer:
     return _Layer(
         config.num_attention_heads,
         own.k_proj.out_features // size,
+        size,
         _after(layer.input_layernorm, [own.q_proj, own.k_proj, own.v_proj], weights),
         product(own.o_proj.weight, weights),
         _after(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], weights),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.nn.attention import Layout, attend
+from chiasm.nn.norm import lowered
 
 SEAM = "chiasm"
 """The name under which transformers knows our attention."""
@@ -30,6 +31,8 @@ def attention(
     transformers would build is ignored, so packed samples cannot leak by a default."""
     if layout is None:
         raise RuntimeError("the language model was called without a layout; call it through MLLM")
+    # Their rotary embedding gives fp32 under autocast, which every product would cast anew.
+    query, key, value = lowered(query), lowered(key), lowered(value)
     mixed = attend(query, key, value, layout, scaling, softcap, sliding_window, s_aux)
     return mixed.transpose(1, 2).contiguous(), None
 

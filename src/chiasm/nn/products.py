@@ -55,7 +55,7 @@ class FewRows:
 
 
 Product = Callable[[Tensor], Tensor]
-"""x [... in] -> [... out]"""
+"""x [N in] -> [N out]"""
 
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
@@ -85,6 +85,15 @@ def product(weight: Tensor, held: Weights = "fp32") -> Product:
     return _laid_out(weight.to(narrow(held)), None)
 
 
+def scores(weight: Tensor, held: Weights = "fp32") -> Product:
+    """A language model's head: x [N in] and logits [N out] are in fp32. Which word comes next hangs
+    on small differences, so it is never in half bytes."""
+    if held in ("int8", "int4") and _whole(weight):
+        return _by_whole_numbers(weight.detach())
+    multiply, dtype = product(weight, "int8" if held == "int4" else held), narrow(held)
+    return lambda x: multiply(x.to(dtype)).float()
+
+
 def _exact(weight: Tensor, bias: Tensor | None) -> Product:
     """In the layout that is read fastest here."""
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -106,9 +115,36 @@ def _by_bytes(weight: Tensor) -> Product:
     """Each row of the matrix by its own scale. The bytes are widened as they are read."""
     scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
     whole, scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
-    multiply = torch.ops.aten._weight_int8pack_mm.default
+    return lambda x: torch.ops.aten._weight_int8pack_mm.default(x, whole, scale)
 
-    return lambda x: multiply(x.flatten(0, -2), whole, scale).unflatten(0, x.shape[:-1])
+
+def _whole(weight: Tensor) -> bool:
+    """Whether this processor multiplies bytes without overflow in between."""
+    return weight.device.type == "cpu" and torch.cpu._is_vnni_supported()
+
+
+def _by_whole_numbers(weight: Tensor) -> Product:
+    """Each row of the matrix in bytes by its own scale, x in two bytes a number by one scale a row:
+    all sums are of whole numbers, so exact. For a large matrix quicker than _by_bytes, four times
+    with eight rows; for others what is around it is not worth it (LOG.md)."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    whole = (weight / scale[:, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(whole, [2, weight.shape[1]])
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    multiply = torch.ops.onednn.qlinear_pointwise.default
+
+    def act(x: Tensor) -> Tensor:
+        step = x.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny) / 127
+        high = (x / step).round()
+        low = ((x / step - high) * 254).round()
+        rows = torch.cat([high, low]).to(torch.int8)
+        told = multiply(
+            rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        high, low = told.chunk(2)
+        return torch.add(high, low, alpha=1 / 254).mul_(step)
+
+    return act
 
 
 def _by_halves(weight: Tensor) -> Product:
@@ -121,16 +157,11 @@ def _by_halves(weight: Tensor) -> Product:
     # The operator wants what step 8 stands for, groups first.
     told = torch.stack([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
     multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-
-    def act(x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).contiguous()
-        return multiply(rows, packed, GROUP, told).unflatten(0, x.shape[:-1])
-
-    return act
+    return lambda x: multiply(x, packed, GROUP, told)
 
 
 def normed(matrix: Tensor, gain: Tensor, eps: float, held: Weights = "fp32") -> Product:
-    """x [... in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times
+    """x [N in] in fp32 -> matrix · RMSNorm(x) in few operations: x / sqrt(|x|² + in·eps) times
     the matrix with the norm's gain and sqrt(in) in it."""
     size = matrix.shape[1]
     floor = torch.tensor(math.sqrt(size * eps))
