@@ -27,9 +27,6 @@ from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
 
-FEW = 16
-"""Tokens of a step, up to which each has a matrix that turns its heads."""
-
 TRIES = 5
 """Steps that are timed, of which the quickest counts: others may be computing."""
 
@@ -111,7 +108,8 @@ class Decoder:
         steps: what x passes through before it enters the layer of that number."""
         base = self.language.base_model
         B, T, D = x.shape
-        turn = _turning(*(each.flatten(0, 1) for each in base.rotary_emb(x, position)))
+        cos, sin = (each.flatten(0, 1) for each in base.rotary_emb(x, position))
+        turn = _turning(cos, sin, T == 1)
         x = x.flatten(0, 1)
         for number, layer in enumerate(self._layers):
             if number in steps:
@@ -193,12 +191,12 @@ class _Layer:
         return mixed.reshape(B * T, H * D)
 
 
-def _turning(cos: Tensor, sin: Tensor) -> Callable[[Tensor], Tensor]:
-    """What turns heads [N heads size] of tokens by their angles' cos and sin [N size]. A few tokens
-    are turned by a matrix each: one operation instead of five."""
+def _turning(cos: Tensor, sin: Tensor, step: bool) -> Callable[[Tensor], Tensor]:
+    """What turns heads [N heads size] of tokens by their angles' cos and sin [N size]. The few of a
+    step are turned by a matrix each: one operation instead of five."""
     half = cos.shape[-1] // 2
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    if len(cos) <= FEW:
+    if step:
         matrices = cos.diag_embed() + sin.diag_embed().roll(half, -2)
         return lambda heads: torch.bmm(heads, matrices)
     cos, sin = cos[:, None], sin[:, None]
