@@ -50,9 +50,9 @@ from benchmarks.harness import (
     training_arguments,
 )
 from chiasm.core.allocator import keep_freed_memory
-from chiasm.core.batch import IGNORE, Batch, Encoded, pack, round_up
+from chiasm.core.batch import IGNORE, Batch, Encoded
 from chiasm.core.vocab import Vocabulary
-from chiasm.data.stream import EVEN
+from chiasm.data.stream import pack_evenly
 from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
@@ -128,11 +128,6 @@ def make_samples(image_token: int) -> tuple[list[Encoded], Tensor]:
         pictures.append(pixels)
 
 
-def packed(samples: Sequence[Encoded]) -> Batch:
-    """One row, filled up to an even length."""
-    return pack([samples], round_up(sum(map(len, samples)), EVEN))
-
-
 def labels_of(sample: Encoded) -> Tensor:
     """Targets as transformers wants them: not yet shifted."""
     return torch.from_numpy(np.concatenate([[IGNORE], sample.targets[:-1]]))
@@ -181,7 +176,7 @@ def ours_turn(precision: Precision) -> Turn:
     keep_freed_memory()
     stock = seeded()
     samples, _ = make_samples(stock.image_token)
-    batch, model = packed(samples), ours_of(stock).train()
+    batch, model = pack_evenly(samples, TOKENS), ours_of(stock).train()
     del stock
     return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
@@ -207,7 +202,7 @@ def unified_turn(precision: Precision) -> Turn:
         targets = np.concatenate([np.full(127, IGNORE), ids[128:], [IGNORE]])
         place = np.arange(384)
         row.append(Encoded(ids, targets, place, 0 * ids, place))
-    batch, model = packed(row), Unified(config, vocabulary, 16).train()
+    batch, model = pack_evenly(row, TOKENS), Unified(config, vocabulary, 16).train()
     return timed(model, lambda: _mean(model, batch), precision, True, model.cost(batch).flops)
 
 

@@ -25,6 +25,13 @@ EVEN = 64
 for every shape they have not met, in bfloat16 on a CPU and in compiled blocks (LOG.md)."""
 
 
+def pack_evenly(row: Sequence[Encoded], tokens: int, per_sample: bool = False) -> Batch:
+    """pack() of one row, filled up to an even length within a budget of tokens."""
+    length = sum(map(len, row))
+    filled = max(length, min(round_up(length, EVEN), tokens))
+    return pack([row], filled, per_sample)
+
+
 class SampleStream:
     """Endless batches of whole samples, packed until the next one would pass `tokens`.
 
@@ -77,16 +84,11 @@ class SampleStream:
             turn, encoded = self._ahead or self._next_usable(self.processor.encode)
             if chosen and used + len(encoded) > self.tokens:
                 self._ahead = turn, encoded  # not counted as used yet: state_dict forgets nothing
-                return self._packed(chosen)
+                return pack_evenly(chosen, self.tokens, self.per_sample)
             chosen.append(encoded)
             used += len(encoded)
             self._ahead = None
             self.turns.use(turn, len(encoded))
-
-    def _packed(self, row: list[Encoded]) -> Batch:
-        length = sum(map(len, row))
-        filled = max(length, min(round_up(length, EVEN), self.tokens))
-        return pack([row], filled, self.per_sample)
 
     def _next_usable(self, make: Callable[[Sample], T]) -> tuple[Turn, T]:
         """The next turn of which something can be made, and that; turns before it that turn out to
@@ -157,7 +159,7 @@ class KnapsackStream(SampleStream):
             found = [self._at(self.turns.at(*place), self.processor.encode) for place in places]
             row = [encoded for encoded in found if encoded is not None]
             if row:
-                return self._packed(row)
+                return pack_evenly(row, self.tokens, self.per_sample)
 
     def _read(self, turn: Turn) -> Sample:
         return self.reader.read(turn)  # measuring needs no pixels

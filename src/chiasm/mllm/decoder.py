@@ -23,6 +23,7 @@ from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.precision import working_dtype
 from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, scores, state_of
+from chiasm.nn.rope import signed
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
@@ -194,8 +195,7 @@ class _Layer:
 def _turning(cos: Tensor, sin: Tensor, step: bool) -> Callable[[Tensor], Tensor]:
     """What turns heads [N heads size] of tokens by their angles' cos and sin [N size]. The few of a
     step are turned by a matrix each: one operation instead of five."""
-    half = cos.shape[-1] // 2
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    half, sin = cos.shape[-1] // 2, signed(sin)
     if step:
         matrices = cos.diag_embed() + sin.diag_embed().roll(half, -2)
         return lambda heads: torch.bmm(heads, matrices)

@@ -55,7 +55,7 @@ class FewRows:
 
 
 Product = Callable[[Tensor], Tensor]
-"""x [N in] -> [N out]"""
+"""x [N in] -> [N out]; by fp32 and bf16 x may have more dimensions."""
 
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
@@ -112,10 +112,16 @@ def _laid_out(weight: Tensor, bias: Tensor | None) -> Product:
 
 
 def _by_bytes(weight: Tensor) -> Product:
-    """Each row of the matrix by its own scale. The bytes are widened as they are read."""
-    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    whole, scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
+    """The bytes are widened as they are read."""
+    whole, scale = _in_bytes(weight)
+    scale = scale.bfloat16()
     return lambda x: torch.ops.aten._weight_int8pack_mm.default(x, whole, scale)
+
+
+def _in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers [out in] and the scale [out] of each row."""
+    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def _whole(weight: Tensor) -> bool:
@@ -124,25 +130,24 @@ def _whole(weight: Tensor) -> bool:
 
 
 def _by_whole_numbers(weight: Tensor) -> Product:
-    """Each row of the matrix in bytes by its own scale, x in two bytes a number by one scale a row:
-    all sums are of whole numbers, so exact. For a large matrix quicker than _by_bytes, four times
-    with eight rows; for others what is around it is not worth it (LOG.md)."""
-    scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    whole = (weight / scale[:, None]).round().to(torch.int8)
+    """The matrix in bytes and x in two bytes a number, a scale a row: all sums are of whole
+    numbers, so exact. For a large matrix quicker than _by_bytes, four times with eight rows; for
+    others what is around it is not worth it (LOG.md)."""
+    whole, scale = _in_bytes(weight)
     packed = torch.ops.onednn.qlinear_prepack(whole, [2, weight.shape[1]])
     zeros = torch.zeros(len(weight), dtype=torch.int32)
     multiply = torch.ops.onednn.qlinear_pointwise.default
 
     def act(x: Tensor) -> Tensor:
         step = x.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny) / 127
-        high = (x / step).round()
-        low = ((x / step - high) * 254).round()
+        steps = x / step
+        high = steps.round()
+        low = ((steps - high) * 254).round()
         rows = torch.cat([high, low]).to(torch.int8)
         told = multiply(
             rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        high, low = told.chunk(2)
-        return torch.add(high, low, alpha=1 / 254).mul_(step)
+        return torch.add(*told.chunk(2), alpha=1 / 254).mul_(step)
 
     return act
 

@@ -25,6 +25,12 @@ def rotation_2d(
     return angle.cos(), angle.sin()
 
 
+def signed(sin: Tensor) -> Tensor:
+    """sin for x·cos + (x with its halves exchanged)·sin, another way to `rotate`."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B T H D] turned by its position: pairs are (i, i + D/2)."""
     a, b = x.chunk(2, dim=-1)

@@ -22,7 +22,7 @@ from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.products import MOST, Product, normed, product, state_of
-from chiasm.nn.rope import rotation
+from chiasm.nn.rope import rotation, signed
 
 if TYPE_CHECKING:
     from chiasm.unified.model import Unified
@@ -52,7 +52,8 @@ class Stepper:
         layout = cache.reserve(Index(batch.segment, batch.block, batch.branch), steps)
         bias = layout.bias(torch.float32)[:, 0].repeat_interleave(config.kv_heads, 0)
         at, size = batch.position + torch.arange(steps), config.width // config.heads
-        turns = [turn.unbind(1) for turn in _turns(at, size, config.rope_theta)]
+        cos, sin = rotation(at, size, config.rope_theta)
+        turns = [turn.unbind(1) for turn in (cos, signed(sin))]
         table = model.embed_tokens.weight
         layers = [(layer, *cache.buffers(number)) for number, layer in enumerate(self._layers)]
 
@@ -154,9 +155,3 @@ def _one_norm(q: Any, k: Any) -> nn.Module:
     other = k.state_dict()
     both.load_state_dict({n: torch.cat([own, other[n]]) for n, own in q.state_dict().items()})
     return both
-
-
-def _turns(position: Tensor, size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """rotation(), for nn.rope.rotate as x·cos + (x with its halves exchanged)·sin."""
-    cos, sin = rotation(position, size, theta)
-    return cos, torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], -1)
