@@ -5,6 +5,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pretend():
+    """An accelerator that does not exist (tests/pretend_device.py)."""
+    from pretend_device import installed
+
+    with installed() as device:
+        yield device

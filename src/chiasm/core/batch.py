@@ -19,10 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from chiasm.core.device import moved_tensor, pinned
+
+B = TypeVar("B")
 
 IGNORE = -100
 """Target of a token that carries no loss."""
@@ -78,6 +84,10 @@ class Batch:
     over the pictures (or their tiles) of all rows in reading order; names are the samples in it,
     for diagnoses; place [V]: as Slot's, an index into ids laid flat. per_sample: the loss is the
     mean within each example first, not over all tokens.
+
+    On an accelerator `host` is the same batch in main memory: what decides shapes (how many tokens
+    have a target, where images stand, the grids, which stay there) is read from it, as reading it
+    from the device would wait for everything that the device still computes.
     """
 
     ids: Tensor
@@ -91,19 +101,32 @@ class Batch:
     names: tuple[str, ...] = ()
     place: Tensor | None = None
     per_sample: bool = False
+    host: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
-            f.name: getattr(self, f.name).to(device)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        """The batch on a device; copies are begun and not waited for."""
+        return _moved(self, device)
+
+    def pin(self, device: torch.device) -> Batch:
+        """The batch in memory that the device copies from beside its computing."""
+        return _pinned(self, device)
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch in main memory."""
+        return self if self.host is None else self.host
+
+    @cached_property
+    def supervised(self) -> Tensor:
+        """[N] int64: which of the tokens laid flat have a target."""
+        if self.host is None:
+            return torch.nonzero(self.targets.flatten() != IGNORE)[:, 0]
+        return moved_tensor(self.host.supervised, self.targets.device)
 
     @property
     def tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.segment >= 0).sum())
+        return int((self.on_host.segment >= 0).sum())
 
     @property
     def examples(self) -> Tensor:
@@ -178,7 +201,7 @@ def shifted(place: np.ndarray, by: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """Pictures for the autoencoder and the contrastive encoder.
+    """Images for the autoencoder and the contrastive encoder.
 
     patches [P d] float32 in [-1, 1] with grids [N 2]; texts [M L] int64 and lengths [M] are the
     distinct captions, match [N M] bool says which of them describe which picture.
@@ -190,6 +213,20 @@ class PictureBatch:
     lengths: Tensor | None = None
     match: Tensor | None = None
     names: tuple[str, ...] = ()
+    host: PictureBatch | None = None
+
+    def to(self, device: torch.device | str) -> PictureBatch:
+        """As Batch's."""
+        return _moved(self, device)
+
+    def pin(self, device: torch.device) -> PictureBatch:
+        """As Batch's."""
+        return _pinned(self, device)
+
+    @property
+    def on_host(self) -> PictureBatch:
+        """As Batch's."""
+        return self if self.host is None else self.host
 
     @property
     def tokens(self) -> int:
@@ -198,3 +235,28 @@ class PictureBatch:
     @property
     def images(self) -> int:
         return len(self.grids)
+
+
+ON_HOST = ("grids",)
+"""Tensors of batches that say shapes and nothing else: they never leave main memory."""
+
+
+def _tensors(batch: Any) -> dict[str, Tensor]:
+    found = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ON_HOST}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _moved(batch: B, device: torch.device | str) -> B:
+    own: Any = batch
+    tensors, device = _tensors(own), torch.device(device)
+    if all(tensor.device == device for tensor in tensors.values()):
+        return batch
+    if device.type == "cpu" and own.host is not None:
+        return own.host
+    moved = {name: moved_tensor(tensor, device) for name, tensor in tensors.items()}
+    return replace(own, **moved, host=None if device.type == "cpu" else own.on_host)
+
+
+def _pinned(batch: B, device: torch.device) -> B:
+    own: Any = batch
+    return replace(own, **{name: pinned(t, device) for name, t in _tensors(own).items()})
