@@ -65,10 +65,16 @@ def test_nothing_to_pack_is_refused(rows: list):
         pack(rows)
 
 
-def test_to_moves_every_tensor_and_keeps_the_names():
+def test_to_moves_every_tensor_but_the_shapes_and_keeps_the_names():
     batch = pack([[sample(1, 2, 1, "a")]])
     moved = batch.to("meta")
     assert moved.names == ("a",)
-    for column in (moved.ids, moved.targets, moved.segment, moved.patches, moved.grids):
+    for column in (moved.ids, moved.targets, moved.segment, moved.patches, moved.supervised):
         assert column is not None
         assert column.device.type == "meta"
+    assert moved.grids is batch.grids
+    assert moved.on_host is batch
+    assert moved.to("cpu") is batch
+    assert (moved.tokens, moved.images) == (batch.tokens, batch.images)
+    flat = batch.targets.flatten()[batch.supervised]
+    assert flat.tolist() == [t for t in batch.targets.flatten().tolist() if t != IGNORE]

@@ -179,8 +179,9 @@ def pack(
     samples = [sample for row in rows for sample in row]
     patches = [s.patches for s in samples if s.patches is not None]
     grids = [s.grids for s in samples if s.grids is not None and len(s.grids)]
+    laid = {name: torch.from_numpy(column) for name, column in columns.items()}
     return Batch(
-        **{name: torch.from_numpy(column) for name, column in columns.items()},
+        **laid,  # type: ignore[arg-type]
         patches=torch.from_numpy(np.concatenate(patches)) if patches else None,
         grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
         names=tuple(s.name for s in samples),
