@@ -12,6 +12,7 @@ from torch import Tensor
 from chiasm.core.quiet import quiet
 from chiasm.data.template import ChatTemplate
 from chiasm.hub.formats.files import chat_template_for_parts, language_tensors
+from chiasm.mllm.gguf_tokenizer import adds_space, name_of
 from chiasm.mllm.model import MLLM
 
 KNOWN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -32,7 +33,7 @@ def language_in_the_way(model: MLLM, template: ChatTemplate) -> list[str]:
         found.append("layers that look back over a window")
     if config.hidden_act != "silu":
         found.append(f"{config.hidden_act} in the language model (it must be silu)")
-    if splitting(template.tokenizer) is None:
+    if name_of(template.tokenizer.backend_tokenizer) is None:
         found.append("a tokenizer that splits words in a way without a name in llama.cpp")
     return found
 
@@ -123,34 +124,6 @@ def write_tensors(writer: Any, tensors: dict[str, Tensor], dtype: Any) -> None:
     writer.close()
 
 
-def splitting(tokenizer: Any) -> str | None:
-    """llama.cpp's name of how a tokenizer splits words before it merges pieces; None if it has
-    none that we know. Told by what the tokenizer does, as in the JSON of its own library."""
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    if told["model"]["type"] != "BPE":
-        return None
-    if told["model"].get("byte_fallback"):
-        return "default"
-    steps = told["pre_tokenizer"] or {}
-    steps = steps.get("pretokenizers", [steps])
-    kinds = [step.get("type") for step in steps]
-    own = steps[-1].get("use_regex", True)
-    if steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
-        return None
-    if kinds == ["ByteLevel"] and own:
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and own and steps[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"] and not own:
-        pattern = steps[0]["pattern"].get("Regex", "")
-        return next((name for sign, name in _DIGITS.items() if sign in pattern), None)
-    return None
-
-
-_DIGITS = {r"\p{N}{1,3}": "llama-bpe", r"|\p{N}|": "qwen2"}
-"""How many digits make a word, which is where these two expressions differ."""
-
-
 def _add_words(writer: Any, template: ChatTemplate, rows: int) -> None:
     tokenizer = template.tokenizer
     told = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -173,11 +146,11 @@ def _add_words(writer: Any, template: ChatTemplate, rows: int) -> None:
         if tokenizer.unk_token_id is not None:
             kinds[tokenizer.unk_token_id] = UNKNOWN
             writer.add_unk_token_id(tokenizer.unk_token_id)
-        writer.add_add_space_prefix("Prepend" in json.dumps(told["normalizer"]))
+        writer.add_add_space_prefix(adds_space(tokenizer.backend_tokenizer))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_token_merges(merges)
-    writer.add_tokenizer_pre(splitting(tokenizer))
+    writer.add_tokenizer_pre(name_of(tokenizer.backend_tokenizer))
     writer.add_token_list(words)
     writer.add_token_types(kinds)
     for name in ("bos", "eos", "pad"):
