@@ -15,6 +15,8 @@ from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.interval import mean_interval, wilson
 from chiasm.eval.metrics.refusal import is_refusal
+from chiasm.eval.metrics.thinking import without_thinking
+from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.predictions import Predictions, Reply, key_of
 from chiasm.eval.task import Measured, is_open, picture_key
 
@@ -129,8 +131,10 @@ def majority_baseline(task: Task) -> dict[str, float | None]:
     result: dict[str, float | None] = {}
     for name, wanted in kinds.items():
         asked = [s for s in task.samples() if is_open(str(s.meta["reference"])) in wanted]
-        counts = Counter(str(sample.meta["reference"]) for sample in asked)
-        reply = counts.most_common(1)[0][0] if counts else ""
+        # Spellings of one answer ("Yes", "yes.") are counted together.
+        spelled = {fold(text): text for sample in asked if (text := str(sample.meta["reference"]))}
+        counts = Counter(fold(str(sample.meta["reference"])) for sample in asked)
+        reply = spelled.get(counts.most_common(1)[0][0], "") if counts else ""
         result[name] = _mean([task.score(sample, reply)["correct"] for sample in asked])
     return result
 
@@ -210,7 +214,7 @@ def _summarise(
         yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
         parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),
         seconds=seconds,
-        refusals=sum(is_refusal(row.reply.text) for row in rows),
+        refusals=sum(is_refusal(without_thinking(row.reply.text)) for row in rows),
         truncations=sum(row.reply.finish == "length" for row in rows),
         resumed=resumed,
         categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in kinds.items()},

@@ -11,8 +11,9 @@ import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Turn, split_independent
+from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
-from chiasm.eval.scoring import Metric
+from chiasm.eval.scoring import Metric, answers_of
 
 YES_NO = frozenset({"yes", "no"})
 
@@ -23,7 +24,8 @@ class QuestionTask:
     samples: conversations that end with the assistant's answer; independent ones are split. What
         is asked ends with the question: the answer is kept in meta["reference"], which no model
         reads, beside meta["category"] (the sample's own, else the reference or "open"/"yes/no").
-    answers: the closed set replies are parsed into; None compares folded text.
+    answers: the closed set replies are parsed into, and references too; None compares folded text.
+        Several right answers (meta["answers"]) all count.
     limit, seed: at most this many questions, whole pictures drawn at random by the seed.
 
     Questions of one picture stand side by side: a generator can then read the picture once.
@@ -50,16 +52,17 @@ class QuestionTask:
 
     def score(self, sample: Sample, reply: str) -> dict[str, float]:
         """0 or 1 for correct, parsed (it is one of the answers) and open (neither yes nor no)."""
-        reference = sample.meta["reference"]
+        reply, right = without_thinking(reply), answers_of(sample.meta)
         if self.answers is None:
-            correct, parsed = exact_match(reply, reference), bool(fold(reply))
+            correct, parsed = any(exact_match(reply, one) for one in right), bool(fold(reply))
         else:
             found = match_closed(reply, self.answers)
-            correct, parsed = found is not None and exact_match(found, reference), found is not None
+            parsed = found is not None
+            correct = parsed and found in [match_closed(one, self.answers) for one in right]
         return {
             "correct": float(correct),
             "parsed": float(parsed),
-            "open": float(is_open(reference)),
+            "open": float(is_open(sample.meta["reference"])),
         }
 
     def blinded(self, seed: int = 0) -> QuestionTask:
@@ -96,7 +99,10 @@ class QuestionTask:
 
 
 class MeasuredTask(QuestionTask):
-    """Questions scored by a metric (scoring.py) that reads what is right from their meta."""
+    """Questions scored by a metric (scoring.py) that reads what is right from their meta.
+
+    Raises DataError for a reference that the metric cannot compare with, before anything is asked.
+    """
 
     def __init__(
         self,
@@ -109,6 +115,8 @@ class MeasuredTask(QuestionTask):
     ):
         super().__init__(name, samples, limit=limit, seed=seed)
         self.metric = metric
+        for sample in self._samples:
+            metric.check({"where": sample.where, **sample.meta})
 
     @property
     def measure(self) -> str:

@@ -14,6 +14,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.ranking import recall_at, top_k
+from chiasm.eval.metrics.vqa import exact_match
 from chiasm.eval.scoring import answers_of
 from chiasm.vision.dual import Dual
 
@@ -64,20 +65,28 @@ def zero_shot_accuracy(
     show: Show = Bar,
 ) -> dict[str, float]:
     """ "top-1", "top-5" and "per-class" (the mean over classes of their top-1) of samples whose
-    meta["reference"] is one of the classes. Raises DataError for one that is not."""
-    where = {name: i for i, name in enumerate(classes)}
-    for sample in samples:
-        if sample.meta["reference"] not in where:
-            raise DataError(
-                f"{sample.where}: '{sample.meta['reference']}' is none of the {len(where)} classes"
-            )
-    labels = np.array([where[sample.meta["reference"]] for sample in samples])
+    meta["reference"] is one of the classes, as it is spelled or after folding. Raises DataError for
+    one that is not."""
+    labels = np.array([_class_of(sample, classes) for sample in samples])
     scores = classify(dual, samples, classes, prompts, show)
     each = [
         top_k(scores[labels == label], labels[labels == label], (1,))["top-1"]
         for label in np.unique(labels)
     ]
     return {**top_k(scores, labels, (1, 5)), "per-class": float(np.mean(each))}
+
+
+def _class_of(sample: Sample, classes: Sequence[str]) -> int:
+    reference = sample.meta["reference"]
+    if reference in classes:
+        return classes.index(reference)
+    alike = [i for i, name in enumerate(classes) if exact_match(name, reference)]
+    if len(alike) != 1:
+        raise DataError(
+            f"{sample.where}: '{reference}' is {'several' if alike else 'none'} of the "
+            f"{len(classes)} classes"
+        )
+    return alike[0]
 
 
 def retrieval(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from chiasm.data import easy_vqa
 from chiasm.data.load import BUILT_IN, load_samples
 from chiasm.data.quarantine import Quarantine
 from chiasm.eval.metrics.compat import Compat
+from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.scoring import find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
 from chiasm.eval.tasks.registry import NAMES, download, find_benchmark, read_benchmark
@@ -87,7 +89,9 @@ class Asked:
         file = file or (beside if beside.is_file() else None)
         if file is None:
             closed = task.answers or ()
-            return list(closed) or sorted({s.meta["reference"] for s in task.samples()})
+            # Spellings of one answer ("Yes", "yes.") are one label, the commonest of them.
+            spelled = Counter(s.meta["reference"] for s in task.samples()).most_common()
+            return list(closed) or sorted({fold(t): t for t, _ in reversed(spelled)}.values())
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
+from chiasm.eval.metrics.choice import option_of
 from chiasm.eval.tasks.definition import SHORT, asked, lettered, with_options
 from chiasm.eval.tasks.rows import picture, read_rows
 
@@ -73,11 +74,11 @@ def _sample(row: dict, number: int, chosen: dict[str, str], file: Path) -> Sampl
         raise DataError(f"{where}: no answer; add one or remove the row")
     options = _options(get("options"), row)
     reference = answers[0]
-    if options and reference not in options:
-        letters = [letter for letter, text in options.items() if text == reference]
-        if not letters:
+    if options:
+        letter = option_of(reference, options)
+        if letter is None:
             raise DataError(f"{where}: the answer '{reference}' is not one of the options")
-        reference = letters[0]
+        reference = letter
     images = get("image")
     images = images if isinstance(images, list) else [images] if images else []
     words = str(get("question") or "Describe the image.")
