@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt $(TORCH) | same-python
 $(TORCH): constraints.txt | $(BIN)/python
 	@rm -f .venv/.torch-*
 	$(BIN)/pip install -c constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) \
+	@$(BIN)/uv pip install --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) \
 	  --reinstall-package torch -c constraints.txt torch || { echo \
 	  "torch: PyTorch's index cannot be used (see above); pip takes what its own indexes have" && \
 	  $(BIN)/pip install -c constraints.txt \
