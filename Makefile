@@ -49,17 +49,16 @@ $(STAMP): pyproject.toml constraints.txt $(TORCH) | same-python
 # torch first, so that pip finds it installed: uv takes the CPU build from PyTorch's index where no
 # NVIDIA GPU is seen and the CUDA build of the driver where one is. Without that index pip takes what
 # its own configuration offers; a build asked for by name is never exchanged for another one.
-$(TORCH): constraints.txt | $(BIN)/python
-	@rm -f .venv/.torch-*
+$(TORCH): constraints.txt | same-python
 	$(BIN)/pip install -c constraints.txt uv
 	@$(BIN)/uv pip install --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) \
 	  --reinstall-package torch -c constraints.txt torch || { echo \
 	  "torch: PyTorch's index cannot be used (see above); pip takes what its own indexes have" && \
 	  $(BIN)/pip install -c constraints.txt \
 	    $(TORCH_PIN)$(addprefix +,$(filter-out auto,$(TORCH_BACKEND))); } || { echo \
-	  "no $(TORCH_PIN) for TORCH_BACKEND=$(TORCH_BACKEND); TORCH_BACKEND=auto takes any build" >&2; \
+	  "no $(TORCH_PIN) for TORCH_BACKEND=$(TORCH_BACKEND) (cpu, cu126, cu130, ...; auto takes any)" >&2; \
 	  exit 1; }
-	@touch $@
+	@rm -f .venv/.torch-* && touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
