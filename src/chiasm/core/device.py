@@ -20,8 +20,8 @@ PREFERRED = ("cuda", "mps")
 
 INSTALL = {
     "cuda": "this torch has no CUDA or the machine no NVIDIA GPU that its driver shows; "
-    "install a CUDA build (make demo TORCH_BACKEND=auto, or: pip install torch --index-url "
-    "https://download.pytorch.org/whl/cu130)",
+    "install a CUDA build (make demo TORCH_BACKEND=cu130, or: pip install --force-reinstall torch "
+    "--index-url https://download.pytorch.org/whl/cu130)",
     "mps": "it needs a Mac with Apple silicon and macOS 14 or newer",
 }
 
