@@ -177,6 +177,8 @@ def eval(
     prompts: tuple[str, ...] = (),
     count: int = 4,
     judge: Path | None = None,
+    turns: Literal["all", "last"] = "all",
+    history: Literal["gold", "own"] = "gold",
 ) -> None:
     """Ask a model every question of a test set; its score with an interval, parse failures.
 
@@ -214,13 +216,16 @@ def eval(
         count: Pictures a prompt, for tasks that are drawn.
         judge: A contrastive encoder that gives drawn pictures a CLIPScore, and a Fréchet distance
             from real ones.
+        turns: all: every assistant turn of a conversation is a question; last: its last one only.
+        history: Between the questions of a conversation stand its own answers (gold) or the model's
+            replies (own).
     """
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked
     from chiasm.recipes.evaluate import How, evaluate_command
 
-    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels)
-    asked = Asked(task, data, split, download, metric, columns, compat, limit, seed)
+    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels, history)
+    asked = Asked(task, data, split, download, metric, columns, compat, limit, seed, turns)
     evaluate_command(
         run,
         asked,
@@ -247,13 +252,15 @@ def compare(
     columns: str = "",
     data: Path | None = None,
     split: str = "",
+    turns: Literal["all", "last"] = "all",
+    history: Literal["gold", "own"] = "gold",
 ) -> None:
     """Models on the same questions: paired tests, kinds of questions, cost, where they disagree.
 
     Args:
         runs: Folders of trained models, or files of predictions that eval left.
-        task: As of eval, like limit, seed, batch, max_tokens, metric, columns, data and split;
-            what a folder was asked before is not asked again.
+        task: As of eval, like limit, seed, batch, max_tokens, metric, columns, data, split, turns
+            and history; what a folder was asked before is not asked again.
         out: The report, one HTML file.
         export: The models as a table in Markdown (.md), or everything as JSON (.json).
     """
@@ -261,8 +268,8 @@ def compare(
     from chiasm.recipes.compare import compare_command
     from chiasm.recipes.evaluate import How
 
-    asked = Asked(task, data, split, False, metric, columns, None, limit, seed)
-    how = How(batch=batch, max_tokens=max_tokens)
+    asked = Asked(task, data, split, False, metric, columns, None, limit, seed, turns)
+    how = How(batch=batch, max_tokens=max_tokens, history=history)
     compare_command(runs, asked, how, out=out, export_to=export)
 
 

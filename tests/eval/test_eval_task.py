@@ -4,8 +4,9 @@ import pytest
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Task
 from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.eval.conversation import picture_key
 from chiasm.eval.runner import majority_baseline
-from chiasm.eval.task import QuestionTask, blind, picture_key
+from chiasm.eval.task import QuestionTask, blind
 
 ANSWERS = ("yes", "no", "red", "blue")
 
@@ -50,7 +51,7 @@ def test_scores():
 
 def test_a_dialogue_keeps_its_earlier_turns():
     turns = (question(picture(0), "a?"), answer("x"), question("b?"), answer("y"))
-    (asked,) = QuestionTask("toy", [Sample(turns, "d")]).samples()
+    (asked,) = QuestionTask("toy", [Sample(turns, "d")], turns="last").samples()
     assert [t.text for t in asked.turns] == ["a?", "x", "b?"]
     assert asked.meta["reference"] == "y"
 

@@ -79,7 +79,8 @@ class Category:
 
 @dataclass(frozen=True)
 class Comparison:
-    """questions: those that all contenders answered, in order; left_out: how many some did not."""
+    """questions: those that all contenders answered, in order; left_out: how many some did not.
+    turns: the same as categories by the place of a question in its conversation."""
 
     contenders: tuple[Contender, ...]
     questions: tuple[str, ...]
@@ -87,6 +88,7 @@ class Comparison:
     scores: tuple[Score, ...]
     pairs: tuple[Pair, ...]
     categories: tuple[Category, ...]
+    turns: tuple[Category, ...] = ()
 
     @property
     def disagreements(self) -> list[str]:
@@ -113,15 +115,20 @@ def compare(contenders: Sequence[Contender]) -> Comparison:
             "evaluate them on the same task, limit and seed"
         )
     kinds: dict[str, list[str]] = defaultdict(list)
+    turns: dict[int, list[str]] = defaultdict(list)
     for question in common:
-        kinds[str(contenders[0].records[question].get("category", "all"))].append(question)
+        record = contenders[0].records[question]
+        kinds[str(record.get("category", "all"))].append(question)
+        if "turn" in record:
+            turns[record["turn"]].append(question)
     return Comparison(
         tuple(contenders),
         tuple(common),
         len(asked) - len(common),
         _scores(contenders, common),
         _corrected([_pairs(contenders, common)])[0],
-        _categories(contenders, kinds),
+        _categories(contenders, kinds, sorted(kinds, key=lambda name: (-len(kinds[name]), name))),
+        _categories(contenders, {f"turn {n}": turns[n] for n in sorted(turns)}),
     )
 
 
@@ -130,12 +137,14 @@ def _answered(contender: Contender, question: str) -> bool:
 
 
 def _categories(
-    contenders: Sequence[Contender], kinds: Mapping[str, list[str]]
+    contenders: Sequence[Contender],
+    kinds: Mapping[str, list[str]],
+    order: Sequence[str] | None = None,
 ) -> tuple[Category, ...]:
     """Corrected over all categories together; none where there is only one."""
     if len(kinds) < 2:
         return ()
-    names = sorted(kinds, key=lambda name: (-len(kinds[name]), name))
+    names = list(order or kinds)
     pairs = _corrected([_pairs(contenders, kinds[name]) for name in names])
     return tuple(
         Category(name, _scores(contenders, kinds[name]), own)
@@ -184,4 +193,9 @@ def _values(contender: Contender, questions: Sequence[str]) -> list[float]:
 
 
 def _pictures(contender: Contender, questions: Sequence[str]) -> list[str]:
-    return [str(contender.records[q].get("image") or q) for q in questions]
+    records = [contender.records[q] for q in questions]
+    groups = [
+        r.get("image") or r.get("conversation") or q
+        for r, q in zip(records, questions, strict=True)
+    ]
+    return list(map(str, groups))

@@ -13,12 +13,13 @@ from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
+from chiasm.eval.conversation import History, picture_key, place_of, with_replies
 from chiasm.eval.metrics.interval import mean_interval, wilson
 from chiasm.eval.metrics.refusal import is_refusal
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.predictions import Predictions, Reply, key_of
-from chiasm.eval.task import Measured, is_open, picture_key
+from chiasm.eval.task import Measured, is_open
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Result:
     wider where the questions of a picture stand or fall together. parse_failures: replies that
     are none of the answers, refusals: those that decline to answer, truncations: those cut off at
     max_tokens; all are scored like any other. resumed: how many replies were on the disk already,
-    which `seconds` does not include. categories: name -> {"n", "accuracy"}. measure: what a task
+    which `seconds` does not include. categories: name -> {"n", "accuracy"}; turns: the same by the
+    place of a question in its conversation ("1", "2", ...), empty where none has several questions;
+    history: what stood between them. measure: what a task
     with a metric of its own means by accuracy, a mean of scores in [0, 1], for which the intervals
     are too wide rather than too narrow; metrics: the rest of what it tells (scoring.py).
     """
@@ -51,6 +54,8 @@ class Result:
     errors: dict[str, str] = field(default_factory=dict)
     measure: str = "accuracy"
     metrics: dict[str, float] = field(default_factory=dict)
+    turns: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: History = "gold"
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -65,45 +70,75 @@ def evaluate(
     chunk: int = 256,
     run: Mapping[str, Any] | None = None,
     groups: Sequence[Hashable] | None = None,
+    history: History = "gold",
 ) -> Result:
     """Ask every sample of the task and score the replies.
 
     out: a file for the predictions, one JSON object a line, written as replies come: id, image
-    (absolute path, or null), question, reference, category, reply, finish, parsed, correct, key,
-    and error where there is no reply. run: what the replies depend on (predictions.py); where the
-    file holds replies of the same run they are not asked for again, and the result is written
-    beside it. chunk: how many samples the model is handed at once; greedy replies do not depend on
-    it in fp32. groups: samples that stand or fall together (default: those about the same picture).
-    A sample whose reply fails with DataError is an error, not a wrong answer; the others of its
-    chunk are asked again without it. Raises DataError when no sample could be answered.
+    (absolute path, or null), question, reference, category, conversation and turn where it has
+    several questions, reply, finish, parsed, correct, key, and error where there is no reply. run:
+    what the replies depend on (predictions.py); where the file holds replies of the same run they
+    are not asked for again, and the result is written beside it. chunk: how many samples the model
+    is handed at once; greedy replies do not depend on it in fp32. groups: samples that stand or
+    fall together (default: those about the same picture). history: "own" puts the model's replies
+    between the questions of a conversation: then all first questions are asked, then all second
+    ones, and so on. A sample whose reply fails with DataError is an error, not a wrong answer; the
+    others of its chunk are asked again without it. Raises DataError when no sample could be
+    answered.
     """
-    samples = task.samples()
+    samples = list(task.samples())
     predictions = Predictions(out, run)
-    keys = [key_of(sample) for sample in samples]
-    replies = {i: predictions.known[key] for i, key in enumerate(keys) if key in predictions.known}
-    resumed = len(replies)
-    rows = {i: _row(task, samples[i], reply) for i, reply in replies.items()}
-    left = [i for i in range(len(samples)) if i not in rows]
+    rounds, before = [list(range(len(samples)))], {}
+    if history == "own":
+        rounds, before = _rounds(samples), _earlier(samples)
+    rows: dict[int, _Row] = {}
+    keys: dict[int, str] = {}
+    resumed = 0
+
+    def left_of(numbers: Sequence[int]) -> list[int]:
+        """The questions of a round that have to be asked; rows for the others."""
+        nonlocal resumed
+        left = []
+        for i in numbers:
+            earlier = [rows[j] for j in before.get(i, ())]
+            samples[i], reply = _prompt(samples[i], earlier)
+            keys[i] = key_of(samples[i])
+            if reply is None and keys[i] in predictions.known:
+                reply = predictions.known[keys[i]]
+                resumed += 1
+            if reply is None:
+                left.append(i)
+            else:
+                rows[i] = _row(task, samples[i], reply)
+        return left
+
     began = time.perf_counter()
+    first = left_of(rounds[0])
     try:
-        with show(task.name, len(samples), resumed) as view:
-            for start in range(0, len(left), chunk):
-                asked = left[start : start + chunk]
-
-                def done(place: int, reply: Reply, asked: list[int] = asked) -> None:
-                    i = asked[place]
-                    rows[i] = _row(task, samples[i], reply)
-                    predictions.append(_record(rows[i], keys[i]))
+        with show(task.name, len(samples), len(rows)) as view:
+            asked_before = 0
+            for number, numbers in enumerate(rounds):
+                left = first if number == 0 else left_of(numbers)
+                for _ in range(len(numbers) - len(left) if number else 0):
                     view.advance()
+                for start in range(0, len(left), chunk):
+                    asked = left[start : start + chunk]
 
-                _ask([samples[i] for i in asked], respond, sampling, done)
-                view.status(_so_far(rows.values(), start + len(asked), time.perf_counter() - began))
+                    def done(place: int, reply: Reply, asked: list[int] = asked) -> None:
+                        i = asked[place]
+                        rows[i] = _row(task, samples[i], reply)
+                        predictions.append(_record(rows[i], keys[i]))
+                        view.advance()
+
+                    _ask([samples[i] for i in asked], respond, sampling, done)
+                    asked_before += len(asked)
+                    view.status(_so_far(rows.values(), asked_before, time.perf_counter() - began))
     finally:
         predictions.close()
     ordered = [rows[i] for i in range(len(samples))]
     seconds = time.perf_counter() - began
-    result = _summarise(task, ordered, seconds, resumed, groups)
-    records = [_record(row, key) for row, key in zip(ordered, keys, strict=True)]
+    result = _summarise(task, ordered, seconds, resumed, groups, history)
+    records = [_record(row, keys[i]) for i, row in enumerate(ordered)]
     predictions.finish(records, result.to_dict())
     return result
 
@@ -150,6 +185,34 @@ class _Row:
         return bool(self.reply.error)
 
 
+def _rounds(samples: Sequence[Sample]) -> list[list[int]]:
+    """Numbers of the samples by the turn of their conversation that they are."""
+    rounds: dict[int, list[int]] = defaultdict(list)
+    for i, sample in enumerate(samples):
+        rounds[place_of(sample).get("turn", 1)].append(i)
+    return [rounds[turn] for turn in sorted(rounds)]
+
+
+def _earlier(samples: Sequence[Sample]) -> dict[int, list[int]]:
+    """Number of a sample -> numbers of the earlier questions of its conversation."""
+    found: dict[int, list[int]] = {}
+    conversations: dict[int, list[int]] = defaultdict(list)
+    for i, sample in enumerate(samples):
+        if place := place_of(sample):
+            found[i] = list(conversations[place["conversation"]])
+            conversations[place["conversation"]].append(i)
+    return found
+
+
+def _prompt(sample: Sample, earlier: Sequence[_Row]) -> tuple[Sample, Reply | None]:
+    """A question with the replies to the earlier ones of its conversation as it is asked; and what
+    came of it where one of them failed."""
+    failed = next((row for row in earlier if row.failed), None)
+    if failed is not None:
+        return sample, Reply(error=f"{failed.sample.name} has no reply to go on from")
+    return (with_replies(sample, [r.reply.text for r in earlier]) if earlier else sample), None
+
+
 def _ask(
     samples: Sequence[Sample],
     respond: Respond,
@@ -191,6 +254,7 @@ def _summarise(
     seconds: float,
     resumed: int,
     groups: Sequence[Hashable] | None,
+    history: History,
 ) -> Result:
     name = task.name
     errors = {row.sample.name: row.reply.error for row in rows if row.failed}
@@ -201,9 +265,12 @@ def _summarise(
         first = next(iter(errors.values()), "the task is empty")
         raise DataError(f"task '{name}': none of {len(errors)} samples could be asked; {first}")
     correct = [row.score["correct"] for row in rows]
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        kinds[_category(row.sample)].append(row.score["correct"])
+    kinds = _means((_category(row.sample), row.score["correct"]) for row in rows)
+    turns = _means(
+        (str(place["turn"]), row.score["correct"])
+        for row in sorted(rows, key=lambda row: place_of(row.sample).get("turn", 0))
+        if (place := place_of(row.sample))
+    )
     return Result(
         task=name,
         n=len(rows),
@@ -217,11 +284,21 @@ def _summarise(
         refusals=sum(is_refusal(without_thinking(row.reply.text)) for row in rows),
         truncations=sum(row.reply.finish == "length" for row in rows),
         resumed=resumed,
-        categories={k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in kinds.items()},
+        categories=kinds,
         errors=errors,
         measure=task.measure if isinstance(task, Measured) else "accuracy",
         metrics=_metrics(task, rows),
+        turns=turns,
+        history=history,
     )
+
+
+def _means(scores: Iterable[tuple[str, float]]) -> dict[str, dict[str, float]]:
+    """Name -> {"n", "accuracy"} of (name, score)."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, score in scores:
+        found[name].append(score)
+    return {k: {"n": len(v), "accuracy": sum(v) / len(v)} for k, v in found.items()}
 
 
 def _metrics(task: Task, rows: Sequence[_Row]) -> dict[str, float]:
@@ -242,7 +319,7 @@ def _category(sample: Sample) -> str:
 
 
 def _record(row: _Row, key: str) -> dict:
-    images = row.sample.images
+    images, place = row.sample.images, place_of(row.sample)
     source = images[0].source if images else None
     record = {
         "id": row.sample.id,
@@ -250,6 +327,7 @@ def _record(row: _Row, key: str) -> dict:
         "question": row.sample.turns[-1].text.strip(),
         "reference": row.sample.meta.get("reference"),
         "category": _category(row.sample),
+        **({"conversation": place["name"], "turn": place["turn"]} if place else {}),
         "reply": None,
         "finish": None,
         "parsed": None,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Turn, split_independent
+from chiasm.core.sample import Image, Sample, Turn
+from chiasm.eval.conversation import Turns, image_key, picture_key, questions_of
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
 from chiasm.eval.scoring import Metric, answers_of
@@ -19,11 +19,12 @@ YES_NO = frozenset({"yes", "no"})
 
 
 class QuestionTask:
-    """Single questions with one right answer each; satisfies core.protocols.Task.
+    """Questions with their right answers; satisfies core.protocols.Task.
 
-    samples: conversations that end with the assistant's answer; independent ones are split. What
-        is asked ends with the question: the answer is kept in meta["reference"], which no model
-        reads, beside meta["category"] (the sample's own, else the reference or "open"/"yes/no").
+    samples: conversations that end with the assistant's answer. Every assistant turn is a question
+        (eval/conversation.py), or with turns="last" the last one. What is asked ends with the
+        question: the answer is kept in meta["reference"], which no model reads, beside
+        meta["category"] (the sample's own, else the reference or "open"/"yes/no").
     answers: the closed set replies are parsed into, and references too; None compares folded text.
         Several right answers (meta["answers"]) all count.
     limit, seed: at most this many questions, whole pictures drawn at random by the seed.
@@ -40,9 +41,14 @@ class QuestionTask:
         *,
         limit: int | None = None,
         seed: int = 0,
+        turns: Turns = "all",
     ):
         self.name, self.answers = name, answers
-        asked = [self._ask(single) for sample in samples for single in split_independent(sample)]
+        asked = [
+            self._checked(one)
+            for number, sample in enumerate(samples)
+            for one in questions_of(sample, number, turns)
+        ]
         if not asked:
             raise DataError(f"task '{name}' has no questions")
         self._samples = _by_picture(asked, limit, seed)
@@ -75,27 +81,15 @@ class QuestionTask:
         task._samples = list(samples)
         return task
 
-    def _ask(self, sample: Sample) -> Sample:
-        if not sample.turns:
-            raise DataError(f"{sample.where}: empty conversation; remove the sample")
-        if len(sample.turns) < 2 or sample.turns[-1].role != "assistant":
-            raise DataError(
-                f"{sample.where}: the conversation does not end with the assistant's answer; "
-                "add the reference answer or remove the sample"
-            )
-        reference = sample.turns[-1].text.strip()
+    def _checked(self, sample: Sample) -> Sample:
+        reference = sample.meta["reference"]
         if self.answers is not None and match_closed(reference, self.answers) is None:
             raise DataError(
                 f"{sample.where}: the answer '{reference}' is not one of the task's "
                 f"{len(self.answers)} answers; correct it or extend the answers"
             )
         kind = ("open" if is_open(reference) else "yes/no") if self.answers is None else reference
-        meta = {
-            **sample.meta,
-            "reference": reference,
-            "category": sample.meta.get("category", kind),
-        }
-        return sample.replace(turns=sample.turns[:-1], meta=meta)
+        return sample.replace(meta={**sample.meta, "category": sample.meta.get("category", kind)})
 
 
 class MeasuredTask(QuestionTask):
@@ -112,8 +106,9 @@ class MeasuredTask(QuestionTask):
         *,
         limit: int | None = None,
         seed: int = 0,
+        turns: Turns = "all",
     ):
-        super().__init__(name, samples, limit=limit, seed=seed)
+        super().__init__(name, samples, limit=limit, seed=seed, turns=turns)
         self.metric = metric
         for sample in self._samples:
             metric.check({"where": sample.where, **sample.meta})
@@ -145,16 +140,6 @@ def is_open(reference: str) -> bool:
     return fold(reference) not in YES_NO
 
 
-def picture_key(sample: Sample) -> Hashable:
-    """Equal for samples about the same pictures. A sample without one is its own."""
-    return tuple(_key(image) for image in sample.images) or (sample.id or id(sample),)
-
-
-def _key(image: Image) -> Hashable:
-    # A path is not opened here: a missing file is that sample's error, found when it is asked.
-    return image.source if isinstance(image.source, Path) else image.digest()
-
-
 def _by_picture(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
     """Samples grouped by picture in order of first appearance, cut to a random subset."""
     groups: dict[Hashable, list[Sample]] = {}
@@ -181,7 +166,7 @@ def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
     questions of one picture keep their places and share its wrong picture. Raises DataError when
     there are not two different pictures.
     """
-    pictures = {_key(image): image for sample in samples for image in sample.images}
+    pictures = {image_key(image): image for sample in samples for image in sample.images}
     if len(pictures) < 2:
         raise DataError(f"a blind baseline needs two different pictures, found {len(pictures)}")
     keys = list(pictures)
@@ -189,7 +174,7 @@ def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
     wrong = {keys[a]: pictures[keys[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
 
     def swap(turn: Turn) -> Turn:
-        parts = (wrong[_key(p)] if isinstance(p, Image) else p for p in turn.parts)
+        parts = (wrong[image_key(p)] if isinstance(p, Image) else p for p in turn.parts)
         return Turn(turn.role, tuple(parts))
 
     return [s.replace(turns=tuple(swap(turn) for turn in s.turns)) for s in samples]

@@ -14,6 +14,7 @@ from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
 from chiasm.data.load import BUILT_IN, load_samples
 from chiasm.data.quarantine import Quarantine
+from chiasm.eval.conversation import Turns
 from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.scoring import find_metric
@@ -28,7 +29,8 @@ from chiasm.recipes.run import read
 class Asked:
     """task: a benchmark's name, "easy-vqa", a folder with test.jsonl, a .jsonl of conversations, or
     a table. folder: where a benchmark's files are (data/NAME). split: "" for the one that has
-    answers. fetch: download it first. metric: "" for the task's own. columns: of a table."""
+    answers. fetch: download it first. metric: "" for the task's own. columns: of a table. turns:
+    which of a conversation's questions are asked (eval/conversation.py)."""
 
     task: str
     folder: Path | None = None
@@ -39,6 +41,7 @@ class Asked:
     compat: Compat = None
     limit: int = 0
     seed: int = 0
+    turns: Turns = "all"
 
     @property
     def name(self) -> str:
@@ -65,9 +68,13 @@ class Asked:
         metric = self.metric or self._usual(samples)
         if not metric:
             answers = easy_vqa.ANSWERS if self.task in BUILT_IN else None
-            return QuestionTask(self.name, samples, answers, limit=limit, seed=self.seed)
+            return QuestionTask(
+                self.name, samples, answers, limit=limit, seed=self.seed, turns=self.turns
+            )
         found = find_metric(metric, self.compat)
-        return MeasuredTask(self.name, samples, found, limit=limit, seed=self.seed)
+        return MeasuredTask(
+            self.name, samples, found, limit=limit, seed=self.seed, turns=self.turns
+        )
 
     def usual_metric(self) -> str:
         """A benchmark's own metric, "" for anything else."""

@@ -112,7 +112,7 @@ def _print(found: Comparison, name: str, measure: str) -> None:
             p_value(pair.adjusted),
         )
     console.print(pairs)
-    for kind in found.categories[:12]:
+    for kind in (*found.turns[:12], *found.categories[:12]):
         said = ", ".join(f"{s.name} {percent(s.mean)}" for s in kind.scores)
         sure = "".join(f"; {p.winner} is better" for p in kind.pairs if p.winner)
         console.print(f"  {kind.name} (n {kind.scores[0].n}): {said}{sure}", markup=False)
@@ -139,5 +139,6 @@ def _record(found: Comparison) -> dict:
         ],
         "pairs": [{**asdict(pair), "winner": pair.winner} for pair in found.pairs],
         "categories": [asdict(kind) for kind in found.categories],
+        "turns": [asdict(turn) for turn in found.turns],
         "disagreements": found.disagreements,
     }

@@ -16,12 +16,13 @@ from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.quarantine import Quarantine
+from chiasm.eval.conversation import picture_key
 from chiasm.eval.duel import Outcome, Trial, conclusions, judge
 from chiasm.eval.identity import prompt_hashes, versions, weights_hash
 from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.duelled import render_duel
 from chiasm.eval.runner import evaluate
-from chiasm.eval.task import MeasuredTask, QuestionTask, picture_key
+from chiasm.eval.task import MeasuredTask, QuestionTask
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
 from chiasm.recipes.arms import (

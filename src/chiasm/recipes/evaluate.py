@@ -9,18 +9,20 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
+from chiasm.eval.conversation import History, picture_key
 from chiasm.eval.export import check_export, export
 from chiasm.eval.identity import LOOKED_AT, code_hash, prompt_hashes, versions, weights_hash
 from chiasm.eval.perplexity import modality_perplexity
 from chiasm.eval.predictions import key_of, run_of
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
-from chiasm.eval.task import QuestionTask, picture_key
+from chiasm.eval.task import QuestionTask
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
@@ -34,7 +36,8 @@ from chiasm.vision.dual import Dual
 @dataclass(frozen=True)
 class How:
     """How a model is asked. ablate: to ask once more with less to see (eval/ablation.py). batch:
-    questions handed over at once, 0 for as many as fit. precision: as in nn/precision.py."""
+    questions handed over at once, 0 for as many as fit. precision: as in nn/precision.py. history:
+    what stands between the questions of a conversation (eval/conversation.py)."""
 
     ablate: tuple[Ablation, ...] = ()
     batch: int = 0
@@ -42,9 +45,12 @@ class How:
     precision: Precision = "none"
     by_likelihood: bool = False
     labels: Path | None = None
+    history: History = "gold"
 
 
 DEFAULT = How()
+MOST_LINES = 12
+"""Turns or kinds of questions in the printed table; the result's file has all."""
 FLIPS = 64
 """Questions asked again one by one where rounding may turn replies."""
 
@@ -97,6 +103,11 @@ def ask_model(
 ) -> dict[str, Result]:
     """Result of every variant by its name; replies go to `file`, those of a variant beside it, and
     are not asked for again where they are there already."""
+    if how.history == "own" and asked.turns == "last":
+        raise ConfigError(
+            "--history own asks all questions of a conversation to go on from the replies; "
+            "leave out --turns last (the table has a line for every turn)"
+        )
     labels = _labels(asked, task, how.labels) if how.by_likelihood else None
     model = _Model(run, how.precision, labels)
     sampling = Sampling(max_tokens=how.max_tokens)
@@ -121,6 +132,7 @@ def ask_model(
             chunk=how.batch or 256,
             run=model.identity({**record, "ablation": variant.name}, variant.task.samples(), own),
             groups=groups,
+            history=how.history,
         )
     if how.precision != "none" and not how.by_likelihood:
         few = task.samples()[:FLIPS]
@@ -250,6 +262,14 @@ def _print(results: dict[str, Result], majority: dict) -> None:
             table.add_row(label, f"{value:.1%}", _span(plain) if whole else "", f"{base:.1%}")
     for name, value in plain.metrics.items():
         table.add_row(name, f"{value:.4g}", "", "")
+    said = ", after the model's own replies" if plain.history == "own" else ""
+    for turn, found in list(plain.turns.items())[:MOST_LINES]:
+        behind = said if turn != "1" else ""
+        table.add_row(f"turn {turn}{behind} (n {found['n']})", f"{found['accuracy']:.1%}", "", "")
+    kinds = set(plain.categories) - {"open", "yes/no", "all"}
+    if kinds and 1 < len(plain.categories) <= MOST_LINES:
+        for kind, found in plain.categories.items():
+            table.add_row(f"{escape(kind)} (n {found['n']})", f"{found['accuracy']:.1%}", "", "")
     for name, result in results.items():
         if name:
             table.add_row(f"all, {SAID[name]}", f"{result.accuracy:.1%}", _span(result), "")

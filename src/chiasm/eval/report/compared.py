@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.eval.compare import Bill, Comparison, Pair, Score
+from chiasm.eval.compare import Bill, Category, Comparison, Pair, Score
 from chiasm.eval.report.charts import Bar, Group, grouped_bars, interval_strip, percent
 from chiasm.eval.report.page import write_page
 from chiasm.eval.report.pictures import data_uri
@@ -25,7 +25,8 @@ def render_comparison(found: Comparison, task: str, measure: str, out: Path) -> 
         header(TITLE, "comparison", verdict(found, task), _facts(found, task)),
         _cards(found, measure),
         _pairs(found),
-        _categories(found, measure),
+        _by(found, found.categories, "Kind by kind", f"By kind of question: {measure}", "kinds"),
+        _by(found, found.turns, "Turn by turn", f"By turn of the conversation: {measure}", "turns"),
         _cost(found),
         _gallery(found),
         _method(found),
@@ -171,10 +172,11 @@ def table(heads: Sequence[str], rows: str) -> str:
     )
 
 
-def _categories(found: Comparison, measure: str) -> str:
-    if not found.categories:
+def _by(found: Comparison, parts: Sequence[Category], title: str, lead: str, plural: str) -> str:
+    """The questions apart by kind or by turn; "" where there is one part only."""
+    if not parts:
         return ""
-    shown = found.categories[:MOST_CATEGORIES]
+    shown = parts[:MOST_CATEGORIES]
     colours = {c.name: css(i) for i, c in enumerate(found.contenders)}
     groups = [
         Group(f"{kind.name} (n {kind.scores[0].n:,})", tuple(_bar(colours, s) for s in kind.scores))
@@ -188,11 +190,11 @@ def _categories(found: Comparison, measure: str) -> str:
         for kind in shown
         for pair in kind.pairs
     )
-    more = len(found.categories) - len(shown)
-    note = f" The {more} smallest kinds are not shown." if more else ""
+    more = len(parts) - len(shown)
+    note = f" The {more} last {plural} are not shown." if more else ""
     return (
-        f'<section><h2>Kind by kind</h2><p class="lede">By kind of question: '
-        f"{escape(measure)} in per cent, with 95 % intervals.{note}</p>"
+        f'<section><h2>{title}</h2><p class="lede">'
+        f"{escape(lead)} in per cent, with 95 % intervals.{note}</p>"
         f'<div class="card"><div class="legend">{legend}</div>{grouped_bars(groups)}</div>'
         f"<details><summary>The tests behind it</summary>{table(('', *HEADS), rows)}</details>"
         "</section>"
