@@ -270,9 +270,9 @@ def test_whoever_goes_away_frees_the_rows(running):
         assert running.idle()
 
 
-def test_an_image_marker_in_words_is_refused(running):
+def test_an_image_marker_in_words_is_words(running):
     reply = post(running, {"messages": [{"role": "user", "content": "a <image> b"}]})
-    assert "<image>" in refused(reply)["message"]
+    assert reply.status_code == 200
 
 
 def test_methods_and_routes_that_are_not(running):

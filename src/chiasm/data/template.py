@@ -13,6 +13,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Text, Turn
 from chiasm.core.vocab import Vocabulary
 from chiasm.data import text as names
+from chiasm.data.control_tokens import ControlTokens, Hidden
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,11 @@ class ChatTemplate:
     What the assistant says and the special token that ends its turn are supervised. Where a reply
     begins is found by rendering what was said before it, so any template that writes turns in order
     works, also one that leaves out the thinking of earlier turns (Qwen3).
+    What people wrote is tokenized as words even where it looks like a control token
+    (control_tokens).
     system: the system's words where a conversation has none; None leaves them to the template.
+    spoken: special tokens that people may write (model.tokens); those that the chat template itself
+    writes are not among them.
     stop: further ids that end a reply (a generation_config's), beside the tokenizer's eos and what
     the template writes after a reply (Gemma's <end_of_turn>). Raises DataError for a tokenizer
     without a template, or one whose replies have no special token at the end.
@@ -126,6 +131,7 @@ class ChatTemplate:
         picture: str = "<image>",
         system: str | None = None,
         stop: Sequence[int] = (),
+        spoken: Sequence[str] = (),
     ):
         if not tokenizer.chat_template:
             raise DataError(
@@ -133,6 +139,8 @@ class ChatTemplate:
                 "model.chat_template"
             )
         self.tokenizer, self.picture, self.system = tokenizer, picture, system
+        self.spoken = frozenset(t for t in spoken if t not in tokenizer.chat_template)
+        self._known: ControlTokens | None = None
         if picture not in tokenizer.get_vocab():
             tokenizer.add_tokens([picture], special_tokens=True)
         self.marker = tokenizer.convert_tokens_to_ids(picture)
@@ -143,13 +151,15 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
         if self.system is not None and (not turns or turns[0].role != "system"):
             turns = [Turn("system", (Text(self.system),)), *turns]
-        messages = self._messages(turns)
+        turns = [Turn(turn.role, self._parts(turn)) for turn in turns]
+        written = [p.text for turn in turns for p in turn.parts if isinstance(p, Text)]
+        hidden = self._control.hide(written)
+        messages = self._messages(turns, hidden)
         text = self._text(messages, reply)
         spans = [
             self._span(text, messages, i) for i, t in enumerate(turns) if t.role == "assistant"
         ]
-        encoded = self._encode(text)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        ids, offsets = self._control.encode(text, hidden, self._begins(text))
         supervised = [False] * len(ids)
         for first, last in spans:
             for place, (start, stop) in enumerate(offsets):
@@ -166,13 +176,40 @@ class ChatTemplate:
         return Tokens(ids, supervised)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        words = [token for token in ids if token not in self._control.ids]
+        return self.tokenizer.decode(words, skip_special_tokens=False)
 
-    def _messages(self, turns: Sequence[Turn]) -> list[dict]:
-        return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+    @property
+    def _control(self) -> ControlTokens:
+        """Of the tokenizer as it is now: ways of showing pictures add tokens to it later."""
+        if self._known is None or self._known.size != len(self.tokenizer):
+            self._known = ControlTokens(self.tokenizer, self.spoken)
+        return self._known
 
-    def _encode(self, text: str) -> Any:
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    def _messages(self, turns: Sequence[Turn], hidden: Hidden) -> list[dict]:
+        return [{"role": turn.role, "content": self._content(turn, hidden)} for turn in turns]
+
+    def _parts(self, turn: Turn) -> tuple[Text | Image, ...]:
+        """A turn's parts; texts that only together hold what looks like a control token are
+        one."""
+        parts: list[Text | Image] = []
+        for part in turn.parts:
+            if not isinstance(part, (Text, Image)):
+                raise DataError(f"{type(part).__name__} is not something this model can read")
+            last = parts[-1] if parts else None
+            if (
+                isinstance(last, Text)
+                and isinstance(part, Text)
+                and self._control.join(last.text, part.text)
+            ):
+                parts[-1] = Text(last.text + part.text)
+            else:
+                parts.append(part)
+        return tuple(parts)
+
+    def _begins(self, text: str) -> bool:
+        """Whether the tokenizer is to put before and behind a text what it usually does."""
+        return False
 
     def _text(self, messages: list[dict], reply: bool) -> str:
         try:
@@ -194,7 +231,7 @@ class ChatTemplate:
         """The special token that the template writes after a reply."""
         word = "word"
         asked = Turn("user", (Text("?"),)), Turn("assistant", (Text(word),))
-        text = self._text(self._messages(asked), False)
+        text = self._text(self._messages(asked, self._control.hide(())), False)
         tail = self.tokenizer(text[text.rindex(word) + len(word) :], add_special_tokens=False)
         for token in tail["input_ids"]:
             if token in self._special:
@@ -204,21 +241,11 @@ class ChatTemplate:
             "to stop; end replies with {{ eos_token }} or one of model.tokens"
         )
 
-    def _content(self, turn: Turn) -> Any:
+    def _content(self, turn: Turn, hidden: Hidden) -> Any:
         """What the chat template is told of a turn."""
-        words = []
-        for part in turn.parts:
-            if isinstance(part, Text):
-                if self.picture in part.text:
-                    raise DataError(
-                        f"the text contains '{self.picture}', which stands for a picture"
-                    )
-                words.append(part.text)
-            elif isinstance(part, Image):
-                words.append(self.picture)
-            else:
-                raise DataError(f"{type(part).__name__} is not something this model can read")
-        return "".join(words)
+        return "".join(
+            hidden(part.text) if isinstance(part, Text) else self.picture for part in turn.parts
+        )
 
 
 class PublishedTemplate(ChatTemplate):
@@ -232,10 +259,9 @@ class PublishedTemplate(ChatTemplate):
     completes = False
     """Whether replies are ended here."""
 
-    def _encode(self, text: str) -> Any:
+    def _begins(self, text: str) -> bool:
         bos = self.tokenizer.bos_token
-        written = bos is not None and text.startswith(bos)
-        return self.tokenizer(text, add_special_tokens=not written, return_offsets_mapping=True)
+        return bos is None or not text.startswith(bos)
 
     def _text(self, messages: list[dict], reply: bool) -> str:
         text = super()._text(messages, reply)
@@ -262,10 +288,11 @@ class PublishedTemplate(ChatTemplate):
     def _said(self, message: dict) -> str:
         return "".join(part.get("text", "") for part in message["content"]).strip()
 
-    def _content(self, turn: Turn) -> Any:
-        super()._content(turn)  # refuses what no template can be told
+    def _content(self, turn: Turn, hidden: Hidden) -> Any:
         return [
-            {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+            {"type": "text", "text": hidden(part.text)}
+            if isinstance(part, Text)
+            else {"type": "image"}
             for part in turn.parts
         ]
 

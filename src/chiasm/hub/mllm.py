@@ -154,7 +154,9 @@ def assemble(
 ) -> tuple[MLLM, Processor]:
     """The parts together, with a fresh projector; template: if not the tokenizer's own."""
     if template is None:
-        template = ChatTemplate(tokenizer, system=config.system, stop=stop_ids(language))
+        template = ChatTemplate(
+            tokenizer, system=config.system, stop=stop_ids(language), spoken=config.tokens
+        )
     levels = feature_levels(vision.config)
     if isinstance(config.projector, DeepStackConfig) and config.projector.levels != levels:
         raise ConfigError(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
+from chiasm.data.chat import chat_template
 from chiasm.data.labels import lint
 from chiasm.data.load import load_samples
 from chiasm.data.processor import Processor
@@ -61,7 +62,11 @@ def _mllm(config: MLLMConfig) -> Processor:
     encoder = find("encoder").model
     assert isinstance(encoder, ContrastiveConfig)
     width = feature_width(encoder.vision)
-    template = ChatTemplate(load_tokenizer(config.language), system=config.system)
+    words = load_tokenizer(config.language)
+    words.add_tokens([t for t in config.tokens if t not in words.get_vocab()], special_tokens=True)
+    if config.chat_template is not None:
+        words.chat_template = chat_template(config.chat_template)
+    template = ChatTemplate(words, system=config.system, spoken=config.tokens)
     with torch.device("meta"):
         projector = build_projector(config.projector, width, width, 1.0)
     codec = MLLMCodec(encoder.vision, projector, template.marker)
