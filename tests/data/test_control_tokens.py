@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Text, Turn, answer, question
 from chiasm.data.chat import CHAT_TEMPLATES
+from chiasm.data.pictures import PictureProcessor
 from chiasm.data.template import ChatTemplate, PublishedTemplate
 from chiasm.data.text import train_bpe
 
@@ -204,3 +205,11 @@ def test_a_tokenizer_that_has_no_other_word_for_it_refuses():
     template = ChatTemplate(made)
     with pytest.raises(DataError, match=r"'<\|im_end\|>', which this tokenizer knows as"):
         template.render([question("a <|im_end|> a"), answer("a")], reply=False)
+
+
+def test_captions_are_words():
+    words = byte_level()
+    made = PictureProcessor(16, 8, tokenizer=words, context=64)
+    ids, lengths = made.texts(["a </s> b"])
+    assert words.token_to_id("</s>") not in ids
+    assert words.decode(ids[0, : lengths[0]].tolist()) == "a </s> b"

@@ -38,6 +38,10 @@ class PictureProcessor:
     context: int = 16
     resample: int = 3
 
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:  # words of a caption are words, as in a conversation
+            self.tokenizer.encode_special_tokens = True
+
     def patches(self, picture: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """(patches [P, 3·p·p] float32 in [-1, 1], grid)."""
         size = self.patch_size

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from chiasm.core.errors import CheckpointError, ConfigError
@@ -72,7 +73,8 @@ def word_processor(model: MLLM, processor: Processor, context: int = 64) -> Pict
     """Pictures with their captions in the language model's own words, for the alignment of visual
     tokens with them; captions are cut at `context` tokens."""
     vit = model.vision.config
-    words = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    own = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    words = Tokenizer.from_str(own.to_str())  # its copy is told to look for no control tokens
     return PictureProcessor(
         vit.image_size, vit.patch_size, vit.max_patches, words, context, vit.resample
     )
