@@ -77,6 +77,78 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Where the segments of packed rows lie and how they are masked, as the host knows it before
+    the batch is moved to a device: attention kernels need these numbers, and reading them back from
+    the device would make the host wait for it.
+
+    shape: (B, T). first [N]: each segment's first token in the rows laid flat; lengths [N].
+    causal [N] bool: blocks strictly rise and there are no branches. bidirectional [N] bool: one
+    block, no branches. consecutive [N] bool: positions rise by one. reach [N]: the largest
+    difference of positions in a segment; None where positions are not known.
+    """
+
+    shape: tuple[int, int]
+    first: np.ndarray
+    lengths: np.ndarray
+    causal: np.ndarray
+    bidirectional: np.ndarray
+    consecutive: np.ndarray
+    reach: np.ndarray | None = None
+
+    @staticmethod
+    def of(
+        segment: np.ndarray,
+        block: np.ndarray,
+        branch: np.ndarray,
+        position: np.ndarray | None = None,
+    ) -> Packing:
+        """Of [B T] columns as Batch's."""
+        shape = segment.shape
+        segment, block, branch = segment.ravel(), block.ravel(), branch.ravel()
+        edge = np.ones(segment.size, bool)  # where a segment or padding begins
+        edge[1:] = segment[1:] != segment[:-1]
+        edge[:: shape[1]] = True
+        start = np.flatnonzero(edge)
+        real = segment[start] >= 0
+
+        def never(bad: np.ndarray) -> np.ndarray:
+            """[N] whether it holds of no token of the segment."""
+            return ~np.logical_or.reduceat(bad, start)[real]
+
+        def inside(column: np.ndarray) -> np.ndarray:
+            """What a token's value is above that of the one before, 1 where a segment begins."""
+            return np.where(edge, 1, np.diff(column, prepend=column[:1]))
+
+        alone, rise = never(branch != 0), inside(block)
+        steady, reach = np.zeros_like(alone), None
+        if position is not None:
+            position = position.ravel()
+            steady = never(inside(position) != 1)
+            low, high = np.minimum.reduceat(position, start), np.maximum.reduceat(position, start)
+            reach = (high - low)[real]
+        return Packing(
+            (shape[0], shape[1]),
+            start[real],
+            np.diff(start, append=segment.size)[real],
+            alone & never(rise <= 0),
+            alone & never(~edge & (rise != 0)),
+            steady,
+            reach,
+        )
+
+    @staticmethod
+    def bidirectional_row(lengths: Sequence[int]) -> Packing:
+        """Of one row of segments end to end, in which all tokens see each other: the images of an
+        encoder."""
+        sizes = np.asarray(lengths, np.int64)
+        all_of_them = np.ones(len(sizes), bool)
+        first = np.cumsum(sizes) - sizes
+        single = sizes == 1
+        return Packing((1, int(sizes.sum())), first, sizes, single, all_of_them, single)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Packed samples as tensors. See the module's docstring for segment, block and branch.
 
@@ -122,6 +194,15 @@ class Batch:
         if self.host is None:
             return torch.nonzero(self.targets.flatten() != IGNORE)[:, 0]
         return moved_tensor(self.host.supervised, self.targets.device)
+
+    @cached_property
+    def packing(self) -> Packing | None:
+        """Of segment, block, branch and position; None where only the device has them."""
+        host = self.on_host
+        if host.segment.device.type != "cpu":
+            return None
+        columns = (host.segment, host.block, host.branch, host.position)
+        return Packing.of(*(column.numpy() for column in columns))
 
     @property
     def tokens(self) -> int:

@@ -73,7 +73,11 @@ class MLLM(nn.Module):
         """Hidden states [B T D] after the language model's last norm. seen: patches, where they are
         not the batch's; gradients reach them through a frozen encoder too."""
         index = Index(batch.segment, batch.block, batch.branch, batch.position)
-        layout = packed_layout(index) if cache is None else cache.extend(index)
+        layout = (
+            packed_layout(index, batch.packing)
+            if cache is None
+            else cache.extend(index, None if len(cache) else batch.packing)
+        )
         slots = batch.ids == self.image_token
         features = self._features_of(batch) if seen is None else self.vision(seen, batch.grids)
         x = self._embed(batch, slots, features)

@@ -9,18 +9,29 @@ causal text tokens, then      1 1 1 1 . . .
 another sample                1 1 1 1 1 . .
                               . . . . . 1 .
                               . . . . . 1 1
+
+How rows attend is chosen by the type of device (nn/kernels.py) and by the layout, once a batch: in
+groups of segments that are masked by themselves, or by kernels that need no [B 1 T T] mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chiasm.core.batch import round_up
+from chiasm.core.batch import Packing, round_up
+from chiasm.core.device import moved_tensor
+from chiasm.nn.kernels import BLOCK, block_mask, flex, kernels_of, repeat_heads, varlen
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 EVEN = 16
 """Long segments of several lengths are filled up to a multiple of this many tokens, so that few
@@ -69,12 +80,16 @@ def _positions(query: Index, key: Index) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class Group:
     """Segments of similar length that attend together: place [S L] in the flattened [B T] tokens,
-    their index (segment 0, -1 where there is filling and no token), and how they attend."""
+    their index (segment 0, -1 where there is filling and no token), and how they attend. on_host:
+    place, and where there is a token, as arrays; reach: the largest difference of positions in a
+    segment, where positions are known."""
 
     place: Tensor
     index: Index
     mask: Tensor | None
     causal: bool
+    on_host: tuple[np.ndarray, np.ndarray]
+    reach: int | None
 
 
 @dataclass(frozen=True)
@@ -90,17 +105,14 @@ class Order:
 
     @staticmethod
     def of(groups: tuple[Group, ...], tokens: int, heads: int) -> Order:
-        """Of tokens in groups with so many heads each."""
-        head = torch.arange(heads, device=groups[0].place.device)[:, None]
-        place = torch.cat([(g.place[:, None] * heads + head).reshape(-1) for g in groups])
-        real = torch.cat(
-            [(g.index.segment == 0)[:, None].expand(-1, heads, -1).reshape(-1) for g in groups]
-        )
-        back = torch.full((tokens * heads,), -1, device=place.device)
-        back[place[real]] = torch.nonzero(real)[:, 0]
-        return Order(
-            place, torch.nonzero(~real)[:, 0], back.clamp(min=0), torch.nonzero(back < 0)[:, 0]
-        )
+        """Of tokens in groups with so many heads each, worked out on the host."""
+        head = np.arange(heads)[:, None]
+        place = np.concatenate([(g.on_host[0][:, None] * heads + head).ravel() for g in groups])
+        real = np.concatenate([g.on_host[1][:, None].repeat(heads, 1).ravel() for g in groups])
+        back = np.full(tokens * heads, -1)
+        back[place[real]] = np.flatnonzero(real)
+        columns = (place, np.flatnonzero(~real), back.clip(min=0), np.flatnonzero(back < 0))
+        return Order(*(on_device(column, groups[0].place.device) for column in columns))
 
     def sort(self, x: Tensor) -> Tensor:
         """x [B H T D] -> [groups' S·H·L, D]"""
@@ -129,13 +141,70 @@ class _Moved(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Rows that an accelerator's kernels take as they are. query and key: who attends; packing: of
+    the rows, which are the queries and the keys; None where queries look at other keys, or where
+    only the device knows. window: see visible."""
+
+    query: Index
+    key: Index
+    packing: Packing | None = None
+    window: int | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether every segment is known to be causal, so that a window counts tokens."""
+        packing = self.packing
+        known = packing is not None and bool(packing.causal.all())
+        return known and (self.window is None or bool(packing.consecutive.all()))  # type: ignore
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every segment is known to be one block, which no window cuts."""
+        return self.packing is not None and bool(self.packing.bidirectional.all())
+
+    @property
+    def alone(self) -> bool:
+        """Whether every row is known to be one segment without padding."""
+        packing = self.packing
+        return packing is not None and len(packing.first) == packing.shape[0] == sum(
+            packing.lengths == packing.shape[1]
+        )
+
+    @cached_property
+    def cu_seqlens(self) -> tuple[Tensor, int]:
+        """Where segments begin in the rows laid flat and, last, where the rows end, [N + 1] int32;
+        and the length of the longest. Padding is cut into segments of at most BLOCK tokens."""
+        assert self.packing is not None
+        first, end = self.packing.first, self.packing.first + self.packing.lengths
+        total = self.packing.shape[0] * self.packing.shape[1]
+        cut = np.arange(0, total, BLOCK)
+        before = np.searchsorted(first, cut, side="right") - 1
+        cut = cut[(before < 0) | (cut >= end[before])]
+        edges = np.unique(np.concatenate([first, end, cut, [0, total]]))
+        cu_seqlens = on_device(edges.astype(np.int32), self.query.segment.device)
+        return cu_seqlens, int(np.diff(edges).max())
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """For flex attention."""
+        return block_mask(self.query, self.key, self.window)
+
+    @cached_property
+    def dense(self) -> Layout:
+        """With a mask [B 1 Tq Tk]: for rows shorter than a block of a block mask."""
+        return Layout(_mask(self.query, self.key, self.window))
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one forward pass attends; made once, used by every layer.
 
     mask: [B 1 Tq Tk] bool or None, causal: plain causal attention without a mask. With groups the
     packed rows are taken apart instead: each segment attends by itself. query and key: who attends,
     to cut windows from; narrower: the layouts of windows already cut. whole: the layout of more
-    keys, of which the mask is the beginning. orders: of tokens with so many heads.
+    keys, of which the mask is the beginning. orders: of tokens with so many heads. rows: what an
+    accelerator's kernels need instead of all this.
     """
 
     mask: Tensor | None = None
@@ -147,6 +216,7 @@ class Layout:
     biases: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
     whole: Layout | None = None
     orders: dict[int, Order] = field(default_factory=dict, compare=False, repr=False)
+    rows: Rows | None = None
 
     def order(self, tokens: int, heads: int) -> Order:
         """How so many tokens with so many heads are sorted into groups. Made on first use, then
@@ -177,24 +247,33 @@ def full_layout() -> Layout:
     return Layout()
 
 
-def packed_layout(index: Index) -> Layout:
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of what the host has worked out, which waits for no device."""
+    return moved_tensor(torch.from_numpy(values), device)
+
+
+def packed_layout(index: Index, packing: Packing | None = None) -> Layout:
     """The layout of packed rows: each segment attends by itself, so that isolation is exact and
-    the cost is the sum of the segments' squares, not the square of the sum."""
-    B, T = index.segment.shape
-    flat = index.segment.reshape(-1)
-    edge = torch.ones(B * T + 1, dtype=torch.bool, device=flat.device)
-    edge[1:-1] = flat[1:] != flat[:-1]
-    edge[:-1:T] = True
-    first = torch.nonzero(edge[:-1] & (flat >= 0))[:, 0]
-    length = torch.nonzero(edge[1:] & (flat >= 0))[:, 0] + 1 - first
-    groups = tuple(
-        _group(index, first[chosen], length[chosen]) for chosen in _similar(length.tolist())
-    )
+    the cost is the sum of the segments' squares, not the square of the sum.
+
+    packing: of the index, from the host. Without it, what is needed of an index on a device is read
+    back from there, or kernels are used that need nothing.
+    """
+    device = index.segment.device
+    if kernels_of(device).flex is not None:
+        return Layout(query=index, key=index, rows=Rows(index, index, packing))
+    packing = _packing_of(index) if packing is None else packing
+    groups = tuple(_group(index, packing, chosen) for chosen in _similar(packing.lengths.tolist()))
     only = groups[0]
-    if len(groups) == 1 and only.place.shape == (B, T) and bool((only.index.segment == 0).all()):
+    if len(groups) == 1 and only.place.shape == packing.shape and only.on_host[1].all():
         # Rows are segments already: nothing to take apart.
         return Layout(only.mask, only.causal, query=only.index, key=only.index)
     return Layout(groups=groups)
+
+
+def _packing_of(index: Index) -> Packing:
+    columns = (index.segment, index.block, index.branch, index.position)
+    return Packing.of(*(c if c is None else c.cpu().numpy() for c in columns))  # type: ignore
 
 
 def _similar(lengths: list[int]) -> list[list[int]]:
@@ -209,20 +288,23 @@ def _similar(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _group(index: Index, first: Tensor, length: Tensor) -> Group:
+def _group(index: Index, packing: Packing, chosen: Sequence[int]) -> Group:
+    """Of the segments with these numbers."""
+    first, length = packing.first[chosen], packing.lengths[chosen]
     longest = int(length.max())
     if longest > 4 * EVEN and (len(length) == 1 or int(length.min()) < longest):
         longest = round_up(longest, EVEN)
-    offset = torch.arange(longest, device=first.device)
+    offset = np.arange(longest)
     valid = offset < length[:, None]
-    place = torch.where(valid, first[:, None] + offset, first[:, None])
-    own = index.map(lambda column: column.reshape(-1)[place])
-    inner = replace(own, segment=torch.where(valid, 0, -1))
-    rising = bool((inner.block.diff(dim=1) > 0)[valid[:, 1:]].all())
-    if rising and not bool(inner.branch[valid].any()):
-        # Filling stands right of every segment, so causal order alone hides it.
-        return Group(place, inner, None, True)
-    return Group(place, inner, _mask(inner, inner), False)
+    place = np.where(valid, first[:, None] + offset, first[:, None])
+    device = index.segment.device
+    at, segment = (on_device(x, device) for x in (place, np.where(valid, 0, -1)))
+    inner = replace(index.map(lambda column: column.reshape(-1)[at]), segment=segment)
+    reach = None if packing.reach is None else int(packing.reach[chosen].max())
+    # Filling stands right of every segment, so causal order alone hides it.
+    causal = bool(packing.causal[chosen].all())
+    mask = None if causal else _mask(inner, inner)
+    return Group(at, inner, mask, causal, (place, valid), reach)
 
 
 def _mask(query: Index, key: Index, window: int | None = None) -> Tensor:
@@ -234,6 +316,14 @@ def _mask(query: Index, key: Index, window: int | None = None) -> Tensor:
 def cached_layout(query: Index, key: Index) -> Layout:
     """The layout of new tokens [B Tq] over a cache's [B Tk], the new ones included."""
     return Layout(_mask(query, key), query=query, key=key)
+
+
+def prefill_layout(query: Index, key: Index, packing: Packing | None = None) -> Layout:
+    """cached_layout, of which an accelerator makes no mask for a whole prompt. packing: of the
+    queries, where the cache holds nothing else."""
+    if kernels_of(query.segment.device).flex is None or query.segment.shape[1] < BLOCK:
+        return cached_layout(query, key)
+    return Layout(query=query, key=key, rows=Rows(query, key, packing))
 
 
 def within(layout: Layout, window: int) -> Layout:
@@ -248,21 +338,32 @@ def _narrow(layout: Layout, window: int) -> Layout:
     if layout.groups:
         groups = (
             replace(g, mask=_mask(g.index, g.index, window), causal=False)
-            if _reaches(g.index, g.index, window)
+            if _reaches(g.index, g.index, window, g.reach)
             else g
             for g in layout.groups
         )
         return Layout(groups=tuple(groups))
     if layout.query is None or layout.key is None:
         raise ValueError("this layout does not say who attends, so no window can be cut from it")
+    if layout.rows is not None:
+        packing = layout.rows.packing
+        reach = None if packing is None or packing.reach is None else int(packing.reach.max())
+        if not _reaches(layout.query, layout.key, window, reach) or layout.rows.bidirectional:
+            return layout
+        return replace(layout, rows=replace(layout.rows, window=window), narrower={})
     if not _reaches(layout.query, layout.key, window):
         return layout
     return Layout(_mask(layout.query, layout.key, window))
 
 
-def _reaches(query: Index, key: Index, window: int) -> bool:
-    """Whether anybody could look back `window` positions or more."""
+def _reaches(query: Index, key: Index, window: int, reach: int | None = None) -> bool:
+    """Whether anybody could look back `window` positions or more; where only a device knows, yes.
+    reach: how far anybody looks back, if the host knows."""
     start, stop = _positions(query, key)
+    if reach is not None:
+        return reach >= window
+    if start.device.type != "cpu":
+        return True
     return int((stop.amax(1) - start.amin(1)).max()) >= window
 
 
@@ -285,6 +386,8 @@ def attend(
     otherwise.
     """
     layout = layout if window is None else within(layout, window)
+    if layout.rows is not None:
+        return _attend_by_kernel(q, k, v, layout.rows, scale, softcap, sinks)
     if not layout.groups:
         return _softmax_attention(q, k, v, layout, scale, softcap, sinks)
     B, H, T, D = q.shape
@@ -295,6 +398,32 @@ def attend(
     ]
     rows = torch.cat([x.reshape(-1, D) for x in mixed])
     return layout.order(B * T, H).unsort(rows).view(B, T, H, D).transpose(1, 2)
+
+
+def _attend_by_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Rows,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Variable-length attention where its kernels do what the rows need, else flex attention."""
+    kernels, plain = kernels_of(q.device), softcap is None and sinks is None
+    if plain and (rows.causal or rows.bidirectional):
+        function = kernels.varlen(q)
+        if function is not None:
+            causal = not rows.bidirectional
+            mixed = varlen(function, q, k, v, *rows.cu_seqlens, causal, scale, rows.window)
+            if mixed is not None:
+                return mixed
+        if rows.alone and rows.window is None:
+            layout = Layout(causal=not rows.bidirectional)
+            return _softmax_attention(q, k, v, layout, scale, None, None)
+    if kernels.flex is None or max(q.shape[2], k.shape[2]) < BLOCK:
+        return _softmax_attention(q, k, v, rows.dense, scale, softcap, sinks)
+    return flex(kernels.flex, q, k, v, rows.block_mask, scale, softcap, sinks)
 
 
 def _by_group(x: Tensor, layout: Layout) -> list[Tensor]:
@@ -310,6 +439,8 @@ def _by_group(x: Tensor, layout: Layout) -> list[Tensor]:
 def largest_logit(q: Tensor, k: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
     """The largest logit [] that attend's softmax sees under a layout, before any softcap; shapes as
     attend's. It takes the memory and about the time of attention itself."""
+    if layout.rows is not None:
+        return _largest_of_rows(q, k, layout.rows, scale)
     if not layout.groups:
         return _largest(q, k, layout.mask, layout.causal, scale)
     flat_q, flat_k = (x.transpose(1, 2).flatten(0, 1) for x in (q, k))
@@ -321,6 +452,17 @@ def largest_logit(q: Tensor, k: Tensor, layout: Layout, scale: float | None = No
         ]
         mask = keep if group.mask is None else keep & group.mask
         found.append(_largest(own_q, own_k, mask, group.causal, scale))
+    return torch.stack(found).max()
+
+
+def _largest_of_rows(q: Tensor, k: Tensor, rows: Rows, scale: float | None) -> Tensor:
+    """A block of queries at a time, so that no mask of all pairs is made."""
+    found = []
+    for start in range(0, q.shape[2], BLOCK):
+        part = slice(start, start + BLOCK)
+        query = rows.query.map(lambda column, part=part: column[:, part])
+        mask = visible(query, rows.key, rows.window) & (query.segment >= 0)[:, :, None]
+        found.append(_largest(q[:, :, part], k, mask[:, None], False, scale))
     return torch.stack(found).max()
 
 
@@ -353,9 +495,8 @@ def _softmax_attention(
 ) -> Tensor:
     plain = softcap is not None or sinks is not None
     short = SHORT_FP32 if q.dtype == torch.float32 else SHORT
-    if not plain and not (q.device.type == "cpu" and k.shape[2] <= short):
-        if k.shape[1] != q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if not plain and not (kernels_of(q.device).products and k.shape[2] <= short):
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale
         )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.nn.attention import Index, Layout, cached_layout
+from chiasm.core.batch import Packing
+from chiasm.nn.attention import Index, Layout, cached_layout, prefill_layout
 
 
 class KVCache:
@@ -35,17 +36,19 @@ class KVCache:
     def __len__(self) -> int:
         return self._length
 
-    def extend(self, new: Index, **further: Tensor) -> Layout:
-        """Append tokens [B T]; the layout in which they see the cache and each other. further:
-        other columns of theirs to keep."""
+    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
+        """Append tokens [B T]; the layout in which they see the cache and each other. packing: of
+        the tokens, if the host knows it; further: other columns of theirs to keep."""
         for name, column in further.items():
             held = self.further.get(name)
             self.further[name] = column if held is None else torch.cat([held, column], 1)
         if self._foreseen is not None:
             return self._next(self._foreseen, new.segment.shape[1])
+        if self.index is not None:
+            packing = None
         self.index = new if self.index is None else _join(self.index, new)
         self._before, self._length = self._length, self.index.segment.shape[1]
-        return cached_layout(new, self.index)
+        return prefill_layout(new, self.index, packing)
 
     def foresee(self, first: Index, steps: int) -> None:
         """Say what the next `steps` calls of extend will append: tokens like `first` each time,

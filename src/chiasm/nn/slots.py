@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chiasm.core.batch import Packing
 from chiasm.nn.attention import Index, Layout, cached_layout
 from chiasm.nn.cache import KVCache
 
@@ -90,7 +91,7 @@ class SlotCache(KVCache):
         if not self.held:  # a long prompt must not hold its memory for ever
             self._columns, self._keys, self._values = {}, {}, {}
 
-    def extend(self, new: Index, **further: Tensor) -> Layout:
+    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
         """Append one token [B 1] to each of the B rows in use."""
         rows = len(self.held)
         if new.segment.shape != (rows, 1):

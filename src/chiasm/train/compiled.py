@@ -35,3 +35,4 @@ def _leave_attention_out() -> None:
     from torch._dynamo import trace_rules
 
     trace_rules.add("chiasm.nn.attention")
+    trace_rules.add("chiasm.nn.kernels")

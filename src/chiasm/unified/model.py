@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.batch import IGNORE, Batch
+from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss
 from chiasm.core.vocab import Vocabulary
@@ -92,12 +95,7 @@ class Unified(nn.Module):
     ) -> Tensor:
         """Hidden states [B T D] after the last norm. seen: embeddings of the pictures' codes, where
         they are not those of their ids."""
-        block = batch.block
-        if self.config.image_objective == "masked":
-            block = pictures_whole(batch, self.vocabulary)
-        elif self.config.image_attention == "bidirectional":
-            block = given_pictures_whole(batch, self.vocabulary)
-        layout, turn = self._place(batch, Index(batch.segment, block, batch.branch), cache)
+        layout, turn = self._place(self._with_whole_images(batch, cache), cache)
         x = self.embed_tokens(batch.ids)
         if seen is not None:
             x = x.masked_scatter(self.vocabulary.is_code(batch.ids)[..., None], seen)
@@ -105,17 +103,34 @@ class Unified(nn.Module):
             x = layer(x, turn, layout, cache, number)
         return self.norm(x)
 
+    def _with_whole_images(self, batch: Batch, cache: KVCache | None) -> Batch:
+        """With blocks in which the codes of an image see each other, where the config says so."""
+        if self.config.image_objective == "masked":
+            whole = pictures_whole
+        elif self.config.image_attention == "bidirectional":
+            whole = given_pictures_whole
+        else:
+            return batch
+        if batch.host is None or cache is not None:  # the ids of a decoding step are the device's
+            return replace(batch, block=whole(batch, self.vocabulary), host=None)
+        block = whole(batch.host, self.vocabulary)
+        host = replace(batch.host, block=block)
+        return replace(batch, block=moved_tensor(block, batch.block.device), host=host)
+
     def seen(self, batch: Batch) -> Tensor:
         """What stands for the pictures: the embeddings of their codes [S D]."""
         return self.embed_tokens(batch.ids[self.vocabulary.is_code(batch.ids)])
 
-    def _place(
-        self, batch: Batch, index: Index, cache: KVCache | None
-    ) -> tuple[Layout, tuple[Tensor, Tensor]]:
+    def _place(self, batch: Batch, cache: KVCache | None) -> tuple[Layout, tuple[Tensor, Tensor]]:
         """Who sees whom, and how queries and keys are turned."""
+        index = Index(batch.segment, batch.block, batch.branch)
         size, theta = self.config.width // self.config.heads, self.config.rope_theta
         if self.config.rope == "1d":
-            layout = packed_layout(index) if cache is None else cache.extend(index)
+            layout = (
+                packed_layout(index, batch.packing)
+                if cache is None
+                else cache.extend(index, None if len(cache) else batch.packing)
+            )
             return layout, rotation(batch.position, size, theta)
         if batch.grids is not None and bool((batch.grids[:, 1] != self.columns).any()):
             raise ConfigError(
@@ -124,7 +139,7 @@ class Unified(nn.Module):
             )
         if cache is None:
             grid = grid_positions(batch, self.vocabulary, self.columns)
-            return packed_layout(index), rotation_2d(*grid, size, theta)
+            return packed_layout(index, batch.packing), rotation_2d(*grid, size, theta)
         layout, grid = extend_grid(cache, batch, index, self.vocabulary, self.columns)
         return layout, rotation_2d(*grid, size, theta)
 

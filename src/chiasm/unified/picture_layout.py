@@ -61,7 +61,7 @@ def extend_grid(
     """The cache's `extend`, and the new tokens' (row, column). It is kept where what is no code
     stands (-1 for codes), so that pictures under way know where they began."""
     code = vocabulary.in_picture(batch.ids)
-    layout = cache.extend(index, others=torch.where(code, -1, batch.position))
+    layout = cache.extend(index, None, others=torch.where(code, -1, batch.position))
     others = cache.further["others"]
     assert cache.index is not None
     known = cache.index.map(lambda column: column[:, : len(cache)])
