@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.utils._device
@@ -29,6 +30,8 @@ from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
 )
+
+from chiasm.nn.kernels import KERNELS
 
 NAME = "pretend"
 COPIES = {"aten::_to_copy", "aten::copy_"}
@@ -312,7 +315,9 @@ def installed() -> Iterator[torch.device]:
         torch.no_grad() if mode else torch.set_grad_enabled(True)
     )
     try:
-        yield torch.device(NAME, 0)
+        # It attends as a CPU does, in groups of segments, so that every bit can be compared.
+        with mock.patch.dict(KERNELS, {NAME: KERNELS["cpu"]}):
+            yield torch.device(NAME, 0)
     finally:
         (
             torch.tensor,

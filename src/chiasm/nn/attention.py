@@ -271,6 +271,14 @@ def packed_layout(index: Index, packing: Packing | None = None) -> Layout:
     return Layout(groups=groups)
 
 
+def images_layout(tokens: Sequence[int], device: torch.device) -> Layout:
+    """Of one row of images with so many tokens each, which see their own image."""
+    packing = Packing.bidirectional_row(tokens)
+    segment = on_device(np.repeat(np.arange(len(tokens)), packing.lengths)[None], device)
+    zero = torch.zeros_like(segment)
+    return packed_layout(Index(segment, zero, zero), packing)
+
+
 def _packing_of(index: Index) -> Packing:
     columns = (index.segment, index.block, index.branch, index.position)
     return Packing.of(*(c if c is None else c.cpu().numpy() for c in columns))  # type: ignore

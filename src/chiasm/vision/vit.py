@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.nn.attention import Index, Layout, attend, full_layout, packed_layout
+from chiasm.nn.attention import Layout, attend, full_layout, images_layout
 from chiasm.nn.norm import lowered
 from chiasm.vision.config import ViTConfig
 
@@ -91,7 +91,7 @@ class ViT(nn.Module):
             layout = full_layout()
         else:
             x = (x + torch.cat([self._positions(shape) for shape in shapes]))[None]
-            layout = packed_layout(_picture_index(grids))
+            layout = images_layout([h * w for h, w in shapes], x.device)
         chosen = self.config.chosen or (len(self.layers),)
         states = {0: x}
         for number, layer in enumerate(self.layers, 1):
@@ -136,9 +136,3 @@ class AttentionPool(nn.Module):
         layout = Layout(None if len(set(counts)) == 1 else mask[:, None, None])
         x = self.attention(rows, layout, self.probe.expand(len(rows), -1, -1))[:, 0]
         return x + self.mlp(self.layernorm(x))
-
-
-def _picture_index(grids: Tensor) -> Index:
-    counts = grids.prod(dim=1)
-    segment = torch.repeat_interleave(torch.arange(len(grids), device=grids.device), counts)[None]
-    return Index(segment, torch.zeros_like(segment), torch.zeros_like(segment))
