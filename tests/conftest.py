@@ -18,3 +18,15 @@ def pretend():
 
     with installed() as device:
         yield device
+
+
+@pytest.fixture
+def fresh_choices(tmp_path, monkeypatch):
+    """No choice between kernels has been made on this machine; those of a test are forgotten."""
+    from chiasm.nn import autotune, norm
+
+    monkeypatch.setenv("CHIASM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "_choices", {})
+    norm._kernel.cache_clear()
+    yield tmp_path / "cache" / "kernels"
+    norm._kernel.cache_clear()

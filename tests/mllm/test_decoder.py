@@ -1,5 +1,7 @@
 """The language model by joined matrices: the same hidden states as the common way."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,15 @@ from chiasm.mllm.seam import SEAM, attention, run
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.slots import SlotCache
+
+GAINS = Decoder._gains
+
+
+@pytest.fixture(autouse=True)
+def joined(monkeypatch):
+    """Joined matrices wherever they fit: models this small are about as fast without."""
+    monkeypatch.setattr(Decoder, "_gains", lambda *_: True)
+
 
 SHAPE = {
     "vocab_size": 90,
@@ -204,3 +215,20 @@ def test_prompts_are_not_computed_in_bytes(speedup, weights, monkeypatch):
     for narrow in ("int8", "int4"):
         found = Decoder(made(), narrow).of(step=False)
         assert (found and found.weights) == weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", [True, False])
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_slow_joined_matrices_are_not_taken(step, weights, monkeypatch, fresh_choices):
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda _device: 2.0)
+    assert Decoder(made(), weights).of(step) is not None
+    joined = decoder_module._joined
+
+    def slow(*given):
+        time.sleep(0.05)
+        return joined(*given)
+
+    monkeypatch.setattr(Decoder, "_gains", GAINS)
+    monkeypatch.setattr(decoder_module, "_joined", slow)
+    assert Decoder(made(), weights).of(step) is None

@@ -1,6 +1,7 @@
 """Codes one after the other by joined matrices: the same logits as the common way."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,16 @@ from chiasm.core.batch import Encoded, pack
 from chiasm.core.vocab import Vocabulary
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
+from chiasm.unified.stepper import Stepper
+
+GAINS = Stepper.__dict__["_gains"]
+
+
+@pytest.fixture(autouse=True)
+def joined(monkeypatch):
+    """Joined matrices wherever they fit, whatever is the faster for a model this small."""
+    monkeypatch.setattr(Stepper, "_gains", True)
+
 
 V = Vocabulary(20, 12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
 CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
@@ -109,3 +120,19 @@ def test_gradients_and_autocast_take_the_common_way():
     assert made.new_stepper().begin(first, prompted(made), STEPS) is None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert made.new_stepper().begin(first, prompted(made), STEPS) is None
+
+
+@torch.inference_mode()
+def test_slow_joined_matrices_are_not_taken(monkeypatch, fresh_choices):
+    joined = Stepper._joined
+
+    def slow(*given):
+        time.sleep(0.05)
+        return joined(*given)
+
+    monkeypatch.setattr(Stepper, "_gains", GAINS)
+    monkeypatch.setattr(Stepper, "_joined", slow)
+    made = model()
+    cache = prompted(made)
+    assert made.new_stepper().begin(next_codes([20] * 3, 0), cache, STEPS) is None
+    assert len(cache) == max(PROMPTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,14 +19,28 @@ from torch.nn import functional as F
 
 from chiasm.mllm.seam import run
 from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
+from chiasm.nn.autotune import fastest_name
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.precision import working_dtype
-from chiasm.nn.products import MOST, Product, Weights, narrow, normed, product, scores, state_of
+from chiasm.nn.products import (
+    MOST,
+    TIMED_ROWS,
+    Product,
+    Weights,
+    narrow,
+    normed,
+    product,
+    scores,
+    state_of,
+)
 from chiasm.nn.rope import signed
 
 PROBE = 6
 """Tokens on which a backbone and its copy must agree."""
+
+PROMPT = 64
+"""Tokens of the prompt that the ways to compute one are timed with."""
 
 TRIES = 5
 """Steps that are timed, of which the quickest counts: others may be computing."""
@@ -38,7 +52,8 @@ class Decoder:
 
     In bytes or less steps are faster, but not whole prompts: those are computed in bf16, where that
     is faster than fp32. Models of other families, with adapters, on other devices or in other
-    dtypes go the common way.
+    dtypes go the common way; so do steps and prompts for which this machine is faster by it, timed
+    at first use (nn/autotune.py).
     """
 
     def __init__(self, language: Any, weights: Weights = "fp32"):
@@ -47,6 +62,7 @@ class Decoder:
         self._made_of: list[tuple[int, int]] = []
         self._layers: list[_Layer] = []
         self._head: Product
+        self._by_matrix = True
 
     def of(self, step: bool) -> Decoder | None:
         """What to use here, for a step or else a prompt; None for the common way. Lays the matrices
@@ -57,7 +73,30 @@ class Decoder:
             self._refresh()
         if self.weights in ("int8", "int4") and not step:
             return self._of_prompts and self._of_prompts.of(step)
-        return self
+        return self if (self._gains_steps if step else self._gains_prompts) else None
+
+    @cached_property
+    def _gains_steps(self) -> bool:
+        return self._gains("step", 1)
+
+    @cached_property
+    def _gains_prompts(self) -> bool:
+        return self._gains("prompt", PROMPT)
+
+    def _gains(self, what: str, tokens: int) -> bool:
+        """Whether the joined matrices are faster than the common way for so many tokens."""
+        config = self.language.config
+        shape = [config.hidden_size, config.vocab_size, len(self._layers)]
+        if self._layers:
+            gate = self.language.base_model.layers[0].mlp.gate_proj
+            shape += [self._layers[0].heads, self._layers[0].kv_heads, gate.out_features]
+        makers = {
+            "joined": lambda: partial(_joined, self),
+            "plain": lambda: partial(_common, self.language),
+        }
+        choice = f"{type(self.language).__name__} {self.weights} {what} {shape}"
+        # From ids on, so that all that the two differ in is timed.
+        return fastest_name(choice, makers, [(torch.zeros(1, tokens).long(),)]) == "joined"
 
     @cached_property
     def _of_prompts(self) -> Decoder | None:
@@ -89,6 +128,7 @@ class Decoder:
         layers = self.language.base_model.layers
         self._layers = [_layer(layer, config, self.weights) for layer in layers]
         self._head = scores(head.weight, self.weights)
+        self._by_matrix = _turns_by_matrix(self._layers)
         self._made_of = made_of
 
     @cached_property
@@ -110,7 +150,7 @@ class Decoder:
         base = self.language.base_model
         B, T, D = x.shape
         cos, sin = (each.flatten(0, 1) for each in base.rotary_emb(x, position))
-        turn = _turning(cos, sin, T == 1)
+        turn = _turning(cos, sin, T == 1 and self._by_matrix)
         x = x.flatten(0, 1)
         for number, layer in enumerate(self._layers):
             if number in steps:
@@ -138,12 +178,28 @@ def fastest(language: Any) -> Weights:
 
 def _timed(decoder: Decoder) -> float:
     """Seconds of one step that sees nothing but itself."""
-    at = torch.zeros(1, 1, dtype=torch.long)
-    layout = cached_layout(Index(at, at, at), Index(at, at, at))
     began = time.perf_counter()
-    x = decoder.language.get_input_embeddings()(at)
-    decoder.head(decoder(x, at, layout, None, {}))
+    _joined(decoder, torch.zeros(1, 1, dtype=torch.long))
     return time.perf_counter() - began
+
+
+def _joined(decoder: Decoder, ids: Tensor) -> Tensor:
+    """The last token's logits, of ids [1 T]."""
+    x, at, layout = _alone(decoder.language, ids)
+    return decoder.head(decoder(x, at, layout, None, {})[:, -1])
+
+
+def _common(language: Any, ids: Tensor) -> Tensor:
+    """The same by the model itself."""
+    return language.get_output_embeddings()(run(language, *_alone(language, ids))[:, -1])
+
+
+def _alone(language: Any, ids: Tensor) -> tuple[Tensor, Tensor, Layout]:
+    """Embeddings, positions and layout of ids [1 T] that see nothing before them."""
+    at = torch.arange(ids.shape[1])[None]
+    index = Index(torch.zeros_like(at), at, torch.zeros_like(at))
+    layout = packed_layout(index) if at.shape[1] > 1 else cached_layout(index, index)
+    return language.get_input_embeddings()(ids), at, layout
 
 
 @dataclass(frozen=True)
@@ -192,11 +248,28 @@ class _Layer:
         return mixed.reshape(B * T, H * D)
 
 
-def _turning(cos: Tensor, sin: Tensor, step: bool) -> Callable[[Tensor], Tensor]:
-    """What turns heads [N heads size] of tokens by their angles' cos and sin [N size]. The few of a
-    step are turned by a matrix each: one operation instead of five."""
+def _turns_by_matrix(layers: Sequence[_Layer]) -> bool:
+    """Whether a step's heads are rotated faster by a matrix for each token."""
+    if not layers:
+        return False
+    heads, size = layers[0].heads + layers[0].kv_heads, layers[0].size
+
+    def turned(matrix: bool, x: Tensor, cos: Tensor) -> None:
+        turn = _turning(cos, cos, matrix)
+        for _ in layers:
+            turn(x)
+
+    makers = {"matrix": lambda: partial(turned, True), "plain": lambda: partial(turned, False)}
+    calls = [(torch.ones(rows, heads, size), torch.ones(rows, size)) for rows in TIMED_ROWS]
+    choice = f"rotation of {heads} heads of {size} in {len(layers)} layers"
+    return fastest_name(choice, makers, calls) == "matrix"
+
+
+def _turning(cos: Tensor, sin: Tensor, matrix: bool) -> Callable[[Tensor], Tensor]:
+    """What turns heads [N heads size] of tokens by their angles' cos and sin [N size], the few of a
+    step by a matrix each: one operation instead of five."""
     half, sin = cos.shape[-1] // 2, signed(sin)
-    if step:
+    if matrix:
         matrices = cos.diag_embed() + sin.diag_embed().roll(half, -2)
         return lambda heads: torch.bmm(heads, matrices)
     cos, sin = cos[:, None], sin[:, None]

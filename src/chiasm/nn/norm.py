@@ -1,23 +1,84 @@
 """Norms, and the way from a norm into products."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chiasm.nn.autotune import fastest_kernel, fastest_name
+
+ROWS = (1, 64)
+"""Rows that kernels without gradients are timed with: of a decoding step and of a prompt."""
+
+TRAINED_ROWS = 1024
+"""And those with gradients: of a batch."""
+
+Kernel = Callable[[Tensor, Tensor, float], Tensor]
+"""(x [... size], weight [size] of x's dtype, eps) -> normalised x."""
+
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm with weight, in a third of its time on a CPU (LOG.md)."""
+    """torch's RMSNorm with weight. On a CPU it can be computed in a third of torch's time (LOG.md);
+    whether it is so here is timed once for a width (nn/autotune.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
             # Squares of bfloat16 are summed in fp32 there; weights in fp32 would cost the kernel.
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        if not torch.is_grad_enabled():
-            return x * _inverse(x, eps) * self.weight
+        trained = torch.is_grad_enabled()
+        if not trained and self.weight.dtype != x.dtype:
+            return _by_lengths(x, self.weight, eps)  # a frozen weight in less, promoted
         # A frozen weight may be held in less (nn/precision.py), which the kernel does not take.
         weight = self.weight if self.weight.requires_grad else self.weight.to(x.dtype)
-        return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
+        # A compiler makes kernels of its own, and a tensor without data has nothing to time.
+        if torch.compiler.is_compiling() or type(x) is not Tensor:
+            return _by_function(x, weight, eps) if trained else _by_lengths(x, weight, eps)
+        return _kernel(x.shape[-1], x.dtype, trained)(x, weight, eps)
+
+
+@cache
+def _kernel(size: int, dtype: torch.dtype, trained: bool) -> Kernel:
+    """The kernel for a width on this machine."""
+    eps = torch.finfo(dtype).eps
+    with torch.device("cpu"), torch.inference_mode(False):
+        weight = torch.ones(size, dtype=dtype)
+        xs = [torch.ones(rows, size, dtype=dtype) for rows in ROWS]
+        if not trained:
+            makers = {"vector norm": lambda: _by_lengths, "plain": lambda: _plain}
+            return fastest_kernel(
+                f"RMS norm {size} {dtype}", makers, [(x, weight, eps) for x in xs]
+            )
+        makers = {"own backward": lambda: _by_function, "plain": lambda: _plain}
+        x = torch.ones(TRAINED_ROWS, size, dtype=dtype)
+        passes = {name: lambda make=make: _both_passes(make()) for name, make in makers.items()}
+        name = fastest_name(f"RMS norm {size} {dtype} trained", passes, [(x, weight, eps)])
+    return makers[name]()
+
+
+def _both_passes(kernel: Kernel) -> Kernel:
+    def act(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        with torch.enable_grad():
+            x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+            return torch.autograd.grad(kernel(x, weight, eps), (x, weight), x.detach())[0]
+
+    return act
+
+
+def _plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _by_lengths(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * _inverse(x, eps) * weight
+
+
+def _by_function(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _RMSNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 
 def _inverse(x: Tensor, eps: float) -> Tensor:

@@ -1,20 +1,22 @@
 """Products with few rows on a CPU: decoding reads every matrix for a handful of tokens.
 
-torch gives them to MKL, which for 2 to 20 rows takes two to three times as long as oneDNN does with
-the matrix in its own layout, or, on processors with AVX-512, as MKL itself does with a matrix of
-middling size turned over (LOG.md).
+torch gives them to MKL, which for 2 to 20 rows can take two to three times as long as oneDNN does
+with the matrix in its own layout, or as MKL itself does with the matrix transposed (LOG.md). Which
+is the fastest is timed on this machine for each shape (nn/autotune.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from chiasm.nn.autotune import Makers, fastest_kernel
 
 SMALLEST = 2**16
 """Numbers of a matrix below which the layout gains nothing."""
@@ -22,11 +24,11 @@ SMALLEST = 2**16
 MOST = 2**30
 """Numbers of all matrices beyond which the copies would take too much memory (4 GB)."""
 
-TURNED = 2**20
-"""Numbers of a matrix up to which turning it over is the faster with AVX-512."""
-
 ROWS = 16
-"""What the layout is chosen for; it is as good for 1 and for 200."""
+"""What oneDNN's layout is chosen for; it is as good for 1 and for 200."""
+
+TIMED_ROWS = (1, 8)
+"""Rows that kernels are timed with: one reply alone, and several at a time."""
 
 
 class FewRows:
@@ -73,42 +75,95 @@ def narrow(held: Weights) -> torch.dtype:
 
 
 def product(weight: Tensor, held: Weights = "fp32") -> Product:
-    """By a matrix [out in] that changes no more, laid out for few rows where that gains."""
+    """Multiplies by a matrix [out in] that changes no more: the kernel is the fastest of those for
+    `held` and of the exact ones, so where int4, int8 or bf16 gains no time on this machine the
+    product is that of the next wider kind."""
     weight = weight.detach()
-    if held in ("int8", "int4"):
-        # torch's kernels read whole blocks: beyond the end of a row that is none.
-        if weight.shape[0] % 16 or weight.shape[1] % GROUP:
-            return product(weight, "bf16")
-        return _by_bytes(weight) if held == "int8" else _by_halves(weight)
-    if held == "fp32":
-        return _exact(weight, None)
-    return _laid_out(weight.to(narrow(held)), None)
+    return _fastest(weight, f"{held} product", _kernels(weight, held), narrow(held))
 
 
 def scores(weight: Tensor, held: Weights = "fp32") -> Product:
     """A language model's head: x [N in] and logits [N out] are in fp32. Which word comes next hangs
     on small differences, so it is never in half bytes."""
-    if held in ("int8", "int4") and _whole(weight):
-        return _by_whole_numbers(weight.detach())
-    multiply, dtype = product(weight, "int8" if held == "int4" else held), narrow(held)
-    return lambda x: multiply(x.to(dtype)).float()
+    weight = weight.detach()
+    if held == "fp32":
+        return product(weight)
+    kernels = dict(_kernels(weight, "bf16" if held == "bf16" else "int8"))
+    kernels = {name: _in_fp32(make) for name, make in kernels.items()}
+    if held != "bf16":
+        kernels = {
+            "bytes by signed bytes": lambda: _by_whole_numbers(weight, signed=True),
+            "bytes by unsigned bytes": lambda: _by_whole_numbers(weight, signed=False),
+            **kernels,
+        }
+    return _fastest(weight, f"{held} head", kernels, torch.float32)
+
+
+def _fastest(weight: Tensor, what: str, kernels: Makers, dtype: torch.dtype) -> Product:
+    """Of kernels that take x in dtype, on this machine."""
+    out, size = weight.shape
+    # The values do not matter to the time.
+    calls = [(torch.ones(rows, size, dtype=dtype, device=weight.device),) for rows in TIMED_ROWS]
+    return fastest_kernel(f"{what} {out}x{size}", kernels, calls)
+
+
+def _kernels(weight: Tensor, held: Weights) -> Makers:
+    """From the narrowest that `held` allows to the plain product."""
+    if held == "fp32":
+        return _exact_kernels(weight, None)
+    kernels: dict[str, Callable[[], Product | None]] = {}
+    # torch's kernels read whole blocks: beyond the end of a row that is none.
+    blocks = weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+    if held == "int4" and blocks:
+        kernels["int4"] = lambda: _by_halves(weight)
+    if held in ("int4", "int8") and blocks:
+        kernels["int8"] = lambda: _by_bytes(weight)
+    if torch.backends.mkldnn.is_available():  # refuses processors without bf16's instructions
+        kernels["bf16 oneDNN"] = lambda: _laid_out(weight.bfloat16(), None)
+    kernels["fp32"] = lambda: _widened(_exact(weight, None))
+    return kernels
 
 
 def _exact(weight: Tensor, bias: Tensor | None) -> Product:
-    """In the layout that is read fastest here."""
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if wide and weight.device.type == "cpu" and weight.numel() <= TURNED:
-        turned = weight.t().contiguous()
-        return lambda x: F.linear(x, turned.t(), bias)
-    if not _suits(weight):
-        return partial(F.linear, weight=weight, bias=bias)
-    return _laid_out(weight, bias)
+    """In fp32."""
+    what = "fp32 product" if bias is None else "fp32 product and bias"
+    return _fastest(weight, what, _exact_kernels(weight, bias), weight.dtype)
+
+
+def _exact_kernels(weight: Tensor, bias: Tensor | None) -> Makers:
+    plain = partial(F.linear, weight=weight, bias=bias)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return {"plain": lambda: plain}
+    kernels: dict[str, Callable[[], Product | None]] = {}
+    if torch.backends.mkldnn.is_available():
+        kernels["oneDNN"] = lambda: _laid_out(weight, bias)
+    return {**kernels, "transposed": lambda: _transposed(weight, bias), "plain": lambda: plain}
+
+
+def _transposed(weight: Tensor, bias: Tensor | None) -> Product:
+    turned = weight.t().contiguous()
+    return lambda x: F.linear(x, turned.t(), bias)
 
 
 def _laid_out(weight: Tensor, bias: Tensor | None) -> Product:
     matrix = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: multiply(x, matrix, bias, "none", [], "")
+
+
+def _widened(multiply: Product) -> Product:
+    """Takes and gives bf16 by a product in fp32."""
+    return lambda x: multiply(x.float()).bfloat16()
+
+
+def _in_fp32(make: Callable[[], Product | None]) -> Callable[[], Product | None]:
+    """Makes a product that takes and gives fp32 of one that does so in bf16."""
+
+    def made() -> Product | None:
+        multiply = make()
+        return None if multiply is None else lambda x: multiply(x.bfloat16()).float()
+
+    return made
 
 
 def _by_bytes(weight: Tensor) -> Product:
@@ -124,32 +179,56 @@ def _in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def _whole(weight: Tensor) -> bool:
-    """Whether this processor multiplies bytes without overflow in between."""
-    return weight.device.type == "cpu" and torch.cpu._is_vnni_supported()
-
-
-def _by_whole_numbers(weight: Tensor) -> Product:
+def _by_whole_numbers(weight: Tensor, signed: bool) -> Product | None:
     """The matrix in bytes and x in two bytes a number, a scale a row: all sums are of whole
-    numbers, so exact. For a large matrix quicker than _by_bytes, four times with eight rows; for
-    others what is around it is not worth it (LOG.md)."""
+    numbers, so exact. None where this processor does not sum bytes exactly.
+
+    Signed rows suit AMX; VNNI multiplies unsigned by signed bytes, and oneDNN has no kernel but its
+    reference loop for signed ones there, so rows can be shifted by 128.
+    """
+    if weight.device.type != "cpu" or not _sums_exactly(*weight.shape, signed):
+        return None
     whole, scale = _in_bytes(weight)
-    packed = torch.ops.onednn.qlinear_prepack(whole, [2, weight.shape[1]])
-    zeros = torch.zeros(len(weight), dtype=torch.int32)
-    multiply = torch.ops.onednn.qlinear_pointwise.default
+    multiply = _byte_product(whole, scale, signed)
 
     def act(x: Tensor) -> Tensor:
         step = x.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny) / 127
         steps = x / step
         high = steps.round()
         low = ((steps - high) * 254).round()
-        rows = torch.cat([high, low]).to(torch.int8)
-        told = multiply(
-            rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        told = multiply(torch.cat([high, low]))
         return torch.add(*told.chunk(2), alpha=1 / 254).mul_(step)
 
     return act
+
+
+def _byte_product(whole: Tensor, scale: Tensor, signed: bool) -> Product:
+    """Multiplies rows of whole numbers from -127 to 127, given in fp32, by a matrix of them."""
+    packed = torch.ops.onednn.qlinear_prepack(whole, [2, whole.shape[1]])
+    zeros = torch.zeros(len(whole), dtype=torch.int32)
+    multiply = torch.ops.onednn.qlinear_pointwise.default
+    shift, dtype = (0, torch.int8) if signed else (128, torch.uint8)
+
+    def act(rows: Tensor) -> Tensor:
+        rows = (rows + shift).to(dtype)
+        return multiply(
+            rows, 1.0, shift, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    return act
+
+
+@lru_cache(maxsize=64)
+def _sums_exactly(out: int, size: int, signed: bool) -> bool:
+    """Whether sums of products of bytes do not saturate in between, as they do in 16 bits on
+    processors without VNNI: asked of the largest numbers, the worst case."""
+    try:
+        whole = torch.full((out, size), 127, dtype=torch.int8)
+        told = _byte_product(whole, torch.ones(out), signed)(torch.full((2, size), 127.0))
+    except RuntimeError:
+        return False
+    exact = torch.full_like(told, 127.0 * 127.0 * size)
+    return torch.allclose(told, exact, rtol=1e-5, atol=0)
 
 
 def _by_halves(weight: Tensor) -> Product:

@@ -8,16 +8,18 @@ for codes only, and masks and rotations of all steps are made beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.core.batch import Batch
+from chiasm.core.batch import IGNORE, Batch
 from chiasm.nn.attention import Index
+from chiasm.nn.autotune import fastest_name
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
@@ -26,6 +28,9 @@ from chiasm.nn.rope import rotation, signed
 
 if TYPE_CHECKING:
     from chiasm.unified.model import Unified
+
+PROBE = 8
+"""Codes that both ways are timed with."""
 
 Step = Callable[[int, Tensor], Tensor]
 """(number of the step, ids [B]) -> logits [B codes] of what comes next."""
@@ -44,10 +49,42 @@ class Stepper:
     def begin(self, batch: Batch, cache: KVCache, steps: int) -> Step | None:
         """For so many steps of one token a row, the first where `batch` [B 1] says: their function.
         The cache counts them all as said at once. None where the model or the machine needs the
-        common way."""
+        common way, or this machine is faster by it (nn/autotune.py)."""
         if not self._applies(batch):
             return None
         self._refresh()
+        if not self._gains:
+            return None
+        return self._steps(batch, cache, steps)
+
+    @cached_property
+    def _gains(self) -> bool:
+        """Whether this machine is faster by the joined matrices than by the common way."""
+        config = self.model.config
+        shape = [config.width, config.layers, config.heads, config.kv_heads, config.hidden]
+        makers = {"joined": lambda: self._joined, "plain": lambda: self._common}
+        first = torch.zeros(1, 1, dtype=torch.long)
+        code = first + self.model.vocabulary.first_code
+        batches = [
+            Batch(code, first + IGNORE, first, first + number, first, first + number)
+            for number in range(PROBE)
+        ]
+        choice = f"codes of an image {self.model.vocabulary.size} {shape}"
+        return fastest_name(choice, makers, [(batches,)]) == "joined"
+
+    def _joined(self, batches: Sequence[Batch]) -> None:
+        cache = self.model.new_cache()
+        self.model(batches[0], cache)
+        step = self._steps(batches[1], cache, len(batches) - 1)
+        for number, batch in enumerate(batches[1:]):
+            step(number, batch.ids[:, 0])
+
+    def _common(self, batches: Sequence[Batch]) -> None:
+        cache = self.model.new_cache()
+        for batch in batches:
+            self.model.logits(self.model(batch, cache))
+
+    def _steps(self, batch: Batch, cache: KVCache, steps: int) -> Step:
         model, config, start = self.model, self.model.config, len(cache)
         layout = cache.reserve(Index(batch.segment, batch.block, batch.branch), steps)
         bias = layout.bias(torch.float32)[:, 0].repeat_interleave(config.kv_heads, 0)
