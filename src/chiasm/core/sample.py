@@ -24,6 +24,18 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True)
+class BoxText(Text):
+    """A box or a point of an image as text.
+
+    box: (left, top, right, bottom) or (x, y) as fractions of the width and height of the sample's
+    image number `image`. `text` is the box in thousandths; data/boxes.py writes other formats.
+    """
+
+    box: tuple[float, ...] = ()
+    image: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """A picture, read only when it is needed.
@@ -93,10 +105,17 @@ Part = Text | Image | Video
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: parts in reading order."""
+    """What one side says: parts in reading order.
+
+    supervised: an assistant's message carries loss (False: `"loss": false`, `"weight": 0`).
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    supervised: bool = True
+
+    def replace(self, **changes) -> Turn:
+        return dataclasses.replace(self, **changes)
 
     @property
     def text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from chiasm.core.errors import DataError
 
@@ -11,6 +12,11 @@ Box = tuple[float, float, float, float]
 
 SCALE = 1000
 HINT = "Answer as [left, top, right, bottom] in thousandths of the picture."
+
+
+def write_fractions(corners: Sequence[float]) -> str:
+    """[left, top, right, bottom] or [x, y] in thousandths, of fractions of width and height."""
+    return f"[{', '.join(str(round(corner * SCALE)) for corner in corners)}]"
 
 
 def write_box(box: Box, size: tuple[int, int]) -> str:

@@ -14,7 +14,7 @@ import json
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, overload
@@ -23,17 +23,17 @@ import numpy as np
 
 from chiasm.core.cache import cache_root
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Part, Sample, Turn
+from chiasm.core.sample import Image, Part, Sample
 from chiasm.data.blob import Blob, Fetched, is_url
 from chiasm.data.formats.media import Appearing
-from chiasm.data.formats.messages import sample_of
-from chiasm.data.formats.reading import OnError, json_line_object, lines
+from chiasm.data.formats.reading import Reading, json_line_object, lines
+from chiasm.data.formats.rows import sample_of
 from chiasm.data.formats.tar import Members, groups, one
 from chiasm.data.formats.webdataset import tar_sample
 from chiasm.data.halves import held_out, keys
 from chiasm.data.turns import Selected
 
-VERSION = 2  # of the index files: another reading of the same bytes is another index
+VERSION = 3  # of the index files: another reading of the same bytes is another index
 ROW = np.dtype([("start", "<i8"), ("length", "<i8"), ("number", "<i4"), ("id", "<u8"),
                 ("shown", "<u8")])  # fmt: skip
 PACK = struct.Struct("<qqiQQ")  # the same
@@ -41,18 +41,21 @@ PACK = struct.Struct("<qqiQQ")  # the same
 
 @dataclass(frozen=True)
 class Shard:
-    """A file with the rows of its usable records, and the bad ones: (place, what is wrong)."""
+    """A file with the rows of its usable records, and the bad ones: (place, what is wrong); unused:
+    records by the keys that are not used."""
 
     blob: Blob
     rows: np.ndarray
     bad: tuple[tuple[str, str], ...]
+    reading: Reading = field(default_factory=Reading)
+    unused: dict[str, int] = field(default_factory=dict)
 
     def sample(self, row: int) -> Sample:
         start, length, number, *_ = PACK.unpack_from(self.rows, row * PACK.size)  # type: ignore[arg-type]
         data = self.blob.read(start, length)
         if not self.blob.name.endswith(".tar"):
-            return _of_line(data, number, self.blob)
-        return _of_tar(*one(data), self.blob)
+            return _of_line(data, number, self.blob, self.reading)
+        return _of_tar(*one(data), self.blob, self.reading)
 
 
 class Indexed(Sequence[Sample]):
@@ -85,67 +88,74 @@ class Indexed(Sequence[Sample]):
         return Selected(self, np.flatnonzero(held_out(ids, shown) == test))
 
 
-def open_indexed(found: Sequence[Blob], on_error: OnError | None = None) -> Indexed:
-    """The usable samples of files; each bad record goes to on_error. Raises DataError for the
-    first one without it."""
+def open_indexed(found: Sequence[Blob], reading: Reading | None = None) -> Indexed:
+    """The usable samples of files; each bad record goes to reading.on_error. Raises DataError for
+    the first one without it."""
+    reading = reading or Reading()
     shards = []
     for blob in found:
-        shard = _shard(blob)
+        shard = _shard(blob, reading)
+        reading.unused.update(shard.unused)
         for where, wrong in shard.bad:
-            if on_error is None:
+            if reading.on_error is None:
                 raise DataError(wrong)
-            on_error(where, DataError(wrong))
+            reading.on_error(where, DataError(wrong))
         shards.append(shard)
     return Indexed(shards)
 
 
-def _shard(blob: Blob) -> Shard:
+def _shard(blob: Blob, reading: Reading) -> Shard:
     """A file's index: the one kept, or made and kept."""
     root = cache_root() / "index"
-    key = hashlib.sha256(f"{VERSION} {blob.place} {blob.stamp}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{VERSION} {blob.place} {blob.stamp} {reading.how}".encode()).hexdigest()[
+        :32
+    ]
     file = root / f"{key}.npz"
     try:
         with np.load(file, allow_pickle=False) as kept:
             bad = tuple((where, wrong) for where, wrong in json.loads(str(kept["bad"])))
-            return Shard(blob, kept["rows"], bad)
+            unused = json.loads(str(kept["unused"]))
+            return Shard(blob, kept["rows"], bad, reading.quiet(), unused)
     except (OSError, ValueError, KeyError):
-        shard = _scan(blob)
+        shard = _scan(blob, reading)
     try:
         with Appearing(file) as temporary, temporary.open("wb") as out:
-            np.savez(out, rows=shard.rows, bad=np.array(json.dumps(shard.bad)))
+            texts = {"bad": shard.bad, "unused": shard.unused}
+            np.savez(out, rows=shard.rows, **{k: np.array(json.dumps(v)) for k, v in texts.items()})
     except OSError:  # a full or read-only disk: the next run reads the shard again
         pass
     return shard
 
 
-def _scan(blob: Blob) -> Shard:
+def _scan(blob: Blob, reading: Reading) -> Shard:
     """Read a file through and check every record."""
     rows, bad = bytearray(), []
-    source = blob.source
+    source, reading = blob.source, reading.quiet()
     with blob.open() as stream:
-        found = _tar(stream, blob) if blob.name.endswith(".tar") else _lines(stream, blob)
+        found = (_tar if blob.name.endswith(".tar") else _lines)(stream, blob, reading)
         for number, start, length, sample in found:
             if isinstance(sample, DataError):
                 where = f"{source}/{blob.name}:{number}"
                 bad.append((where, f"{where}: {sample}"))
             else:
                 rows += PACK.pack(start, length, number, *keys(sample))
-    return Shard(blob, np.frombuffer(bytes(rows), ROW), tuple(bad))
+    found_rows = np.frombuffer(bytes(rows), ROW)
+    return Shard(blob, found_rows, tuple(bad), reading.quiet(), dict(reading.unused))
 
 
 Read = tuple[int, int, int, Sample | DataError]
 """Number of the record, where it begins, its length, what it is."""
 
 
-def _tar(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
+def _tar(stream: IO[bytes], blob: Blob, reading: Reading) -> Iterator[Read]:
     for number, (key, (start, end), members) in enumerate(groups(stream), 1):
-        yield number, start, end - start, _tried(_of_tar, key, members, blob)
+        yield number, start, end - start, _tried(_of_tar, key, members, blob, reading)
 
 
-def _lines(stream: IO[bytes], blob: Blob) -> Iterator[Read]:
+def _lines(stream: IO[bytes], blob: Blob, reading: Reading) -> Iterator[Read]:
     for number, start, line in lines(stream):
         length = 0 if isinstance(line, DataError) else len(line)
-        yield number, start, length, _tried(_of_line, line, number, blob)
+        yield number, start, length, _tried(_of_line, line, number, blob, reading)
 
 
 def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
@@ -155,17 +165,17 @@ def _tried(make: Callable[..., Sample], *arguments: Any) -> Sample | DataError:
         return error
 
 
-def _of_tar(key: str, members: Members | DataError, blob: Blob) -> Sample:
+def _of_tar(key: str, members: Members | DataError, blob: Blob, reading: Reading) -> Sample:
     if isinstance(members, DataError):
         raise members
-    return tar_sample(members, f"{blob.name}:{key}", blob.source)
+    return tar_sample(members, f"{blob.name}:{key}", blob.source, reading)
 
 
-def _of_line(line: bytes | DataError, number: int, blob: Blob) -> Sample:
+def _of_line(line: bytes | DataError, number: int, blob: Blob, reading: Reading) -> Sample:
     row, where = json_line_object(line), f"{blob.name}:{number}"
     if is_url(blob.place):
-        return _fetched(sample_of(row, Path(), blob.source, where), blob.folder)
-    return sample_of(row, Path(blob.folder), blob.source, where)
+        return _fetched(sample_of(row, Path(), blob.source, where, reading), blob.folder)
+    return sample_of(row, reading.root(Path(blob.folder)), blob.source, where, reading)
 
 
 def _fetched(sample: Sample, folder: str) -> Sample:
@@ -178,5 +188,5 @@ def _fetched(sample: Sample, folder: str) -> Sample:
             return Fetched.at(f"{folder}/{one.source.as_posix()}", one.where)
         return one
 
-    turns = tuple(Turn(turn.role, tuple(map(part, turn.parts))) for turn in sample.turns)
+    turns = tuple(turn.replace(parts=tuple(map(part, turn.parts))) for turn in sample.turns)
     return sample.replace(turns=turns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,55 +12,71 @@ import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data import easy_vqa
+from chiasm.data import easy_vqa, splits
 from chiasm.data.blob import Blob, blobs, is_url, local
-from chiasm.data.formats import huggingface
-from chiasm.data.formats.format import files_of
+from chiasm.data.formats import huggingface, image_folder
+from chiasm.data.formats.format import SIDE_FILES, Look, files_of
+from chiasm.data.formats.json_rows import MESSAGES
+from chiasm.data.formats.llama_factory import declared
 from chiasm.data.formats.messages import find_jsonl, missing
-from chiasm.data.formats.reading import OnError
-from chiasm.data.formats.registry import MESSAGES, NAMES, Format, by_name, detect
+from chiasm.data.formats.reading import OnError, Reading
+from chiasm.data.formats.registry import NAMES, Format, by_name, detect
 from chiasm.data.halves import held_out, keys
 from chiasm.data.indexed import open_indexed
+from chiasm.data.splits import split_of
 
 Split = Literal["train", "test"]
 Say = Callable[[str], object]
 
 TEST = "test.jsonl"
+SPLITS = ("train", "validation", "test")
+HELD_OUT = ("test", "validation")
+"""What the test half is, the first that there is."""
+SUFFIXES = (".jsonl", ".json", ".parquet", ".tar", ".csv", ".tsv")
+JSON_ROWS = ("messages", "llava", "sharegpt", "llama-factory", "swift", "table")
 LARGE = 64 * 2**20  # bytes of JSON lines: more are not held in memory
 BUILT_IN = ("easy-vqa",)
 
 
 def load_samples(
-    data: str, split: Split, on_error: OnError | None = None, say: Say | None = None
+    data: str,
+    split: Split,
+    on_error: OnError | None = None,
+    say: Say | None = None,
+    reading: Reading | None = None,
 ) -> Sequence[Sample]:
     """One half of a data set: "easy-vqa", "hf:ORG/NAME", a file or folder in a known format,
     after "FORMAT:" where it does not show, or a URL of .tar or .jsonl files. Tars, JSON lines of
     more than LARGE bytes and URLs stay where they are (data/indexed.py).
 
-    Where there is no test file, a tenth of the samples is the test half and the rest is for
-    training (data/halves.py). Raises DataError when the path does not exist or the half is empty;
-    on_error is for the bad records, as in read_messages; `say` gets the line that confirms the
-    format.
+    The test half is the split called test, else the one called validation; where there is neither,
+    a tenth of the samples, and the rest is for training (data/halves.py). Raises DataError when
+    the path does not exist or the half is empty; on_error is for the bad records, as in
+    read_messages, or `reading` says all of how records are read; `say` gets the line that confirms
+    the format and one for what is not used.
     """
+    reading = reading or Reading(on_error)
     if data in BUILT_IN:
         return easy_vqa.load(split)
     if is_url(data):
-        half, title = _at_url(data, split, on_error)
+        half, title = _at_url(data, split, reading)
         if say is not None:
             say(detected(title, len(half), split))
         return half
+    unused: Sequence[str] = ()
     if data.startswith(huggingface.PREFIX):
-        rows, whole = huggingface.stream(data, split, on_error)
+        rows, whole = huggingface.stream(data, split, reading)
         samples, place, title = list(rows), data, huggingface.FORMAT.title
     else:
         name, path = _prefixed(data)
         if not path.exists():
             raise missing(path, BUILT_IN)
-        places, whole = _choose(path, split, name)
-        source = open_source(places, name, on_error)
-        place, title = str(places[0]), source.format.title
-        if found := _large(places, source.format):
-            indexed = open_indexed(found, on_error)
+        choice = choose(path, split, name)
+        whole, unused = choice.whole, choice.unused
+        source = open_source(choice.places, name, reading)
+        place, title = str(choice.places[0]), source.format.title
+        if found := _large(choice.places, source.format):
+            indexed = open_indexed(found, reading)
             samples = indexed if whole else indexed.half(split == "test")
             whole = True
         else:
@@ -73,35 +89,43 @@ def load_samples(
         )
     if say is not None:
         say(detected(title, len(half), split))
+        if unused:
+            say(f"not used: {', '.join(unused)}")
     return half
 
 
-def _large(places: list[Path], format: Format) -> list[Blob]:
+def _large(places: Sequence[Path], format: Format) -> list[Blob]:
     """The files that are read by an index; none where the samples are held in memory."""
     if format.name == "webdataset":
         return [local(file) for place in places for file in files_of(place, "*.tar")]
-    if format.name != MESSAGES.name:
+    if format.name not in JSON_ROWS:
         return []
-    files = [find_jsonl(place) for place in places]
+    files = [Look(place).file or place for place in places]
+    if any(file.suffix != ".jsonl" or declared(file) for file in files):
+        return []
     large = sum(file.stat().st_size for file in files) > LARGE
     return [local(file) for file in files] if large else []
 
 
-def _at_url(url: str, split: Split, on_error: OnError | None) -> tuple[Sequence[Sample], str]:
+def _at_url(url: str, split: Split, reading: Reading) -> tuple[Sequence[Sample], str]:
     """One half of the files at a URL, and the title of their format: those called train... and
-    test..., or all of them divided by id."""
+    test... (or validation...), or all of them divided by id."""
     found = blobs(url)
-    named: dict[Split, list[Blob]] = {
-        half: [b for b in found if re.match(rf"{half}[-_.]", b.name)] for half in ("train", "test")
-    }
+    named = {name: [b for b in found if split_of(_stem(b.name)) == name] for name in SPLITS}
     title = "WebDataset" if found[0].name.endswith(".tar") else MESSAGES.title
-    if named["train"] and named["test"]:
-        half: Sequence[Sample] = open_indexed(named[split], on_error)
+    held = named["test"] or named["validation"]
+    if named["train"] and held:
+        chosen = held if split == "test" else named["train"]
+        half: Sequence[Sample] = open_indexed(chosen, reading)
     else:
-        half = open_indexed(found, on_error).half(split == "test")
+        half = open_indexed(found, reading).half(split == "test")
     if not half:
         raise DataError(f"{url}: no usable sample is left for the {split} split; add samples")
     return half, f"{title} at a URL"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -113,37 +137,40 @@ class Source:
 
 
 def open_source(
-    places: list[Path],
-    name: str | None = None,
-    on_error: OnError | None = None,
-    images: Path | None = None,
+    places: Sequence[Path], name: str | None = None, reading: Reading | None = None
 ) -> Source:
     """All samples of files or folders in one format, found by looking unless it is named."""
     for place in places:
         if not place.exists():
             raise missing(place)
     format = by_name(name) if name else detect(places[0])
+    how = reading or Reading()
 
     def read() -> Iterator[Sample]:
         for place in places:
-            yield from format.read(place, on_error, images)
+            yield from format.read(place, how)
 
     return Source(format, read())
 
 
 def open_data(
-    data: str, name: str | None = None, on_error: OnError | None = None, images: Path | None = None
+    data: str,
+    name: str | None = None,
+    on_error: OnError | None = None,
+    images: Path | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Source]:
-    """All samples of a path or an hf: name under "train" and "test", as far as it has them of its
-    own; a file or a folder without a split is "train"."""
+    """All samples of a path or an hf: name by split, as far as it has splits of its own; a file or
+    a folder without a split is "train"."""
+    reading = reading or Reading(on_error, images)
     if is_url(data):
         found = blobs(data)
         kind = by_name("webdataset" if found[0].name.endswith(".tar") else MESSAGES.name)
-        return {"train": Source(kind, iter(open_indexed(found, on_error)))}
+        return {"train": Source(kind, iter(open_indexed(found, reading)))}
     if data in BUILT_IN:
         raise DataError(f"{data} is built in and needs no import; give a file or a folder")
     if data.startswith(huggingface.PREFIX):
-        streams = {s: huggingface.stream(data, s, on_error) for s in ("train", "test")}
+        streams = {s: huggingface.stream(data, s, reading) for s in ("train", "test")}
         used = ("train", "test") if streams["test"][1] else ("train",)
         return {s: Source(huggingface.FORMAT, streams[s][0]) for s in used}
     given, path = _prefixed(data)
@@ -151,18 +178,10 @@ def open_data(
     if not path.exists():
         raise missing(path, BUILT_IN)
     if path.is_file():
-        split = "test" if path.stem == "test" else "train"
-        return {split: open_source([path], name, on_error, images)}
-    places: dict[str, list[Path]] = {}
-    test, whole = _choose(path, "test", name)
-    try:
-        places["train"] = _choose(path, "train", name)[0]
-    except DataError:
-        if not whole:
-            raise
-    if whole:
-        places["test"] = test
-    return {s: open_source(found, name, on_error, images) for s, found in places.items()}
+        split = split_of(_stem(path.name)) or "train"
+        return {split: open_source([path], name, reading)}
+    found = by_split(path, name)
+    return {s: open_source(places, name, reading) for s, places in found.items()}
 
 
 def detected(title: str, count: int, split: str = "") -> str:
@@ -179,61 +198,111 @@ def _prefixed(data: str) -> tuple[str | None, Path]:
     return None, Path(data).expanduser()
 
 
-def _choose(path: Path, split: Split, name: str | None) -> tuple[list[Path], bool]:
-    """What to read, and whether all of it belongs to the split."""
-    suffix = path.suffix if path.is_file() else ".jsonl"
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() and not _is_messages(path, name):
-        return _choose_named(path, split)
-    test, train = folder / f"test{suffix}", _train_file(folder, suffix)
-    if path.is_dir():
-        path = test if split == "test" and test.is_file() else train or find_jsonl(path)
-    if path == test:
+@dataclass(frozen=True)
+class Choice:
+    """What to read of a path for a split; whole: all of it belongs to the split, else it is still
+    to be divided; unused: what else stands there and belongs to neither."""
+
+    places: Sequence[Path]
+    whole: bool
+    unused: Sequence[str] = ()
+
+
+def choose(path: Path, split: Split, name: str | None = None) -> Choice:
+    """The files of a split. Raises DataError where a test set would be trained on."""
+    if path.is_file():
+        return _choose_beside(path, split)
+    found = by_split(path, name)
+    held = next((found[s] for s in HELD_OUT if s in found), None)
+    if "train" not in found:
         if split == "train":
-            raise DataError(f"{path}: a test set is not trained on; add train{suffix} beside it")
-        return [test], True
-    if path == train and test.is_file():
-        return [test if split == "test" else path], True
-    return [path], False
+            raise DataError(f"{path}: holds a test set only; add a train set beside it")
+        assert held is not None
+        return Choice(held, True, _others(found, held))
+    if held is None:
+        return Choice(found["train"], False)
+    chosen = held if split == "test" else found["train"]
+    return Choice(chosen, True, _others(found, [*held, *found["train"]]))
 
 
-def _is_messages(folder: Path, name: str | None) -> bool:
-    """A folder of .jsonl files, split by their names; side files of other formats apart."""
-    if name is not None:
-        return name == MESSAGES.name
-    others = ("metadata.jsonl",)
-    return any(f.name not in others for f in folder.glob("*.jsonl"))
+def _others(found: Mapping[str, Sequence[Path]], used: Sequence[Path]) -> list[str]:
+    return [place.name for places in found.values() for place in places if place not in used]
 
 
-def _choose_named(folder: Path, split: Split) -> tuple[list[Path], bool]:
-    """Files or folders called train... and test..., in the folder or in its data/."""
+def _choose_beside(file: Path, split: Split) -> Choice:
+    """A file, and the one beside it that differs in the name of the split alone."""
+    own = split_of(_stem(file.name))
+    if own in HELD_OUT:
+        if split == "train":
+            raise DataError(
+                f"{file}: a {own} set is not trained on; add train{file.suffix} beside it"
+            )
+        return Choice([file], True)
+    for held in HELD_OUT:
+        for other in sorted(file.parent.glob(f"*{file.suffix}")):
+            alone = own is None and _stem(other.name) == held and _only_other(file, other)
+            if alone or (own == "train" and split_of(_stem(other.name)) == held
+                         and _rest(other) == _rest(file)):  # fmt: skip
+                return Choice([other if split == "test" else file], True)
+    return Choice([file], False)
+
+
+def _only_other(file: Path, test: Path) -> bool:
+    """own.jsonl and test.jsonl alone in a folder."""
+    return {*_data_files(file.parent, file.suffix)} == {file, test}
+
+
+def _rest(file: Path) -> list[str]:
+    """The words of a file's name that name no split."""
+    return [word for word in re.split(r"[-_.]+", file.name) if split_of(word) is None]
+
+
+def by_split(folder: Path, name: str | None = None) -> dict[str, list[Path]]:
+    """The files or folders of each split, in the folder or in its data/; all of it as "train" where
+    no name says more."""
     for place in (folder, folder / "data"):
-        test, train = _called(place, "test"), _called(place, "train")
-        if test and train:
-            return (test if split == "test" else train), True
-        if test and split == "test":
-            return test, True
-        if test and len(test) == len(_visible(place)):
-            raise DataError(f"{folder}: holds a test set only; add a train set beside it")
-    return [folder], False
+        found: dict[str, list[Path]] = {}
+        for entry in _entries(place, name):
+            if split := split_of(_stem(entry.name)):
+                found.setdefault(split, []).append(entry)
+        if found and ("train" in found or not _without_split(place, name)):
+            return found
+        if rest := _without_split(place, name) if found else None:
+            # own.jsonl beside test.jsonl: the only other file is for training.
+            if len(rest) == 1:
+                return {"train": rest, **found}
+            raise DataError(
+                f"{place}: holds {', '.join(p.name for p in rest[:5])} beside a split's files; "
+                "call the one to train on train"
+            )
+    return {"train": [folder if (name or not _messages_only(folder)) else find_jsonl(folder)]}
 
 
-def _called(folder: Path, name: str) -> list[Path]:
-    return [p for p in _visible(folder) if re.fullmatch(rf"{name}([-_.].*)?", p.name)]
+def _messages_only(folder: Path) -> bool:
+    return bool(_data_files(folder, ".jsonl")) and not (folder / "metadata.jsonl").exists()
 
 
-def _visible(folder: Path) -> list[Path]:
-    entries: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in entries if not p.name.startswith("."))
+def _entries(folder: Path, name: str | None) -> list[Path]:
+    """What in a folder can be a split: data files, and folders called as one."""
+    if not folder.is_dir():
+        return []
+    if name != "image-folder" and any((folder / side).is_file() for side in image_folder.NAMES):
+        return []
+    found = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    return [
+        p
+        for p in found
+        if (p.is_file() and p.suffix in SUFFIXES and p.name not in SIDE_FILES)
+        or (p.is_dir() and p.name in splits.NAMES and any(p.iterdir()))
+    ]
 
 
-def _train_file(folder: Path, suffix: str) -> Path | None:
-    """train.jsonl, or the only .jsonl that is not test.jsonl; likewise of other suffixes."""
-    train = folder / f"train{suffix}"
-    if train.is_file():
-        return train
-    others = [file for file in folder.glob(f"*{suffix}") if file.stem != "test"]
-    return others[0] if len(others) == 1 else None
+def _without_split(folder: Path, name: str | None) -> list[Path]:
+    return [p for p in _entries(folder, name) if p.is_file() and not split_of(_stem(p.name))]
+
+
+def _data_files(folder: Path, suffix: str) -> list[Path]:
+    return [p for p in sorted(folder.glob(f"*{suffix}")) if p.name not in SIDE_FILES]
 
 
 def _divide(samples: Sequence[Sample], split: Split) -> list[Sample]:

@@ -16,7 +16,6 @@ import torch
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Part, Sample
-from chiasm.core.sample import Turn as Said
 from chiasm.data.turns import Mixed, Turn, Turns
 
 AHEAD = 8  # turns of a source begun for each thread
@@ -67,7 +66,7 @@ class Reader:
 
     def _decoded(self, index: int) -> Sample:
         sample = self.samples[index]
-        turns = tuple(Said(t.role, tuple(map(_decoded, t.parts))) for t in sample.turns)
+        turns = tuple(t.replace(parts=tuple(map(_decoded, t.parts))) for t in sample.turns)
         return sample.replace(turns=turns)
 
 

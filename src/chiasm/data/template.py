@@ -91,10 +91,11 @@ class RoleTemplate:
                 content += [self.marker] if isinstance(part, Image) else self._words(part)
             ids += content
             announced = len(self.roles[turn.role])
-            supervised += [False] * announced + [speaks] * (len(content) - announced)
+            learnt = speaks and turn.supervised
+            supervised += [False] * announced + [learnt] * (len(content) - announced)
             if speaks:
                 ids.append(self.end)
-                supervised.append(True)
+                supervised.append(learnt)
         if reply:
             ids.append(self.assistant)
             supervised.append(False)
@@ -157,7 +158,9 @@ class ChatTemplate:
         messages = self._messages(turns, hidden)
         text = self._text(messages, reply)
         spans = [
-            self._span(text, messages, i) for i, t in enumerate(turns) if t.role == "assistant"
+            self._span(text, messages, i)
+            for i, t in enumerate(turns)
+            if t.role == "assistant" and t.supervised
         ]
         ids, offsets = self._control.encode(text, hidden, self._begins(text))
         supervised = [False] * len(ids)

@@ -229,7 +229,7 @@ def moved(view: View, shift: int, mirror: bool = False) -> View:
                 fresh[id(p)] = Image(augment(picture, random, by, False), p.where)
             return fresh[id(p)]
 
-        turns = tuple(Turn(t.role, tuple(part(p) for p in t.parts)) for t in seen.turns)
+        turns = tuple(t.replace(parts=tuple(part(p) for p in t.parts)) for t in seen.turns)
         return replace(seen, turns=turns)
 
     return apply

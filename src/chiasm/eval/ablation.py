@@ -10,7 +10,7 @@ from typing import Literal
 import PIL.Image
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Part, Sample, Turn
+from chiasm.core.sample import Image, Part, Sample
 from chiasm.eval.task import QuestionTask
 
 Ablation = Literal["blind", "shuffled", "resolution"]
@@ -76,7 +76,7 @@ def _smaller(sample: Sample, scale: float) -> Sample:
 
 def _parts(sample: Sample, change: Callable[[Part], tuple[Part, ...]]) -> Sample:
     turns = (
-        Turn(turn.role, tuple(new for part in turn.parts for new in change(part)))
+        turn.replace(parts=tuple(new for part in turn.parts for new in change(part)))
         for turn in sample.turns
     )
     return sample.replace(turns=tuple(turns))

@@ -175,6 +175,6 @@ def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
     def swap(turn: Turn) -> Turn:
         parts = (wrong[image_key(p)] if isinstance(p, Image) else p for p in turn.parts)
-        return Turn(turn.role, tuple(parts))
+        return turn.replace(parts=tuple(parts))
 
     return [s.replace(turns=tuple(swap(turn) for turn in s.turns)) for s in samples]

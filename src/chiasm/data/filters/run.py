@@ -12,7 +12,7 @@ from typing import Any
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Image, Sample, Turn
+from chiasm.core.sample import Image, Sample
 from chiasm.data.convert import BAD, check_clips, writer
 from chiasm.data.filters.agreement import Agreement
 from chiasm.data.filters.aspect import Aspect
@@ -155,5 +155,5 @@ def decoded(sample: Sample) -> Sample:
     def part(one: Any) -> Any:
         return Image(one.load(), one.where) if isinstance(one, Image) else one
 
-    turns = tuple(Turn(t.role, tuple(map(part, t.parts))) for t in sample.turns)
+    turns = tuple(t.replace(parts=tuple(map(part, t.parts))) for t in sample.turns)
     return sample.replace(turns=turns)

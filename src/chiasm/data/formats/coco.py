@@ -10,12 +10,13 @@ from pathlib import Path
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.media_value import to_image
 from chiasm.data.formats.reading import (
-    OnError,
+    Place,
+    Reading,
     Record,
     folder_name,
     identity,
-    picture,
     samples,
     show,
     typed,
@@ -37,7 +38,7 @@ def claims(look: Look) -> bool:
     return head.startswith(b"{") and all(name in head or name in tail for name in names[:2])
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     file = Look(path).file or path
     source = folder_name(file)
     try:
@@ -55,13 +56,14 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         if not isinstance(row, dict):
             raise DataError(f"expected an object, found {show(row)}")
         name = row.get("file_name")
-        shown = picture(name, "file_name", images or _folder(file, name), where)
+        root = reading.images or _folder(file, name)
+        shown = to_image(name, "file_name", Place(root, source, where, reading))
         found = captions.get(show(row.get("id")))
         if not found:
             raise DataError(f"no caption for the image {show(row.get('id'))}; add one or remove it")
         return described((shown,), found, identity(row), source, {"where": where})
 
-    return samples(_records(whole, file), make, source, on_error)
+    return samples(_records(whole, file), make, source, reading.on_error)
 
 
 def _records(whole: dict, file: Path) -> Iterator[Record]:

@@ -1,118 +1,341 @@
-"""Turns whose pictures stand as <image> in the words: LLaVA, ShareGPT, LLaMA-Factory, ms-swift.
+"""The one way from the messages of a record to turns, whatever form the record is published in.
 
-A line break beside a placeholder separates it from the words and is no part of them: "<image>\\nQ"
-and "Q\\n<image>" are a picture and Q, so that all these spellings of a sample are encoded alike.
+Media stand in the text as <image>, <image 2>, <video> or <img>path</img>, or between texts as
+parts. A line break beside a placeholder separates it from the text and is no part of it: "<image>\\nQ"
+and "Q\\n<image>" are an image and Q, so that all these spellings of a sample are encoded alike.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from chiasm.core.config import nearest
-from chiasm.core.errors import DataError
-from chiasm.core.sample import Part, Role, Sample, Text, Turn, Video
-from chiasm.data.formats.messages import check_count, check_order
-from chiasm.data.formats.reading import encodable, inside, picture, show
+from chiasm.core.errors import DataError, PlaceholderError
+from chiasm.core.sample import BoxText, Part, Role, Text, Turn, Video
+from chiasm.core.sample import Image as ImagePart
+from chiasm.data.formats.grounding import Objects, box_text
+from chiasm.data.formats.media_value import to_image, to_video
+from chiasm.data.formats.reading import Place, encodable, show
 
 ROLES: dict[str, Role] = {
     "system": "system",
-    "human": "user",
+    "developer": "system",
     "user": "user",
-    "gpt": "assistant",
+    "human": "user",
     "assistant": "assistant",
+    "gpt": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
 }
-PLACEHOLDER = re.compile(r"<(image|video)>")
+PRETRAIN = "pretrain"
+"""A role whose content is learnt without a question."""
 
-Said = tuple[str, Any, Any]
-"""(name of the turn in the file, who speaks, the words)"""
+PLACEHOLDER = re.compile(r"<(image|video)>|<image (\d+)>|<img>([^<>\n]+)</img>|<(ref-object|bbox)>")
+PART_TYPES = ("text", "image", "video")
+_TYPES = {  # of the OpenAI APIs
+    "input_text": "text",
+    "output_text": "text",
+    "image_url": "image",
+    "input_image": "image",
+    "video_url": "video",
+}
+_VALUES = {
+    "image": ("image", "image_url", "url", "path", "bytes", "base64"),
+    "video": ("video", "video_url", "url", "path"),
+}
+_PART_KEYS = {"type", "text", "box", "image_number"}
 
 
-def conversation(
-    said: Sequence[Said],
-    images: Sequence[Any],
-    videos: Sequence[Any],
-    root: Path,
-    where: str,
-    *,
-    prepend: bool = False,
-) -> tuple[Turn, ...]:
+@dataclass
+class Said:
+    """A message as its record has it: where it stands, who speaks, a text or a list of parts."""
+
+    entry: str
+    role: Any
+    content: Any
+    supervised: bool = True
+
+
+@dataclass
+class Media:
+    """What the placeholders of a record stand for: (entry, value) in order, and its objects."""
+
+    images: Sequence[tuple[str, Any]] = ()
+    videos: Sequence[tuple[str, Any]] = ()
+    objects: Objects | None = None
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A placeholder: kind image, video, ref-object or bbox; number of <image 2>, from 0."""
+
+    kind: str
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A text whose placeholders are still words."""
+
+    text: str
+
+
+_Item = Part | _Slot | _Written
+
+
+@dataclass
+class _Message:
+    role: Role
+    items: list[_Item]
+    supervised: bool = True
+
+
+def conversation(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, ...]:
     """Turns with their placeholders filled in order.
 
-    prepend: where no words hold a placeholder, the media go before the first user's words, as
-    ms-swift reads it. Raises DataError for a wrong role, order, text or number of placeholders.
+    Where no placeholder stands for them, images and videos go before the first user's text.
+    Raises DataError for a wrong role, order, text or number of placeholders.
     """
-    words = [(_role(role, name), encodable(text, name)) for name, role, text in said]
-    if not words:
+    messages = [m for one in said for m in _message(one, place)]
+    if not messages:
         raise DataError("no turns; give the conversation or remove the record")
-    text = "".join(text for _, text in words)
-    if prepend and not PLACEHOLDER.search(text):
-        front = "<image>" * len(images) + "<video>" * len(videos)
-        first = next((i for i, (role, _) in enumerate(words) if role == "user"), 0)
-        words[first] = (words[first][0], front + words[first][1])
-        text = front + text
-    for kind, values in (("image", images), ("video", videos)):
-        check_count(kind, text.count(f"<{kind}>"), len(values))
-    media = {
-        "image": iter([picture(v, f"images[{i}]", root, where) for i, v in enumerate(images)]),
-        "video": iter(
-            [Video(inside(v, f"videos[{i}]", root), where) for i, v in enumerate(videos)]
-        ),
-    }
-    turns = tuple(Turn(cast(Role, role), _parts(text, media)) for role, text in words)
+    _find_slots(messages, media)
+    _prepend(messages, media)
+    _check_counts(messages, media)
+    turns = tuple(_fill(messages, media, place))
     check_order(turns)
     return turns
 
 
-def _parts(text: str, media: dict) -> tuple[Part, ...]:
-    pieces = PLACEHOLDER.split(text)  # words, kind, words, kind, ..., words
-    parts: list[Part] = []
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            parts.append(next(media[piece]))
-            continue
-        if i > 0:
-            piece = piece.removeprefix("\n")
-        if i < len(pieces) - 1:
-            piece = piece.removesuffix("\n")
-        if piece or len(pieces) == 1:
-            parts.append(Text(piece))
-    return tuple(parts)
+def _message(said: Said, place: Place) -> list[_Message]:
+    if said.role == PRETRAIN:
+        items = _items(said, place)
+        first = next((i for i, one in enumerate(items) if isinstance(one, (Text, _Written))), 0)
+        shown, text = items[:first], items[first:]
+        return [_Message("user", shown), _Message("assistant", text, said.supervised)]
+    return [_Message(_role(said.role, said.entry), _items(said, place), said.supervised)]
 
 
-def _role(role: Any, name: str) -> Role:
+def _role(role: Any, entry: str) -> Role:
     if not isinstance(role, str) or role.lower() not in ROLES:
         hint = nearest(role, ROLES) or f"; use {', '.join(ROLES)}"
-        raise DataError(f"{name} has the unknown role {show(role)}{hint}")
+        raise DataError(f"{entry} has the unknown role {show(role)}{hint}")
     return ROLES[role.lower()]
 
 
-def media_list(row: dict, kind: str) -> list[Any]:
-    """The pictures or clips of a record, under the plural or the singular name, one or many."""
-    values = next((row[k] for k in (f"{kind}s", kind) if row.get(k) is not None), [])
-    return list(values) if isinstance(values, (list, tuple)) else [values]
+# A message's content to items
 
 
-def with_meta(
-    turns: tuple[Turn, ...], row: dict, used: set[str], name: str, source: str, where: str
-) -> Sample:
-    """A sample that keeps every other simple column of its record in meta."""
-    rest = {
-        key: value
-        for key, value in row.items()
-        if key not in used and isinstance(value, (str, int, float, bool, list))
-        and not _has_bytes(value)
-    }  # fmt: skip
-    return Sample(turns, name, source, False, {**rest, "where": where})
+def _items(said: Said, place: Place) -> list[_Item]:
+    if isinstance(said.content, str):
+        return [_Written(encodable(said.content, said.entry))]
+    entry = f"{said.entry}.content"
+    if not isinstance(said.content, (list, tuple)):
+        raise DataError(f"{entry} is {show(said.content)}; make it a string or a list of parts")
+    return [_part(part, f"{entry}[{i}]", place) for i, part in enumerate(said.content)]
 
 
-def _has_bytes(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_bytes, value))
-    return not isinstance(value, (str, int, float, bool, type(None)))
+def _part(part: Any, entry: str, place: Place) -> _Item:
+    kind = _kind(part)
+    if kind not in PART_TYPES:
+        found = part.get("type") if isinstance(part, dict) else part
+        hint = nearest(found, PART_TYPES) or f"; use {', '.join(PART_TYPES)}"
+        raise DataError(f"{entry} has the unknown type {show(found)}{hint}")
+    names = (*_VALUES.get(kind, ()), kind)
+    for key in part.keys() - _PART_KEYS - {*names}:
+        if part[key] is not None:
+            place.reading.unused[f"content[].{key}"] += 1
+    if kind == "text":
+        text = encodable(part.get("text"), f"{entry}.text")
+        if part.get("box") is not None:
+            return BoxText(text, tuple(part["box"]), part.get("image_number") or 0)
+        return Text(text)
+    name = next((n for n in names if part.get(n) is not None), None)
+    if name is None:
+        return _Slot(kind)
+    make = to_image if kind == "image" else to_video
+    return make(part[name], f"{entry}.{name}", place)
+
+
+def _kind(part: Any) -> Any:
+    """The type of a part; Qwen's parts have none and are told by their key."""
+    if not isinstance(part, dict):
+        return None
+    kind = part.get("type")
+    if kind is None:
+        return next((k for k in ("image", "video", "text") if isinstance(part.get(k), str)), None)
+    return _TYPES.get(kind, kind) if isinstance(kind, str) else None
+
+
+# Placeholders
+
+
+def _find_slots(messages: list[_Message], media: Media) -> None:
+    """Make slots of the placeholders in texts. Where media stand as parts, a placeholder in a text
+    is words; text parts of a list have placeholders only where there are media without a part."""
+    items = [one for m in messages for one in m.items]
+    explicit = any(isinstance(one, (_Slot, ImagePart, Video)) for one in items)
+    listed = not explicit and bool(media.images or media.videos)
+    for m in messages:
+        written = [_Written(i.text) if listed and type(i) is Text else i for i in m.items]
+        m.items = [new for one in written for new in _split(one, media, explicit)]
+
+
+def _split(one: _Item, media: Media, explicit: bool) -> Iterator[_Item]:
+    if not isinstance(one, _Written):
+        yield one
+        return
+    pieces: list[_Item | str] = []
+    end = 0
+    for found in PLACEHOLDER.finditer(one.text):
+        slot = _slot_of(found, media, explicit)
+        if slot is not None:
+            pieces += [one.text[end : found.start()], slot]
+            end = found.end()
+    pieces.append(one.text[end:])
+    for i, piece in enumerate(pieces):
+        if not isinstance(piece, str):
+            yield piece
+            continue
+        if i > 0 and _apart(pieces[i - 1]):
+            piece = piece.removeprefix("\n")
+        if i < len(pieces) - 1 and _apart(pieces[i + 1]):
+            piece = piece.removesuffix("\n")
+        if piece or len(pieces) == 1:
+            yield Text(piece)
+
+
+def _apart(slot: object) -> bool:
+    """Media stand apart from the text; names and boxes of objects are in it."""
+    return not (isinstance(slot, _Slot) and slot.kind in ("ref-object", "bbox"))
+
+
+@dataclass(frozen=True)
+class _Named(_Slot):
+    """<img>path</img>: an image that is named where it stands."""
+
+    path: str = field(default="", kw_only=True)
+
+
+def _slot_of(found: re.Match, media: Media, explicit: bool) -> _Slot | None:
+    """What a placeholder stands for; None where it is words."""
+    kind, number, path, thing = found.groups()
+    if thing:
+        return _Slot(thing) if media.objects is not None else None
+    if explicit:
+        return None
+    if path:
+        return _Named("named", path=path)
+    if number:
+        there = 0 < int(number) <= len(media.images)
+        return _Slot("image", int(number) - 1) if there else None
+    return _Slot(kind)
+
+
+def _slots(messages: list[_Message], kind: str) -> list[_Slot]:
+    return [one for m in messages for one in m.items if isinstance(one, _Slot) and one.kind == kind]
+
+
+def _prepend(messages: list[_Message], media: Media) -> None:
+    """Media that no placeholder stands for, before the first user's text."""
+    slots = _slots(messages, "image")
+    numbered = {slot.number for slot in slots if slot.number is not None}
+    front: list[_Item] = []
+    if numbered or not slots:
+        front = [_Slot("image", i) for i in range(len(media.images)) if i not in numbered]
+    if not _slots(messages, "video"):
+        front += [_Slot("video") for _ in media.videos]
+    first = next((m for m in messages if m.role == "user"), messages[0])
+    if front and first.items and isinstance(first.items[0], Text):
+        text = first.items[0].text.removeprefix("\n")
+        first.items[:1] = [Text(text)] if text else []
+    first.items[:0] = front
+
+
+def _check_counts(messages: list[_Message], media: Media) -> None:
+    slots = _slots(messages, "image")
+    plain = [slot for slot in slots if slot.number is None]
+    if plain:
+        check_count("image", len(plain), len(media.images))
+    check_count("video", len(_slots(messages, "video")), len(media.videos))
+    if media.objects is None:
+        return
+    for kind, values in (("ref-object", media.objects.refs), ("bbox", media.objects.boxes)):
+        found = len(_slots(messages, kind))
+        if found and found != len(values):
+            raise PlaceholderError(
+                f'{found} <{kind}> in the text but {len(values)} in "objects"; make them equal'
+            )
+
+
+def check_count(kind: str, parts: int, entries: int) -> None:
+    """As many placeholders as there are media. Raises PlaceholderError."""
+    if parts != entries:
+        raise PlaceholderError(
+            f"{parts} {kind} part{'s' * (parts != 1)} but {entries} "
+            f'{kind}{"s" * (entries != 1)} in "{kind}s"; make them equal'
+        )
+
+
+def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn]:
+    images = [to_image(value, entry, place) for entry, value in media.images]
+    videos = iter([to_video(value, entry, place) for entry, value in media.videos])
+    objects = media.objects or Objects()
+    rest, refs, boxes = iter(images), iter(objects.refs), iter(objects.boxes)
+    shown: set[int] = set()
+
+    def part(slot: _Slot) -> Part:
+        if isinstance(slot, _Named):
+            return to_image(slot.path, "<img>", place)
+        if slot.kind == "image":
+            if slot.number is None:
+                return next(rest)
+            if slot.number in shown:
+                return Text(f"image {slot.number + 1}")
+            shown.add(slot.number)
+            return images[slot.number]
+        if slot.kind == "video":
+            return next(videos)
+        if slot.kind == "ref-object":
+            return Text(next(refs))
+        return box_text(next(boxes), images)
+
+    for m in messages:
+        yield Turn(m.role, _parts(m.items, part), m.supervised)
+
+
+def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part, ...]:
+    """The items with their slots filled; words that were put in are one text with their
+    neighbours."""
+    parts: list[Any] = []
+    glue = False
+    for one in items:
+        new = part(one) if isinstance(one, _Slot) else one
+        words = isinstance(one, _Slot) and type(new) is Text
+        if (words or glue) and parts and type(parts[-1]) is type(new) is Text:
+            parts[-1] = Text(parts[-1].text + new.text)
+        else:
+            parts.append(new)
+        glue = words
+    return tuple(parts)
+
+
+def check_order(turns: tuple[Turn, ...]) -> None:
+    """Users and assistants take turns, the user first; system turns may stand anywhere."""
+    spoken = [(i, turn.role) for i, turn in enumerate(turns) if turn.role != "system"]
+    if not any(role == "user" for _, role in spoken):
+        raise DataError("no user turn; add the question or remove the line")
+    if spoken[0][1] == "assistant":
+        raise DataError("the assistant speaks before the user; put the question first")
+    for (i, role), (j, following) in pairwise(spoken):
+        if role == following:
+            raise DataError(
+                f"messages[{i}] and messages[{j}] are both the {role}'s; "
+                "join them or add what was said between"
+            )

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.sample import Sample
-from chiasm.data.formats.reading import OnError, json_records
+from chiasm.data.formats.reading import Reading, json_records
 
 SEEN = 100  # records that are looked at
-SIDE_FILES = ("metadata.jsonl", "dataset_info.json", "dataset_dict.json", "state.json")
+SIDE_FILES = (
+    "metadata.jsonl", "metadata.csv", "dataset_info.json", "dataset_dict.json", "dataset_infos.json",
+    "state.json", "quarantine.jsonl", "dropped.jsonl", "skipped.jsonl", "filter.json",
+)  # fmt: skip
+"""What stands beside data and is none of it."""
 
-Read = Callable[[Path, OnError | None, Path | None], Iterable[Sample]]
-"""(file or folder, on_error, folder that image paths are relative to or None for the file's own)"""
+Read = Callable[[Path, Reading], Iterable[Sample]]
+"""(file or folder, how it is read)"""
 
 
 @dataclass(frozen=True)

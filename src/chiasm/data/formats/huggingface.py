@@ -13,7 +13,7 @@ from chiasm.core.errors import DataError, MissingExtraError
 from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look
 from chiasm.data.formats.parquet import restored
-from chiasm.data.formats.reading import OnError, Record, folder_name, samples
+from chiasm.data.formats.reading import Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import sample_of
 
 PREFIX = "hf:"
@@ -24,7 +24,7 @@ def claims(look: Look) -> bool:
     return saved or "dataset_dict.json" in look.names
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     """A folder of save_to_disk; of several splits the one called train, or the only one."""
     datasets = _datasets()
     try:
@@ -33,7 +33,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         raise _unreadable(str(path), error, "save the data set again") from None
     if hasattr(loaded, "keys"):
         loaded = loaded[_named(loaded, "train", str(path))]
-    return _samples(loaded, images or path, folder_name(path), on_error)
+    return _samples(loaded, reading.root(path), folder_name(path), reading)
 
 
 def splits(path: Path) -> list[str]:
@@ -41,7 +41,7 @@ def splits(path: Path) -> list[str]:
     return [p.name for p in path.iterdir() if (p / "state.json").is_file()]
 
 
-def stream(name: str, split: str, on_error: OnError | None) -> tuple[Iterator[Sample], bool]:
+def stream(name: str, split: str, reading: Reading) -> tuple[Iterator[Sample], bool]:
     """(samples of hf:NAME[:CONFIG], whether the data set has this split of its own)."""
     where, _, config = name.removeprefix(PREFIX).partition(":")
     datasets = _datasets()
@@ -51,7 +51,7 @@ def stream(name: str, split: str, on_error: OnError | None) -> tuple[Iterator[Sa
         raise _unreadable(name, error, "check the name and the network") from None
     own = _test_of(loaded) if split == "test" else None
     chosen = own or _named(loaded, "train", name)
-    rows = _samples(loaded[chosen], Path("."), where, on_error)
+    rows = _samples(loaded[chosen], reading.root(Path(".")), where, reading)
     return rows, own is not None or _test_of(loaded) is not None
 
 
@@ -69,7 +69,7 @@ def _named(loaded: Any, split: str, name: str) -> str:
 
 
 def _samples(
-    table: Any, root: Path, source: str, on_error: OnError | None
+    table: Any, root: Path, source: str, reading: Reading
 ) -> Iterator[Sample]:  # fmt: skip
     datasets = _datasets()
     for column, feature in dict(table.features or {}).items():
@@ -79,9 +79,9 @@ def _samples(
             table = table.cast_column(column, datasets.List(datasets.Image(decode=False)))
 
     def make(row: dict, where: str) -> Sample:
-        return sample_of(restored(row), root, source, where)
+        return sample_of(restored(row), root, source, where, reading)
 
-    return samples(_rows(table), make, source, on_error)
+    return samples(_rows(table), make, source, reading.on_error)
 
 
 def _rows(table: Any) -> Iterator[Record]:

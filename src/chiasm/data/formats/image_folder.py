@@ -8,7 +8,7 @@ from pathlib import Path
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look
-from chiasm.data.formats.reading import OnError, folder_name, json_lines, samples, table_rows
+from chiasm.data.formats.reading import Reading, folder_name, json_lines, samples, table_rows
 from chiasm.data.formats.rows import sample_of
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -18,21 +18,24 @@ def claims(look: Look) -> bool:
     return look.path.name in NAMES or bool({*NAMES} & {*look.names})
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     found = [path] if path.is_file() else [path / name for name in NAMES if (path / name).is_file()]
     if not found:
         raise DataError(f"{path}: holds neither {' nor '.join(NAMES)}; add one")
     file = found[0]
-    source = folder_name(file)
+    root, source = reading.root(file.parent), folder_name(file)
 
     def make(row: dict, where: str) -> Sample:
         for given, own in (("file_names", "images"), ("file_name", "image")):
             if given in row:
                 row = {own: row[given], **{k: v for k, v in row.items() if k != given}}
-        return sample_of(row, images or file.parent, source, where)
+        return sample_of(row, root, source, where, reading)
 
     return samples(
-        table_rows(file) if file.suffix == ".csv" else json_lines(file), make, source, on_error
+        table_rows(file) if file.suffix == ".csv" else json_lines(file),
+        make,
+        source,
+        reading.on_error,
     )
 
 

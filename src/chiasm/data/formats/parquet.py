@@ -16,7 +16,7 @@ from chiasm.core.sample import Sample, Text
 from chiasm.data.formats.format import Format, Look, files_of
 from chiasm.data.formats.media import Appearing, image_bytes
 from chiasm.data.formats.messages import own_meta, videos_of
-from chiasm.data.formats.reading import OnError, Record, folder_name, samples
+from chiasm.data.formats.reading import Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import sample_of
 
 AT_ONCE = 64  # rows in memory
@@ -30,14 +30,14 @@ def claims(look: Look) -> bool:
     return any(name.endswith(".parquet") for name in names)
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     for file in files_of(path, "*.parquet"):
-        root, source = images or file.parent, folder_name(file)
+        root, source = reading.root(file.parent), folder_name(file)
 
         def make(row: dict, where: str, root=root, source=source) -> Sample:
-            return sample_of(restored(row), root, source, where)
+            return sample_of(restored(row), root, source, where, reading)
 
-        yield from samples(_rows(file), make, source, on_error)
+        yield from samples(_rows(file), make, source, reading.on_error)
 
 
 def restored(row: dict) -> dict:

@@ -9,7 +9,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample
 from chiasm.data.formats.format import Format, Look
 from chiasm.data.formats.media import SUFFIXES
-from chiasm.data.formats.reading import LONGEST, OnError, Record, folder_name, samples
+from chiasm.data.formats.reading import LONGEST, Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import described
 
 
@@ -20,7 +20,7 @@ def claims(look: Look) -> bool:
     return any(n.endswith(".txt") and Path(n).stem in stems for n in look.names)
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     source = folder_name(path)
 
     def make(file: Path, where: str) -> Sample:
@@ -28,7 +28,7 @@ def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[
         captions = _words(file.with_suffix(".txt")).splitlines()
         return described((Image(file, where),), captions, name, source, {"where": where})
 
-    return samples(_pictures(path), make, source, on_error)
+    return samples(_pictures(path), make, source, reading.on_error)
 
 
 def _pictures(path: Path) -> Iterator[Record]:

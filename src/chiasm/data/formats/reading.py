@@ -7,20 +7,71 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-import PIL.Image
-
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample
+from chiasm.core.sample import Sample
 
 OnError = Callable[[str, DataError], None]
 """Given the place of a bad line ("tables-qa/train.jsonl:17") and what is wrong with it."""
 
 Record = tuple[str, Any]
 """A place in a file ("train.jsonl:17") and what stands there, or the DataError found there."""
+
+
+@dataclass
+class Reading:
+    """How records are read, and what was found in them that is not used.
+
+    on_error: gets each bad record, which is left out; None raises the first. images: the folder
+    that image paths are relative to (None: the record's file's own; the file system's root: that
+    one too, and absolute paths are allowed). columns: what -> name of the column that holds it
+    (rows.COLUMNS). strict: a key that is not used makes its record a bad one. unused: how many
+    records have a key that is not used, by its name.
+    """
+
+    on_error: OnError | None = None
+    images: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    unused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def anywhere(self) -> bool:
+        """Absolute paths are allowed."""
+        return self.images is not None and self.images == Path(self.images.anchor or "-")
+
+    @property
+    def how(self) -> str:
+        """What of it decides how a record is read."""
+        return f"{self.images} {sorted(self.columns.items())} {self.strict}"
+
+    def quiet(self) -> Reading:
+        """The same with counts of its own: records that are read again are not counted again."""
+        return replace(self, unused=Counter())
+
+    def root(self, folder: Path) -> Path:
+        """What relative image paths of a file in `folder` are relative to."""
+        return folder if self.images is None or self.anywhere else self.images
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: the folder its paths are relative to, its data set, file and line."""
+
+    root: Path
+    source: str
+    where: str
+    reading: Reading = field(default_factory=Reading)
+
+    def file(self, name: Any, entry: str) -> Path:
+        """The file that a record's value names. Raises DataError."""
+        return inside(name, entry, self.root, self.reading.anywhere)
+
 
 LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fill the memory
 _CHUNK = 2**20
@@ -176,33 +227,26 @@ def _array(file: Path) -> Iterator[Record]:
             number, at = number + 1, end
 
 
-def picture(value: Any, entry: str, root: Path, where: str) -> Image:
-    """An image from what a record says: a path inside `root`, bytes, a decoded picture, or a
-    struct of bytes and path (Hugging Face's storage)."""
-    if isinstance(value, dict):
-        data = value.get("bytes")
-        return picture(data if data else value.get("path"), entry, root, where)
-    if isinstance(value, (bytes, PIL.Image.Image)):
-        return Image(value, where)
-    return Image(inside(value, entry, root), where)
-
-
-def inside(name: Any, entry: str, root: Path) -> Path:
-    """The file of a path inside `root`. Refuses the others: data sets are moved and shared."""
+def inside(name: Any, entry: str, root: Path, anywhere: bool = False) -> Path:
+    """The file of a path inside `root`; with `anywhere` also of any absolute path. Raises DataError
+    for the others: data sets are moved and shared."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"{entry} is {show(name)}; make it a path relative to the file's folder")
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
-        if Path(os.path.normpath(name)).is_relative_to(os.path.abspath(root)):
+        if anywhere or Path(os.path.normpath(name)).is_relative_to(os.path.abspath(root)):
             return Path(name)
-        found = "an absolute path"
-    elif os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        found = "a path out of the file's folder"
-    else:
-        return root / name
-    raise DataError(
-        f"{entry} is {found}, '{name}', and the data set would break when it is moved; "
-        "put the file inside the folder"
-    )
+        raise DataError(
+            f"{entry} is an absolute path, '{shortened(name)}', and the data set would break when "
+            "it is moved; allow it with --images /, name the images' folder with --images FOLDER, "
+            "or make the path relative"
+        )
+    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        raise DataError(
+            f"{entry} is a path out of the file's folder, '{shortened(name)}', and the data set "
+            "would break when it is moved; name the images' folder with --images FOLDER or store "
+            "the image inside the folder"
+        )
+    return root / name
 
 
 def typed(row: dict, key: str, kind: type, default: Any) -> Any:
@@ -237,5 +281,9 @@ def encodable(text: Any, name: str) -> str:
 
 def show(value: Any) -> str:
     """A value for an error: as JSON, shortened."""
-    text = json.dumps(value, default=lambda other: f"<{type(other).__name__}>")
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shortened(json.dumps(value, default=lambda other: f"<{type(other).__name__}>"))
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """At most so many characters, the rest as three dots: a value may be a whole image."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -12,48 +12,30 @@ from chiasm.data.formats import (
     coco,
     huggingface,
     image_folder,
-    llama_factory,
-    llava,
     parquet,
     plain,
-    sharegpt,
-    swift,
     vlmevalkit,
     webdataset,
 )
 from chiasm.data.formats.format import Format, Look
-from chiasm.data.formats.messages import TRAIN, find_jsonl, read_messages, write_messages
+from chiasm.data.formats.json_rows import (
+    LLAMA_FACTORY,
+    LLAVA,
+    MESSAGES,
+    SHAREGPT,
+    SWIFT,
+    TABLE,
+)
+from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.parquet import write_parquet
-from chiasm.data.formats.reading import OnError
 from chiasm.data.formats.webdataset import write_webdataset
 
-
-def _messages(look: Look) -> bool:
-    """Turns made of parts, or of plain text where no media are."""
-    if look.file is None or look.file.suffix != ".jsonl":
-        return False
-    if not look.rows:  # nothing usable, or nothing at all: the reader says what is wrong
-        return look.path == look.file or look.file.name == TRAIN
-    return swift.made_of_parts(look) or (
-        look.any_row(lambda row: isinstance(row.get("messages"), list))
-        and not swift.claims(look)
-        and not llama_factory.claims(look)
-    )
-
-
-def _read_messages(
-    path: Path, on_error: OnError | None, images: Path | None
-) -> Iterable[Sample]:  # fmt: skip
-    return read_messages(find_jsonl(path), on_error, images)
-
-
-MESSAGES = Format("messages", "messages JSONL", _messages, _read_messages)
 FORMATS: tuple[Format, ...] = (
     MESSAGES,
-    llava.FORMAT,
-    sharegpt.FORMAT,
-    llama_factory.FORMAT,
-    swift.FORMAT,
+    LLAVA,
+    SHAREGPT,
+    LLAMA_FACTORY,
+    SWIFT,
     huggingface.FORMAT,
     parquet.FORMAT,
     webdataset.FORMAT,
@@ -61,6 +43,7 @@ FORMATS: tuple[Format, ...] = (
     vlmevalkit.FORMAT,
     coco.FORMAT,
     plain.FORMAT,
+    TABLE,
 )
 NAMES = tuple(format.name for format in FORMATS)
 

@@ -1,165 +1,431 @@
-"""One record of any of the usual shapes to a sample, told apart by the names of its columns.
-
-Tables (parquet, Hugging Face) and the side files of tars and folders come in a few shapes only:
-turns (`messages`, `conversations`, `texts`), a question with its answer, or captions.
-"""
+"""One record of any form (forms.py) to one sample."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import PIL.Image
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.data.caption import PROMPT
-from chiasm.data.formats import messages
-from chiasm.data.formats.conversation import Said, conversation, media_list, with_meta
-from chiasm.data.formats.reading import encodable, identity, picture, show, typed
+from chiasm.data.formats import forms
+from chiasm.data.formats.answers import (
+    MISSING,
+    answer_of,
+    options_of,
+    pairs_of,
+    texts_of,
+    with_options,
+)
+from chiasm.data.formats.conversation import Media, Said, conversation
+from chiasm.data.formats.forms import FORMS, Form, Key, Row
+from chiasm.data.formats.grounding import fractions_of, objects_of
+from chiasm.data.formats.media_value import is_image, is_video, listed, spelt
+from chiasm.data.formats.reading import Place, Reading, encodable, identity, shortened, show, typed
 
-QUESTIONS = ("question", "query", "problem", "instruction")
-ANSWERS = ("answer", "answers", "multiple_choice_answer", "label", "response", "output")
-CAPTIONS = ("captions", "caption", "text", "txt", "sentences", "caption_0", "title")
-IMAGES = ("image", "images", "jpg", "png", "img", "webp", "jpeg", "file_name")
-NAMES = ("id", "question_id", "image_id", "sample_id", "index", "uid", "questionId", "key")
-
-
-def sample_of(row: dict, root: Path, source: str, where: str) -> Sample:
-    """The sample of a record; paths in it are relative to `root`. Raises DataError naming the
-    columns when none of the shapes fits."""
-    if row.get("messages") is not None:
-        said = typed(row, "messages", list, [])
-        if any(isinstance(m, dict) and isinstance(m.get("content"), list) for m in said):
-            return messages.sample_of(row, root, source, where)
-        return roles_and_contents(row, "messages", root, source, where)
-    if row.get("conversations") is not None:
-        return from_and_value(row, root, source, where)
-    if row.get("texts") is not None:
-        return _pairs(row, root, source, where)
-    if (asked := _first(row, QUESTIONS)) and (replied := _first(row, ANSWERS)):
-        return _question(row, asked, replied, root, source, where)
-    if found := _first(row, CAPTIONS):
-        return _captioned(row, found, root, source, where)
-    raise DataError(
-        f"columns {', '.join(map(str, row)) or 'none'}: neither turns (messages, conversations, "
-        "texts), question and answer, nor a caption; rename them"
-    )
+COLUMNS: dict[str, Key] = {
+    "question": forms.QUESTION,
+    "answer": forms.ANSWER,
+    "image": forms.IMAGES,
+    "options": forms.OPTIONS,
+    "category": forms.CATEGORY,
+    "id": forms.ID,
+    "box": forms.BOX,
+    "caption": forms.CAPTION,
+}
+"""What a column can be said to be, and the names that are looked for otherwise."""
 
 
-def from_and_value(row: dict, root: Path, source: str, where: str) -> Sample:
-    """{"conversations": [{"from": "human", "value": "<image>\\n..."}, ...], "image(s)": ...}"""
-    said = [
-        (f"conversations[{i}]", _get(turn, "from", "role"), _get(turn, "value", "content"))
-        for i, turn in enumerate(typed(row, "conversations", list, []))
-    ]
-    return _told(row, said, {"conversations"}, root, source, where)
-
-
-def roles_and_contents(
-    row: dict, key: str, root: Path, source: str, where: str, prepend: bool = False
+def sample_of(
+    values: Mapping[str, Any], root: Path, source: str, where: str, reading: Reading | None = None
 ) -> Sample:
-    """{"messages": [{"role": "user", "content": "<image>..."}, ...], "images": [...]}"""
-    said = [
-        (f"{key}[{i}]", _get(turn, "role", "from"), _get(turn, "content", "value"))
-        for i, turn in enumerate(typed(row, key, list, []))
-    ]
-    return _told(row, said, {key}, root, source, where, prepend)
-
-
-def _told(
-    row: dict, said: list[Said], used: set[str], root: Path, source: str, where: str,
-    prepend: bool = False,
-) -> Sample:  # fmt: skip
-    if isinstance(row.get("system"), str) and row["system"]:
-        said = [("system", "system", row["system"]), *said]
-    images, videos = media_list(row, "image"), media_list(row, "video")
-    turns = conversation(said, images, videos, root, where, prepend=prepend)
-    used = used | {"id", "system", "image", "images", "video", "videos"}
-    return with_meta(turns, row, used, identity(row), source, where)
-
-
-def _pairs(row: dict, root: Path, source: str, where: str) -> Sample:
-    """{"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]} (The Cauldron): separate
-    questions about the same pictures."""
-    turns: list[Turn] = []
-    for i, pair in enumerate(typed(row, "texts", list, [])):
-        asked = encodable(_get(pair, "user"), f"texts[{i}].user")
-        replied = encodable(_get(pair, "assistant"), f"texts[{i}].assistant")
-        pictures = _pictures(row, root, where) if not turns else ()
-        turns += [question(*pictures, asked), answer(replied)]
-    if not turns:
-        raise DataError('"texts" is empty; give questions or remove the row')
-    sample = with_meta(tuple(turns), row, {"texts", "images", "image"}, identity(row, *NAMES),
-                       source, where)  # fmt: skip
-    return sample.replace(independent=len(turns) > 2)
-
-
-def _question(
-    row: dict, asked: str, replied: str, root: Path, source: str, where: str
-) -> Sample:  # fmt: skip
-    value = row[replied]
-    answers = [str(a) for a in value] if isinstance(value, (list, tuple)) else [value]
-    if isinstance(answers[0] if answers else None, (int, float)):
-        answers = [str(a) for a in answers]
-    if not answers:
-        raise DataError(f'"{replied}" is {show(value)}; give an answer or remove the row')
-    words = encodable(row[asked], asked)
-    more = row.get("input") if asked == "instruction" else None
-    if isinstance(more, str) and more:
-        words = f"{words}\n{more}"
-    turns = (
-        question(*_pictures(row, root, where), words),
-        answer(encodable(answers[0], replied)),
+    """The sample of a record; paths in it are relative to `root`. Raises DataError naming the
+    columns where no form fits, and for keys that are not used where the reading is strict."""
+    place = Place(root, source, where, reading or Reading())
+    row = Row(normal(values, place.reading.columns))
+    form = form_of(row.values)
+    if form is None:
+        raise DataError(
+            f"columns {shortened(', '.join(map(str, values)), 200) or 'none'}: neither turns "
+            "(messages, conversations, texts), question and answer, nor a caption; rename them"
+        )
+    turns, meta = MAKERS[form.name](row, place)
+    independent = typed(row.values, "independent", bool, None)
+    row.used.add("independent")
+    sample = Sample(
+        turns,
+        identity({"id": row.get(forms.ID)}),
+        source,
+        _separate(form, turns) if independent is None else independent,
+        _meta(row, place) | meta | {"where": where},
     )
-    sample = with_meta(turns, row, {asked, replied, "input", *IMAGES}, identity(row, *NAMES),
-                       source, where)  # fmt: skip
-    return sample.replace(meta={**sample.meta, "answers": answers}) if answers[1:] else sample
+    _check_left(row, place)
+    return sample
 
 
-def _captioned(row: dict, key: str, root: Path, source: str, where: str) -> Sample:
-    value = row[key]
-    captions = list(value) if isinstance(value, (list, tuple)) else [value]
-    pictures = _pictures(row, root, where)
-    if not pictures:
-        raise DataError(f"a caption but no picture in the columns {', '.join(map(str, row))}")
-    name = identity(row, *NAMES)
-    sample = with_meta((), row, {key, *IMAGES}, name, source, where)
-    return described(pictures, captions, name, source, sample.meta)
+def form_of(values: Mapping[str, Any]) -> Form | None:
+    """The first form whose keys a normal record has."""
+    return next((form for form in FORMS if form.fits(values)), None)
+
+
+def _separate(form: Form, turns: Sequence[Turn]) -> bool:
+    return form.name == "texts" and len(turns) > 2
+
+
+# A record with the same meaning under the forms' own names
+
+
+def normal(values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A record without cells that hold nothing, its columns under the names of `columns` (what ->
+    column), its body unwrapped, its messages as lists."""
+    row = {key: value for key, value in values.items() if key is not None and not _nothing(value)}
+    for what, column in (columns or {}).items():
+        if column not in row:
+            continue
+        value = row.pop(column)
+        for name in COLUMNS[what].names:
+            row.pop(name, None)
+        row[COLUMNS[what].names[0]] = value
+    body = row.get("body")
+    if isinstance(body, Mapping) and "messages" in body:  # a line of an OpenAI batch file
+        return normal({"id": row.get("custom_id"), "messages": body["messages"]})
+    for name in ("messages", "conversations", "conversation", "texts"):
+        if isinstance(row.get(name), str) and isinstance(spelt(row[name]), list):
+            row[name] = spelt(row[name])
+    if _listed(row.get("prompt")):
+        completion = row.pop("completion", None)
+        said = completion if _listed(completion) else _assistant(completion)
+        row["messages"] = [*row.pop("prompt"), *said]
+    _name_by_meaning(row)
+    return row
+
+
+def _nothing(value: Any) -> bool:
+    """NaN and a struct of nothing, as tables store missing cells."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return isinstance(value, dict) and bool(value) and all(v is None for v in value.values())
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _assistant(text: Any) -> list[dict]:
+    return [] if text is None else [{"role": "assistant", "content": text}]
+
+
+def _name_by_meaning(row: dict[str, Any]) -> None:
+    """`text` that asks beside an answer is a question; `prompt` beside an image alone a caption."""
+    has = {key: any(row.get(name) is not None for name in key.names)
+           for key in (forms.QUESTION, forms.ANSWER, forms.CHOSEN)}  # fmt: skip
+    text = row.get("text")
+    asks = isinstance(text, str) and "?" in text and not has[forms.QUESTION]
+    if asks and (has[forms.ANSWER] or "question_id" in row):
+        row["question"] = row.pop("text")
+    if not isinstance(row.get("prompt"), str) or has[forms.ANSWER] or has[forms.CHOSEN]:
+        return
+    asks = any(row.get(name) is not None for name in forms.QUESTION.names if name != "prompt")
+    if not asks and any(row.get(name) is not None for name in (*forms.IMAGES.names, "A")):
+        row.setdefault("caption", row.pop("prompt"))
+
+
+# Media
+
+
+def _media(row: Row, place: Place) -> Media:
+    images, videos = _images(row), _videos(row)
+    found = row.find(forms.OBJECTS)
+    objects = None if found is None else objects_of(found[1])
+    if found is not None and objects is None:
+        row.used.discard(found[0])
+    return Media(images, videos, objects)
+
+
+def _images(row: Row) -> list[tuple[str, Any]]:
+    for name, value in row.every(forms.IMAGES):
+        values = [] if isinstance(value, str) and value in MISSING else listed(value, name)
+        if values:
+            row.used.update(forms.IMAGES.names)
+            return [(f"{name}[{i}]", one) for i, one in enumerate(values)]
+    names = [name for name in row.left() if is_image(row.values[name])]
+    row.used.update(names)
+    names.sort(key=_number)
+    return [(name, one) for name in names for one in listed(row.values[name], name)]
+
+
+def _number(name: str) -> int:
+    """image_10 after image_2; others stay in their order."""
+    found = re.search(r"(\d+)$", name)
+    return int(found[1]) if found else 0
+
+
+def _videos(row: Row) -> list[tuple[str, Any]]:
+    found = row.find(forms.VIDEOS)
+    if found is None:
+        names = [name for name in row.left() if is_video(row.values[name])]
+        row.used.update(names)
+        return [(name, one) for name in names for one in listed(row.values[name], name)]
+    return [(f"{found[0]}[{i}]", one) for i, one in enumerate(listed(found[1], found[0]))]
+
+
+# Turns of each form, and what its meta says
+
+Made = tuple[tuple[Turn, ...], dict[str, Any]]
+
+
+def _messages(row: Row, place: Place) -> Made:
+    name, values = next(row.every(forms.MESSAGES), None) or next(
+        row.every(forms.CONVERSATIONS), None
+    ) or next(row.every(forms.CONVERSATION))  # fmt: skip
+    if not isinstance(values, (list, tuple)) or not values:
+        raise DataError(f'"{name}" is {show(values)}; give the turns as a list or remove the line')
+    return _told(row, _said_of(values, name, place), place)
+
+
+def _said_of(values: Sequence[Any], name: str, place: Place) -> list[Said]:
+    return [s for i, one in enumerate(values) for s in _said(one, f"{name}[{i}]", place)]
+
+
+def _said(value: Any, entry: str, place: Place) -> list[Said]:
+    """A message, or an object of a question and its answer."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{entry} is {show(value)}; make it an object with role and content")
+    row = Row(value)
+    if not any(value.get(name) is not None for name in (*forms.ROLE.names, "content", "value")):
+        if any(value.get(name) is not None for key in forms.PAIR[:2] for name in key.names):
+            return _pair(row, entry, place)
+    role = row.get(forms.ROLE)
+    found = row.find(forms.CONTENT)
+    content = None if found is None else found[1]
+    if row.get(forms.CALLS):
+        raise DataError(f"{entry} calls a tool; tool calls are not read: remove the record")
+    supervised = _supervised(row, entry)
+    _count_left(row, f"{entry.partition('[')[0]}[]", place)
+    return [Said(entry, role, content, supervised)]
+
+
+def _supervised(row: Row, entry: str) -> bool:
+    loss, weight = row.get(forms.LOSS), row.get(forms.WEIGHT)
+    if loss is not None and loss not in (True, False):
+        raise DataError(f"{entry}.loss is {show(loss)}; make it true or false")
+    if weight is not None and weight not in (0, 1):
+        raise DataError(f"{entry}.weight is {show(weight)}; use 0 (read only) or 1 (learnt)")
+    return bool(loss is not False and loss != 0) and weight != 0
+
+
+def _pair(row: Row, entry: str, place: Place) -> list[Said]:
+    asked, replied, system, _ = (row.find(key) for key in forms.PAIR)
+    _count_left(row, f"{entry.partition('[')[0]}[]", place)
+    said = [Said(f"{entry}.system", "system", system[1])] if system and system[1] else []
+    for found, names, role in ((asked, forms.PAIR[0].names, "user"),
+                               (replied, forms.PAIR[1].names, "assistant")):  # fmt: skip
+        name, text = found or (names[0], None)
+        said.append(Said(f"{entry}.{name}", role, text))
+    return said
+
+
+def _texts(row: Row, place: Place) -> Made:
+    values = typed(row.values, "texts", list, [])
+    row.used.add("texts")
+    if not values:
+        raise DataError('"texts" is empty; give questions or remove the row')
+    return _told(row, _said_of(values, "texts", place), place)
+
+
+def _preference(row: Row, place: Place) -> Made:
+    """Whole conversations: the good one is read."""
+    chosen = row.values["chosen"] if "chosen" in row.values else None
+    if not _listed(chosen):
+        raise DataError("a chosen reply without its question; name it prompt")
+    row.used.add("chosen")
+    return _told(row, _said_of(chosen, "chosen", place), place)
+
+
+def _told(row: Row, said: list[Said], place: Place, meta: dict | None = None) -> Made:
+    """The conversation with its system message and, where it ends without one, its reply."""
+    system = row.get(forms.SYSTEM)
+    if isinstance(system, str) and system:
+        said = [Said("system", "system", system), *said]
+    meta = dict(meta or {})
+    if said and said[-1].role not in ("assistant", "gpt", "model", "pretrain"):
+        found = row.find(forms.CHOSEN)
+        if found is not None:
+            said += _reply(found[1], found[0], place)
+    rejected = dict(row.every(forms.REJECTED))
+    if rejected:
+        meta["rejected"] = next(iter(rejected.values()))
+        for name in rejected:
+            place.reading.unused[name] += 1
+    return conversation(said, _media(row, place), place), meta
+
+
+def _reply(value: Any, name: str, place: Place) -> list[Said]:
+    if isinstance(value, str):
+        return [Said(name, "assistant", value)]
+    values = value if isinstance(value, list) else [value]
+    said = _said_of(values, name, place)
+    last = next((i for i in range(len(said) - 1, -1, -1) if said[i].role == "user"), -1)
+    said = said[last + 1 :]  # the prompt is repeated in it
+    for one in said:
+        one.role = one.role or "assistant"
+    return said
+
+
+def _question(row: Row, place: Place) -> Made:
+    found = row.find(forms.QUESTION)
+    assert found is not None  # the form fits
+    name, asked = found
+    if isinstance(asked, (list, tuple)):
+        return _questions(row, name, asked, place)
+    words = encodable(asked, name)
+    if isinstance(more := row.get(forms.INPUT), str) and more:
+        words = f"{words}\n{more}"
+    hint = row.get(forms.HINT)
+    if isinstance(hint, str) and hint not in MISSING:
+        words = f"Hint: {hint}\n{words}"
+    options = options_of(row)
+    given = answer_of(row, options, place.reading)
+    said = _history(row)
+    said.append(Said(name, "user", with_options(words, options)))
+    meta: dict[str, Any] = {}
+    if given is not None:
+        said.append(Said(name, "assistant", given.text))
+        if given.references:
+            meta["answers"] = list(given.references)
+        if given.options:
+            meta["options"] = dict(given.options)
+    elif options:
+        meta["options"] = options
+    box = row.find(forms.BOX)
+    turns, meta = _told(row, said, place, meta)
+    if box is not None:
+        images = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
+        meta["box"] = list(fractions_of(box[1], box[0], images))
+    return turns, meta
+
+
+def _questions(row: Row, name: str, asked: Sequence[Any], place: Place) -> Made:
+    """Lists of questions and answers of the same length: a conversation."""
+    found = row.find(forms.ANSWER)
+    replied = found[1] if found else None
+    if not isinstance(replied, (list, tuple)) or len(replied) != len(asked) or not asked:
+        raise DataError(f'"{name}" is {show(asked)}; make it a string, or as many as answers')
+    said: list[Said] = []
+    for i, (one, other) in enumerate(zip(asked, replied, strict=True)):
+        said.append(Said(f"{name}[{i}]", "user", one))
+        said.append(Said(f"answer {i}", "assistant", texts_of(other, f"answer {i}")[0]))
+    return _told(row, said, place)
+
+
+def _history(row: Row) -> list[Said]:
+    value = row.get(forms.HISTORY)
+    said: list[Said] = []
+    for i, (asked, replied) in enumerate(pairs_of(value, "history") if value else []):
+        said += [Said(f"history[{i}][0]", "user", asked),
+                 Said(f"history[{i}][1]", "assistant", replied)]  # fmt: skip
+    return said
+
+
+def _caption(row: Row, place: Place) -> Made:
+    found = row.find(forms.CAPTION)
+    assert found is not None  # the form fits
+    name, value = found
+    media = _media(row, place)
+    if not media.images and not media.videos:
+        raise DataError(f"a caption but no image in the columns {', '.join(map(str, row.values))}")
+    captions = cleaned(texts_of(value, name))
+    said = [Said(name, "user", PROMPT), Said(name, "assistant", captions[0])]
+    return conversation(said, media, place), {"captions": captions}
+
+
+MAKERS: dict[str, Callable[[Row, Place], Made]] = {
+    "messages": _messages,
+    "conversations": _messages,
+    "conversation": _messages,
+    "texts": _texts,
+    "question": _question,
+    "preference": _preference,
+    "caption": _caption,
+}
+
+
+def cleaned(captions: Sequence[Any]) -> list[str]:
+    """Captions without spaces around them and without placeholders of their images. Raises
+    DataError where none is left."""
+    found = [encodable(c, f"caption {i + 1}") for i, c in enumerate(captions)]
+    found = [re.sub(r"<(image|video)>", "", caption).strip() for caption in found]
+    found = [caption for caption in found if caption]
+    if not found:
+        raise DataError("an empty caption; describe the image or remove it")
+    return found
 
 
 def described(
-    pictures: tuple[Image, ...], captions: list, name: str, source: str, meta: dict
+    images: tuple[Image, ...], captions: Sequence[Any], name: str, source: str, meta: dict
 ) -> Sample:
-    """Pictures and what they show: the first caption is the answer, all are in meta.captions."""
-    captions = [encodable(c, f"caption {i + 1}").strip() for i, c in enumerate(captions)]
-    captions = [caption for caption in captions if caption]
-    if not captions:
-        raise DataError("an empty caption; describe the picture or remove it")
-    turns = (question(*pictures, PROMPT), answer(captions[0]))
-    return Sample(turns, name, source, False, {**meta, "captions": captions})
+    """Images and what they show: the first caption is the answer, all are in meta.captions."""
+    found = cleaned(captions)
+    turns = (question(*images, PROMPT), answer(found[0]))
+    return Sample(turns, name, source, False, {**meta, "captions": found})
 
 
-def _pictures(row: dict, root: Path, where: str) -> tuple[Image, ...]:
-    key = _first(row, IMAGES)
-    if key is None:  # image_1, image_2, ... or any other name of a column that holds pictures
-        shown = [(name, value) for name, value in row.items() if _is_picture(value)]
-        return tuple(picture(value, name, root, where) for name, value in shown)
-    values = row[key] if isinstance(row[key], (list, tuple)) else [row[key]]
-    return tuple(picture(v, f"{key}[{i}]", root, where) for i, v in enumerate(values))
+# What is left
 
 
-def _is_picture(value: Any) -> bool:
-    """Decoded, or as Hugging Face stores a file."""
-    stored = isinstance(value, dict) and value.keys() == {"bytes", "path"} and any(value.values())
-    return stored or isinstance(value, PIL.Image.Image)
+def _meta(row: Row, place: Place) -> dict[str, Any]:
+    """What the record says of itself, and its other simple columns. Raises DataError for what
+    forbids to learn it."""
+    if row.get(forms.AUDIO) not in (None, "", []):
+        raise DataError("the record has audio, which is not read; remove the record")
+    tools = row.get(forms.TOOLS)
+    if spelt(tools) if isinstance(tools, str) and spelt(tools) is not None else tools:
+        raise DataError("the record offers tools; tool calls are not read: remove the record")
+    for name in forms.DESIRED.names:
+        if name not in row.used and isinstance(row.values.get(name), bool):
+            row.used.add(name)
+            if not row.values[name]:
+                raise DataError(f'"{name}" is false: its reply is a bad one; remove the record')
+    own = typed(row.values, "meta", dict, {})
+    row.used.add("meta")
+    meta: dict[str, Any] = {}
+    for key in (forms.CATEGORY, forms.KEPT):
+        for name, value in row.every(key):
+            if key is forms.CATEGORY and isinstance(value, str):
+                meta.setdefault("category", value)
+            meta[name] = value
+    meta |= {name: row.values[name] for name in row.left()}
+    kept = {k: v for k, v in meta.items()
+            if isinstance(v, (str, int, float, bool, list)) and not _has_bytes(v)}  # fmt: skip
+    return kept | own
 
 
-def _first(row: dict, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if row.get(name) is not None), None)
+def _has_bytes(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_bytes, value))
+    return not isinstance(value, (str, int, float, bool, type(None)))
 
 
-def _get(turn: Any, *keys: str) -> Any:
-    if not isinstance(turn, dict):
-        raise DataError(f"a turn is {show(turn)}; make it an object with {' and '.join(keys)}")
-    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+def _check_left(row: Row, place: Place) -> None:
+    left = row.left()
+    for name in left:
+        place.reading.unused[str(name)] += 1
+    if left and place.reading.strict:
+        raise DataError(
+            f"keys that are not used: {', '.join(map(str, left))}; remove them or read without "
+            "--strict"
+        )
+
+
+def _count_left(row: Row, entry: str, place: Place) -> None:
+    left = row.left()
+    for name in left:
+        place.reading.unused[f"{entry}.{name}"] += 1
+    if left and place.reading.strict:
+        raise DataError(
+            f"keys of {entry} that are not used: {', '.join(map(str, left))}; remove them or read "
+            "without --strict"
+        )

@@ -16,7 +16,7 @@ from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look, files_of
 from chiasm.data.formats.media import SUFFIXES, Appearing, image_bytes, suffix
 from chiasm.data.formats.messages import json_line, videos_of
-from chiasm.data.formats.reading import OnError, Record, folder_name, json_object, samples
+from chiasm.data.formats.reading import Reading, Record, folder_name, json_object, samples
 from chiasm.data.formats.rows import sample_of
 from chiasm.data.formats.tar import Members, groups
 
@@ -29,14 +29,14 @@ def claims(look: Look) -> bool:
     return look.path.suffix == ".tar" or any(name.endswith(".tar") for name in look.names)
 
 
-def read(path: Path, on_error: OnError | None, images: Path | None) -> Iterable[Sample]:
+def read(path: Path, reading: Reading) -> Iterable[Sample]:
     for file in files_of(path, "*.tar"):
         source = folder_name(file)
 
         def make(members: Members, where: str, source=source) -> Sample:
-            return tar_sample(members, where, source)
+            return tar_sample(members, where, source, reading)
 
-        yield from samples(_groups(file), make, source, on_error)
+        yield from samples(_groups(file), make, source, reading.on_error)
 
 
 def _groups(file: Path) -> Iterator[Record]:
@@ -49,9 +49,9 @@ def _groups(file: Path) -> Iterator[Record]:
         yield f"{file.name}:", DataError(f"not readable from here on: {error}")
 
 
-def tar_sample(members: Members, where: str, source: str) -> Sample:
+def tar_sample(members: Members, where: str, source: str, reading: Reading | None = None) -> Sample:
     """The sample of one key's members. Raises DataError."""
-    return sample_of(_row(members, where), HERE, source, where)
+    return sample_of(_row(members, where), HERE, source, where, reading)
 
 
 def _row(members: Members, where: str) -> dict:

@@ -1,0 +1,197 @@
+"""The forms of records: for each the keys that it understands and what becomes of them.
+
+Readers ask a record for its keys by these declarations alone, and docs/data.md has its table from
+them. A key that nobody asked for is counted by its name (reading.Reading.unused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """names: of the column, the first that a record has; becomes: what it is read as."""
+
+    names: tuple[str, ...]
+    becomes: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """title: as told to the user. needs: keys of which a record of this form has one each.
+    keys: what else it may have. message: the keys of each of its messages."""
+
+    name: str
+    title: str
+    needs: tuple[Key, ...]
+    keys: tuple[Key, ...] = ()
+    message: tuple[Key, ...] = ()
+
+    @property
+    def all_keys(self) -> tuple[Key, ...]:
+        return (*self.needs, *self.keys, *COMMON)
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        return all(any(row.get(name) is not None for name in key.names) for key in self.needs)
+
+
+class Row:
+    """A record, and which of its keys have been asked for."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
+        self.used: set[str] = set()
+
+    def find(self, key: Key) -> tuple[str, Any] | None:
+        """(name, value) of the first name that the record has."""
+        for name in key.names:
+            if self.values.get(name) is not None:
+                self.used.add(name)
+                return name, self.values[name]
+        return None
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        found = self.find(key)
+        return default if found is None else found[1]
+
+    def every(self, key: Key) -> Iterator[tuple[str, Any]]:
+        """All that the record has of the names."""
+        for name in key.names:
+            if self.values.get(name) is not None:
+                self.used.add(name)
+                yield name, self.values[name]
+
+    def left(self) -> list[str]:
+        """The keys with a value that nobody asked for."""
+        return [
+            name
+            for name, value in self.values.items()
+            if name not in self.used and value is not None and value != "" and value != []
+        ]
+
+
+ID = Key(
+    ("id", "question_id", "questionId", "sample_id", "uid", "index", "key", "image_id"),
+    "the sample's id",
+)
+IMAGES = Key(
+    ("images", "image", "jpg", "jpeg", "png", "webp", "img", "file_name", "file_names",
+     "image_path", "image_paths", "img_path", "image_file", "image_list", "image_url"),
+    "images, in order; so is any column whose values are image files, bytes or data URLs",
+)  # fmt: skip
+VIDEOS = Key(
+    ("videos", "video", "video_path"),
+    "videos, in order; so is any column whose values are video files",
+)
+AUDIO = Key(("audios", "audio"), "refused: audio is not read")
+SYSTEM = Key(("system", "system_prompt"), "a system message before the others")
+OBJECTS = Key(
+    ("objects",),
+    "names and boxes for `<ref-object>` and `<bbox>` in the text (`bbox_type` real, norm1 or "
+    "norm1000, `width`, `height`, `image_id`)",
+)
+CHOSEN = Key(("chosen", "chosen_response"), "the reply where the conversation ends without one")
+REJECTED = Key(
+    ("rejected", "rejected_response", "rejected_messages", "rejected_images"),
+    "`meta.rejected`; not learnt, counted as not used",
+)
+DESIRED = Key(
+    ("kto_tag", "label"),
+    "`false` (a bad reply): the record is refused; `true`: nothing",
+)
+TOOLS = Key(("tools", "functions"), "refused where it holds tools: tool calls are not read")
+INDEPENDENT = Key(("independent",), "the pairs are separate questions about the same images")
+META = Key(("meta",), "`meta`, an object")
+CATEGORY = Key(("category", "type", "tag"), "`meta.category`, by which scores are reported")
+KEPT = Key(
+    ("source", "dataset", "data_source", "split", "width", "height", "url", "license", "language",
+     "lang", "task", "topic", "difficulty", "image_width", "image_height"),
+    "kept in `meta`",
+)  # fmt: skip
+COMMON = (ID, IMAGES, VIDEOS, AUDIO, SYSTEM, OBJECTS, CHOSEN, REJECTED, DESIRED, TOOLS, META,
+          INDEPENDENT, CATEGORY, KEPT)  # fmt: skip
+
+MESSAGES = Key(("messages",), "the messages")
+CONVERSATIONS = Key(("conversations",), "the messages")
+CONVERSATION = Key(("conversation",), "the messages, or pairs of `human` and `assistant`")
+ROLE = Key(("role", "from", "source"), "who speaks: system, user, assistant and their other names")
+CONTENT = Key(
+    ("content", "value"),
+    "a string with placeholders, or parts: text, image, video, image_url, each with its own image "
+    "or the next of the record's",
+)
+LOSS = Key(("loss",), "`false`: the reply is read, not learnt")
+WEIGHT = Key(("weight",), "0: the reply is read, not learnt; 1: as without")
+CALLS = Key(("tool_calls", "function_call"), "refused: tool calls are not read")
+MESSAGE = (ROLE, CONTENT, LOSS, WEIGHT, CALLS)
+
+TEXTS = Key(("texts",), "separate questions: objects with `user` and `assistant`")
+PAIR = (
+    Key(("user", "human", "input"), "the question"),
+    Key(("assistant", "output", "gpt"), "the answer"),
+    Key(("system",), "a system message before them"),
+    Key(("source",), "kept nowhere"),
+)
+
+QUESTION = Key(
+    ("question", "query", "problem", "instruction", "prompt", "prefix"), "the user's message"
+)
+INPUT = Key(("input",), "a second line of the question")
+HINT = Key(("hint",), "`Hint: ...` before the question")
+HISTORY = Key(("history",), "earlier questions and answers, as pairs")
+OPTIONS = Key(
+    ("options", "choices", "candidates"),
+    "lines `A. ...` after the question and `meta.options`: a list, an object or text that spells "
+    "one; so are columns A, B, ..., choice_a, ... and option_a, ...",
+)
+PLACE_OF_ANSWER = Key(
+    ("correct_choice_idx", "answer_index", "answer_idx", "correct_index"),
+    "of options: the right one's place from 0",
+)
+ANSWER = Key(
+    ("answer", "multiple_choice_answer", "correct_answer", "answers", "direct_answers", "response",
+     "output", "completion", "solution", "suffix", "ground_truth", "label", "labels", "reference"),
+    "the reply; of options the letter, whether it is given as letter, text or place; several "
+    "answers: the most frequent one, all in `meta.answers`",
+)  # fmt: skip
+REFERENCES = Key(("answers", "direct_answers"), "`meta.answers`: all are right when scored")
+BOX = Key(("box", "bbox"), "`meta.box`: [left, top, right, bottom], pixels or fractions")
+CAPTION = Key(
+    ("captions", "caption", "text", "txt", "sentences", "caption_0", "title"),
+    'the reply to "Describe the image."; all of a list in `meta.captions` (`text` that asks beside '
+    "an answer or a question_id is a question; `prompt` beside an image without a reply a caption)",
+)
+
+FORMS: tuple[Form, ...] = (
+    Form("messages", "messages", (MESSAGES,), (), MESSAGE),
+    Form("conversations", "conversations (LLaVA, ShareGPT)", (CONVERSATIONS,), (), MESSAGE),
+    Form("conversation", "conversation", (CONVERSATION,), (), (*MESSAGE, *PAIR)),
+    Form("texts", "questions and answers about the same images (The Cauldron)", (TEXTS,), (), PAIR),
+    Form(
+        "question",
+        "question and answer (also query and response, instruction and output, prompt and "
+        "completion, prefix and suffix)",
+        (QUESTION,),
+        (ANSWER, PLACE_OF_ANSWER, REFERENCES, OPTIONS, HINT, INPUT, HISTORY, BOX),
+    ),
+    Form("preference", "preference without a prompt", (CHOSEN, REJECTED), (), MESSAGE),
+    Form("caption", "caption", (CAPTION,)),
+)
+
+
+def markdown() -> str:
+    """The table of docs/data.md: each form, its keys, what becomes of them."""
+    lines = ["| form | keys | become |", "|---|---|---|"]
+    for form in FORMS:
+        for place, keys in (("", (*form.needs, *form.keys)), ("of a message: ", form.message)):
+            lines += [_line(form.title, place, key) for key in keys]
+    lines += [_line("any", "", key) for key in COMMON]
+    return "\n".join(lines)
+
+
+def _line(title: str, place: str, key: Key) -> str:
+    names = ", ".join(f"`{name}`" for name in key.names)
+    return f"| {title} | {place}{names} | {key.becomes} |"

@@ -1,0 +1,123 @@
+"""Objects of a record: names and boxes that stand in its text as <ref-object> and <bbox>.
+
+ms-swift: {"objects": {"ref": ["a dog"], "bbox": [[left, top, right, bottom]], "bbox_type": "real",
+"image_id": [0], "width": [640], "height": [480]}}, and its older list of objects. Boxes are kept as
+fractions of the image and written in the model's own format (data/boxes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import BoxText, Image
+from chiasm.data.boxes import write_fractions
+from chiasm.data.formats.media_value import spelt
+from chiasm.data.formats.reading import encodable, show
+
+UNITS = {"real": "pixels", "norm1": "fractions", "norm1000": "thousandths"}
+Ref = str
+
+
+@dataclass(frozen=True)
+class Box:
+    """corners: (left, top, right, bottom) or (x, y) in `units` of UNITS; image: its number; size:
+    (width, height) that pixels refer to, None for the image's own."""
+
+    corners: tuple[float, ...]
+    units: str = "real"
+    image: int = 0
+    size: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What the placeholders stand for, in order."""
+
+    refs: Sequence[Ref] = ()
+    boxes: Sequence[Box] = field(default_factory=tuple)
+
+
+def objects_of(value: Any) -> Objects | None:
+    """The objects of a record; None for a value of another kind. Raises DataError for a broken
+    one."""
+    if isinstance(value, str):
+        value = spelt(value)
+    if isinstance(value, list):
+        return _older(value)
+    if not isinstance(value, dict) or not isinstance(value.get("bbox"), (list, tuple)):
+        return None
+    refs = [encodable(ref, f"objects.ref[{i}]") for i, ref in enumerate(value.get("ref") or [])]
+    units, images = _units(value.get("bbox_type")), value.get("image_id") or []
+    boxes = []
+    for i, corners in enumerate(value["bbox"]):
+        image = int(images[i]) if i < len(images) else 0
+        size = _size(value.get("width"), value.get("height"), image)
+        boxes.append(Box(_corners(corners, f"objects.bbox[{i}]"), units, image, size))
+    return Objects(refs, boxes)
+
+
+def _older(values: list) -> Objects | None:
+    """[{"caption": "a dog", "bbox": [...], "bbox_type": "real", "image": 0}, ...]"""
+    if not all(isinstance(one, dict) and "bbox" in one for one in values) or not values:
+        return None
+    refs, boxes = [], []
+    for i, one in enumerate(values):
+        refs.append(encodable(one.get("caption", ""), f"objects[{i}].caption"))
+        corners = _corners(one["bbox"], f"objects[{i}].bbox")
+        boxes.append(Box(corners, _units(one.get("bbox_type")), int(one.get("image") or 0)))
+    return Objects(refs, boxes)
+
+
+def _units(value: Any) -> str:
+    if value is None:
+        return "real"
+    if value not in UNITS:
+        raise DataError(f"objects.bbox_type is {show(value)}; use {', '.join(UNITS)}")
+    return value
+
+
+def _corners(value: Any, entry: str) -> tuple[float, ...]:
+    numbers = isinstance(value, (list, tuple)) and all(
+        isinstance(n, (int, float)) and not isinstance(n, bool) for n in value
+    )
+    if not numbers or len(value) not in (2, 4):
+        raise DataError(f"{entry} is {show(value)}; give [left, top, right, bottom] or [x, y]")
+    return tuple(float(n) for n in value)
+
+
+def _size(width: Any, height: Any, image: int) -> tuple[float, float] | None:
+    if width is None or height is None:
+        return None
+    pair = [v[min(image, len(v) - 1)] if isinstance(v, (list, tuple)) else v
+            for v in (width, height)]  # fmt: skip
+    return float(pair[0]), float(pair[1])
+
+
+def fractions_of(value: Any, entry: str, images: Sequence[Image]) -> tuple[float, ...]:
+    """A box as fractions of the first image, of fractions or of its pixels. Raises DataError."""
+    if isinstance(value, str):
+        value = spelt(value)
+    corners = _corners(value, entry)
+    units = "norm1" if max(map(abs, corners)) <= 1 else "real"
+    return box_text(Box(corners, units), images).box
+
+
+def box_text(box: Box, images: Sequence[Image]) -> BoxText:
+    """The box as text. Raises DataError where it is in pixels of an image that is not there."""
+    if box.units == "norm1":
+        scale = (1.0, 1.0)
+    elif box.units == "norm1000":
+        scale = (1000.0, 1000.0)
+    else:
+        scale = box.size or _size_of(box, images)
+    fractions = tuple(min(max(n / scale[i % 2], 0.0), 1.0) for i, n in enumerate(box.corners))
+    return BoxText(write_fractions(fractions), fractions, box.image)
+
+
+def _size_of(box: Box, images: Sequence[Image]) -> tuple[float, float]:
+    if not 0 <= box.image < len(images):
+        raise DataError(f"a box of image {box.image}, but the record has {len(images)}")
+    return images[box.image].size()
