@@ -168,6 +168,8 @@ def eval(
     export: Path | None = None,
     metric: str = "",
     columns: str = "",
+    prompt: str = "",
+    images: Path | None = None,
     data: Path | None = None,
     split: str = "",
     download: bool = False,
@@ -187,8 +189,8 @@ def eval(
             transformers (CLIP, SigLIP), for zero-shot classification and retrieval.
         task: A benchmark (vqav2, gqa, textvqa, docvqa, chartqa, ai2d, mmmu, mmstar, mmbench, pope,
             ocrbench, screenspot, coco-captions, flickr30k, imagenet, video-mme, geneval),
-            "easy-vqa", hf:ORG/NAME, a file or folder in a known format (its test half), or a .tsv,
-            .csv, .json or .parquet table.
+            "easy-vqa", hf:ORG/NAME, or a file or folder in any format that train reads: its test
+            half, or all of a file that the model was not trained on.
         limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
         seed: Seed of that draw.
         ablate: Ask once more with less to see: blind (no picture), shuffled (the picture of
@@ -203,7 +205,11 @@ def eval(
         metric: exact, vqa, anls, relaxed, choice, contains, yes-no, caption, transcript, click,
             box, perplexity; drawing, of captions; reconstruction, by an image tokenizer; by default
             the task's own.
-        columns: Of a table, where they are not called as usual: "question=q answer=gold".
+        columns: Of records, where they are not called as usual: "question=q answer=gold".
+        prompt: A line after each question, such as "Answer with a single word."; with {question} in
+            it, it replaces the question's text. Without it nothing is added.
+        images: The folder that image paths are relative to (default: the file's own); / allows
+            absolute paths.
         data: Folder of the benchmark's published files (default data/TASK).
         split: Split of the benchmark (default the one that has answers).
         download: Fetch the benchmark from the Hugging Face hub into that folder first.
@@ -225,7 +231,9 @@ def eval(
     from chiasm.recipes.evaluate import How, evaluate_command
 
     how = How(ablate, batch, max_tokens, precision, by_likelihood, labels, history)
-    asked = Asked(task, data, split, download, metric, columns, compat, limit, seed, turns)
+    asked = Asked(
+        task, data, split, download, metric, columns, compat, limit, seed, turns, prompt, images
+    )
     evaluate_command(
         run,
         asked,

@@ -144,10 +144,20 @@ def plain(folder: Path, rows: Rows) -> Path:
     return folder
 
 
+def table(folder: Path, rows: Rows) -> Path:
+    files = saved(folder, rows)
+    with (folder / "own.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["id", "image_path", "question", "answer"])
+        out.writerows([row[0], name, row[3], row[4]] for row, name in zip(rows, files, strict=True))
+    return folder / "own.csv"
+
+
 SPELT: dict[str, Callable[[Path, Rows], Path]] = {
     "messages": messages, "llava": llava, "sharegpt": sharegpt, "llama-factory": factory,
     "swift": swift, "hf": by_datasets, "parquet": parquet, "webdataset": webdataset,
     "image-folder": image_folder, "vlmevalkit": vlmevalkit, "coco": coco, "plain": plain,
+    "table": table,
 }  # fmt: skip
 CAPTIONS = {"coco", "plain"}  # formats without questions
 

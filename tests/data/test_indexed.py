@@ -17,6 +17,7 @@ from chiasm.data import indexed, load
 from chiasm.data.blob import blobs, local
 from chiasm.data.formats import reading
 from chiasm.data.formats.messages import read_messages, write_messages
+from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.webdataset import read as read_tar
 from chiasm.data.formats.webdataset import write_webdataset
 from chiasm.data.indexed import open_indexed
@@ -58,8 +59,8 @@ def test_tars_by_index_are_those_read_whole(tmp_path):
     files = sorted((tmp_path / "set").glob("*.tar"))
     assert len(files) == 3
     found = open_indexed([local(file) for file in files])
-    same(found, read_tar(tmp_path / "set", None, None))
-    same([found[7], found[2]], [list(read_tar(tmp_path / "set", None, None))[i] for i in (7, 2)])
+    same(found, read_tar(tmp_path / "set", Reading()))
+    same([found[7], found[2]], [list(read_tar(tmp_path / "set", Reading()))[i] for i in (7, 2)])
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -74,7 +75,7 @@ def test_tars_with_long_names(tmp_path, kind):
                 head.size = len(data)
                 tar.addfile(head, io.BytesIO(data))
     found = open_indexed([local(tmp_path / "long.tar")])
-    same(reversed([found[i] for i in (2, 1, 0)]), read_tar(tmp_path / "long.tar", None, None))
+    same(reversed([found[i] for i in (2, 1, 0)]), read_tar(tmp_path / "long.tar", Reading()))
 
 
 def test_bad_records_are_told_every_time_and_the_rest_is_kept(tmp_path):
@@ -84,7 +85,7 @@ def test_bad_records_are_told_every_time_and_the_rest_is_kept(tmp_path):
         out.write(b'{"messages": 1}\n\xff\n')
     for _ in range(2):  # the second time from the kept index
         bad = {}
-        found = open_indexed([local(file)], bad.__setitem__)
+        found = open_indexed([local(file)], Reading(bad.__setitem__))
         assert len(found) == 3
         assert list(bad) == ["set/train.jsonl:4", "set/train.jsonl:5"]
         assert "not UTF-8" in str(bad["set/train.jsonl:5"])
@@ -100,7 +101,7 @@ def test_a_giant_line_costs_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "LONGEST", 2000)
     monkeypatch.setattr(reading, "_CHUNK", 100)
     bad = {}
-    found = open_indexed([local(file)], bad.__setitem__)
+    found = open_indexed([local(file)], Reading(bad.__setitem__))
     places = [found[i].where for i in (2, 0, 1)]
     assert places == ["train.jsonl:4", "train.jsonl:1", "train.jsonl:3"]
     assert list(bad) == ["set/train.jsonl:2"]
@@ -112,7 +113,7 @@ def test_the_index_is_kept_until_the_file_changes(tmp_path, monkeypatch):
     write_messages(made(3), file)
     open_indexed([local(file)])
     with monkeypatch.context() as patched:
-        patched.setattr(indexed, "_scan", lambda blob: pytest.fail("read again"))
+        patched.setattr(indexed, "_scan", lambda *_: pytest.fail("read again"))
         assert len(open_indexed([local(file)])) == 3
     write_messages(made(4), file)
     assert len(open_indexed([local(file)])) == 4

@@ -11,6 +11,7 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats.messages import videos_of
+from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.registry import WRITERS, Write
 from chiasm.data.load import Source, open_data
 from chiasm.data.parallel import mapped
@@ -45,18 +46,21 @@ def convert(
     name: str | None = None,
     images: Path | None = None,
     workers: int = 1,
+    strict: bool = False,
 ) -> Imported:
     """Write all usable samples of `data` into the folder `out`; every picture is decoded once.
 
     name: the format of `data` where it does not show. images: the folder that its image paths are
-    relative to. workers: threads that decode. Records and samples that cannot be used go to
+    relative to ("/": its absolute ones are allowed). workers: threads that decode. strict: a
+    record with a key that is not used cannot be used. Records and samples that cannot be used go to
     out/quarantine.jsonl, none is replaced. Raises DataError if no sample is left.
     """
     write = writer(to)
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: is not empty; name a new folder")
     quarantine = Quarantine(out / BAD, limit=1.0)
-    sources = open_data(data, name, quarantine.record, images)
+    reading = Reading(quarantine.record, images, strict=strict, unused=quarantine.unused)
+    sources = open_data(data, name, reading=reading)
     counts: Counter[str] = Counter()
 
     def usable(split: str, source: Source) -> Iterator[Sample]:
@@ -69,6 +73,7 @@ def convert(
 
     for split, source in sources.items():
         write(usable(split, source), out, split)
+    quarantine.write_unused()
     if not counts:
         raise DataError(
             f"{data}: none of {len(quarantine)} records can be used; see {out / BAD}"

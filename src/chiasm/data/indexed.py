@@ -120,8 +120,8 @@ def _shard(blob: Blob, reading: Reading) -> Shard:
         shard = _scan(blob, reading)
     try:
         with Appearing(file) as temporary, temporary.open("wb") as out:
-            texts = {"bad": shard.bad, "unused": shard.unused}
-            np.savez(out, rows=shard.rows, **{k: np.array(json.dumps(v)) for k, v in texts.items()})
+            bad, unused = (np.array(json.dumps(v)) for v in (shard.bad, shard.unused))
+            np.savez(out, rows=shard.rows, bad=bad, unused=unused)
     except OSError:  # a full or read-only disk: the next run reads the shard again
         pass
     return shard

@@ -68,7 +68,7 @@ def load_samples(
         rows, whole = huggingface.stream(data, split, reading)
         samples, place, title = list(rows), data, huggingface.FORMAT.title
     else:
-        name, path = _prefixed(data)
+        name, path = prefixed(data)
         if not path.exists():
             raise missing(path, BUILT_IN)
         choice = choose(path, split, name)
@@ -173,7 +173,7 @@ def open_data(
         streams = {s: huggingface.stream(data, s, reading) for s in ("train", "test")}
         used = ("train", "test") if streams["test"][1] else ("train",)
         return {s: Source(huggingface.FORMAT, streams[s][0]) for s in used}
-    given, path = _prefixed(data)
+    given, path = prefixed(data)
     name = name or given
     if not path.exists():
         raise missing(path, BUILT_IN)
@@ -190,7 +190,7 @@ def detected(title: str, count: int, split: str = "") -> str:
     return f"detected: {title}, {samples}{f' ({split})' if split else ''}"
 
 
-def _prefixed(data: str) -> tuple[str | None, Path]:
+def prefixed(data: str) -> tuple[str | None, Path]:
     """FORMAT:PATH as its halves; a path alone has no format."""
     name, colon, rest = data.partition(":")
     if colon and name in NAMES and not Path(data).exists():
@@ -216,7 +216,10 @@ def choose(path: Path, split: Split, name: str | None = None) -> Choice:
     held = next((found[s] for s in HELD_OUT if s in found), None)
     if "train" not in found:
         if split == "train":
-            raise DataError(f"{path}: holds a test set only; add a train set beside it")
+            name = next(iter(_others(found, [])), TEST)
+            raise DataError(
+                f"{path / name}: a test set is not trained on; add a train set beside it"
+            )
         assert held is not None
         return Choice(held, True, _others(found, held))
     if held is None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 
+UNUSED = "(keys that are not used)"
+
 
 @dataclass
 class Quarantine:
     """Bad samples by id with their reasons; written to quarantine.jsonl when a path is given.
 
+    unused: how many records have a key that no reader uses, by its name (formats/reading.py).
     Raises DataError when more than `limit` of the samples are bad: then it is the data set, not a
     few files.
     """
@@ -21,6 +25,7 @@ class Quarantine:
     path: Path | None = None
     limit: float = 0.5
     reasons: dict[str, str] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
     _places: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -35,6 +40,11 @@ class Quarantine:
                 f"{self.limit:.0%}; the last: {error}"
             )
 
+    def write_unused(self) -> None:
+        """Add a line for the keys that are not used, if there are any."""
+        if self.unused and self.path is not None:
+            self._write({"id": UNUSED, "reason": said_of(self.unused), "keys": dict(self.unused)})
+
     def sample(self, sample: Sample, error: Exception) -> None:
         """A sample that cannot be used, once however often it comes; another one of the same id is
         told apart by its place."""
@@ -48,8 +58,20 @@ class Quarantine:
         if key in self.reasons:
             return
         self.reasons[key] = str(error)
+        self._write({"id": key, "reason": str(error)})
+
+    def _write(self, row: dict) -> None:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 # A lone surrogate (bytes that are no UTF-8) would not encode: JSON escapes it.
-                file.write(json.dumps({"id": key, "reason": str(error)}) + "\n")
+                file.write(json.dumps(row) + "\n")
+
+
+def said_of(unused: Counter[str], most: int = 20) -> str:
+    """ "keys not used: level 3, objects 1", "" for none."""
+    if not unused:
+        return ""
+    named = [f"{name} {count:,}" for name, count in unused.most_common(most)]
+    more = f" and {len(unused) - most:,} more" * (len(unused) > most)
+    return f"keys not used: {', '.join(named)}{more}"

@@ -5,32 +5,38 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from rich.console import Console
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
-from chiasm.data.load import BUILT_IN, load_samples
+from chiasm.data.formats.reading import Reading
+from chiasm.data.load import BUILT_IN, load_samples, prefixed
+from chiasm.data.mixture import parse
 from chiasm.data.quarantine import Quarantine
 from chiasm.eval.conversation import Turns
+from chiasm.data.splits import split_of
 from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.scoring import find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
 from chiasm.eval.tasks.registry import NAMES, download, find_benchmark, read_benchmark
-from chiasm.eval.tasks.rows import SUFFIXES
-from chiasm.eval.tasks.table import read_table
+from chiasm.eval.tasks.table import columns_of, prompted, read_table
 from chiasm.recipes.run import read
 
 
 @dataclass(frozen=True)
 class Asked:
-    """task: a benchmark's name, "easy-vqa", a folder with test.jsonl, a .jsonl of conversations, or
-    a table. folder: where a benchmark's files are (data/NAME). split: "" for the one that has
-    answers. fetch: download it first. metric: "" for the task's own. columns: of a table. turns:
-    which of a conversation's questions are asked (eval/conversation.py)."""
+    """task: a benchmark's name, "easy-vqa", a file or folder in any format that training reads.
+    folder: where a benchmark's files are (data/NAME). split: "" for the one that has answers.
+    fetch: download it first. metric: "" for the task's own. columns: which column is what
+    (eval/tasks/table.py). turns: which of a conversation's questions are asked
+    (eval/conversation.py). prompt: a line after each question. images: the folder that image paths
+    are relative to. whole: ask all of a file whose name says no split, not its held-out tenth."""
 
     task: str
     folder: Path | None = None
@@ -42,6 +48,9 @@ class Asked:
     limit: int = 0
     seed: int = 0
     turns: Turns = "all"
+    prompt: str = ""
+    images: Path | None = None
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -49,6 +58,10 @@ class Asked:
 
     def samples(self) -> Sequence[Sample]:
         """All questions with their answers."""
+        samples = self._samples()
+        return [prompted(s, self.prompt) for s in samples] if self.prompt else samples
+
+    def _samples(self) -> Sequence[Sample]:
         if self.task in NAMES:
             folder = self.folder or Path("data") / self.task
             if self.fetch:
@@ -58,9 +71,26 @@ class Asked:
             return load_samples(self.task, "test")
         if not Path(self.task).exists() and (near := nearest(self.task, NAMES)):
             raise ConfigError(f"unknown task '{self.task}'{near}")
-        if is_table(Path(self.task)):
-            return read_table(Path(self.task).expanduser(), self.columns)
-        return read(self.task, "test", Quarantine())
+        quarantine = Quarantine()
+        reading = Reading(
+            quarantine.record,
+            self.images,
+            columns_of(self.columns),
+            unused=quarantine.unused,
+        )
+        path = Path(self.task).expanduser()
+        if path.is_file() and self.whole and split_of(path.stem) is None:
+            samples: Sequence[Sample] = read_table(path, self.columns, reading)
+        else:
+            samples = read(self.task, "test", quarantine, reading)
+        if len(quarantine):
+            first = next(iter(quarantine.reasons.values()))
+            Console(stderr=True, soft_wrap=True).print(
+                f"{len(quarantine)} records could not be read and are not asked: {first}",
+                markup=False,
+                highlight=False,
+            )
+        return samples
 
     def question_task(self) -> QuestionTask:
         """The questions as a task; easy-VQA's answers are a closed set."""
@@ -84,9 +114,12 @@ class Asked:
         """The metric of a task for which none was asked, "" where answers are just compared."""
         if self.task in NAMES:
             return self.usual_metric()
-        if is_table(Path(self.task)):
-            return "choice" if all("options" in sample.meta for sample in samples) else "exact"
-        return ""
+        if self.task in BUILT_IN:
+            return ""
+        if any("options" in sample.meta for sample in samples):
+            return "choice"
+        several = any("answers" in s.meta or "captions" in s.meta for s in samples)
+        return "exact" if several else ""
 
     def labels(self, task: QuestionTask, file: Path | None = None) -> list[str]:
         """The names to choose from: the lines of a file, else of classes.txt beside the data, else
@@ -109,17 +142,19 @@ class Asked:
         return labels
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file is a table of rows rather than conversations (rows with "messages")."""
-    path = path.expanduser()
-    if not path.is_file() or path.suffix not in SUFFIXES:
-        return False
-    if path.suffix != ".jsonl":
-        return True
-    with path.open("rb") as lines:
-        first = next((line for line in lines if line.strip()), b"")
+def for_runs(asked: Asked, runs: Sequence[Path]) -> Asked:
+    """All of a file is asked, unless one of the runs was trained on it."""
+    path = Path(asked.task).expanduser()
+    if not path.is_file():
+        return asked
+    return replace(asked, whole=not any(_trained_on(run, path.resolve()) for run in runs))
+
+
+def _trained_on(run: Path, file: Path) -> bool:
     try:
-        row = json.loads(first)
-    except ValueError:
-        return False  # the reader of conversations says where it is broken
-    return isinstance(row, dict) and "messages" not in row
+        data = json.loads((run / "recipe.json").read_bytes()).get("data", "")
+    except (OSError, ValueError, AttributeError):
+        return False
+    mixture = parse(data)
+    sources = [data] if mixture is None else [source.data for source in mixture.sources]
+    return any(file.is_relative_to(prefixed(source)[1].resolve()) for source in sources)

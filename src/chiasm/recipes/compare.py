@@ -17,7 +17,7 @@ from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.charts import percent
 from chiasm.eval.report.compared import p_value, points, render_comparison, verdict
 from chiasm.eval.task import MeasuredTask
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.asked import Asked, for_runs
 from chiasm.recipes.bill import bill_of
 from chiasm.recipes.evaluate import DEFAULT, How, ask_model
 
@@ -30,6 +30,7 @@ def compare_command(
     if export_to is not None:
         check_export(export_to)
     folders = [run for run in runs if run.is_dir()]
+    asked = for_runs(asked, folders)
     task = asked.question_task() if folders else None
     measure, name, failed = "accuracy", asked.name, 0
     if isinstance(task, MeasuredTask):

@@ -26,6 +26,7 @@ def import_(
     array_count: int = 1,
     ray: int = 0,
     workers: int = 1,
+    strict: bool = False,
 ) -> None:
     """Turn a data set of any known format into messages JSONL, WebDataset or parquet.
 
@@ -35,13 +36,15 @@ def import_(
         out: A new folder.
         to: messages, webdataset or parquet.
         format: The format of the source, where it is not seen by itself.
-        images: The folder that image paths are relative to (default: the file's own).
+        images: The folder that image paths are relative to (default: the file's own); / allows
+            absolute paths.
         shard: Write shards of so many samples, each by itself, into a folder that may hold some
             already; to webdataset or parquet.
         array_index: Of shards, do those of one job of an array, counted from 0.
         array_count: Jobs of that array.
         ray: Of shards, processes of Ray Data that share the work.
         workers: Threads that decode.
+        strict: A record with a key that is not used is left out.
     """
     if shard:
         if images is not None:
@@ -51,14 +54,17 @@ def import_(
         )
     from chiasm.data.convert import BAD, convert
     from chiasm.data.load import detected
+    from chiasm.data.quarantine import said_of
 
-    done = convert(source, out, to, format, images, workers)
+    done = convert(source, out, to, format, images, workers, strict)
     bad = len(done.quarantine)
     total = sum(done.counts.values())
     written = ", ".join(f"{count:,} {split}" for split, count in done.counts.items())
     left = f"; {bad:,} left out: {out / BAD}" if bad else ""
     _say(detected(done.title, total + bad))
     _say(f"{out}: {written} written as {to}{left}")
+    if line := said_of(done.quarantine.unused):
+        _say(line)
 
 
 def inspect(
@@ -71,6 +77,7 @@ def inspect(
     model: str = "mllm_smol",
     samples: int = 5,
     workers: int = 1,
+    strict: bool = False,
 ) -> None:
     """Look a data set over before training: counts, sizes, languages, doubles, what is unusable.
 
@@ -78,12 +85,14 @@ def inspect(
         source: A file or folder in a known format, or hf:ORG/NAME.
         out: The HTML page (default runs/inspect/NAME.html); the whole report is beside it as JSON.
         format: The format of the source, where it is not seen by itself.
-        images: The folder that image paths are relative to (default: the file's own).
+        images: The folder that image paths are relative to (default: the file's own); / allows
+            absolute paths.
         tokenizer: A tokenizer.json, or the folder of one or of a run, to count tokens with.
         labels: Instead print which words are learnt, in colour, and samples that teach nothing.
         model: Whose template decides the labels: a recipe's name or file, or the folder of a run.
         samples: So many samples' labels are printed; all of them are checked.
         workers: Threads that decode.
+        strict: A record with a key that is not used is left out.
     """
     if labels:
         from chiasm.recipes.labels import inspect_labels
@@ -96,7 +105,7 @@ def inspect(
     count = _token_counter(tokenizer) if tokenizer else None
     console = Console()
     with console.status("inspecting"):
-        found = inspect_data(source, format, images, count, workers=workers)
+        found = inspect_data(source, format, images, count, workers=workers, strict=strict)
     page = out or Path("runs/inspect") / f"{_stem(source)}.html"
     write_page(found, page)
     show(found, console)
@@ -115,6 +124,7 @@ def filter_(
     array_count: int = 1,
     ray: int = 0,
     workers: int = 1,
+    strict: bool = False,
 ) -> None:
     """Leave out samples by rules; every drop is counted and listed with its reason.
 
@@ -127,12 +137,14 @@ def filter_(
             contamination (test, n).
         to: messages, webdataset or parquet.
         format: The format of the source, where it is not seen by itself.
-        images: The folder that image paths are relative to (default: the file's own).
+        images: The folder that image paths are relative to (default: the file's own); / allows
+            absolute paths.
         shard: As of import; not with rules that compare samples with each other.
         array_index: As of import.
         array_count: As of import.
         ray: As of import.
         workers: Threads that decode; of shards, processes that share the work.
+        strict: A record with a key that is not used is left out.
     """
     if shard:
         if images is not None:
@@ -150,7 +162,7 @@ def filter_(
             from chiasm.recipes.agreement import score_by
 
             rule.score = score_by(Path(rule.model))
-    done = filter_data(source, out, chosen, to, format, images, workers)
+    done = filter_data(source, out, chosen, to, format, images, workers, strict)
     bad, kept = len(done.quarantine), sum(done.kept.values())
     _say(detected(done.title, kept + sum(done.dropped.values()) + bad))
     for name, count in done.dropped.items():

@@ -27,7 +27,7 @@ from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.asked import Asked, for_runs
 from chiasm.recipes.drawn import contrastive, draw_command, reconstruct_command, report_scores
 from chiasm.recipes.talk import responder
 from chiasm.vision.dual import Dual
@@ -68,6 +68,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate, print the table, keep the predictions. Raises DataError at the end if a question
     could not be asked."""
+    asked = for_runs(asked, [run])
     if export_to is not None:
         check_export(export_to)
     if asked.metric == "perplexity":
@@ -117,6 +118,7 @@ def ask_model(
         "weights": weights_hash(run),
         "sampling": asdict(sampling),
         "precision": how.precision,
+        "prompt": asked.prompt,
         "likelihood_of": "" if not how.by_likelihood else str(how.labels or "the answers"),
         "versions": versions(),
     }

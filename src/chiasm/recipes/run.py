@@ -16,9 +16,10 @@ from chiasm.core.config import to_dict
 from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
+from chiasm.data.formats.reading import Reading
 from chiasm.data.load import Split, load_samples
 from chiasm.data.mixture import parse
-from chiasm.data.quarantine import Quarantine
+from chiasm.data.quarantine import Quarantine, said_of
 from chiasm.data.turns import Mixed
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
@@ -98,6 +99,7 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
     if world.main:
         _save(job, folder)
     world.wait()
+    quarantine.write_unused()
     if len(quarantine):
         Console(stderr=True).print(
             f"{len(quarantine)} samples could not be used: {folder / 'quarantine.jsonl'}"
@@ -119,25 +121,33 @@ def _save(job: Job, folder: Path) -> None:
     temporary.rmdir()
 
 
-def read(data: str, split: Split, quarantine: Quarantine) -> Sequence[Sample]:
+def read(
+    data: str, split: Split, quarantine: Quarantine, reading: Reading | None = None
+) -> Sequence[Sample]:
     """The samples of a split; bad lines go to the quarantine, the format is confirmed. Of several
     data sets (data/mixture.py) a Mixed; its test half leaves out those that have none."""
     mixture = parse(data)
     if mixture is None:
-        return _read(data, split, quarantine)
+        return _read(data, split, quarantine, reading)
     if split == "train":
         return Mixed([_read(s.data, split, quarantine) for s in mixture.sources], mixture)
     return [sample for s in mixture.sources for sample in _test(s.data)]
 
 
-def _read(data: str, split: Split, quarantine: Quarantine) -> Sequence[Sample]:
+def _read(
+    data: str, split: Split, quarantine: Quarantine, reading: Reading | None = None
+) -> Sequence[Sample]:
     console = Console(stderr=True, soft_wrap=True)
-    return load_samples(
-        data,
-        split,
-        on_error=quarantine.record,
-        say=lambda line: console.print(line, markup=False, highlight=False),
-    )
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    reading = (reading or Reading(quarantine.record)).quiet()
+    found = load_samples(data, split, say=say, reading=reading)
+    if reading.unused:
+        say(said_of(reading.unused))
+    quarantine.unused.update(reading.unused)
+    return found
 
 
 def _test(data: str) -> Sequence[Sample]:

@@ -26,6 +26,7 @@ from chiasm.data.filters.near_duplicate import NearDuplicate
 from chiasm.data.filters.repetition import Repetition
 from chiasm.data.filters.rule import Rule
 from chiasm.data.filters.size import Size
+from chiasm.data.formats.reading import Reading
 from chiasm.data.load import Source, open_data
 from chiasm.data.parallel import mapped
 from chiasm.data.quarantine import Quarantine
@@ -88,6 +89,7 @@ def filter_data(
     name: str | None = None,
     images: Path | None = None,
     workers: int = 1,
+    strict: bool = False,
 ) -> Filtered:
     """Write what passes all rules into the folder `out`. workers: threads that decode; the rules
     see the samples in order.
@@ -101,7 +103,8 @@ def filter_data(
         raise DataError(f"{out}: is not empty; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     quarantine = Quarantine(out / BAD, limit=1.0)
-    sources = open_data(data, name, quarantine.record, images)
+    reading = Reading(quarantine.record, images, strict=strict, unused=quarantine.unused)
+    sources = open_data(data, name, reading=reading)
     kept: Counter[str] = Counter()
     dropped: Counter[str] = Counter({rule: 0 for rule, _ in rules})
     with (out / DROPPED).open("w", encoding="utf-8") as file:
@@ -124,6 +127,7 @@ def filter_data(
 
         for split, source in sources.items():
             write(passing(split, source), out, split)
+    quarantine.write_unused()
     report = {"data": data, "kept": kept, "dropped": dropped, "unusable": len(quarantine)}
     (out / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     if not kept:

@@ -96,6 +96,8 @@ def answer_of(row: Row, options: Mapping[str, str], reading: Reading) -> Answer 
     if found is None:
         return None
     name, value = found
+    if value == "":
+        return None
     if isinstance(value, str) and value.startswith("[") and isinstance(spelt(value), list):
         value = spelt(value)
     if isinstance(value, (list, tuple)) and not value:

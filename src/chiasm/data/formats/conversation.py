@@ -1,8 +1,9 @@
 """The one way from the messages of a record to turns, whatever form the record is published in.
 
 Media stand in the text as <image>, <image 2>, <video> or <img>path</img>, or between texts as
-parts. A line break beside a placeholder separates it from the text and is no part of it: "<image>\\nQ"
-and "Q\\n<image>" are an image and Q, so that all these spellings of a sample are encoded alike.
+parts. A line break beside a placeholder separates it from the text and is no part of it:
+"<image>\\nQ" and "Q\\n<image>" are an image and Q, so that all these spellings of a sample are
+encoded alike.
 """
 
 from __future__ import annotations
@@ -318,8 +319,9 @@ def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part,
     for one in items:
         new = part(one) if isinstance(one, _Slot) else one
         words = isinstance(one, _Slot) and type(new) is Text
-        if (words or glue) and parts and type(parts[-1]) is type(new) is Text:
-            parts[-1] = Text(parts[-1].text + new.text)
+        before = parts[-1] if parts else None
+        if (words or glue) and type(before) is Text and type(new) is Text:
+            parts[-1] = Text(before.text + new.text)
         else:
             parts.append(new)
         glue = words

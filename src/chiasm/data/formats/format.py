@@ -14,8 +14,9 @@ from chiasm.data.formats.reading import Reading, json_records
 
 SEEN = 100  # records that are looked at
 SIDE_FILES = (
-    "metadata.jsonl", "metadata.csv", "dataset_info.json", "dataset_dict.json", "dataset_infos.json",
-    "state.json", "quarantine.jsonl", "dropped.jsonl", "skipped.jsonl", "filter.json",
+    "metadata.jsonl", "metadata.csv", "dataset_info.json", "dataset_dict.json",
+    "dataset_infos.json", "state.json", "quarantine.jsonl", "dropped.jsonl", "skipped.jsonl",
+    "filter.json",
 )  # fmt: skip
 """What stands beside data and is none of it."""
 

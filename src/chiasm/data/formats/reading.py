@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
-from chiasm.core.errors import DataError
+from chiasm.core.config import nearest
+from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
 
 OnError = Callable[[str, DataError], None]
@@ -39,6 +40,7 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     unused: Counter[str] = field(default_factory=Counter)
+    checked: bool = False
 
     @property
     def anywhere(self) -> bool:
@@ -49,6 +51,13 @@ class Reading:
     def how(self) -> str:
         """What of it decides how a record is read."""
         return f"{self.images} {sorted(self.columns.items())} {self.strict}"
+
+    def check_columns(self, row: Mapping[str, Any]) -> None:
+        """Raises ConfigError where the first record lacks a column of `columns`."""
+        for column in () if self.checked else self.columns.values():
+            if column not in row:
+                raise ConfigError(f"--columns: no column '{column}'{nearest(column, row)}")
+        self.checked = True
 
     def quiet(self) -> Reading:
         """The same with counts of its own: records that are read again are not counted again."""
@@ -169,7 +178,7 @@ def table_rows(file: Path, delimiter: str = ",") -> Iterator[Record]:
                 except csv.Error as error:
                     yield f"{file.name}:{rows.line_num}", DataError(f"{error}; correct the row")
                     continue
-                yield f"{file.name}:{rows.line_num}", {k: v for k, v in row.items() if k and v}
+                yield f"{file.name}:{rows.line_num}", {k: v or None for k, v in row.items() if k}
     finally:
         csv.field_size_limit(before)
 
@@ -249,7 +258,7 @@ def inside(name: Any, entry: str, root: Path, anywhere: bool = False) -> Path:
     return root / name
 
 
-def typed(row: dict, key: str, kind: type, default: Any) -> Any:
+def typed(row: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     """row[key] of a kind, the default where it is absent or null. Raises DataError otherwise."""
     value = row.get(key)
     if value is None:
@@ -260,7 +269,7 @@ def typed(row: dict, key: str, kind: type, default: Any) -> Any:
     return value
 
 
-def identity(row: dict, *keys: str) -> str:
+def identity(row: Mapping[str, Any], *keys: str) -> str:
     """The record's id as a string, from the first of the keys that it has."""
     name = next((row[key] for key in keys or ("id",) if row.get(key) is not None), None)
     if isinstance(name, bool) or not isinstance(name, (str, int, type(None))):

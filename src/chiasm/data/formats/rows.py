@@ -45,6 +45,7 @@ def sample_of(
     """The sample of a record; paths in it are relative to `root`. Raises DataError naming the
     columns where no form fits, and for keys that are not used where the reading is strict."""
     place = Place(root, source, where, reading or Reading())
+    place.reading.check_columns(values)
     row = Row(normal(values, place.reading.columns))
     form = form_of(row.values)
     if form is None:
@@ -83,9 +84,7 @@ def normal(values: Mapping[str, Any], columns: Mapping[str, str] | None = None) 
     column), its body unwrapped, its messages as lists."""
     row = {key: value for key, value in values.items() if key is not None and not _nothing(value)}
     for what, column in (columns or {}).items():
-        if column not in row:
-            continue
-        value = row.pop(column)
+        value = row.pop(column, None)
         for name in COLUMNS[what].names:
             row.pop(name, None)
         row[COLUMNS[what].names[0]] = value
@@ -107,7 +106,8 @@ def _nothing(value: Any) -> bool:
     """NaN and a struct of nothing, as tables store missing cells."""
     if isinstance(value, float):
         return math.isnan(value)
-    return isinstance(value, dict) and bool(value) and all(v is None for v in value.values())
+    stored = isinstance(value, dict) and bool(value) and value.keys() <= {"bytes", "path"}
+    return stored and not any(value.values())
 
 
 def _listed(value: Any) -> bool:
@@ -195,9 +195,9 @@ def _said(value: Any, entry: str, place: Place) -> list[Said]:
     if not isinstance(value, Mapping):
         raise DataError(f"{entry} is {show(value)}; make it an object with role and content")
     row = Row(value)
-    if not any(value.get(name) is not None for name in (*forms.ROLE.names, "content", "value")):
-        if any(value.get(name) is not None for key in forms.PAIR[:2] for name in key.names):
-            return _pair(row, entry, place)
+    alone = not any(value.get(name) is not None for name in ("role", "from", "content", "value"))
+    if alone and any(row.find(key) for key in forms.PAIR[:2]):
+        return _pair(row, entry, place)
     role = row.get(forms.ROLE)
     found = row.find(forms.CONTENT)
     content = None if found is None else found[1]
@@ -238,8 +238,8 @@ def _texts(row: Row, place: Place) -> Made:
 
 def _preference(row: Row, place: Place) -> Made:
     """Whole conversations: the good one is read."""
-    chosen = row.values["chosen"] if "chosen" in row.values else None
-    if not _listed(chosen):
+    chosen = row.values.get("chosen")
+    if not isinstance(chosen, list) or not _listed(chosen):
         raise DataError("a chosen reply without its question; name it prompt")
     row.used.add("chosen")
     return _told(row, _said_of(chosen, "chosen", place), place)

@@ -17,6 +17,7 @@ from chiasm.core.picture import Unreadable, open_picture
 from chiasm.core.sample import Image, Sample
 from chiasm.data.convert import check_clips
 from chiasm.data.fingerprint import Fingerprint, NearPictures, fingerprint
+from chiasm.data.formats.reading import Reading
 from chiasm.data.language import language
 from chiasm.data.load import open_data
 from chiasm.data.parallel import mapped
@@ -85,6 +86,8 @@ class Inspection:
     unusable: list[Unusable]
     alike: list[list[Picture]]
     exact_tokens: bool
+    unused: Counter[str] = field(default_factory=Counter)
+    """How many records have a key that is not used, by its name."""
 
     @cached_property
     def halves(self) -> dict[str, set[str]]:
@@ -121,16 +124,18 @@ def inspect_data(
     count_tokens: CountTokens | None = None,
     advance: Callable[[], None] = lambda: None,
     workers: int = 1,
+    strict: bool = False,
 ) -> Inspection:
     """Read all splits of `data`, decode every picture once, by `workers` threads. Nothing is
-    changed."""
+    changed. strict: a record with a key that is not used is unusable."""
     unusable: list[Unusable] = []
 
     def on_error(where: str, error: DataError) -> None:
         kind = "placeholders" if isinstance(error, PlaceholderError) else "record"
         unusable.append(Unusable(where, kind, str(error)))
 
-    sources = open_data(data, name, on_error, images)
+    reading = Reading(on_error, images, strict=strict)
+    sources = open_data(data, name, reading=reading)
     album = Album()
     seen: list[Seen] = []
     for split, source in sources.items():
@@ -147,8 +152,8 @@ def inspect_data(
             tokens = (count_tokens or estimate_tokens)(text)
             seen.append(Seen(sample, split, tokens, language(text), pictures))
     _remark(seen)
-    title = next(iter(sources.values())).format.title
-    return Inspection(data, title, seen, unusable, album.alike(), count_tokens is not None)
+    title, exact = next(iter(sources.values())).format.title, count_tokens is not None
+    return Inspection(data, title, seen, unusable, album.alike(), exact, reading.unused)
 
 
 Look = tuple[str, Picture, Fingerprint]

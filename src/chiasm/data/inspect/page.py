@@ -24,7 +24,8 @@ BARS = 24
 
 def write_page(found: Inspection, out: Path) -> None:
     """Write `out` (HTML) and, beside it, the whole report as .json."""
-    body = "\n".join([_head(found), _unusable(found), _odd(found), _alike(found), _sizes(found),
+    body = "\n".join([_head(found), _unusable(found), _unused(found), _odd(found), _alike(found),
+                      _sizes(found),
                       _gallery(found)])  # fmt: skip
     template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ def summary(found: Inspection) -> dict:
         ],
         "alike": [[p.name for p in group] for group in found.alike],
         "test pictures seen in training": found.leaked,
+        "keys not used": found.unused,
     }
 
 
@@ -94,6 +96,12 @@ def _unusable(found: Inspection) -> str:
     rows = [(u.key, u.kind, u.reason) for u in found.unusable]
     lede = "Training leaves these out and lists them in quarantine.jsonl; nothing replaces them."
     return _table("Unusable", lede, ("sample", "what", "why"), rows)
+
+
+def _unused(found: Inspection) -> str:
+    rows = [(name, f"{count:,}") for name, count in found.unused.most_common()]
+    lede = "Keys of records, messages or parts that change nothing; simple ones are kept in meta."
+    return _table("Keys not used", lede, ("key", "records"), rows)
 
 
 def _odd(found: Inspection) -> str:
