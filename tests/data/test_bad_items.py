@@ -90,7 +90,10 @@ def talk(*contents: object, **rest: object) -> dict:
 ASKED = [{"type": "image"}, {"type": "text", "text": "Which?"}]
 
 BAD_LINES: dict[str, tuple[bytes | dict, str]] = {
-    "too few placeholders": (talk("Which?", "x", images=["g0.png"]), "0 image parts but 1 image"),
+    "too few placeholders": (
+        talk(ASKED, "x", images=["g0.png", "g1.png"]),
+        "1 image part but 2 images",
+    ),
     "too many placeholders": (talk([*ASKED, *ASKED], "x", images=["g0.png"]), "2 image parts"),
     "role order": ({"messages": [{"role": "assistant", "content": "x"}]}, "no user turn"),
     "same role twice": ({"messages": [{"role": "user", "content": "x"}] * 2}, "both the user's"),
@@ -99,7 +102,7 @@ BAD_LINES: dict[str, tuple[bytes | dict, str]] = {
     "null part": (talk([{"type": "text", "text": None}], "x"), "text is null"),
     "text is a number": (talk([{"type": "text", "text": 7}], "x"), "text is 7"),
     "unknown part": (talk([{"type": "sound"}], "x"), "unknown type"),
-    "no messages": ({"images": []}, '"messages" is missing'),
+    "no messages": ({"images": []}, "neither turns"),
     "empty messages": ({"messages": []}, '"messages" is []'),
     "path traversal": (talk(ASKED, "x", images=["../../etc/passwd"]), "a path out of the file's"),
     "absolute path": (talk(ASKED, "x", images=["/etc/passwd"]), "an absolute path"),

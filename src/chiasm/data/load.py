@@ -143,8 +143,8 @@ def open_source(
     for place in places:
         if not place.exists():
             raise missing(place)
-    format = by_name(name) if name else detect(places[0])
     how = reading or Reading()
+    format = by_name(name) if name else detect(places[0], how.columns)
 
     def read() -> Iterator[Sample]:
         for place in places:

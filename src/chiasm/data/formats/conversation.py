@@ -213,8 +213,11 @@ def _split(one: _Item, media: Media, explicit: bool) -> Iterator[_Item]:
 
 
 def _apart(slot: object) -> bool:
-    """Media stand apart from the text; names and boxes of objects are in it."""
-    return not (isinstance(slot, _Slot) and slot.kind in ("ref-object", "bbox"))
+    """Media stand apart from the text; names and boxes of objects and <image 2> are in it."""
+    inner = isinstance(slot, _Slot) and (
+        slot.kind in ("ref-object", "bbox") or slot.number is not None
+    )
+    return not inner
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -39,6 +39,8 @@ class Look:
     """The first things seen of a file or a folder, read once for all formats."""
 
     path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """what -> column, where the user says so"""
 
     @cached_property
     def names(self) -> list[str]:

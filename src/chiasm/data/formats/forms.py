@@ -46,12 +46,14 @@ class Row:
         self.used: set[str] = set()
 
     def find(self, key: Key) -> tuple[str, Any] | None:
-        """(name, value) of the first name that the record has."""
-        for name in key.names:
-            if self.values.get(name) is not None:
-                self.used.add(name)
-                return name, self.values[name]
-        return None
+        """(name, value) of the first name under which the record has more than an empty text; else
+        of the first that it has."""
+        named = [name for name in key.names if self.values.get(name) is not None]
+        name = next((name for name in named if self.values[name] != ""), next(iter(named), None))
+        if name is None:
+            return None
+        self.used.add(name)
+        return name, self.values[name]
 
     def get(self, key: Key, default: Any = None) -> Any:
         found = self.find(key)

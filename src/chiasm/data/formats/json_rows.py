@@ -33,12 +33,11 @@ def kind_of(look: Look) -> str | None:
     lines = look.file.suffix == ".jsonl"
     if not look.rows:  # nothing usable, or nothing at all: the reader says what is wrong
         return "messages" if lines and (look.path == look.file or look.file.name == TRAIN) else None
-    kinds = Counter(filter(None, (_kind(row, lines) for row in look.rows)))
+    kinds = Counter(filter(None, (_kind(normal(row, look.columns), lines) for row in look.rows)))
     return kinds.most_common(1)[0][0] if kinds else None
 
 
 def _kind(row: dict, lines: bool) -> str | None:
-    row = normal(row)
     form = form_of(row)
     if form is None:
         return None

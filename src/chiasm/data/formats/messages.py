@@ -100,7 +100,7 @@ def json_line(sample: Sample, images: list[str], videos: list[str]) -> bytes:
         "images": images,
         "videos": videos,
         "messages": [
-            {"role": turn.role, "content": [_part_row(part) for part in turn.parts]}
+            {"role": turn.role, "content": [part_row(part) for part in turn.parts]}
             | ({} if turn.supervised else {"loss": False})
             for turn in sample.turns
         ],
@@ -127,7 +127,8 @@ def videos_of(sample: Sample) -> list[Video]:
     return [p for turn in sample.turns for p in turn.parts if isinstance(p, Video)]
 
 
-def _part_row(part: Part) -> dict:
+def part_row(part: Part) -> dict:
+    """A part of a message's content as JSON."""
     if isinstance(part, BoxText):
         box = {"type": "text", "text": part.text, "box": list(part.box)}
         return box | ({"image_number": part.image} if part.image else {})

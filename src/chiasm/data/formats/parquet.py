@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.errors import DataError, MissingExtraError
-from chiasm.core.sample import Sample, Text
+from chiasm.core.sample import Sample
 from chiasm.data.formats.format import Format, Look, files_of
 from chiasm.data.formats.media import Appearing, image_bytes
-from chiasm.data.formats.messages import own_meta, videos_of
+from chiasm.data.formats.messages import own_meta, part_row, videos_of
 from chiasm.data.formats.reading import Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import sample_of
 
@@ -90,12 +90,8 @@ def _row(sample: Sample) -> dict:
         "messages": [
             {
                 "role": turn.role,
-                "content": [
-                    {"type": "text", "text": part.text}
-                    if isinstance(part, Text)
-                    else {"type": "image", "text": None}
-                    for part in turn.parts
-                ],
+                "content": [part_row(part) for part in turn.parts],
+                "loss": None if turn.supervised else False,
             }
             for turn in sample.turns
         ],
@@ -108,20 +104,33 @@ def _schema(pyarrow: Any) -> Any:
     """Our columns, with the features by which `datasets` knows the pictures."""
     text, struct, many = pyarrow.string(), pyarrow.struct, pyarrow.list_
     value = {"dtype": "string", "_type": "Value"}
-    content = {"feature": {"type": value, "text": value}, "_type": "List"}
+    number = {"dtype": "int64", "_type": "Value"}
+    box = {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "List"}
+    part = {"type": value, "text": value, "box": box, "image_number": number}
+    content = {"feature": part, "_type": "List"}
+    loss = {"dtype": "bool", "_type": "Value"}
     features = {
         "id": value,
         "images": {"feature": {"_type": "Image"}, "_type": "List"},
-        "messages": {"feature": {"role": value, "content": content}, "_type": "List"},
+        "messages": {
+            "feature": {"role": value, "content": content, "loss": loss},
+            "_type": "List",
+        },
         "independent": {"dtype": "bool", "_type": "Value"},
         "meta": value,
     }
-    part = struct([("type", text), ("text", text)])
+    part = struct(
+        [("type", text), ("text", text), ("box", many(pyarrow.float64())),
+         ("image_number", pyarrow.int64())]
+    )  # fmt: skip
     return pyarrow.schema(
         [
             ("id", text),
             ("images", many(struct([("bytes", pyarrow.binary()), ("path", text)]))),
-            ("messages", many(struct([("role", text), ("content", many(part))]))),
+            (
+                "messages",
+                many(struct([("role", text), ("content", many(part)), ("loss", pyarrow.bool_())])),
+            ),
             ("independent", pyarrow.bool_()),
             ("meta", text),
         ],

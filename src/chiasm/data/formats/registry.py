@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from chiasm.core.config import nearest
@@ -65,10 +65,10 @@ def by_name(name: str) -> Format:
     raise ConfigError(f"unknown format '{name}'{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
 
 
-def detect(path: Path) -> Format:
+def detect(path: Path, columns: Mapping[str, str] | None = None) -> Format:
     """The one format that recognises itself in the path. Raises DataError where none does, or
-    several: then the user decides."""
-    look = Look(path)
+    several: then the user decides. columns: what -> column (rows.COLUMNS)."""
+    look = Look(path, columns or {})
     found = [format for format in FORMATS if format.claims(look)]
     if len(found) == 1:
         return found[0]

@@ -64,13 +64,17 @@ def _row(members: Members, where: str) -> dict:
             raise DataError(f"the caption is not UTF-8: {error.reason}") from None
     if row.get("videos"):
         raise DataError("a video inside a tar is not read; unpack it and import its messages")
-    endings = [e for e in sorted(members, key=_order) if f".{e.rpartition('.')[2]}" in SUFFIXES]
+    shown = [e for e in sorted(members, key=_order) if f".{e.rpartition('.')[2]}" in SUFFIXES]
+    # x.jpg and x.0.jpg are the sample's images; x.seg.png beside them is about them.
+    own = [e for e in shown if e.rpartition(".")[0].isdecimal() or "." not in e]
+    endings = own or shown
     named = row.pop("image", None), row.get("images")
     if isinstance(named[1], list) and named[1] and all(
         isinstance(name, str) and name in members for name in named[1]
     ):  # fmt: skip
         endings = named[1]
     row["images"] = [members[ending] for ending in endings]
+    row |= {ending: True for ending in shown if ending not in endings}
     row.setdefault("id", row.pop("key", None) or where.rpartition(":")[2])
     return row
 

@@ -1,0 +1,593 @@
+"""Published forms of records: each read as a person would read it, nothing dropped in silence."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chiasm.core.errors import DataError
+from chiasm.core.sample import BoxText, Image, Sample, Text
+from chiasm.data.convert import convert
+from chiasm.data.formats import forms
+from chiasm.data.formats.reading import Reading
+from chiasm.data.formats.rows import sample_of
+from chiasm.data.inspect.measure import inspect_data
+from chiasm.data.load import load_samples, open_data
+from chiasm.data.splits import split_of
+from chiasm.data.template import RoleTemplate
+from chiasm.data.text import train_bpe
+from chiasm.eval.tasks.table import prompted, read_table
+from chiasm.recipes.asked import Asked
+
+
+def png(colour: str = "red", size: tuple[int, int] = (40, 20)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(png())
+    return tmp_path
+
+
+def read(row: dict, folder: Path = Path(), **rest: Any) -> Sample:
+    return sample_of(row, folder, "set", "x:1", Reading(**rest))
+
+
+def told(sample: Sample) -> list[tuple[str, str]]:
+    """(role, text) with images as the names of their files."""
+
+    def part(one: Any) -> str:
+        if isinstance(one, Text):
+            return one.text
+        source = one.source if isinstance(one, Image) else one.path
+        return f"[{source.name if isinstance(source, Path) else 'bytes'}]"
+
+    return [(turn.role, "".join(map(part, turn.parts))) for turn in sample.turns]
+
+
+def unused(row: dict, folder: Path = Path()) -> dict[str, int]:
+    reading = Reading()
+    sample_of(row, folder, "set", "x:1", reading)
+    return dict(reading.unused)
+
+
+def save(path: Path, rows: Any) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    return path
+
+
+# Keys that change meaning (issue 22, point 6)
+
+TALK = [
+    {"role": "user", "content": "<image>Find <ref-object>."},
+    {"role": "assistant", "content": "<ref-object> is at <bbox>."},
+]
+
+
+def test_boxes_of_objects_stand_in_the_text_in_thousandths_of_the_image(folder: Path):
+    row = {
+        "messages": TALK,
+        "images": ["a.png"],
+        "objects": {"ref": ["a dog", "The dog"], "bbox": [[10, 5, 20, 20]]},
+    }
+    sample = read(row, folder)
+    assert told(sample) == [
+        ("user", "[a.png]Find a dog."),
+        ("assistant", "The dog is at [250, 250, 500, 1000]."),
+    ]
+    (box,) = [part for part in sample.turns[1].parts if isinstance(part, BoxText)]
+    assert box.box == (0.25, 0.25, 0.5, 1.0)
+    assert unused(row, folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("objects", "text"),
+    [
+        ({"bbox": [[0.25, 0.25, 0.5, 1]], "bbox_type": "norm1"}, "[250, 250, 500, 1000]"),
+        ({"bbox": [[250, 250, 500, 999]], "bbox_type": "norm1000"}, "[250, 250, 500, 999]"),
+        ({"bbox": [[20, 10]]}, "[500, 500]"),
+        ({"bbox": [[10, 10, 20, 20]], "width": [100], "height": [50]}, "[100, 200, 200, 400]"),
+        (json.dumps({"bbox": [[20, 10, 40, 20]]}), "[500, 500, 1000, 1000]"),
+        ([{"caption": "dog", "bbox": [20, 10, 40, 20]}], "[500, 500, 1000, 1000]"),
+    ],
+)
+def test_boxes_in_any_units(folder: Path, objects: Any, text: str):
+    talk = [TALK[0] | {"content": "<image>Where?"}, {"role": "assistant", "content": "<bbox>"}]
+    sample = read({"messages": talk, "images": ["a.png"], "objects": objects}, folder)
+    assert told(sample)[1] == ("assistant", text)
+
+
+def test_a_box_names_its_image(folder: Path):
+    (folder / "b.png").write_bytes(png(size=(100, 100)))
+    talk = [
+        {"role": "user", "content": "<image><image>Where?"},
+        {"role": "assistant", "content": "<bbox> and <bbox>"},
+    ]
+    objects = {"bbox": [[10, 10, 20, 20], [10, 10, 20, 20]], "image_id": [0, 1]}
+    row = {"messages": talk, "images": ["a.png", "b.png"], "objects": objects}
+    assert told(read(row, folder))[1][1] == "[250, 500, 500, 1000] and [100, 100, 200, 200]"
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ({"bbox": [[1, 2, 3]]}, "objects.bbox[0] is [1, 2, 3]"),
+        ({"bbox": []}, '1 <bbox> in the text but 0 in "objects"'),
+        ({"bbox": [[1, 2, 3, 4]], "bbox_type": "miles"}, 'objects.bbox_type is "miles"'),
+        ({"bbox": [[1, 2, 3, 4]], "image_id": [3]}, "a box of image 3, but the record has 1"),
+    ],
+)
+def test_broken_objects_are_refused(folder: Path, objects: dict, message: str):
+    talk = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "<bbox>"}]
+    with pytest.raises(DataError) as caught:
+        read({"messages": talk, "images": ["a.png"], "objects": objects}, folder)
+    assert message in str(caught.value)
+
+
+def test_objects_that_the_text_does_not_name_are_counted(folder: Path):
+    row = {"image": "a.png", "caption": "dogs", "objects": {"categories": [1], "area": [3]}}
+    assert unused(row, folder) == {"objects": 1}
+
+
+CHAT = [{"from": "human", "value": "<image>\nWhich?"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": CHAT, "image": "a.png", "chosen": {"from": "gpt", "value": "Red."},
+         "rejected": {"from": "gpt", "value": "Blue."}},
+        {"prompt": [{"role": "user", "content": "Which?"}], "images": ["a.png"],
+         "chosen": [{"role": "assistant", "content": "Red."}],
+         "rejected": [{"role": "assistant", "content": "Blue."}]},
+        {"prompt": "Which?", "images": ["a.png"], "chosen": "Red.", "rejected": "Blue."},
+        {"images": ["a.png"],
+         "chosen": [{"role": "user", "content": "Which?"},
+                    {"role": "assistant", "content": "Red."}],
+         "rejected": [{"role": "user", "content": "Which?"},
+                      {"role": "assistant", "content": "Blue."}]},
+        {"messages": [{"role": "user", "content": "<image>Which?"},
+                      {"role": "assistant", "content": "Red."}], "images": ["a.png"],
+         "rejected_response": "Blue."},
+        {"instruction": "<image>Which?", "input": "", "images": ["a.png"], "chosen": "Red.",
+         "rejected": "Blue."},
+    ],
+)  # fmt: skip
+def test_preference_rows_are_read_with_their_good_reply(folder: Path, row: dict):
+    sample = read(row, folder)
+    assert told(sample) == [("user", "[a.png]Which?"), ("assistant", "Red.")]
+    assert sample.meta["rejected"]
+    name = next(key for key in row if key.startswith("rejected"))
+    assert unused(row, folder) == {name: 1}
+
+
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+def test_replies_marked_as_bad_are_refused(folder: Path, key: str):
+    talk = [*TALK[:0], {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    assert len(read({"messages": talk, key: True}, folder).turns) == 2
+    with pytest.raises(DataError, match=f'"{key}" is false: its reply is a bad one'):
+        read({"messages": talk, key: False}, folder)
+    with pytest.raises(DataError, match="is false"):
+        read({"prompt": "?", "completion": "!", key: False}, folder)
+
+
+def template() -> RoleTemplate:
+    return RoleTemplate(train_bpe(["yes no maybe what is it"] * 4, 300))
+
+
+@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}])
+def test_replies_excluded_from_the_loss_are_read_and_not_learnt(tmp_path: Path, mark: dict):
+    talk = [
+        {"role": "user", "content": "what"}, {"role": "assistant", "content": "no", **mark},
+        {"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes"},
+    ]  # fmt: skip
+    sample = read({"messages": talk})
+    assert [turn.supervised for turn in sample.turns] == [True, False, True, True]
+    tokens = template().render(sample.turns, False)
+    learnt = [i for i, taught in zip(tokens.ids, tokens.supervised, strict=True) if taught]
+    assert template().decode(learnt).strip() == "yes"
+    # It survives an import.
+    source = save(tmp_path / "x.jsonl", [{"messages": talk}])
+    for to in ("messages", "webdataset", "parquet"):
+        if to == "parquet":
+            pytest.importorskip("pyarrow")
+        convert(str(source), tmp_path / to, to)
+        (back,) = next(iter(open_data(str(tmp_path / to)).values())).samples
+        assert [turn.supervised for turn in back.turns] == [True, False, True, True], to
+
+
+def test_boxes_survive_an_import(folder: Path):
+    row = {"messages": TALK, "images": ["a.png"],
+           "objects": {"ref": ["a dog", "It"], "bbox": [[10, 5, 20, 20]]}}  # fmt: skip
+    source = save(folder / "x.jsonl", [row])
+    for to in ("messages", "webdataset", "parquet"):
+        if to == "parquet":
+            pytest.importorskip("pyarrow")
+        convert(str(source), folder / to, to)
+        (back,) = next(iter(open_data(str(folder / to)).values())).samples
+        boxes = [p for turn in back.turns for p in turn.parts if isinstance(p, BoxText)]
+        assert [box.box for box in boxes] == [(0.25, 0.25, 0.5, 1.0)], to
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": TALK[:1], "tools": '[{"name": "f"}]'}, "offers tools"),
+        ({"conversations": CHAT, "tools": [{"name": "f"}]}, "offers tools"),
+        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "",
+          "tool_calls": [{"id": 1}]}]}, "messages[1] calls a tool"),
+        ({"messages": TALK[:1], "audios": ["x.wav"]}, "has audio"),
+        ({"messages": [{"role": "user", "content": "?"},
+                       {"role": "assistant", "content": "!", "weight": 0.5}]}, "weight is 0.5"),
+        ({"messages": [{"role": "user", "content": "?"},
+                       {"role": "assistant", "content": "!", "loss": "no"}]}, 'loss is "no"'),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_refused_by_name(folder: Path, row: dict, message: str):
+    row = json.loads(json.dumps(row).replace("<image>", "").replace("\\n", "").replace(
+        " <ref-object>", " it"))  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        read(row, folder)
+    assert message in str(caught.value)
+
+
+def test_a_system_column_is_the_system_message():
+    row = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}],
+           "system": "Be brief.", "tools": "[]"}  # fmt: skip
+    assert told(read(row))[0] == ("system", "Be brief.")
+
+
+def test_keys_that_nobody_uses_are_counted_named_and_refused_by_strict(folder: Path):
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "?", "cache": 1}], "mood": "x"},
+            {"role": "assistant", "content": "!"},
+        ],
+        "level": 3,
+        "source": "web",
+    }
+    assert unused(row) == {"level": 1, "messages[].mood": 1, "content[].cache": 1}
+    assert read(row).meta["level"] == 3
+    for key in ("level", "mood"):
+        with pytest.raises(DataError, match=rf"not used: {key}|not used: "):
+            read(row, strict=True)
+    path = save(folder / "train.jsonl", [row, row, {"messages": row["messages"][1:]}])
+    found = inspect_data(str(path))
+    assert found.unused == {"level": 2, "messages[].mood": 2, "content[].cache": 2}
+    assert len(inspect_data(str(path), strict=True).unusable) == 3
+    done = convert(str(path), folder / "out")
+    assert done.quarantine.unused["level"] == 2
+    *_, last = map(json.loads, (folder / "out" / "quarantine.jsonl").read_text().splitlines())
+    assert last["keys"]["level"] == 2
+    assert "level 2" in last["reason"]
+
+
+# Placeholders in any column (points 7 and issue 23, 8)
+
+
+@pytest.mark.parametrize("key", ["question", "problem", "query", "instruction", "prompt"])
+def test_placeholders_in_questions_are_places_of_images(folder: Path, key: str):
+    row = {"images": ["a.png", "b.png"], key: "Is <image> like <image>?", "answer": "No"}
+    assert told(read(row, folder)) == [("user", "Is [a.png] like [b.png]?"), ("assistant", "No")]
+    row = {"image": "a.png", key: "<image>\nFind x.", "answer": "3"}
+    assert told(read(row, folder))[0] == ("user", "[a.png]Find x.")
+    with pytest.raises(DataError, match="2 image parts but 1 image"):
+        read(row | {key: "<image><image>?"}, folder)
+
+
+def test_placeholders_in_captions_are_no_words(folder: Path):
+    sample = read({"image": "a.png", "caption": "<image>\nA red square."}, folder)
+    assert told(sample)[1] == ("assistant", "A red square.")
+    assert sample.meta["captions"] == ["A red square."]
+
+
+def test_numbered_placeholders_name_their_image(folder: Path):
+    nothing = {"bytes": None, "path": None}
+    row = {
+        "question": "Is <image 2> larger than <image 1>? See <image 2>.",
+        "options": "['<image 1>', 'no']",
+        "answer": "B",
+        "image_1": {"bytes": None, "path": "a.png"},
+        "image_2": {"bytes": None, "path": "b.png"},
+        "image_3": nothing,
+    }
+    sample = read(row, folder)
+    assert told(sample)[0][1] == ("Is [b.png] larger than [a.png]? See image 2.\nA. image 1\nB. no")
+    assert unused(row, folder) == {}
+
+
+def test_images_named_in_the_text(folder: Path):
+    row = {"conversations": [
+        {"from": "user", "value": "Picture 1: <img>a.png</img>\nWhat is it?"},
+        {"from": "assistant", "value": "Red."}]}  # fmt: skip
+    assert told(read(row, folder))[0] == ("user", "Picture 1: [a.png]What is it?")
+
+
+@given(st.lists(st.sampled_from(["x", "\n", "<image>", "y z"]), max_size=8))
+def test_as_many_images_as_placeholders_or_a_reason(pieces: list[str]):
+    text, count = "".join(pieces), pieces.count("<image>")
+    images = [PIL.Image.new("RGB", (2, 2))] * count
+    sample = read({"images": images, "question": text + "?", "answer": "1"})
+    assert len(sample.images) == count
+    assert "<image>" not in sample.turns[0].text
+    if count:
+        with pytest.raises(DataError, match="make them equal"):
+            read({"images": images * 2, "question": text + "?", "answer": "1"})
+
+
+# Absolute paths (points 9 and 25)
+
+
+def test_absolute_paths_where_the_user_allows_them(folder: Path, tmp_path_factory: Any):
+    elsewhere = tmp_path_factory.mktemp("photos")
+    (elsewhere / "far.png").write_bytes(png("blue"))
+    rows = [
+        {"id": "1", "images": [str(elsewhere / "far.png")], "question": "?", "answer": "!"},
+        {"id": "2", "images": ["a.png"], "question": "?", "answer": "!"},
+        {"id": "3", "images": ["../out.png"], "question": "?", "answer": "!"},
+    ]
+    path = save(folder / "own.jsonl", rows)
+    done = convert(str(path), folder / "no")
+    assert [*done.quarantine.reasons] == [
+        f"{folder.name}/own.jsonl:1",
+        f"{folder.name}/own.jsonl:3",
+    ]
+    assert "--images /" in done.quarantine.reasons[f"{folder.name}/own.jsonl:1"]
+    for root, count in ((Path("/"), 2), (elsewhere, 1)):
+        out = folder / f"out{count}"
+        done = convert(str(path), out, images=root)
+        if root != elsewhere:
+            assert done.counts == {"train": 2}
+        samples = list(open_data(str(out))["train"].samples)
+        assert all(out in sample.images[0].source.parents for sample in samples)
+        assert any(s.images[0].load().getpixel((0, 0)) == (0, 0, 255) for s in samples)
+
+
+def test_the_remedy_fits_a_parquet(folder: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"image": {"bytes": None, "path": "/else/a.png"}, "question": "?", "answer": "!"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "x.parquet")
+    with pytest.raises(DataError) as caught:
+        list(open_data(str(folder / "x.parquet"))["train"].samples)
+    assert "--images FOLDER" in str(caught.value)
+    assert "put the file inside" not in str(caught.value)
+
+
+# Answers and options (point 3 and issue 23, 1 and 2)
+
+
+def test_answers_that_are_objects(folder: Path):
+    annotators = [{"answer": a, "answer_confidence": "yes", "answer_id": i}
+                  for i, a in enumerate(["net", "nets", "net"])]  # fmt: skip
+    sample = read({"question": "What?", "answers": annotators}, folder)
+    assert told(sample)[1] == ("assistant", "net")
+    assert sample.meta["answers"] == ["net", "nets", "net"]
+    sample = read({"question": "?", "multiple_choice_answer": "net", "answers": annotators}, folder)
+    assert (told(sample)[1][1], len(sample.meta["answers"])) == ("net", 3)
+    assert read({"question": "?", "answers": {"text": ["x", "x"]}}).turns[1].text == "x"
+    with pytest.raises(DataError, match=r'answers is \{"x": 1\}; give a string'):
+        read({"question": "?", "answers": [{"x": 1}]})
+
+
+SHOWN = "Which?\nA. red\nB. blue"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": ["red", "blue"], "answer": 1},
+        {"choices": ["red", "blue"], "answer": "1"},
+        {"choices": "['red', 'blue']", "answer": "B"},
+        {"options": '["red", "blue"]', "answer": "(B)"},
+        {"options": {"A": "red", "B": "blue"}, "answer": "Blue"},
+        {"options": {"label": ["A", "B"], "text": ["red", "blue"]}, "answer": "b"},
+        {"options": ["A. red", "B. blue"], "answer": "B."},
+        {"A": "red", "B": "blue", "C": "nan", "D": float("nan"), "answer": "B"},
+        {"choice_a": "red", "choice_b": "blue", "answer": "B"},
+        {"option_1": "red", "option_2": "blue", "answer": "B"},
+        {"choices": ["red", "blue"], "correct_choice_idx": 1, "direct_answers": "['a', 'b']"},
+    ],
+)
+def test_options_are_shown_and_the_answer_is_a_letter(row: dict):
+    sample = read({"question": "Which?", **row})
+    assert told(sample) == [("user", SHOWN), ("assistant", "B")]
+    assert sample.meta["options"] == {"A": "red", "B": "blue"}
+    assert unused({"question": "Which?", **row}) == {}
+
+
+def test_an_answer_that_is_no_option_is_counted():
+    row = {"question": "Which?", "choices": ["red", "blue"], "answer": "green"}
+    sample = read(row)
+    assert (told(sample)[1][1], "options" in sample.meta) == ("green", False)
+    assert unused(row) == {"(answers that are none of the options)": 1}
+
+
+def test_cells_of_nothing_are_no_text():
+    row = {"question": "Which?", "hint": "nan", "A": "x", "B": "y", "C": float("nan"),
+           "image": float("nan"), "answer": "A"}  # fmt: skip
+    assert told(read(row))[0] == ("user", "Which?\nA. x\nB. y")
+
+
+# One reader for training and evaluation (point 3)
+
+ROWS = [
+    {"id": "1", "question": "Which?", "answers": ["red", "crimson"], "image": "a.png"},
+    {"id": "2", "question": "And?", "choices": ["x", "y"], "answer": 1, "image": "b.png"},
+    {"id": "3", "question": "<image>\nHow many?", "answer": 3, "image": "c.png"},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_evaluation_reads_what_training_reads(folder: Path, suffix: str):
+    path = folder / f"own.{suffix}"
+    if suffix == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        rows = [r | {"answers": r.get("answers"), "choices": r.get("choices"),
+                     "answer": str(r.get("answer", ""))} for r in ROWS]  # fmt: skip
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix in ("csv", "tsv"):
+        mark = "\t" if suffix == "tsv" else ","
+        lines = ["id question answers choices answer image".replace(" ", mark)]
+        for row in ROWS:
+            cells = [
+                json.dumps(v) if isinstance(v, list) else str(v)
+                for v in (
+                    row.get(k, "")
+                    for k in ("id", "question", "answers", "choices", "answer", "image")
+                )
+            ]
+            lines.append(mark.join('"' + c.replace('"', '""') + '"' for c in cells))
+        path.write_text("\n".join(lines))
+    else:
+        save(path, ROWS)
+    asked = Asked(str(path), whole=True).samples()
+    trained = [s for source in open_data(str(path)).values() for s in source.samples]
+    assert [told(s) for s in asked] == [told(s) for s in trained]
+    assert [told(s) for s in asked] == [
+        [("user", "[a.png]Which?"), ("assistant", "red")],
+        [("user", "[b.png]And?\nA. x\nB. y"), ("assistant", "B")],
+        [("user", "[c.png]How many?"), ("assistant", "3")],
+    ]
+    assert asked[0].meta["answers"] == ["red", "crimson"]
+    task = Asked(str(path), whole=True).question_task()
+    right = [task.score(s, r)["correct"] for s, r in zip(task.samples(), ("crimson", "B", "3"),
+                                                          strict=True)]  # fmt: skip
+    assert right == [1, 1, 1]
+
+
+def test_nothing_is_added_to_a_question_but_what_the_user_says(folder: Path):
+    path = save(folder / "own.jsonl", ROWS)
+    (first, *_) = Asked(str(path), whole=True).samples()
+    assert first.turns[0].text == "Which?"
+    (first, *_) = Asked(str(path), whole=True, prompt="One word.").samples()
+    assert told(first)[0] == ("user", "[a.png]Which?\nOne word.")
+    turned = prompted(read_table(path)[0], "Q: {question} A:")
+    assert told(turned)[0] == ("user", "[a.png]Q: Which? A:")
+
+
+# The table of docs/data.md
+
+
+def test_the_table_in_the_docs_is_the_declarations():
+    docs = Path(__file__).parents[2] / "docs" / "data.md"
+    assert forms.markdown() in docs.read_text(encoding="utf-8")
+
+
+def test_data_urls_and_base64_are_images_and_never_printed_whole(folder: Path):
+    text = base64.b64encode(png("blue")).decode()
+    for value in (text, f"data:image/png;base64,{text}", [text]):
+        sample = read({"whatever": value, "question": "?", "answer": "!"}, folder)
+        assert sample.images[0].load().getpixel((0, 0)) == (0, 0, 255)
+    with pytest.raises(DataError) as caught:
+        read({"image": "data:image/png;base64," + "!" * 5000, "question": "?", "answer": "!"})
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "name", ["image_path", "img_path", "image_url", "image_list", "picture", "screenshot"]
+)
+def test_images_in_columns_of_any_name(folder: Path, name: str):
+    for value in ("a.png", ["a.png"], {"bytes": png(), "path": None}, png()):
+        sample = read({name: value, "question": "Which?", "answer": "Red."}, folder)
+        assert len(sample.images) == 1
+    with pytest.raises(DataError, match=r"is the address https://x/a\.png; fetch the file"):
+        read({name: "https://x/a.png", "question": "?", "answer": "!"}, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00002", "train"), ("validation-00000-of-00001", "validation"),
+        ("val", "validation"), ("dev", "validation"), ("testmini", "test"), ("test", "test"),
+        ("captions_val2017", "validation"), ("llava_train", "train"), ("train2017", "train"),
+        ("contest", None), ("own", None), ("a_test_of_time", None), ("000001", None),
+    ],
+)  # fmt: skip
+def test_names_of_splits(name: str, split: str | None):
+    assert split_of(name) == split
+
+
+def questions(path: Path, names: list[str]) -> Path:
+    rows = [{"id": name, "question": f"{name}?", "answer": name} for name in names]
+    if path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save(path, rows)
+
+
+def ids(path: Path, split: Any, lines: list[str] | None = None) -> list[str]:
+    say = None if lines is None else lines.append
+    return [s.id for s in load_samples(str(path), split, say=say)]
+
+
+@pytest.mark.parametrize(
+    ("train", "held"),
+    [
+        ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+        ("train.json", "val.json"), ("train.jsonl", "dev.jsonl"), ("x_train.json", "x_val.json"),
+    ],
+)  # fmt: skip
+def test_validation_is_the_held_out_half(tmp_path: Path, train: str, held: str):
+    questions(tmp_path / train, [f"t{i}" for i in range(20)])
+    questions(tmp_path / held, [f"v{i}" for i in range(20)])
+    assert ids(tmp_path, "train") == [f"t{i}" for i in range(20)]
+    assert ids(tmp_path, "test") == [f"v{i}" for i in range(20)]
+    assert {*open_data(str(tmp_path))} == {"train", "validation"}
+
+
+def test_a_split_that_is_not_used_is_said(tmp_path: Path):
+    for name in ("train", "val", "test"):
+        questions(tmp_path / f"{name}.json", [name])
+    lines: list[str] = []
+    assert ids(tmp_path, "test", lines) == ["test"]
+    assert ids(tmp_path, "train") == ["train"]
+    assert lines[1] == "not used: val.json"
+
+
+def test_a_second_image_of_a_tar_that_is_not_the_samples_is_counted(tmp_path: Path):
+    import tarfile
+
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("0.jpg", png("red")), ("0.seg.png", png("blue")), ("0.txt", b"red")):
+            head = tarfile.TarInfo(name)
+            head.size = len(data)
+            tar.addfile(head, io.BytesIO(data))
+    reading = Reading()
+    (sample,) = open_data(str(path), reading=reading)["train"].samples
+    assert len(sample.images) == 1
+    assert reading.unused == {"seg.png": 1}
+
+
+def test_rows_that_share_an_image_by_its_index(tmp_path: Path):
+    text = base64.b64encode(png()).decode()
+    for mark, suffix in (("\t", "tsv"), (",", "csv")):
+        path = tmp_path / f"own.{suffix}"
+        path.write_text(mark.join(("index", "image", "question", "answer")) + "\n"
+                        + mark.join(("7", text, "a?", "b")) + "\n"
+                        + mark.join(("8", "7", "c?", "d")) + "\n")  # fmt: skip
+        one, two = next(iter(open_data(str(path)).values())).samples
+        assert one.images[0].digest() == two.images[0].digest()
