@@ -18,8 +18,8 @@ from chiasm.data.formats.reading import Reading
 from chiasm.data.load import BUILT_IN, load_samples, prefixed
 from chiasm.data.mixture import parse
 from chiasm.data.quarantine import Quarantine
-from chiasm.eval.conversation import Turns
 from chiasm.data.splits import split_of
+from chiasm.eval.conversation import Turns
 from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.scoring import find_metric
