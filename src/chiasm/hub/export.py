@@ -8,6 +8,7 @@ from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.processor import Processor
 from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
 from chiasm.hub.load import load
+from chiasm.hub.mllm import merge_in
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
@@ -27,6 +28,8 @@ def export(run: Path, out: Path, target: Target) -> str:
             f"{run}: holds a {type(model).__name__}; models of the two routes are exported"
         )
     assert isinstance(processor, Processor)
+    if isinstance(model, MLLM):
+        merge_in(model)
     layouts: list[Format] = [*(FORMATS if isinstance(model, MLLM) else UNIFIED)]
     known = [layout for layout in layouts if layout.target == target]
     if not known:

@@ -31,14 +31,17 @@ from chiasm.mllm.adapter import (
 )
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import DeepStackConfig, MLLMConfig, SavedMLLM
-from chiasm.mllm.images.parts import add_picture_parts
+from chiasm.mllm.images.parts import add_picture_parts, picture_words
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.mllm.vocabulary import add_tokens
+from chiasm.mllm.vocabulary import TokenRows, add_tokens, load_rows, save_rows
 from chiasm.vision.config import ViTConfig, feature_levels, feature_width
 from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
+
+ROWS = "token_rows.safetensors"
+"""In `adapter/`: what was learnt of the tokens in model.tokens."""
 
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
@@ -55,7 +58,23 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     if config.lora is not None:
         add_adapters(model.language, config.lora)
     freeze(model, config.frozen_layers)
+    model.rows = _new_rows(config, model, tokenizer)
     return model, processor
+
+
+def _new_rows(config: MLLMConfig, model: MLLM, tokenizer: Any) -> TokenRows | None:
+    """Rows of the special tokens to be learnt, where the tables that hold them are frozen."""
+    if config.lora is None and not config.frozen_layers:
+        return None
+    names = _learnt(config, model)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    # frozen_layers leaves a head of its own to the stages; under adapters it is frozen.
+    return TokenRows(model.language, ids, config.lora is not None) if ids else None
+
+
+def _learnt(config: MLLMConfig, model: MLLM) -> list[str]:
+    words = picture_words(config.images, model.vision.config, model.projector)
+    return list(dict.fromkeys([*config.tokens, *words]))
 
 
 def _base(config: MLLMConfig) -> tuple[Any, Any]:
@@ -100,11 +119,21 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
         save_encoder(path / "vision", model.vision)
     if config.lora is not None and config.lora.apart:
         save_adapters(path / "adapter", model.language, config.language)
+        if model.rows is not None:
+            save_rows(path / "adapter" / ROWS, model.rows, _learnt(config, model))
         return
-    merge_adapters(model.language)
+    merge_in(model)
     with quiet():
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
+
+
+def merge_in(model: MLLM) -> None:
+    """Fold adapters and rows of new tokens into the language model, which has none afterwards."""
+    merge_adapters(model.language)
+    if model.rows is not None:
+        model.rows.merge(model.language)
+        model.rows = None
 
 
 def merge(path: Path, out: Path) -> None:
@@ -137,6 +166,10 @@ def load(path: Path) -> tuple[MLLM, Processor]:
         else restore_encoder(path / "vision", saved.vision)
     )
     model, processor = assemble(saved.model, vision, language, tokenizer, 1.0)
+    if saved.model.lora is not None and saved.model.lora.apart:
+        model.rows = _new_rows(saved.model, model, tokenizer)
+        if model.rows is not None:
+            load_rows(path / "adapter" / ROWS, model.rows, _learnt(saved.model, model))
     files.read_weights(path, _ours(model))
     return model.eval(), processor
 

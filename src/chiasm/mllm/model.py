@@ -19,6 +19,7 @@ from chiasm.mllm.config import CrossAttentionConfig
 from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
+from chiasm.mllm.vocabulary import TokenRows
 from chiasm.nn.attention import Index, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import (
@@ -44,6 +45,8 @@ class MLLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
+        self.rows: TokenRows | None = None
+        """Of new tokens, while the tables of the language model are frozen."""
         quicken(language, self.layers())
         self.in_step = False
         self.idle: list[nn.Module] = []
@@ -101,7 +104,10 @@ class MLLM(nn.Module):
         return self.features(batch.patches, batch.grids)
 
     def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
-        x = self.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
+        ids = batch.ids.masked_fill(slots, 0)
+        x = self.language.get_input_embeddings()(ids)
+        if self.rows is not None:
+            x = self.rows.embed(ids, x)
         self.idle = []
         if features is None or batch.grids is None:
             arrange(x.new_zeros(0, x.shape[-1]), None, slots, None)
@@ -148,7 +154,10 @@ class MLLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
         head = self.head if self.decoder is None else self.decoder.head
-        return finish_logits(self.language.config, head(hidden))
+        logits = head(hidden)
+        if self.rows is not None:
+            logits = self.rows.score(hidden, logits)
+        return finish_logits(self.language.config, logits)
 
     def fastest_weights(self) -> Weights:
         return fastest(self.language)
@@ -193,11 +202,15 @@ class MLLM(nn.Module):
         return Loss((which + distance).sum(), n, parts)
 
     def groups(self) -> dict[str, nn.Module]:
-        """vision, projector, language (embeddings, matrices, norms) and, with LoRA, adapter."""
+        """vision, projector, language (embeddings, matrices, norms) and, with LoRA, adapter; rows
+        of new tokens belong to the adapters, or else to the language model."""
         adapted = adapters_of(self.language)
+        rows = [] if self.rows is None else [self.rows]
         if not adapted:
-            return {"vision": self.vision, "projector": self.projector, "language": self.language}
+            language = nn.ModuleList([self.language, *rows]) if rows else self.language
+            return {"vision": self.vision, "projector": self.projector, "language": language}
         adapter = nn.ModuleList(part for layer in adapted for part in parts_of(layer))
+        adapter.extend(rows)
         inside = {id(m) for m in adapter.modules()}
         leaves = [
             m
@@ -261,6 +274,7 @@ class MLLM(nn.Module):
         )
         experts = getattr(config, "num_experts_per_tok", None) or 0
         upstream = upstream or is_trained(self.language.get_input_embeddings())
+        upstream = upstream or (self.rows is not None and is_trained(self.rows))
         flops = 0.0
         for layer in self.layers():
             inner = adapters_of(layer)

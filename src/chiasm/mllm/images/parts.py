@@ -30,6 +30,11 @@ def add_picture_parts(
     if isinstance(config, AnyResConfig):
         width = language.config.hidden_size
         projector.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)  # LLaVA-NeXT's
-    if isinstance(config, SplitConfig):
-        side = build_mode(config, encoder, projector, 0, lambda _: []).side
-        add_tokens(language, words, words_needed(config, side))
+    add_tokens(language, words, picture_words(config, encoder, projector))
+
+
+def picture_words(config: ImagesConfig, encoder: EncoderConfig, projector: Projector) -> list[str]:
+    """The special tokens that a way of showing pictures puts between tiles."""
+    if not isinstance(config, SplitConfig):
+        return []
+    return words_needed(config, build_mode(config, encoder, projector, 0, lambda _: []).side)
