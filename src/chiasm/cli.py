@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
+from chiasm import __version__
 from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
@@ -23,6 +24,10 @@ app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
 sweep = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
+
+DESCRIPTION = """Build, train, evaluate and compare vision language models by two routes: MLLM (a
+vision encoder, a projector and a language model) and unified (one transformer over text and image
+tokens). `chiasm COMMAND --help` describes a command, `chiasm --version` prints the version."""
 
 
 @app.command
@@ -489,7 +494,10 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments[:1] in (["train"], ["plan"]):
             arguments, dotted = split_overrides(arguments)
             _overrides.update(dotted)
-        app.cli(prog="chiasm", args=arguments, description=__doc__)
+        if arguments[:1] == ["--version"]:
+            print(f"chiasm {__version__}")
+            return
+        app.cli(prog="chiasm", args=arguments, description=DESCRIPTION)
         sys.stdout.flush()
     except InterruptedRunError as error:
         Console(stderr=True).print(escape(str(error)), soft_wrap=True)

@@ -206,7 +206,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_without_pyav_the_extra_is_named(clip, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'chiasm\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[video\]'"):
         read_footage(clip, VideoConfig())
 
 

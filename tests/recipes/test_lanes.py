@@ -77,7 +77,7 @@ def test_the_last_lane_gets_all_cores_at_its_next_step():
 @pytest.mark.parametrize(
     ("job", "kind", "words"),
     [
-        (missing, ChiasmError, r"pip install 'chiasm\[lora\]'"),
+        (missing, ChiasmError, r"pip install -e '\.\[lora\]'"),
         (broken, RuntimeError, "a detail of the lane"),
         (killed, RuntimeError, "'bad' died with exit code 9"),
     ],

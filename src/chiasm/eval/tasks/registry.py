@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from chiasm.core.config import nearest
-from chiasm.core.errors import ConfigError, DataError, MissingExtraError
+from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import Definition
 
@@ -66,11 +66,9 @@ def download(name: str, folder: Path) -> None:
     definition = find_benchmark(name)
     if not definition.hub:
         raise ConfigError(f"{name} is not on the hub; put {definition.layout} into {folder}")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "hub", "Downloading a benchmark") from None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         snapshot_download(definition.hub, repo_type="dataset", local_dir=folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
