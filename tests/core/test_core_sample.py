@@ -99,6 +99,20 @@ def test_digest_is_of_content_not_of_place(tmp_path: Path):
     assert len({Image(p).digest() for p in flat}) == 2  # equal bytes, other shape
 
 
+@pytest.mark.parametrize("transparency", [None, 0])
+def test_digest_of_a_decoded_palette_image_is_of_its_colours(transparency):
+    """The bytes of all of them are the same: number 0 of the palette."""
+    digests, loaded = set(), set()
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        image = PIL.Image.new("P", (4, 4), 0)
+        image.putpalette(list(colour))
+        for info in ({}, {} if transparency is None else {"transparency": transparency}):
+            image.info = info
+            digests.add(Image(image).digest())
+            loaded.add(Image(image).load().tobytes())
+    assert len(digests) == len(loaded) == (2 if transparency is None else 3)
+
+
 def test_split_independent_asks_each_question_of_the_first_turns_pictures():
     picture = Image(b"x")
     system = Turn("system", (Text("Be brief."),))

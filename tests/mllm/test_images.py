@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,7 @@ from chiasm.mllm.projectors import build_projector
 from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage
 from chiasm.vision.config import TowerConfig, TowerOptions, ViTConfig
+from chiasm.vision.patches import _padded, _part_resized
 from chiasm.vision.pretrained import OPENAI, load_encoder
 from chiasm.vision.vit import ViT
 
@@ -308,6 +311,58 @@ def test_a_slot_is_what_its_size_says_and_complete(width, height, name, projecto
     # Of a sliver's tiles nothing but padding may be left: no row, no end of one.
     assert rows if len(ends) else not rows or max(width, height) > 4 * min(width, height)
     assert len(kept) == made or rows
+
+
+COLOUR = (17, 130, 240)
+FILTERS = st.sampled_from([1, 2, 3])  # Lanczos, bilinear, bicubic
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 90), FILTERS)
+def test_padding_equals_a_padded_square_resized(width, height, side, resample):
+    image, whole = picture(width, height), max(width, height)
+    square = PIL.Image.new("RGB", (whole, whole), COLOUR)
+    square.paste(image, ((whole - width) // 2, (whole - height) // 2))
+    expected = np.asarray(square.resize((side, side), PIL.Image.Resampling(resample)), np.int16)
+    found = np.asarray(_padded(image, side, COLOUR, resample), np.int16)
+    assert np.abs(found - expected).max() <= 2
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 90), FILTERS)
+def test_a_crop_equals_the_middle_of_the_whole_resized(width, height, side, resample):
+    image, shorter = picture(width, height), min(width, height)
+    sizes = [int(side * edge / shorter) for edge in (width, height)]
+    whole = image.resize(sizes, PIL.Image.Resampling(resample))
+    left, top = ((edge - side) // 2 for edge in sizes)
+    box = (left, top, left + side, top + side)
+    expected = np.asarray(whole.crop(box), np.int16)
+    found = np.asarray(_part_resized(image, sizes, box, resample), np.int16)
+    assert np.abs(found - expected).max() <= 2
+
+
+@contextmanager
+def more_memory(allowed):
+    """At most so many bytes of address space more than now."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + allowed, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+@pytest.mark.parametrize("name", MODES)
+def test_a_slivers_memory_is_bounded(name, variable):
+    """Side 336 of a 100,000 x 1 image: 40 GB when it was padded, 34 when it was resized whole."""
+    limits = {"image_size": 336} | ({"max_patches": 576} if variable else {})
+    ours = codec(MODES[name], encoder(**limits))
+    for size in ((100_000, 1), (1, 100_000), (7, 40_000), (1280, 9_000)):
+        image = PIL.Image.new("RGB", size, "red")
+        with more_memory(2**28):
+            (slot,) = ours.encode([image])
+        assert len(slot.ids) == ours.tokens(size)
 
 
 def test_pinpoints_must_be_whole_tiles():

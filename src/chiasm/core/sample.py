@@ -81,10 +81,12 @@ class Image:
         return read_file(self.source) if isinstance(self.source, Path) else self.source
 
     def digest(self) -> str:
-        """SHA-256 of the encoded bytes (of the pixels when there is no file): the cache key."""
+        """SHA-256 of the encoded bytes, or where there is no file of the pixels that `load` gives
+        (the bytes of a palette image are not its colours): the cache key."""
         if isinstance(self.source, PIL.Image.Image):
-            head = f"{self.source.mode}{self.source.size}".encode()
-            return hashlib.sha256(head + self.source.tobytes()).hexdigest()
+            loaded = self.load()
+            head = f"{loaded.mode}{loaded.size}".encode()
+            return hashlib.sha256(head + loaded.tobytes()).hexdigest()
         try:
             return hashlib.sha256(self.encoded()).hexdigest()
         except (Unreadable, OSError):

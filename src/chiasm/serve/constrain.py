@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Rule
+from chiasm.serve.json_schema import constraining
 from chiasm.serve.schema import ResponseFormat
 
 # Free white space is an invitation to small models to write nothing else.
@@ -40,9 +41,10 @@ class Constraints:
                 )
         tokenizer = self.tokenizer()
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=STYLE)  # type: ignore[arg-type]
+            told = json.dumps(constraining(schema))
+            grammar = LLMatcher.grammar_from_json_schema(told, defaults=STYLE)  # type: ignore[arg-type]
             wrong = LLMatcher.validate_grammar(grammar, tokenizer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             wrong = str(error)
         if wrong:
             raise ApiError(400, f"the JSON schema: {wrong[:300]}", "response_format.json_schema")

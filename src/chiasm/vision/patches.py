@@ -67,22 +67,97 @@ def native(picture: tuple[int, int], longest: int, step: int, max_patches: int) 
     return width, height
 
 
-def pad_to_square(image: PIL.Image.Image, colour: tuple[int, int, int]) -> PIL.Image.Image:
-    """The picture in the middle of the smallest square of this colour."""
-    side = max(image.size)
+def fit_padded(
+    image: PIL.Image.Image,
+    colour: tuple[int, int, int],
+    size: int,
+    step: int,
+    max_patches: int | None,
+    resample: int = 3,
+) -> PIL.Image.Image:
+    """`fit` of the image in the middle of the smallest square of this colour (LLaVA's way).
+
+    A square of more than WHOLE pixels is never made, as a sliver's takes gigabytes: each pass of
+    the resampling then pads only as far as its filter reaches; pixels differ by two levels at most.
+    """
+    whole = max(image.size)
+    if whole * whole <= WHOLE:
+        square = PIL.Image.new("RGB", (whole, whole), colour)
+        square.paste(image, ((whole - image.width) // 2, (whole - image.height) // 2))
+        return fit(square, size, step, max_patches, resample)
+    side = size if max_patches is None else native((whole, whole), size, step, max_patches)[0]
+    square, kept = _padded(image, side, colour, resample), side // step * step
+    return square if kept == side else square.crop((0, 0, kept, kept))
+
+
+WHOLE = 2**24
+"""Pixels up to which an image is padded, or resized before it is cropped, as a whole."""
+
+
+def _padded(
+    image: PIL.Image.Image, side: int, colour: tuple[int, int, int], resample: int
+) -> PIL.Image.Image:
+    whole = max(image.size)
+    image, left = _padded_columns(image, whole, side, colour, resample)
+    # The second pass is the first one on its side.
+    turned = image.transpose(PIL.Image.Transpose.TRANSPOSE)
+    turned, top = _padded_columns(turned, whole, side, colour, resample)
     square = PIL.Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square.paste(turned.transpose(PIL.Image.Transpose.TRANSPOSE), (left, top))
     return square
 
 
+BAND = 2**20
+"""Pixels that are padded at a time."""
+
+
+def _padded_columns(
+    image: PIL.Image.Image, whole: int, side: int, colour: tuple[int, int, int], resample: int
+) -> tuple[PIL.Image.Image, int]:
+    """The image padded on the left and right to `whole` columns and resized to `side`, heights
+    kept: of it the columns that are not all padding, and the number of the first."""
+    scale = whole / side
+    offset = (whole - image.width) // 2
+    # Lanczos, the widest filter, reads 3 pixels of the smaller scale to each side.
+    reach = 3 * max(scale, 1.0) + 1
+    first = max(0, math.floor((offset - reach) / scale))
+    end = min(side, math.ceil((offset + image.width + reach) / scale))
+    left = max(0, math.floor(first * scale - reach))
+    width = min(whole, math.ceil(end * scale + reach)) - left
+    box = (first * scale - left, end * scale - left)
+    rows = max(1, BAND // width)
+    made = PIL.Image.new("RGB", (end - first, image.height))
+    for y in range(0, image.height, rows):
+        height = min(rows, image.height - y)
+        band = PIL.Image.new("RGB", (width, height), colour)
+        band.paste(image.crop((0, y, image.width, y + height)), (offset - left, 0))
+        filter = PIL.Image.Resampling(resample)
+        area = (box[0], 0, min(box[1], width), height)
+        made.paste(band.resize((end - first, height), filter, area), (0, y))
+    return made, first
+
+
 def crop_to_square(image: PIL.Image.Image, size: int, resample: int) -> PIL.Image.Image:
-    """The middle size × size of the picture resized so that its shorter side is `size`, the
-    longer one rounded down."""
+    """The middle size × size of the image resized so that its shorter side is `size`, the longer
+    one rounded down. Of more than WHOLE pixels only those that are kept are computed; they differ
+    by two levels at most."""
     shorter = min(image.size)
     width, height = (int(size * edge / shorter) for edge in image.size)
-    image = resized(image, (width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    box = (left, top, left + size, top + size)
+    if width * height <= WHOLE:
+        return resized(image, (width, height), resample).crop(box)
+    return _part_resized(image, (width, height), box, resample)
+
+
+def _part_resized(
+    image: PIL.Image.Image, size: tuple[int, int], box: tuple[int, ...], resample: int
+) -> PIL.Image.Image:
+    """The part (left, top, right, bottom) of the image resized to `size`."""
+    x, y = image.width / size[0], image.height / size[1]
+    left, top, right, bottom = box
+    source = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    return image.resize((right - left, bottom - top), PIL.Image.Resampling(resample), source)
 
 
 def resized(image: PIL.Image.Image, size: tuple[int, int], resample: int) -> PIL.Image.Image:

@@ -8,7 +8,7 @@ import PIL.Image
 from chiasm.core.batch import Slot
 from chiasm.mllm.config import CropConfig, NativeConfig, PadConfig
 from chiasm.mllm.images.base import ImageMode
-from chiasm.vision.patches import crop_to_square, fit, native, pad_to_square
+from chiasm.vision.patches import crop_to_square, fit, fit_padded, native
 
 
 class SingleMode(ImageMode):
@@ -18,10 +18,11 @@ class SingleMode(ImageMode):
         e = self.encoder
         if isinstance(self.config, CropConfig):
             return [crop_to_square(image, self.side, e.resample)]
+        longest, count = self._limits()
         if isinstance(self.config, PadConfig):
             red, green, blue = (int(255 * level) for level in e.mean)
-            image = pad_to_square(image, (red, green, blue))
-        longest, count = self._limits()
+            colour = (red, green, blue)
+            return [fit_padded(image, colour, longest, e.patch_size, count, e.resample)]
         return [fit(image, longest, e.patch_size, count, e.resample)]
 
     def slot(self, size: tuple[int, int]) -> Slot:
