@@ -20,6 +20,7 @@ from chiasm.mllm.config import MLPConfig
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.train.checkpoint import newest, read_json, read_tensors
+from chiasm.train.evaluation import EvalResult
 from chiasm.train.feed import strands
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, current
@@ -384,7 +385,7 @@ def test_a_split_checkpoint_resumes_on_one_and_back(tmp_path):
             resume=resume,
             ranks=SPLIT,
             keep=9,
-            evaluate=lambda: {"loss": model.loss(batch).sum.item()},
+            evaluate=lambda _: EvalResult.of({"loss": model.loss(batch).sum.item()}),
         )
 
     (tmp_path / "a").mkdir()

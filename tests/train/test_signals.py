@@ -13,6 +13,7 @@ from chiasm import cli
 from chiasm.core.errors import InterruptedRunError
 from chiasm.core.progress import silent
 from chiasm.train import checkpoint
+from chiasm.train.evaluation import EvalResult
 from chiasm.train.loop import train
 from chiasm.train.signals import Interruption
 from chiasm.train.stage import Stage
@@ -80,13 +81,13 @@ def test_no_micro_batch_more_is_run_and_none_is_lost(tmp_path):
 
 
 def test_an_evaluation_is_left_at_once(tmp_path):
-    def evaluate():
+    def evaluate(_):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         try:
             time.sleep(60)
         except Exception:  # what evaluations do with errors of single samples
             pytest.fail("the way out was mistaken for an error")
-        return {"x": 1.0}
+        return EvalResult.of({"x": 1.0})
 
     model = toy()
     began = time.perf_counter()

@@ -11,6 +11,7 @@ from train_toys import STAGES, ToyStream, toy
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.progress import silent
 from chiasm.train import checkpoint
+from chiasm.train.evaluation import EvalResult
 from chiasm.train.loop import train
 from chiasm.train.schedule import factor
 from chiasm.train.stage import Stage
@@ -168,7 +169,14 @@ def test_schedules_rise_then_fall_to_the_floor(schedule):
 
 def test_periodic_evaluation_is_logged(tmp_path):
     stage = Stage("s", 4, lr={"head": 1e-2}, evaluate_every=2)
-    train(toy(), [stage], lambda _: ToyStream(), tmp_path, show=silent, evaluate=lambda: {"x": 1.0})
+    train(
+        toy(),
+        [stage],
+        lambda _: ToyStream(),
+        tmp_path,
+        show=silent,
+        evaluate=lambda _: EvalResult.of({"x": 1.0}),
+    )
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if "eval/x" in x] == [2, 4]
 

@@ -10,6 +10,7 @@ from train_toys import ToyStream, toy
 from chiasm.core.errors import ConfigError
 from chiasm.core.progress import silent
 from chiasm.train.ema import EMA
+from chiasm.train.evaluation import EvalResult
 from chiasm.train.loop import train
 from chiasm.train.optim import make_optimizer, set_trained
 from chiasm.train.stable_adamw import StableAdamW
@@ -108,9 +109,9 @@ def test_a_stage_evaluates_and_keeps_its_averages_and_resumes_them(tmp_path):
         model = toy()
         seen = []
 
-        def evaluate():
+        def evaluate(_):
             seen.append(model.head.weight.detach().clone())
-            return {"x": 1.0}
+            return EvalResult.of({"x": 1.0})
 
         train(
             model,
@@ -157,7 +158,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
             lambda _: ToyStream(),
             folder,
             show=silent,
-            evaluate=lambda values=values: {"x": next(values)},
+            evaluate=lambda _, values=values: EvalResult.of({"x": next(values)}),
         )
         names = {int(p.name[5:]) for p in (folder / "checkpoints").iterdir()}
         assert names == {kept, 9, 10}
@@ -174,5 +175,5 @@ def test_a_best_that_is_not_evaluated_is_refused(tmp_path):
             lambda _: ToyStream(),
             tmp_path,
             show=silent,
-            evaluate=lambda: {"accuracy": 1.0},
+            evaluate=lambda _: EvalResult.of({"accuracy": 1.0}),
         )

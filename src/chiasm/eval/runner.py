@@ -143,6 +143,13 @@ def evaluate(
     return result
 
 
+def replies_to(samples: Sequence[Sample], respond: Respond, sampling: Sampling) -> list[Reply]:
+    """The reply to each sample, an error where it could not be asked; nothing is shown or kept."""
+    found: dict[int, Reply] = {}
+    _ask(samples, respond, sampling, found.__setitem__)
+    return [found[i] for i in range(len(samples))]
+
+
 def flip_rate(samples: Sequence[Sample], respond: Respond, sampling: Sampling) -> float:
     """The share of samples whose reply is another when they are asked one by one instead of all at
     once: 0 in fp32, and what rounding to bfloat16 costs in repeatability. Raises DataError for a

@@ -26,6 +26,7 @@ from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.recipes.recipe import Recipe, find, from_saved
 from chiasm.train.checkpoint import read_json, write_whole
+from chiasm.train.evaluation import check_stages
 from chiasm.train.log import Ledger
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, joined
@@ -65,6 +66,7 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
         raise CheckpointError(f"{folder}: holds no run; --resume auto would start one")
     if resume != "no" and saved.exists():
         recipe = from_saved(read_json(saved))
+    check_stages(recipe.stages, True)  # before a refused recipe is written
     world.wait()  # all have looked
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +83,13 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
     stages = recipe.stages
     if recipe.shift or recipe.mirror:  # moved pictures are new ones every time: nothing to remember
         stages = tuple(replace(stage, feature_cache=0.0) for stage in stages)
+    reason = f"{recipe.data} has no held-out half"
+    check_stages(stages, context.test or None, reason)  # before parts of the model are trained
     torch.manual_seed(recipe.seed)
     job = BUILDERS[type(recipe.model)](context)
+    check_stages(stages, job.evaluate, f"no held-out sample of {recipe.data} can be evaluated")
+    if job.check:
+        job.check(stages, world)
     ledger = train(
         job.model,
         stages,

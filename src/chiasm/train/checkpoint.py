@@ -120,14 +120,18 @@ def newest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all complete checkpoints but the newest `keep` and the one with the best score, and
-    what earlier crashes left."""
+    """Delete all complete checkpoints but the newest `keep` and, of each stage, the one with the
+    best score, and what earlier crashes left. Stages may score by other metrics."""
     found = complete(folder)
-    scores = {f: read_json(f / "state.json").get("score") for f in found}
-    scored = [f for f in found if scores[f] is not None]
-    best = max(scored, key=lambda f: (scores[f], -int(f.name[5:])), default=None)
+    best: dict[int, tuple[float, Path]] = {}
+    for file in found:  # oldest first: of equals the first stays
+        state = read_json(file / "state.json")
+        score, stage = state.get("score"), state.get("stage", 0)
+        if score is not None and (stage not in best or score > best[stage][0]):
+            best[stage] = score, file
+    kept = [file for _, file in best.values()]
     for file in found[:-keep]:
-        if file != best:
+        if file not in kept:
             (file / COMMIT).unlink()  # first: half a folder must not look whole
             shutil.rmtree(file)
     for file in folder.glob("step-*"):

@@ -28,6 +28,14 @@ def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator
             del block.forward
 
 
+@contextmanager
+def eager() -> Iterator[None]:
+    """While inside, compiled blocks run as they were written: generation has shapes of its own,
+    which would each be compiled."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @lru_cache(maxsize=1)
 def _leave_attention_out() -> None:
     # torch.compiler.disable where attention is defined would import the compiler, a second, for all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from chiasm.train.checkpoint import write_whole
+from chiasm.train.evaluation import Examples
 from chiasm.train.sinks import Sink
 
 
@@ -84,12 +85,19 @@ class Metrics:
         if self.path is None:
             return
         self._append(json.dumps(record) + "\n")
+        self._tell(record["step"], lambda sink: sink.write(record))
+
+    def show(self, step: int, examples: Examples) -> None:
+        """Answers and drawings of an evaluation, to the sinks alone."""
+        self._tell(step, lambda sink: sink.show(step, examples))
+
+    def _tell(self, step: int, act: Callable[[Sink], None]) -> None:
         for sink in list(self.sinks):
             try:
-                sink.write(record)
+                act(sink)
             except Exception as error:  # theirs can be anything, and none is worth the run
                 self.sinks.remove(sink)
-                self.warn(record["step"], f"{type(sink).__name__} failed ({error}); left out now")
+                self.warn(step, f"{type(sink).__name__} failed ({error}); left out now")
 
     def warn(self, step: int, text: str) -> None:
         """A line on the terminal and in the log."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,16 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor.experimental import implicit_replication
 
-from chiasm.core.config import nearest
-from chiasm.core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
+from chiasm.core.errors import CheckpointError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.modes import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
-from chiasm.train.compiled import compiled
+from chiasm.train.compiled import compiled, eager
 from chiasm.train.diagnosis import first_grown, output_sizes
 from chiasm.train.ema import EMA
+from chiasm.train.evaluation import (
+    EvalContext,
+    Evaluate,
+    ExampleFolder,
+    check_best,
+    check_stages,
+    examples_of,
+    gather,
+    rng_preserved,
+    summary,
+)
 from chiasm.train.feature_cache import remembered
 from chiasm.train.feed import Feed, strands
 from chiasm.train.guard import Guard, Verdict
@@ -42,7 +53,6 @@ from chiasm.train.stage import Ranks, Stage
 from chiasm.train.tally import Tally, Window, tally
 from chiasm.train.writer import Writer
 
-Evaluate = Callable[[], dict[str, float]]
 OpenSinks = Callable[[int], Sequence[Sink]]
 """Opens the sinks of a run that begins after this step."""
 
@@ -78,12 +88,14 @@ def train(
 
     stream_of makes the endless batch stream of a stage. resume continues from the newest complete
     checkpoint in `folder`, bit for bit on CPU; without one it starts afresh. evaluate is called
-    every stage.evaluate_every steps and its numbers are logged as eval/<name>. Steps whose loss or
+    every stage.evaluate_every steps and at the stage's end; its metrics are logged as eval/<name>,
+    its answers and drawings kept in samples/ (train/evaluation.py). Steps whose loss or
     gradient is not finite never reach the weights: see train/guard.py. SIGTERM and SIGINT end in a
     checkpoint and an InterruptedRunError. sinks opens further places for the metrics, given the
     resumed step. In a world of several ranks (train/parallel.py) all of them call this together.
     """
     assert isinstance(model, nn.Module)
+    check_stages(stages, evaluate)
     world = current()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
@@ -132,7 +144,10 @@ class _Trainer:
         self.ranks = world.size
         self.best: float | None = None
         self.score: float | None = None
+        self.evaluated = ""
+        """The latest evaluation, for the live view."""
         self.metrics: Metrics
+        self.examples: ExampleFolder | None = None
         self.optimizer: Optimizers
         self.guard: Guard
         self.feed: Feed
@@ -160,6 +175,7 @@ class _Trainer:
         main = self.world.main
         opened = sinks(resumed_step) if main and sinks else ()
         self.metrics = Metrics(self.folder if main else None, resumed_step, opened)
+        self.examples = ExampleFolder(self.folder, resumed_step) if main else None
 
     def warn(self, text: str) -> None:
         self.metrics.warn(self.total, text)
@@ -219,6 +235,7 @@ class _Trainer:
 
     def _steps(self, number: int, first: int, lowered: LoweredWeights) -> None:
         stage, window, entry = self.stages[number], Window(), self.ledger.stages[number]
+        status = ""
         dtype = working_dtype(stage.autocast, self.device)
         peak = peak_rate(self.device, dtype, self.world.size)
         with self.show(stage.name, stage.steps, first) as view:
@@ -243,13 +260,14 @@ class _Trainer:
                         "elapsed": self.ledger.seconds,
                     }
                     self.metrics.write(line)
-                    view.status(in_words(line) + said(line))
-                better = False
-                due = self.evaluate and _due(stage.evaluate_every, step)
-                if due and not self.stop.requested:
-                    with lowered.restored(), self.stop.at_once():
+                    status = in_words(line) + said(line)
+                    view.status(status + self.evaluated)
+                better, self.score = False, None
+                due = stage.evaluate_every and (last or _due(stage.evaluate_every, step))
+                if due and not self.world.any(self.stop.requested):
+                    with lowered.restored():
                         better = self._evaluate(stage)
-                better = self.world.any(better)  # a rank may have been called away
+                    view.status(status + self.evaluated)
                 if better or (stage.save_every and (last or _due(stage.save_every, step))):
                     self._save(number, step + 1, lowered)
 
@@ -411,23 +429,41 @@ class _Trainer:
         raise InterruptedRunError(self.stop.number, self.total, saved) from None
 
     def _evaluate(self, stage: Stage) -> bool:
-        """Log the evaluation's numbers; whether the checkpoint of this step would be the best."""
+        """Log the evaluation; whether the checkpoint of this step would be the best. All ranks call
+        it together: parts of weights are gathered and results added up, which no signal interrupts,
+        while the evaluation in between is left at once."""
         assert self.evaluate is not None
+        began, own = time.perf_counter(), None
         averaged = self.ema.applied() if self.ema else nullcontext()
         everything = self.split.whole() if self.split else whole(self.model)
-        with evaluating(self.model), averaged, everything:
-            numbers = self.evaluate()
-        record = {f"eval/{name}": value for name, value in numbers.items()}
-        self.metrics.write({"step": self.total, "stage": stage.name, **record})
-        name = stage.best.removeprefix("-")
-        if not name:
+        uncompiled = eager() if stage.compile else nullcontext()
+        with (
+            evaluating(self.model),
+            averaged,
+            everything,
+            uncompiled,
+            rng_preserved(self.device),
+            self.stop.at_once(),
+        ):
+            own = self.evaluate(EvalContext(stage, self.total, self.world))
+        result = gather(own, self.world)
+        if result is None:
             return False
-        if name not in numbers:
-            raise ConfigError(
-                f"stage '{stage.name}': best is '{name}', which is not evaluated"
-                f"{nearest(name, numbers)}; there are {', '.join(numbers) or 'no numbers'}"
-            )
-        self.score = numbers[name] * (-1 if stage.best.startswith("-") else 1)
+        metrics = result.metrics
+        record = {f"eval/{name}": value for name, value in metrics.items()}
+        record["eval/seconds"] = time.perf_counter() - began
+        self.metrics.write({"step": self.total, "stage": stage.name, **record})
+        self.evaluated = summary(metrics)
+        if self.examples:
+            self.metrics.show(self.total, examples_of(result))
+            try:
+                self.examples.write(self.total, result)
+            except OSError as error:
+                self.warn(f"{self.examples.folder}: examples could not be written ({error})")
+        name = check_best(stage, list(metrics))
+        if not name or math.isnan(metrics[name]):
+            return False
+        self.score = metrics[name] * (-1 if stage.best.startswith("-") else 1)
         better = self.best is None or self.score > self.best
         self.best = self.score if better else self.best
         return better

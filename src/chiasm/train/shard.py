@@ -79,14 +79,21 @@ def like(value: Tensor, held: Tensor | None) -> Tensor:
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """All parts on every rank for a while, so that the model can be used in any way and no rank
-    waits for another."""
+    waits for another: those that a batch does not need are not run either."""
     parts: list[Any] = [m for m in model.modules() if hasattr(m, "unshard")]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+    # shard() made `loss` a forward of its own, around the model's: after the inner one FSDP takes
+    # the outer one for no forward, and shards the model again whatever it was told.
+    names = ("loss", "in_step") if parts else ()
+    held = {name: vars(model).pop(name) for name in names if name in vars(model)}
+    if "in_step" in held:
+        model.in_step = False  # type: ignore[assignment]
     try:
         yield
     finally:
+        vars(model).update(held)
         for part in parts:
             part.reshard()
             part.set_reshard_after_forward(part is not model, recurse=False)

@@ -82,9 +82,12 @@ class Stage:
         features of frozen encoders may take on disk, of all runs together; 0 encodes every picture
         every time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
-    evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves also does at its
-        end). best: an evaluated number; the checkpoint where it was highest is written and kept
-        besides the newest, with a leading minus the one where it was lowest.
+    evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves or evaluates also
+        does at its end). best: an evaluated metric; the checkpoint where it was highest is written
+        and kept besides the newest, with a leading minus the one where it was lowest.
+    evaluate_samples: held-out conversations whose loss an evaluation of either route takes, at
+        most; 0 takes all. evaluate_questions: held-out questions it asks for the accuracy, at most.
+        evaluate_examples: answers, and images drawn by a unified model, that it keeps to look at.
     monitor_every: steps between looks at what goes wrong before a run does (train/monitor.py). A
         look costs about two micro-batches.
     """
@@ -113,6 +116,9 @@ class Stage:
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     evaluate_every: int = 0
+    evaluate_samples: int = 256
+    evaluate_questions: int = 64
+    evaluate_examples: int = 4
     save_every: int = 0
     log_every: int = 10
     monitor_every: int = 0
@@ -124,6 +130,12 @@ class Stage:
     guard: GuardSettings = GuardSettings()
 
     def __post_init__(self) -> None:
+        for name in ("evaluate_every", "evaluate_samples", "evaluate_questions",
+                     "evaluate_examples"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"stage '{self.name}': {name} is {getattr(self, name)}; give 0 or more"
+                )
         if self.schedule == "exponential" and not self.floor > 0:
             raise ConfigError(
                 f"stage '{self.name}': schedule exponential never reaches 0, but floor is "

@@ -189,6 +189,7 @@ def _one_norm(q: Any, k: Any) -> nn.Module:
         return q
     heads, size = q.weight.shape
     both = type(q)(heads + len(k.weight), size, q.eps)
-    other = k.state_dict()
-    both.load_state_dict({n: torch.cat([own, other[n]]) for n, own in q.state_dict().items()})
+    # Not state_dict(), at which FSDP would shard a model that is whole for a while.
+    other = dict(k.named_parameters())
+    both.load_state_dict({n: torch.cat([own, other[n]]) for n, own in q.named_parameters()})
     return both

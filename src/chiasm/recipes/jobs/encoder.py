@@ -13,6 +13,7 @@ from chiasm.data.pictures import PictureProcessor
 from chiasm.data.text import train_bpe
 from chiasm.hub import contrastive
 from chiasm.recipes.jobs.job import Context, Job
+from chiasm.train.evaluation import EvalContext, EvalResult, check_metrics
 from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.contrastive import DualEncoder, zero_shot_weights
 
@@ -26,8 +27,11 @@ def build(context: Context) -> Job:
 
     labelled = list(islice((s for s in context.test if caption_of(s) and s.images), 256))
 
-    def evaluate() -> dict[str, float]:
-        return {"zero_shot_accuracy": zero_shot(model, processor, labelled)["accuracy"]}
+    def evaluate(run: EvalContext) -> EvalResult:
+        if not run.world.main:
+            return EvalResult()
+        found = zero_shot(model, processor, labelled)["accuracy"]
+        return EvalResult.of({"zero_shot_accuracy": found})
 
     return Job(
         model,
@@ -35,6 +39,7 @@ def build(context: Context) -> Job:
         lambda stage: context.pictures(stage, processor, config.shift, config.mirror),
         lambda path: contrastive.save(path, model, processor),
         evaluate if labelled else None,
+        lambda stages, _: check_metrics(stages, ["zero_shot_accuracy"]),
     )
 
 

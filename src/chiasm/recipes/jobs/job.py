@@ -21,18 +21,25 @@ from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
 from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved, spot
 from chiasm.recipes.recipe import Recipe
+from chiasm.train.evaluation import Evaluate
+from chiasm.train.parallel import World
 from chiasm.train.stage import Stage
 
 
 @dataclass
 class Job:
-    """A model with its processor, its batches by stage, its check and how it is saved."""
+    """A model with its processor, its batches by stage, its evaluation and how it is saved.
+
+    evaluate: None where there is nothing to evaluate. check: raises ConfigError for a stage whose
+    evaluation cannot be had; all ranks call it before training.
+    """
 
     model: Any
     processor: Any
     stream_of: Callable[[Stage], Stream]
     save: Callable[[Path], None]
-    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate: Evaluate | None = None
+    check: Callable[[Sequence[Stage], World], None] | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ from chiasm.core.protocols import Stream
 from chiasm.hub import mllm
 from chiasm.hub.load import load_as
 from chiasm.mllm.config import MLLMConfig
+from chiasm.recipes.held_out import held_out_of
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.stage import Stage
 from chiasm.vision.contrastive import DualEncoder
@@ -29,11 +30,14 @@ def build(context: Context) -> Job:
             return context.pictures(stage, words)
         return context.samples(stage, processor, views)
 
+    held_out = held_out_of(context, model, processor, views, words)
     return Job(
         model,
         processor,
         stream,
         lambda path: mllm.save(path, model, processor, config),
+        held_out,
+        held_out and held_out.check,
     )
 
 

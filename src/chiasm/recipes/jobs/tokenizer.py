@@ -18,12 +18,16 @@ from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
 from chiasm.hub.load import load_as
 from chiasm.recipes.jobs.job import Context, Job
+from chiasm.train.evaluation import EvalContext, EvalResult, check_metrics
 from chiasm.train.stage import Stage
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, to_pixels
 from chiasm.unified.config import AutoencoderConfig
 from chiasm.vision.config import TowerOptions
 from chiasm.vision.contrastive import DualEncoder
 from chiasm.vision.pretrained import Encoder, load_encoder
+
+RECONSTRUCTION = ("psnr", "code_usage", "codebook_perplexity")
+"""What `reconstruction` measures."""
 
 
 def build(context: Context) -> Job:
@@ -49,8 +53,10 @@ def build(context: Context) -> Job:
 
     pictured = list(islice((s for s in context.test if s.images), 128))
 
-    def evaluate() -> dict[str, float]:
-        return reconstruction(model, processor, pictured)
+    def evaluate(run: EvalContext) -> EvalResult:
+        if not run.world.main:
+            return EvalResult()
+        return EvalResult.of(reconstruction(model, processor, pictured))
 
     return Job(
         model,
@@ -58,6 +64,7 @@ def build(context: Context) -> Job:
         stream,
         lambda path: autoencoder.save(path, model),
         evaluate if pictured else None,
+        lambda stages, _: check_metrics(stages, RECONSTRUCTION),
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
 from chiasm.data.text import train_bpe
 from chiasm.data.tokens import read_tokens
-from chiasm.data.views import Pairs, document, draw, edit, with_caption, without
+from chiasm.data.views import Pairs, View, document, draw, edit, with_caption, without
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
+from chiasm.recipes.held_out import held_out_of
 from chiasm.recipes.jobs.job import Context, Job, corpus
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.code_sharing import share_codes
@@ -36,20 +39,29 @@ def build(context: Context) -> Job:
         share_codes(model, autoencoder.quantizer.features())
     if config.local_heads:
         look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
-    # Changing a picture draws its pair, so those are chosen among the others.
-    undrawn = config.undrawn
-    drawn = [s for s in context.train if caption_of(s) not in undrawn] if undrawn else context.train
-    views, pairs = context.views(), Pairs(drawn)
+    views = context.views()
     asking = ("converse", "spot", "match", "discern")
     views |= {name: with_caption(views[name]) for name in asking}
-    views |= {
-        "draw": without(partial(draw, drop=config.drop_condition), undrawn),
-        "edit": edit(pairs, config.drop_condition),
-        "document": without(document(pairs, config.drop_condition), undrawn),
-    }
+    held_out_views = views | _drawing(context.test, config.undrawn, 0.0)
+    views |= _drawing(context.train, config.undrawn, config.drop_condition)
+    held_out = held_out_of(context, model, processor, held_out_views)
     return Job(
         model,
         processor,
         lambda stage: context.samples(stage, processor, views),
         lambda path: unified.save(path, model, processor),
+        held_out,
+        held_out and held_out.check,
     )
+
+
+def _drawing(samples: Sequence[Sample], undrawn: Sequence[str], drop: float) -> dict[str, View]:
+    """The views that draw. Changing a picture draws its pair, so those are chosen among the samples
+    whose captions are drawn."""
+    drawn = [s for s in samples if caption_of(s) not in undrawn] if undrawn else samples
+    pairs = Pairs(drawn)
+    return {
+        "draw": without(partial(draw, drop=drop), undrawn),
+        "edit": edit(pairs, drop),
+        "document": without(document(pairs, drop), undrawn),
+    }
