@@ -102,6 +102,88 @@ def test_boxes_hold_the_ink_of_their_line_and_of_no_other(rotate, tmp_path):
     assert found == 3
 
 
+def one_page(path: Path, content: str, rotate: int = 0, boxes: str = "") -> Path:
+    """A PDF of one page of 400 x 400 points with two fonts, written object by object."""
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 400 400] {boxes} /Rotate {rotate} "
+        "/Contents 4 0 R /Resources << /Font << /F1 5 0 R /F2 6 0 R >> >> >>",
+        f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Times-Bold >>",
+    ]
+    body, places = "%PDF-1.4\n", []
+    for number, each in enumerate(objects, 1):
+        places.append(len(body))
+        body += f"{number} 0 obj\n{each}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    body += f"xref\n0 7\n0000000000 65535 f \n{table}trailer << /Size 7 /Root 1 0 R >>\n"
+    path.write_text(f"{body}startxref\n{body.index('xref')}\n%%EOF\n", "latin-1")
+    return path
+
+
+def test_text_outside_the_crop_box_is_not_there(tmp_path):
+    lines = ((350, "above the crop"), (150, "inside it"), (102, "on the edge"), (90, "cut away"))
+    shown = " ".join(f"1 0 0 1 40 {y} Tm ({text}) Tj" for y, text in lines)
+    content = f"BT /F1 14 Tf {shown} 1 0 0 1 350 160 Tm (right of the crop) Tj ET"
+    page = one_page(tmp_path / "a.pdf", content, boxes="/CropBox [20 100 300 200]")
+    text, *_ = read(page, side=280)
+    assert text.images[0].load().size == (280, 100)
+    assert text.turns[1].text == "inside it\non the edge"
+    for line in text.meta["lines"]:
+        x0, y0, x1, y1 = line["box"]
+        assert 0 <= x0 < x1 <= 280
+        assert 0 <= y0 < y1 <= 100
+
+
+def test_a_page_whose_text_is_all_cut_away_is_named(tmp_path):
+    page = one_page(
+        tmp_path / "a.pdf", "BT /F1 14 Tf 40 350 Td (above) Tj ET", boxes="/CropBox [0 0 300 200]"
+    )
+    told = {}
+    list(read_pdf(Source("a", "key", page), told.__setitem__, PdfOptions()))
+    assert "no text layer that can be seen" in told["a page 1"]
+
+
+MATRICES = {0: "1 0 0 1 50 350", 90: "0 1 -1 0 50 50", 180: "-1 0 0 -1 350 50",
+            270: "0 -1 1 0 350 350"}  # fmt: skip
+"""Of text that is upright, 50 from the left and the top, where a page is shown turned."""
+
+
+@pytest.mark.parametrize("rotate", MATRICES)
+def test_lines_of_a_turned_page_are_those_that_are_shown(rotate, tmp_path):
+    content = (
+        f"BT {MATRICES[rotate]} Tm /F1 14 Tf 20 TL (first line of ) Tj /F2 14 Tf (bold) Tj T* "
+        "/F1 14 Tf (second) Tj T* (third line) Tj ET"
+    )
+    pages = [
+        read(one_page(tmp_path / f"{name}.pdf", text, turn), side=400)[0]
+        for name, text, turn in (
+            ("turned", content, rotate),
+            ("upright", content.replace(MATRICES[rotate], MATRICES[0]), 0),
+        )
+    ]
+    turned, upright = ([line.values() for line in page.meta["lines"]] for page in pages)
+    assert [text for text, _ in turned] == ["first line of bold", "second", "third line"]
+    for (text, box), (expected, where) in zip(turned, upright, strict=True):
+        assert text == expected
+        assert box == pytest.approx(where, abs=1.5)
+
+
+@pytest.mark.parametrize("rotate", [90, 270])
+def test_lines_that_are_shown_sideways_stay_apart(rotate, tmp_path):
+    content = (
+        f"BT {MATRICES[0]} Tm /F1 14 Tf 20 TL (first line of ) Tj /F2 14 Tf (bold) Tj T* "
+        "/F1 14 Tf (second) Tj ET"
+    )
+    page, *_ = read(one_page(tmp_path / "a.pdf", content, rotate), side=400)
+    assert page.turns[1].text == "first line of bold\nsecond"
+    for line in page.meta["lines"]:
+        x0, y0, x1, y1 = line["box"]
+        assert y1 - y0 > 2 * (x1 - x0)
+
+
 def test_regions_say_what_stands_in_them(page):
     """The text of a region is that of the recorded lines whose middles lie in the box."""
     seen = 0

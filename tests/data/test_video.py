@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -122,6 +123,78 @@ def test_a_rotated_clip_stands_upright(tmp_path):
     (tmp_path / "turned.mp4").write_bytes(data)
     footage = read_footage(tmp_path / "turned.mp4", VideoConfig(frames=2))
     assert [frame.size for frame in footage.frames] == [(48, 64)] * 2
+
+
+ONE = 1 << 16
+SIZE = (64, 48)
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
+ORIENTATIONS = [
+    (s, 0, 0, t) for s in (ONE, -ONE) for t in (ONE, -ONE)
+] + [(0, s, t, 0) for s in (ONE, -ONE) for t in (ONE, -ONE)]  # fmt: skip
+
+
+def quarters(path, matrix=None, ratio=None):
+    """A clip whose quarters have a colour each: red, green; blue, white."""
+    pixels = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    for number, colour in enumerate(COLOURS):
+        y, x = number // 2 * SIZE[1] // 2, number % 2 * SIZE[0] // 2
+        pixels[y : y + SIZE[1] // 2, x : x + SIZE[0] // 2] = colour
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        if ratio is not None:
+            stream.codec_context.sample_aspect_ratio = ratio
+        if matrix is not None:
+            a, b, c, d = matrix
+            stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def colours(frame):
+    """Which colour is in the middle of each quarter."""
+    pixels = np.asarray(frame).astype(int)
+    height, width = pixels.shape[:2]
+    middles = [pixels[j * height // 4, i * width // 4] for j in (1, 3) for i in (1, 3)]
+    return [int(np.abs(np.array(COLOURS) - m).sum(1).argmin()) for m in middles]
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_every_display_matrix_is_followed(matrix, tmp_path):
+    """A point (p, q) from the middle is shown at (a·p + c·q, b·p + d·q), q downwards
+    (libavutil/display.h)."""
+    path = quarters(tmp_path / "a.mp4", matrix)
+    (frame,) = read_footage(path, VideoConfig(frames=1)).frames
+    a, b, c, d = (part // ONE for part in matrix)
+    assert frame.size == (SIZE if a else SIZE[::-1])
+    expected = [0] * 4
+    for number in range(4):
+        q, p = (2 * place - 1 for place in divmod(number, 2))
+        x, y = a * p + c * q, b * p + d * q
+        expected[(y > 0) * 2 + (x > 0)] = number
+    assert colours(frame) == expected
+
+
+@pytest.mark.parametrize(("ratio", "size"), [((4, 3), (85, 48)), ((1, 2), (32, 48))])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_that_are_not_square_are_stretched(ratio, size, turned, tmp_path):
+    matrix = (0, ONE, -ONE, 0) if turned else None
+    path = quarters(tmp_path / "a.mp4", matrix, Fraction(*ratio))
+    (frame,) = read_footage(path, VideoConfig(frames=1)).frames
+    assert frame.size == (size[::-1] if turned else size)
+    assert colours(frame) == ([2, 0, 3, 1] if turned else [0, 1, 2, 3])
+    with pytest.raises(DataError, match=f"5 frames of {size[0]}x48 have more than"):
+        read_footage(path, VideoConfig(frames=1), most=5 * size[0] * 48 - 1)
+
+
+def test_pixels_of_an_absurd_shape_are_refused(tmp_path, monkeypatch):
+    """A header may say 65,535 to 1: a frame of 4 million columns."""
+    monkeypatch.setattr("chiasm.data.video.MOST_STRETCH", 1.5)
+    path = quarters(tmp_path / "a.mp4", ratio=Fraction(1, 2))
+    with pytest.raises(DataError, match="its pixels are 1/2 times as wide as high"):
+        read_footage(path, VideoConfig(frames=1))
 
 
 def without(data, share):

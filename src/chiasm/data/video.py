@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from chiasm.vision.config import VideoConfig
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 """What bytes from others may be, by FFmpeg's names."""
+
+MOST_STRETCH = 16
+"""How many times as wide as high pixels may be, or the other way round."""
 
 SHARE, SLACK = 0.1, 0.5
 """How much earlier than their header says, as a share and seconds more, frames may end."""
@@ -154,12 +158,24 @@ def _indexed(container: Any) -> _Index:
 
 
 def _count(frames: int, stream: Any, most: float) -> None:
-    pixels = frames * stream.width * stream.height
-    if pixels > most:
+    width, height = _shown_size(stream)
+    if frames * width * height > most:
         raise _BadFileError(
-            f"{frames} frames of {stream.width}x{stream.height} have more than the {most:,.0f} "
+            f"{frames} frames of {width}x{height} have more than the {most:,.0f} "
             "pixels allowed; send a shorter or smaller clip"
         )
+
+
+def _shown_size(stream: Any) -> tuple[int, int]:
+    """Width and height of a frame with square pixels, before it is turned. Raises
+    _BadFileError for pixels of a shape that no camera has."""
+    ratio = stream.sample_aspect_ratio or 1  # 0 and None: not stated
+    if not 1 / MOST_STRETCH <= ratio <= MOST_STRETCH:
+        raise _BadFileError(
+            f"its pixels are {ratio} times as wide as high by its header, expected at most "
+            f"{MOST_STRETCH} to 1"
+        )
+    return max(1, round(stream.width * ratio)), stream.height
 
 
 def _compare(said: int | None, unit: Any, seen: Any) -> None:
@@ -193,8 +209,27 @@ def _decoded(
                 "a frame that its index promises is not in it: truncated or damaged"
             )
         at = time
-        picture = frame.to_image()
-        yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+        yield _displayed(frame, _shown_size(stream))
+
+
+def _displayed(frame: Any, size: tuple[int, int]) -> PIL.Image.Image:
+    """A frame as players show it: at `size`, then turned and mirrored by its display matrix."""
+    image: PIL.Image.Image = frame.to_image()
+    if image.size != size:
+        image = image.resize(size, PIL.Image.Resampling.BICUBIC)
+    stated = frame.side_data.get("DISPLAYMATRIX")
+    if stated is None:
+        return image
+    # A point (p, q), q downwards, is shown at (a·p + c·q, b·p + d·q) (libavutil/display.h).
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(stated)[:36])
+    if a * d == b * c:
+        return image  # shows a line or nothing; players ignore it
+    if a * d < b * c:  # mirrored, by which only the first column changes its sign
+        image, a, b = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), -a, -b
+    clockwise = math.degrees(math.atan2(b, a))
+    quarters = round(clockwise / 90) * 90
+    near = abs(clockwise - quarters) < 0.01  # fixed-point rounding
+    return image.rotate(-(quarters if near else clockwise), expand=True)
 
 
 def _until(frames: Iterator[Any], time: int) -> Any | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,9 +77,11 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
         raise DataError("the page has no area")
     bitmap = page.render(scale=options.side / longest)
     picture = bitmap.to_pil().convert("RGB")
-    lines = text_lines(page, bitmap.get_posconv(page))
+    lines = text_lines(page, bitmap.get_posconv(page), picture.size)
     if not lines:
-        raise DataError("no text layer: a scan or a drawing; recognise its text first (OCR)")
+        raise DataError(
+            "no text layer that can be seen: a scan or a drawing; recognise its text first (OCR)"
+        )
     text = "\n".join(line.text for line in lines)
     if sum(c == "\ufffd" or "\ue000" <= c <= "\uf8ff" for c in text) > 0.05 * len(text):
         raise DataError("the text layer has no meaning: its fonts name no characters")
@@ -109,38 +112,91 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
         )
 
 
-def text_lines(page: Any, position: Any) -> list[Line]:
-    """The lines of a page's text layer in its order; boxes in pixels of the rendered page.
+@dataclass(frozen=True)
+class _Run:
+    """Text of one font on one line. page: its box in points (left, bottom, right, top). shown: the
+    same in pixels of the rendered page. quarters: turns clockwise by which it is shown."""
 
-    PDFium gives a rectangle for every run of one font; runs that touch on one line are joined.
+    page: Box
+    shown: Box
+    quarters: int
+
+    @property
+    def upright(self) -> Box:
+        """`shown` turned back, so that its text would run from left to right."""
+        x0, y0, x1, y1 = self.shown
+        return ((x0, y0, x1, y1), (y0, -x1, y1, -x0), (-x1, -y1, -x0, -y0), (-y1, x0, -y0, x1))[
+            self.quarters
+        ]
+
+
+def text_lines(page: Any, position: Any, size: tuple[int, int]) -> list[Line]:
+    """The lines of a page's text layer in its order; boxes in pixels of the rendered page, which is
+    of this (width, height).
+
+    PDFium gives a rectangle for every run of one font; runs that touch on one line as it is shown
+    are joined. Its text layer holds what lies outside the sheet or the crop box as well: a run of
+    which less than half is rendered is left out.
     """
     layer = page.get_textpage()
-    joined: list[Box] = []
+    joined: list[_Run] = []
     for index in range(layer.count_rects()):
-        box = layer.get_rect(index)  # left, bottom, right, top, in points from below
-        if joined and _touch(joined[-1], box):
-            a = joined[-1]
-            joined[-1] = (
-                min(a[0], box[0]),
-                min(a[1], box[1]),
-                max(a[2], box[2]),
-                max(a[3], box[3]),
+        run = _run(layer, layer.get_rect(index), position, page.get_rotation())
+        if _share_inside(run.shown, size) < 0.5:
+            continue
+        if joined and joined[-1].quarters == run.quarters and _touch(joined[-1], run):
+            before = joined.pop()
+            run = _Run(
+                _around(before.page, run.page), _around(before.shown, run.shown), run.quarters
             )
-        else:
-            joined.append(box)
+        joined.append(run)
     lines = []
-    for left, bottom, right, top in joined:
-        text = _clean(layer.get_text_bounded(left, bottom, right, top))
+    for run in joined:
+        text = _clean(layer.get_text_bounded(*run.page))
         if text:
-            (x0, y0), (x1, y1) = position.to_bitmap(left, top), position.to_bitmap(right, bottom)
-            lines.append(Line(text, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))))
+            lines.append(Line(text, _clipped(run.shown, size)))
     layer.close()
     return lines
 
 
-def _touch(one: Box, other: Box) -> bool:
+def _run(layer: Any, box: Box, position: Any, rotation: int) -> _Run:
+    import pypdfium2.raw as pdfium
+
+    left, bottom, right, top = box
+    (x0, y0), (x1, y1) = position.to_bitmap(left, top), position.to_bitmap(right, bottom)
+    shown = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    width, height = max(right - left, 1.0), max(top - bottom, 1.0)
+    middle = ((left + right) / 2, (bottom + top) / 2)
+    char = pdfium.FPDFText_GetCharIndexAtPos(layer, *middle, width / 2, height / 2)
+    angle = pdfium.FPDFText_GetCharAngle(layer, char) if char >= 0 else 0.0
+    return _Run(box, shown, round((rotation + math.degrees(angle)) / 90) % 4)
+
+
+def _around(one: Box, other: Box) -> Box:
+    return (
+        min(one[0], other[0]),
+        min(one[1], other[1]),
+        max(one[2], other[2]),
+        max(one[3], other[3]),
+    )
+
+
+def _clipped(box: Box, size: tuple[int, int]) -> Box:
+    (x0, y0, x1, y1), (width, height) = box, size
+    return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+
+
+def _share_inside(box: Box, size: tuple[int, int]) -> float:
+    """The share of a box's area that lies in an image of this size."""
+    x0, y0, x1, y1 = _clipped(box, size)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return max(x1 - x0, 0) * max(y1 - y0, 0) / area if area > 0 else 0.0
+
+
+def _touch(before: _Run, after: _Run) -> bool:
     """Whether a run goes on where another ended: half of its height beside it, at most one height
     away."""
+    one, other = before.upright, after.upright
     height = min(one[3] - one[1], other[3] - other[1])
     overlap = min(one[3], other[3]) - max(one[1], other[1])
     return overlap > 0.5 * height and -height < other[0] - one[2] < height
