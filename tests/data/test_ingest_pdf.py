@@ -124,7 +124,7 @@ def one_page(path: Path, content: str, rotate: int = 0, boxes: str = "") -> Path
 
 
 def test_text_outside_the_crop_box_is_not_there(tmp_path):
-    lines = ((350, "above the crop"), (150, "inside it"), (102, "on the edge"), (90, "cut away"))
+    lines = ((350, "above the crop"), (150, "inside it"), (102, "on the edge"), (86, "cut away"))
     shown = " ".join(f"1 0 0 1 40 {y} Tm ({text}) Tj" for y, text in lines)
     content = f"BT /F1 14 Tf {shown} 1 0 0 1 350 160 Tm (right of the crop) Tj ET"
     page = one_page(tmp_path / "a.pdf", content, boxes="/CropBox [20 100 300 200]")
