@@ -5,7 +5,7 @@ around one in main memory, so every result is a real number and equals the CPU's
 
 - an operation that mixes it with a CPU tensor of one or more dimensions raises, as CUDA does;
   copies between the two, and CPU tensors as indices, are allowed, as on CUDA;
-- `.numpy()` raises, as on CUDA;
+- `.numpy()` raises, as on CUDA, and so does float64, as on MPS;
 - autocast computes in bfloat16 what it does on a CPU;
 - inside `syncs()` every operation that makes the host wait for a device is recorded by name: values
   that are read (item, tolist, a tensor's truth), copies to main memory, uploads that are waited
@@ -217,6 +217,8 @@ def _call(func, args, kwargs):
     def raw(t):
         return t.raw if isinstance(t, Held) else t
 
+    if ours and torch.float64 in (kwargs.get("dtype"), *(t.dtype for t in given if t.dim())):
+        raise RuntimeError(f"{func}: float64 on {NAME}, which MPS has not")
     out = func(*tree_map(raw, args), **tree_map(raw, plain))
     if func._schema.name.endswith("_") and args and isinstance(args[0], torch.Tensor):
         return args[0]  # in place

@@ -24,6 +24,14 @@ app = tyro.extras.SubcommandApp()
 data = tyro.extras.SubcommandApp()
 sweep = tyro.extras.SubcommandApp()
 Overrides = dict[str, str]
+Device = Annotated[
+    str,
+    arg(
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where to compute; auto is CUDA, else MPS, else the CPU (default: CHIASM_DEVICE, "
+        "else auto).",
+    ),
+]
 
 DESCRIPTION = """Build, train, evaluate and compare vision language models by two routes: MLLM (a
 vision encoder, a projector and a language model) and unified (one transformer over text and image
@@ -31,7 +39,12 @@ tokens). `chiasm COMMAND --help` describes a command, `chiasm --version` prints 
 
 
 @app.command
-def demo(out: Path = Path("runs/demo"), fast: bool = False, seed: int = 0) -> None:
+def demo(
+    out: Path = Path("runs/demo"),
+    fast: bool = False,
+    seed: int = 0,
+    device: Device = "",
+) -> None:
     """Train both routes on easy-VQA, evaluate them on the same test split, write a report.
 
     Args:
@@ -39,6 +52,7 @@ def demo(out: Path = Path("runs/demo"), fast: bool = False, seed: int = 0) -> No
         fast: Tiny settings that only show the path works (under 90 seconds; quality not claimed).
         seed: Seed of everything random.
     """
+    _compute_on(device)
     from chiasm.recipes.demo import run
 
     report = run(out, fast, seed)
@@ -52,6 +66,7 @@ def train(
     data: str | None = None,
     resume: Literal["no", "yes", "auto"] = "no",
     show: bool = False,
+    device: Device = "",
 ) -> None:
     """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
 
@@ -67,6 +82,7 @@ def train(
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
     """
+    _compute_on(device)
     from chiasm.core.config import leaves
     from chiasm.recipes.recipe import find, with_overrides
 
@@ -95,6 +111,7 @@ def precompute(
     array_count: int = 1,
     ray: int = 0,
     workers: int = 1,
+    device: Device = "",
 ) -> None:
     """Encode a data set's training pictures once: as codes, for train unified_nano --model.tokens
     OUT, or as features, for CHIASM_CACHE=OUT chiasm train mllm_smol. What is complete in OUT
@@ -111,6 +128,7 @@ def precompute(
         ray: Processes of Ray Data that share the work instead.
         workers: Processes of this machine that share it.
     """
+    _compute_on(device)
     from chiasm.recipes.carry_out import carry_out
     from chiasm.recipes.precompute import PrecomputePlan
 
@@ -186,6 +204,7 @@ def eval(
     judge: Path | None = None,
     turns: Literal["all", "last"] = "all",
     history: Literal["gold", "own"] = "gold",
+    device: Device = "",
 ) -> None:
     """Ask a model every question of a test set; its score with an interval, parse failures.
 
@@ -231,6 +250,7 @@ def eval(
         history: Between the questions of a conversation stand its own answers (gold) or the model's
             replies (own).
     """
+    _compute_on(device)
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked
     from chiasm.recipes.evaluate import How, evaluate_command
@@ -267,6 +287,7 @@ def compare(
     split: str = "",
     turns: Literal["all", "last"] = "all",
     history: Literal["gold", "own"] = "gold",
+    device: Device = "",
 ) -> None:
     """Models on the same questions: paired tests, kinds of questions, cost, where they disagree.
 
@@ -277,6 +298,7 @@ def compare(
         out: The report, one HTML file.
         export: The models as a table in Markdown (.md), or everything as JSON (.json).
     """
+    _compute_on(device)
     from chiasm.recipes.asked import Asked
     from chiasm.recipes.compare import compare_command
     from chiasm.recipes.evaluate import How
@@ -299,6 +321,7 @@ def duel(
     out: Path = Path("runs/duel"),
     keep: bool = False,
     plan: bool = False,
+    device: Device = "",
 ) -> None:
     """Train both routes within the same FLOPs; which wins at which budget, or cannot be told.
 
@@ -315,6 +338,7 @@ def duel(
         keep: Keep the weights of every run.
         plan: Say what would be trained and how long it would take, and stop.
     """
+    _compute_on(device)
     from chiasm.recipes.duel import DuelSettings, choose_arms
     from chiasm.recipes.duel import duel as fight
 
@@ -331,6 +355,7 @@ def chat(
     top_k: int = 0,
     top_p: float = 1.0,
     max_tokens: int = 64,
+    device: Device = "",
 ) -> None:
     """Ask about a picture; without a question, an interactive session.
 
@@ -343,6 +368,7 @@ def chat(
         top_p: Choose among the likeliest tokens that make up this probability.
         max_tokens: Longest reply.
     """
+    _compute_on(device)
     from chiasm.core.protocols import Sampling
     from chiasm.recipes.talk import ask, session
 
@@ -354,13 +380,18 @@ def chat(
 
 
 @app.command
-def merge(run: Positional[Path], out: Positional[Path]) -> None:
+def merge(
+    run: Positional[Path],
+    out: Positional[Path],
+    device: Device = "",
+) -> None:
     """Fold adapters that were saved alone into the language model, as a run of its own.
 
     Args:
         run: Folder of an MLLM trained with --model.lora.merged false.
         out: Folder for the merged model.
     """
+    _compute_on(device)
     from chiasm.hub.mllm import merge as merge_run
 
     merge_run(run, out)
@@ -368,7 +399,12 @@ def merge(run: Positional[Path], out: Positional[Path]) -> None:
 
 
 @app.command
-def export(run: Positional[Path], out: Positional[Path], to: Literal["hf", "gguf"] = "hf") -> None:
+def export(
+    run: Positional[Path],
+    out: Positional[Path],
+    to: Literal["hf", "gguf"] = "hf",
+    device: Device = "",
+) -> None:
     """Write a model of either route as a published checkpoint, read it back and compare.
 
     Args:
@@ -376,6 +412,7 @@ def export(run: Positional[Path], out: Positional[Path], to: Literal["hf", "gguf
         out: Folder for the checkpoint; new or empty.
         to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp.
     """
+    _compute_on(device)
     from chiasm.hub.export import export as write
 
     Console().print(f"{out}: {write(run, out, to)}", soft_wrap=True, highlight=False)
@@ -398,6 +435,7 @@ def draw(
     vary: float = 0.0,
     grid: tuple[int, int] | None = None,
     steps: int = 12,
+    device: Device = "",
 ) -> None:
     """Draw a picture from text with a unified model, or change one (--edit).
 
@@ -420,6 +458,7 @@ def draw(
         grid: Rows and columns of codes, for models that draw several sizes.
         steps: Passes a picture, for models that draw by masked diffusion.
     """
+    _compute_on(device)
     from chiasm.core.protocols import Sampling
     from chiasm.recipes.talk import Change, draw_pictures
 
@@ -450,6 +489,7 @@ def serve(
     drain: int = 30,
     fetch: tuple[str, ...] = (),
     weights: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32",
+    device: Device = "",
 ) -> None:
     """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
 
@@ -468,6 +508,7 @@ def serve(
             are faster on a CPU and less exact (docs/serve.md); "auto" is the fastest here of the
             first three.
     """
+    _compute_on(device)
     from chiasm.recipes.serve_command import serve_runs
 
     serve_runs(runs, host, port, key, slots, waiting, drain, fetch, weights)
@@ -483,6 +524,12 @@ for name, command in stability_commands.COMMANDS.items():
 app.command(sweep, name="sweep", help="Which settings keep training stable, on small models.")
 
 _overrides: Overrides = {}
+
+
+def _compute_on(device: str) -> None:
+    from chiasm.core.device import compute_on  # it imports torch
+
+    compute_on(device)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -516,7 +563,7 @@ def main(arguments: list[str] | None = None) -> None:
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
     """Arguments of `train` and `plan` that are fields of the recipe (--model.width 384, --seed=1)
     apart from the command's own."""
-    own = {"--out", "--data", "--resume", "--help", "-h"}
+    own = {"--out", "--data", "--resume", "--device", "--help", "-h"}
     own |= {"--gpus", "--mfu", "--price", "--words", "--picture", "--pictures"}
     own |= {f"--{no}{name}" for name in ("show", "plot", "fit") for no in ("", "no-")}
     kept, dotted = [], {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from chiasm.core.batch import PictureBatch
 from chiasm.core.progress import silent
 from chiasm.data.stream import SampleStream
 from chiasm.data.views import converse
@@ -125,13 +126,13 @@ def test_features_come_back_as_they_were(place):
     expected = tower(patches, GRIDS)
     cache = open_cache(tower, 1e9)
     for _ in range(3):
-        assert torch.equal(cache(tower, patches, GRIDS), expected)
+        assert torch.equal(cache(tower, PictureBatch(patches, GRIDS)), expected)
     assert tower.given == [3, 3]
     assert len(cache.encoded) == 0
     twice = torch.cat([patches, patches]), torch.cat([GRIDS, GRIDS])
     fresh = FeatureCache(place / "other", 1e9)
     (place / "other").mkdir()
-    assert torch.equal(fresh(tower, *twice), torch.cat([expected, expected]))
+    assert torch.equal(fresh(tower, PictureBatch(*twice)), torch.cat([expected, expected]))
     assert tower.given[-1] == 3  # twice in a batch is once encoded
 
 
@@ -141,7 +142,7 @@ def test_other_weights_preprocessing_or_pixels_are_encoded_anew():
 
     def encoded(tower, patches, grids=GRIDS):
         before = sum(tower.given)
-        result = open_cache(tower, 1e9)(tower, patches, grids)
+        result = open_cache(tower, 1e9)(tower, PictureBatch(patches, grids))
         close(result, tower(patches, grids))
         tower.given.pop()
         return sum(tower.given) - before
@@ -166,7 +167,7 @@ def filled(place):
     """A cache with three pictures: its folder, data file and index file."""
     tower = encoder()
     cache = open_cache(tower, 1e9)
-    cache(tower, pictures(), GRIDS)
+    cache(tower, PictureBatch(pictures(), GRIDS))
     cache.close()
     (data,), (index,) = cache.folder.glob("*.data"), cache.folder.glob("*.index")
     return tower, data, index
@@ -178,7 +179,7 @@ def test_an_index_cut_anywhere_leaves_the_whole_records(place, cut):
     tower, _, index = filled(place)
     index.write_bytes(index.read_bytes()[:cut])
     cache = open_cache(tower, 1e9)
-    close(cache(tower, pictures(), GRIDS), tower(pictures(), GRIDS))
+    close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
     assert len(cache.encoded) == 3 - cut // RECORD.size
 
 
@@ -198,7 +199,7 @@ def test_harmed_features_are_encoded_again(place, harm):
         data.write_bytes(changed[harm])
     for expected in ({"cut": 2, "flip": 1}.get(harm, 3), 0):
         cache = open_cache(tower, 1e9)
-        close(cache(tower, pictures(), GRIDS), tower(pictures(), GRIDS))
+        close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
         assert len(cache.encoded) == expected
         cache.close()
 
@@ -209,11 +210,13 @@ def test_two_writers_at_once_do_not_harm_each_other(place):
     one, two = open_cache(tower, 1e9), open_cache(tower, 1e9)
     for seed in range(4):
         for cache in (one, two):
-            cache(tower, pictures(seed), GRIDS)
+            cache(tower, PictureBatch(pictures(seed), GRIDS))
     tower.given.clear()
     last = open_cache(tower, 1e9)
     for seed in range(4):
-        assert torch.equal(last(tower, pictures(seed), GRIDS), tower(pictures(seed), GRIDS))
+        assert torch.equal(
+            last(tower, PictureBatch(pictures(seed), GRIDS)), tower(pictures(seed), GRIDS)
+        )
     assert tower.given == [3] * 4  # the references alone
 
 
@@ -222,9 +225,9 @@ def test_a_full_cache_encodes_the_rest_every_time(place):
     tower = encoder()
     cache = open_cache(tower, 1500)  # two pictures of 9 and 8 patches of 16 numbers
     with pytest.warns(UserWarning, match="the feature cache is full"):
-        cache(tower, pictures(), GRIDS)
+        cache(tower, PictureBatch(pictures(), GRIDS))
     for _ in range(2):
-        close(cache(tower, pictures(), GRIDS), tower(pictures(), GRIDS))
+        close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
         assert len(cache.encoded) == 1
     assert sum(f.stat().st_size for f in cache.folder.iterdir()) <= 1500
 
@@ -233,7 +236,7 @@ def test_the_encoder_used_longest_ago_makes_room(place):
     for number in range(3):
         tower = encoder(number)
         cache = open_cache(tower, 1e9)
-        cache(tower, pictures(), GRIDS)
+        cache(tower, PictureBatch(pictures(), GRIDS))
         os.utime(cache.folder, (number, number))
     open_cache(encoder(0), 4000)  # each holds 1,784 bytes
     held = {folder.name.split("-")[0] for folder in place.iterdir()}
@@ -243,11 +246,11 @@ def test_the_encoder_used_longest_ago_makes_room(place):
 KILLED = """
 import os, signal, sys, torch
 sys.path.insert(0, {here!r})
-from test_feature_cache import GRIDS, encoder, open_cache, pictures
+from test_feature_cache import GRIDS, PictureBatch, encoder, open_cache, pictures
 torch.set_grad_enabled(False)
 tower = encoder()
 cache = open_cache(tower, 1e9)
-cache(tower, pictures(0), GRIDS)
+cache(tower, PictureBatch(pictures(0), GRIDS))
 
 class Dying:
     def __init__(self, file):
@@ -261,7 +264,7 @@ class Dying:
 files = list(cache._files)
 files[{which}] = Dying(files[{which}])
 cache._files = tuple(files)
-cache(tower, pictures(1), GRIDS)
+cache(tower, PictureBatch(pictures(1), GRIDS))
 """
 
 
@@ -273,8 +276,12 @@ def test_a_writer_killed_in_the_middle_loses_what_it_was_writing(place, which):
     tower = encoder()
     for expected in (3, 0):
         cache = open_cache(tower, 1e9)
-        assert torch.equal(cache(tower, pictures(0), GRIDS), tower(pictures(0), GRIDS))
+        assert torch.equal(
+            cache(tower, PictureBatch(pictures(0), GRIDS)), tower(pictures(0), GRIDS)
+        )
         assert len(cache.encoded) == 0
-        assert torch.equal(cache(tower, pictures(1), GRIDS), tower(pictures(1), GRIDS))
+        assert torch.equal(
+            cache(tower, PictureBatch(pictures(1), GRIDS)), tower(pictures(1), GRIDS)
+        )
         assert len(cache.encoded) == expected
         cache.close()

@@ -367,7 +367,7 @@ def test_only_assistant_words_count(llama):
     assert model.image_token not in encoded.targets
     loss = model.loss(pack([[encoded]]))
     assert loss.count == int((encoded.targets != IGNORE).sum())
-    assert loss.parts["text"] == (pytest.approx(loss.sum.item()), loss.count)
+    assert loss.numbers()["text"] == (pytest.approx(loss.sum.item()), loss.count)
 
 
 @torch.no_grad()

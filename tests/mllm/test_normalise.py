@@ -51,7 +51,7 @@ def test_sample_mean_equals_numpy_however_packed(toy, order, cut, padding):
     assert loss.sum.item() == pytest.approx(sum(means), rel=1e-5)
     tokens = model.loss(pack(rows))
     assert tokens.count == sum(int((e.targets != IGNORE).sum()) for e in encoded)
-    assert loss.parts["text"] == (pytest.approx(tokens.sum.item(), rel=1e-5), tokens.count)
+    assert loss.numbers()["text"] == (pytest.approx(tokens.sum.item(), rel=1e-5), tokens.count)
     assert abs(loss.sum.item() / loss.count - tokens.sum.item() / tokens.count) > 1e-3
 
 

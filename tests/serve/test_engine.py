@@ -9,6 +9,7 @@ import pytest
 import torch
 from serve_toys import drawing_toy, picture, pixels
 
+from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, answer, question
@@ -372,7 +373,7 @@ def test_remembered_features_equal_the_encoder_s(toys):
     with torch.no_grad():
         expected = vision(patches, grids)
         for _ in range(2):
-            torch.testing.assert_close(memory(vision, patches, grids), expected)
+            torch.testing.assert_close(memory(vision, PictureBatch(patches, grids)), expected)
     assert len(memory.held) == 2
 
 

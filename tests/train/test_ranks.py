@@ -114,7 +114,7 @@ def stages(groups, steps=3, **settings):
     ]
 
 
-def run(name, folder, ranks=WHOLE, resume=False, **settings):
+def run(name, folder, ranks=WHOLE, resume=False, device=None, **settings):
     make, stream, groups = MADE[name]
     model = make()
     train(
@@ -126,6 +126,7 @@ def run(name, folder, ranks=WHOLE, resume=False, **settings):
         resume=resume,
         ranks=ranks,
         keep=9,
+        device=device,
     )
     return model
 
@@ -425,10 +426,10 @@ def test_rates_that_hang_on_parameters_stay_with_those_held_in_parts(tmp_path):
         before = widths(made())
         assert 2.0 in before.values()
         model = made()
-        shard(model, current(), PARTS)
+        shard(model, current(), PARTS, torch.device("cpu"))
         assert widths(model) == before
         model = made()
-        split(model, current(), SPLIT)
+        split(model, current(), SPLIT, torch.device("cpu"))
         assert widths(model) == before
 
     together(work, tmp_path)

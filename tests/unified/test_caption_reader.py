@@ -42,8 +42,8 @@ def test_the_tokenizer_learns_from_captions_only_where_there_are_any():
     captioned = model.loss(PictureBatch(patches, grids, TEXTS, LENGTHS, MATCH))
     bare = model.loss(PictureBatch(patches, grids))
     gained = float(captioned.sum - bare.sum)
-    assert gained == pytest.approx(0.5 * captioned.parts["caption"][0], rel=1e-4)
-    assert bare.parts["caption"][0] == 0
+    assert gained == pytest.approx(0.5 * captioned.numbers()["caption"][0], rel=1e-4)
+    assert bare.numbers()["caption"][0] == 0
     captioned.sum.backward()
     assert all(p.grad is not None for p in model.reader.parameters())
     assert Autoencoder(dataclasses.replace(config, caption=0.0)).reader is None

@@ -125,11 +125,11 @@ def test_loss_equals_a_loop_over_the_targets(rows, seed, packed):
         sums[target >= 20] -= float(chances[row, column, target])
         counts[target >= 20] += 1
     hidden = int((masked.ids == V.mask).sum())
-    assert counts[True] == hidden == loss.parts["image"][1]
-    assert loss.parts["text"][1] == counts[False]
+    assert counts[True] == hidden == loss.numbers()["image"][1]
+    assert loss.numbers()["text"][1] == counts[False]
     assert loss.count == sum(counts.values())
-    assert loss.parts["image"][0] == pytest.approx(sums[True], rel=1e-4)
-    assert loss.parts["text"][0] == pytest.approx(sums[False], rel=1e-4)
+    assert loss.numbers()["image"][0] == pytest.approx(sums[True], rel=1e-4)
+    assert loss.numbers()["text"][0] == pytest.approx(sums[False], rel=1e-4)
     assert float(loss.sum.detach()) == pytest.approx(sums[False] + 0.3 * sums[True], rel=1e-4)
 
 

@@ -88,7 +88,7 @@ def test_the_vit_learns_everywhere_and_its_loss_falls(quantizer):
         (loss.sum / loss.count).backward()
         assert all(p.grad is not None for p in model.parameters())
         optimizer.step()
-        values.append(loss.parts["mse"][0] / 8)
+        values.append(loss.numbers()["mse"][0] / 8)
     assert values[-1] < 0.5 * values[0]
 
 
@@ -125,7 +125,7 @@ def test_the_perceptual_loss_adds_its_weight_and_trains_the_autoencoder_only():
     watched.watch(encoder())
     batch = batch_of(list(pictures()))
     a, b = plain.loss(batch), watched.loss(batch)
-    assert (b.sum - a.sum).item() == pytest.approx(0.5 * b.parts["perceptual"][0], rel=1e-4)
+    assert (b.sum - a.sum).item() == pytest.approx(0.5 * b.numbers()["perceptual"][0], rel=1e-4)
     b.sum.backward()
     assert all(p.grad is None for p in watched.perceptual.parameters())
     assert all(p.grad is not None for p in watched.encoder.parameters())
@@ -198,11 +198,11 @@ def test_a_contest_pulls_drawings_towards_what_looks_real():
     batch = batch_of(list(pictures()))
     loss = model.loss(batch)
     loss.sum.backward()
-    fooled = loss.parts["fooled"][0]
+    fooled = loss.numbers()["fooled"][0]
     with torch.no_grad():
         for p in (*model.encoder.parameters(), *model.decoder.parameters()):
             p.sub_(1e-4 * p.grad)
-    assert model.loss(batch).parts["fooled"][0] < fooled
+    assert model.loss(batch).numbers()["fooled"][0] < fooled
 
 
 def test_the_meter_counts_as_numpy_and_warns_once_a_fall(capsys):
@@ -215,6 +215,7 @@ def test_the_meter_counts_as_numpy_and_warns_once_a_fall(capsys):
         seen.append(set(codes.tolist()))
         weights = 0.75 * weights + np.bincount(codes, minlength=6)
         found = meter.add(torch.bincount(torch.from_numpy(codes), minlength=6))
+        meter.watch({name: float(value) for name, (value, _) in found.items()})
         p = weights[weights > 0] / weights.sum()
         expected = np.exp(-(p * np.log(p)).sum())
         assert found["codebook_perplexity"][0] == pytest.approx(expected, rel=1e-4)

@@ -79,9 +79,10 @@ def test_loss_of_mixed_grids_is_the_sum_of_each_picture_alone():
     alone = [model.loss(batch_of([x])) for x in pictures]
     assert together.count == 4
     torch.testing.assert_close(together.sum, torch.stack([a.sum for a in alone]).sum())
-    assert together.parts["mse"][0] == pytest.approx(sum(a.parts["mse"][0] for a in alone), 1e-4)
+    apart = sum(a.numbers()["mse"][0] for a in alone)
+    assert together.numbers()["mse"][0] == pytest.approx(apart, 1e-4)
     used = {int(c) for x in pictures for c in model.encode(x[None]).unique()}
-    assert together.parts["codes_in_batch"] == (len(used), 1)
+    assert together.numbers()["codes_in_batch"] == (len(used), 1)
 
 
 def test_loss_is_the_squared_error_of_the_reconstruction():
@@ -106,7 +107,7 @@ def test_every_parameter_learns_and_the_loss_falls(quantizer):
         (loss.sum / loss.count).backward()
         assert all(p.grad is not None for p in model.parameters())
         optimizer.step()
-        values.append(loss.parts["mse"][0] / 8)
+        values.append(loss.numbers()["mse"][0] / 8)
     assert values[-1] < 0.5 * values[0]
 
 
@@ -201,5 +202,5 @@ def test_the_logged_error_is_not_weighted():
     torch.manual_seed(1)
     batch = batch_of([torch.rand(3, 16, 16) * 2 - 1 for _ in range(2)])
     plain, weighted = (tiny(detail=detail).loss(batch) for detail in (0.0, 5.0))
-    assert plain.parts["mse"] == weighted.parts["mse"]
+    assert plain.numbers()["mse"] == weighted.numbers()["mse"]
     assert weighted.sum > 2 * plain.sum

@@ -92,9 +92,9 @@ def test_packed_loss_and_gradients_equal_separate_ones(shapes, cut, padding):
     torch.testing.assert_close(packed.sum, total, atol=1e-5, rtol=1e-5)
     assert packed.count == sum(loss.count for loss in alone)
     assert_gradients_equal(together, gradients(made))
-    for name, (value, count) in packed.parts.items():
-        assert value == pytest.approx(sum(loss.parts[name][0] for loss in alone), 1e-4, 1e-4)
-        assert count == sum(loss.parts[name][1] for loss in alone)
+    for name, (value, count) in packed.numbers().items():
+        assert value == pytest.approx(sum(loss.numbers()[name][0] for loss in alone), 1e-4, 1e-4)
+        assert count == sum(loss.numbers()[name][1] for loss in alone)
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def test_parts_and_sum_equal_numpy():
             parts[name][0] += value
             parts[name][1] += 1
     for name, (value, count) in parts.items():
-        assert loss.parts[name] == (pytest.approx(value, 1e-4), count)
+        assert loss.numbers()[name] == (pytest.approx(value, 1e-4), count)
     assert loss.count == parts["log_z_squared"][1] == parts["text"][1] + parts["image"][1]
     expected = parts["text"][0] + 0.25 * parts["image"][0] + 0.01 * parts["log_z_squared"][0]
     assert loss.sum.item() == pytest.approx(expected, 1e-4)
@@ -246,7 +246,7 @@ def test_questions_as_branches_equal_questions_asked_separately(route, supervise
     torch.testing.assert_close(whole.sum, total, atol=1e-5, rtol=1e-5)
     assert whole.count == sum(loss.count for loss in alone)
     assert codec.codes_per_image == 4
-    assert whole.parts["image"][1] == (4 if supervise else 0)
+    assert whole.numbers()["image"][1] == (4 if supervise else 0)
     assert_gradients_equal(together, gradients(made))
 
 

@@ -202,7 +202,7 @@ def test_contrastive_loss_falls_in_a_small_overfit(kind):
         optimizer.step()
         values.append(loss.sum.item() / loss.count)
     assert values[-1] < 0.5 * values[0]
-    assert model.loss(batch).parts["batch_accuracy"] == (8.0, 8)
+    assert model.loss(batch).numbers()["batch_accuracy"] == (8.0, 8)
 
 
 @torch.no_grad()

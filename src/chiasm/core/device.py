@@ -59,6 +59,14 @@ def resolve(name: str | torch.device | None = None) -> torch.device:
     return torch.device(device.type, index)
 
 
+def compute_on(name: str) -> None:
+    """Let this process and those that it starts compute on a device, "" leaving it as it is.
+    ConfigError where it is not there."""
+    if name:
+        os.environ["CHIASM_DEVICE"] = name
+    resolve()
+
+
 def local_rank() -> int:
     """This process's number among those of its machine (torchrun, Slurm); 0 where it is alone."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

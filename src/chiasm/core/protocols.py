@@ -82,17 +82,26 @@ class TokenCodec(ImageCodec, Protocol):
         ...
 
 
+Parts = dict[str, tuple[Tensor | float, float]]
+"""Name -> (sum, count)."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """A sum and the count it is to be divided by, so that accumulation and ranks add exactly.
 
     sum: scalar tensor with a graph, everything included. count: what to divide by (supervised
-    tokens, images). parts: name -> (sum, count) for the log, detached.
+    tokens, images). parts: name -> (sum, count) for the log; sums are scalar tensors, detached and
+    still on the device, so that nothing waits for them before the step is over.
     """
 
     sum: Tensor
     count: int
-    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, tuple[float, float]]:
+        """The parts as numbers; waits for the device."""
+        return {name: (float(value), count) for name, (value, count) in self.parts.items()}
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,10 @@ class Trainable(Protocol[B_contra]):
         the last batch ran for that reason alone."""
         ...
 
-    def cost(self, batch: B_contra) -> Cost: ...
+    def cost(self, batch: B_contra) -> Cost:
+        """Read from the batch in main memory. A model that wants to know the means of its loss's
+        parts has observe(means), called after every step."""
+        ...
 
 
 class VLM(Trainable[Batch], Protocol):

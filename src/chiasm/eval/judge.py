@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.batch import IGNORE
+from chiasm.core.device import model_device, moved_tensor
 from chiasm.core.errors import CheckpointError, DataError
-from chiasm.core.protocols import Cost, Loss
+from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.core.sample import Sample
 
 WIDTHS = (16, 32, 64, 96)
@@ -64,11 +65,12 @@ class Judge(nn.Module):
     def loss(self, batch: JudgeBatch) -> Loss:
         """Cross entropy summed over pictures and known attributes; the count is pictures."""
         logits = self(batch.pixels)
-        parts, total = {}, batch.pixels.new_zeros(())
+        parts: Parts = {}
+        total = batch.pixels.new_zeros(())
         for name, target in batch.labels.items():
             one = F.cross_entropy(logits[name], target, ignore_index=IGNORE, reduction="sum")
             total = total + one
-            parts[name] = (one.item(), float((target != IGNORE).sum()))
+            parts[name] = (one.detach(), float((target != IGNORE).sum()))
         return Loss(total, len(batch.pixels), parts)
 
     def groups(self) -> dict[str, nn.Module]:
@@ -97,7 +99,8 @@ class Judge(nn.Module):
         pixels = _levels(pictures, self.size)
         found: dict[str, list[str]] = {name: [] for name in self.attributes}
         for start in range(0, len(pixels), batch):
-            for name, logits in self(_scale(pixels[start : start + batch])).items():
+            part = pixels[start : start + batch].to(model_device(self))
+            for name, logits in self(_scale(part)).items():
                 found[name] += [self.attributes[name][i] for i in logits.argmax(1).tolist()]
         self.train(was_training)
         return [{name: found[name][i] for name in found} for i in range(len(pixels))]
@@ -142,17 +145,19 @@ def train_judge(
     size: int = 64,
     batch: int = 64,
     peak: float = 4e-3,
+    device: torch.device | None = None,
 ) -> Judge:
     """A judge trained on the first picture of each sample and its labels meta[attribute].
 
     Ends after `steps`, or earlier so as to spend `seconds`; the learning rate follows whichever is
     nearer its end. Without `seconds` the result depends on the seed alone. An attribute that is
-    None or missing is left out of that picture's loss. Raises DataError when nothing is labelled
-    or a label is unknown.
+    None or missing is left out of that picture's loss. device: where it is trained and stays
+    (default: the CPU). Raises DataError when nothing is labelled or a label is unknown.
     """
+    device = device or torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(attributes, size).train()
+        judge = Judge(attributes, size).train().to(device)
     pixels, labels = _labelled(samples, judge)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=peak, weight_decay=1e-3)
     random = torch.Generator().manual_seed(seed)
@@ -164,7 +169,8 @@ def train_judge(
         for group in optimizer.param_groups:
             group["lr"] = peak * _one_cycle(max(step / steps, spent))
         moved = _augment(pixels[rows], random, shift=size // 16)
-        loss = judge.loss(JudgeBatch(_scale(moved), {k: v[rows] for k, v in labels.items()}))
+        chosen = {name: moved_tensor(all_[rows], device) for name, all_ in labels.items()}
+        loss = judge.loss(JudgeBatch(_scale(moved_tensor(moved, device)), chosen))
         optimizer.zero_grad(set_to_none=True)
         (loss.sum / loss.count).backward()
         optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.processor import Processor
 from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
@@ -22,7 +23,7 @@ def export(run: Path, out: Path, target: Target) -> str:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists and is not an empty folder; choose another")
-    model, processor = load(run)
+    model, processor = load(run, "cpu")
     if not isinstance(model, MLLM | Unified):
         raise CheckpointError(
             f"{run}: holds a {type(model).__name__}; models of the two routes are exported"
@@ -44,4 +45,5 @@ def export(run: Path, out: Path, target: Target) -> str:
         )
     out.mkdir(parents=True, exist_ok=True)
     chosen.export(model, processor, out)
+    model.to(resolve())
     return f"{chosen.name}: {chosen.verify(model, processor, out)}"

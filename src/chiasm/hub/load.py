@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from chiasm.core.config import nearest
+from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format
 from chiasm.train.checkpoint import read_json
+from chiasm.unified.codec import UnifiedCodec
 
 M = TypeVar("M")
 
@@ -22,10 +26,19 @@ LOADERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
 }
 
 
-def load(path: str | Path) -> tuple[Any, Any]:
-    """(model in evaluation mode, its processor). Raises CheckpointError for a folder that holds
-    none, or one that cannot be read."""
-    path = Path(path)
+def load(path: str | Path, device: str | torch.device | None = None) -> tuple[Any, Any]:
+    """(model in evaluation mode, its processor), on a device as core.device.resolve takes it.
+    Raises CheckpointError for a folder that holds none, or one that cannot be read, and ConfigError
+    for a device that is not there."""
+    place = resolve(device)
+    model, processor = _load(Path(path))
+    model.to(place)
+    if isinstance(codec := getattr(processor, "codec", None), UnifiedCodec):
+        codec.autoencoder.to(place)
+    return model, processor
+
+
+def _load(path: Path) -> tuple[Any, Any]:
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(
@@ -63,9 +76,11 @@ def _load_published(path: Path) -> tuple[Any, Any]:
     return layout.load(path)
 
 
-def load_as(path: Path, kind: type[M], field: str) -> tuple[M, Any]:
+def load_as(
+    path: Path, kind: type[M], field: str, device: str | torch.device | None = None
+) -> tuple[M, Any]:
     """load, or CheckpointError if the folder holds another kind of model than `field` wants."""
-    model, processor = load(path)
+    model, processor = load(path, device)
     if not isinstance(model, kind):
         raise CheckpointError(
             f"{path}: holds a {type(model).__name__}, but {field} needs the "

@@ -86,7 +86,7 @@ def worth(model: Any, encoded: Encoded) -> Tensor:
     for way in ways.split(max(1, TOKENS // len(encoded))):
         batch = pack([[encoded]] * len(way)).to(device)
         seen = torch.lerp(blank, picture, way[:, None, None]).flatten(0, 1).requires_grad_()
-        (nll, _), _ = supervised_loss(model(batch, seen=seen), batch.targets, model.logits)
+        (nll, _), _ = supervised_loss(model(batch, seen=seen), batch, model.logits)
         (slope,) = torch.autograd.grad(-nll.sum(), seen)
         gradient += slope.view(len(way), *picture.shape).sum(0) / STEPS
     return (gradient * (picture - blank)).sum(-1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chiasm.core.device import moved_tensor
+
 
 def arrange(tokens: Tensor, place: Tensor | None, slots: Tensor, newline: Tensor | None) -> Tensor:
     """tokens [V D] -> [n D], one for each of the n placeholders slots [B T], in reading order.
 
     place [V]: index into slots laid flat; -1 leaves a token out, several at one place are averaged,
     and at a placeholder without any stands newline [D]. None: in order. Raises ValueError where
-    tokens and placeholders do not match.
+    tokens and placeholders do not match. place and slots are in main memory, as what they say is
+    needed to know shapes; only indices made of them go to the device.
     """
     flat = slots.flatten()
     where = flat.nonzero()[:, 0]
@@ -24,9 +27,11 @@ def arrange(tokens: Tensor, place: Tensor | None, slots: Tensor, newline: Tensor
     wrong = (hits > 0) & ~flat if newline is not None else (hits > 0) != flat
     if wrong.any():
         raise _mismatch(len(where), int((hits > 0).sum()))
-    rank = (flat.cumsum(0) - 1)[place[kept]]
-    sums = tokens.new_zeros(len(where), tokens.shape[1]).index_add(0, rank, tokens[kept])
-    hits = hits[where, None]
+    rank = moved_tensor((flat.cumsum(0) - 1)[place[kept]], tokens.device)
+    if not kept.all():
+        tokens = tokens[moved_tensor(kept.nonzero()[:, 0], tokens.device)]
+    sums = tokens.new_zeros(len(where), tokens.shape[1]).index_add(0, rank, tokens)
+    hits = moved_tensor(hits[where, None], tokens.device)
     means = sums / hits.clamp(min=1)
     return means if newline is None else torch.where(hits > 0, means, newline.to(means.dtype))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.batch import IGNORE, Batch, PictureBatch
+from chiasm.core.batch import Batch, PictureBatch
+from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Cost, Loss
+from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
@@ -36,6 +37,14 @@ from chiasm.nn.products import Weights
 from chiasm.nn.quicken import quicken
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
+
+
+class Placeholders(NamedTuple):
+    """Where a batch's images stand: slots [B T] bool, in main memory, and which tokens these are,
+    laid flat, at [n] on the device."""
+
+    slots: Tensor
+    at: Tensor
 
 
 class MLLM(nn.Module):
@@ -81,12 +90,13 @@ class MLLM(nn.Module):
             if cache is None
             else cache.extend(index, None if len(cache) else batch.packing)
         )
-        slots = batch.ids == self.image_token
         features = self._features_of(batch) if seen is None else self.vision(seen, batch.grids)
-        x = self._embed(batch, slots, features)
+        places = self._places(batch)
+        x = self._embed(batch, places, features)
         steps = {}
         if isinstance(self.projector, InnerProjector):
-            sight = Sight(slots, index, cache, partial(self._arranged, batch.place, slots))
+            arranged = partial(self._arranged, batch, places)
+            sight = Sight(places.slots, places.at, index, cache, arranged)
             grids = None if batch.grids is None else self._seen(batch.grids)
             steps = self.projector.between(features, grids, sight)
         if self.decoder is not None:
@@ -96,25 +106,28 @@ class MLLM(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
-        return self._embed(batch, batch.ids == self.image_token, self._features_of(batch))
+        return self._embed(batch, self._places(batch), self._features_of(batch))
+
+    def _places(self, batch: Batch) -> Placeholders:
+        slots = batch.on_host.ids == self.image_token
+        at = slots.flatten().nonzero()[:, 0]
+        return Placeholders(slots, moved_tensor(at, batch.ids.device))
 
     def _features_of(self, batch: Batch) -> Tensor | None:
-        if batch.patches is None or batch.grids is None:
-            return None
-        return self.features(batch.patches, batch.grids)
+        return None if batch.patches is None or batch.grids is None else self.features(batch)
 
-    def _embed(self, batch: Batch, slots: Tensor, features: Tensor | None) -> Tensor:
-        ids = batch.ids.masked_fill(slots, 0)
+    def _embed(self, batch: Batch, places: Placeholders, features: Tensor | None) -> Tensor:
+        ids = batch.ids.masked_fill(batch.ids == self.image_token, 0)
         x = self.language.get_input_embeddings()(ids)
         if self.rows is not None:
             x = self.rows.embed(ids, x)
         self.idle = []
         if features is None or batch.grids is None:
-            arrange(x.new_zeros(0, x.shape[-1]), None, slots, None)
+            arrange(x.new_zeros(0, x.shape[-1]), None, places.slots, None)
             return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
         tokens = self.projector(features, self._seen(batch.grids))
-        tokens = self._arranged(batch.place, slots, tokens)
-        return x.masked_scatter(slots[..., None], tokens.to(x.dtype))
+        tokens = self._arranged(batch, places, tokens).to(x.dtype)
+        return x.flatten(0, 1).index_copy(0, places.at, tokens).view_as(x)
 
     def seen(self, batch: Batch) -> Tensor:
         """What stands for the pictures: their patches [P d]."""
@@ -122,19 +135,24 @@ class MLLM(nn.Module):
         return batch.patches
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
-        """Visual tokens [T D] of pictures' patches [P d] with grids [N 2]."""
-        return self.projector(self.features(patches, grids), self._seen(grids))
+        """Visual tokens [T D] of images' patches [P d] with grids [N 2]."""
+        return self.projector(self._encoded(patches, grids), self._seen(grids))
 
-    def features(self, patches: Tensor, grids: Tensor) -> Tensor:
-        """The encoder's features [P width], or what is remembered of them."""
+    def features(self, batch: Batch | PictureBatch) -> Tensor:
+        """The encoder's features [P width] of a batch's images, or what is remembered of them."""
+        assert batch.patches is not None
         memory = self.memory if self.training else self.recent
         if memory is not None:
-            return memory(self.vision, patches, grids)
+            return memory(self.vision, batch)
+        return self._encoded(batch.patches, batch.grids)
+
+    def _encoded(self, patches: Tensor, grids: Tensor | None) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
             return self.vision(patches, grids)
 
-    def _arranged(self, place: Tensor | None, slots: Tensor, tokens: Tensor) -> Tensor:
-        return arrange(tokens, place, slots, self.projector.image_newline)
+    def _arranged(self, batch: Batch, places: Placeholders, tokens: Tensor) -> Tensor:
+        place = batch.on_host.place
+        return arrange(tokens, place, places.slots, self.projector.image_newline)
 
     def _seen(self, grids: Tensor) -> Tensor:
         """The grids of the features that pictures with these grids have."""
@@ -149,7 +167,7 @@ class MLLM(nn.Module):
             side = min(side, math.isqrt(vit.max_patches))
         self.idle = [self.vision, self.projector]
         patches = torch.zeros(side * side, 3 * vit.patch_size**2, device=device)
-        return self.see(patches, torch.tensor([[side, side]], device=device))
+        return self.see(patches, torch.tensor([[side, side]]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
@@ -173,9 +191,9 @@ class MLLM(nn.Module):
         with captions alone are aligned with the language model's words (mllm/alignment.py)."""
         if isinstance(batch, PictureBatch):
             return self._align(batch)
-        (nll, _), targets = supervised_loss(self(batch), batch.targets, self.logits)
+        (nll, _), targets = supervised_loss(self(batch), batch, self.logits)
         total, count = summed(nll, batch)
-        return Loss(total, count, {"text": (nll.detach().sum().item(), len(targets))})
+        return Loss(total, count, {"text": (nll.detach().sum(), len(targets))})
 
     def _align(self, batch: PictureBatch) -> Loss:
         if isinstance(self.projector.config, CrossAttentionConfig):
@@ -183,21 +201,22 @@ class MLLM(nn.Module):
                 "data 'words' draws visual tokens to words, but with cross-attention pictures have "
                 "none in the sequence; align with data 'describe'"
             )
-        assert batch.texts is not None
-        assert batch.lengths is not None
-        assert batch.match is not None
-        own = batch.match.float().argmax(1).tolist()
-        captions = [row[:n] for row, n in zip(batch.texts, batch.lengths.tolist(), strict=True)]
+        host, device = batch.on_host, batch.patches.device
+        assert host.texts is not None
+        assert host.lengths is not None
+        assert host.match is not None
+        own = host.match.float().argmax(1).tolist()
+        captions = [row[:n] for row, n in zip(host.texts, host.lengths.tolist(), strict=True)]
         slots = [self.projector.tokens((h, w)) for h, w in self._seen(batch.grids).tolist()]
         words, shares = word_shares([captions[i] for i in own], slots)
         with torch.no_grad():
-            embeddings = self.language.get_input_embeddings()(words)
-        tokens = self.see(batch.patches, batch.grids)
-        which, distance = alignment_loss(tokens, embeddings, shares)
+            embeddings = self.language.get_input_embeddings()(moved_tensor(words, device))
+        tokens = self.projector(self.features(batch), self._seen(batch.grids))
+        which, distance = alignment_loss(tokens, embeddings, moved_tensor(shares, device))
         n = len(tokens)
-        parts: dict[str, tuple[float, float]] = {
-            "word": (which.sum().item(), n),
-            "distance": (distance.sum().item(), n),
+        parts: Parts = {
+            "word": (which.detach().sum(), n),
+            "distance": (distance.detach().sum(), n),
         }
         return Loss((which + distance).sum(), n, parts)
 
@@ -239,6 +258,7 @@ class MLLM(nn.Module):
 
     def cost(self, batch: Batch | PictureBatch) -> Cost:
         """The cost model: each part times its passes."""
+        batch = batch.on_host
         trained = {name: is_trained(part) for name, part in self.groups().items()}
         parts: dict[str, float] = {}
         if batch.patches is not None and batch.grids is not None:
@@ -289,5 +309,5 @@ class MLLM(nn.Module):
             flops += passes(adapted, upstream) * sum(cost for cost, _ in costs)
             flops += sum(once for _, once in costs)
             upstream = upstream or base or adapted
-        head = 2.0 * config.vocab_size * config.hidden_size * int((batch.targets != IGNORE).sum())
+        head = 2.0 * config.vocab_size * config.hidden_size * len(batch.supervised)
         return {"language": flops, "head": passes(is_trained(self.head), upstream) * head}

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chiasm.core.batch import IGNORE, Batch, round_up
+from chiasm.core.batch import Batch, round_up
+from chiasm.core.device import moved_tensor
 
 PIECE = 2**19
 """Numbers that pass through a processor's caches together."""
@@ -36,15 +37,15 @@ are made anew for every shape (LOG.md)."""
 
 
 def supervised_loss(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]
+    hidden: Tensor, batch: Batch, head: Callable[[Tensor], Tensor]
 ) -> tuple[TokenLoss, Tensor]:
-    """token_loss of those of the hidden states [B T D] whose targets [B T] are not IGNORE, and
+    """token_loss of those of the hidden states [B T D] whose tokens of the batch have a target, and
     their targets [N]; head: hidden states -> logits, for theirs only."""
-    place = torch.nonzero(targets.flatten() != IGNORE)[:, 0]
+    place = batch.supervised
     count = len(place)
     if count > 4 * EVEN:
         place = F.pad(place, (0, round_up(count, EVEN) - count))
-    wanted = targets.flatten()[place].clamp_(min=0)
+    wanted = batch.targets.flatten()[place].clamp_(min=0)
     nll, z = token_loss(head(hidden.flatten(0, 1).index_select(0, place)), wanted)
     return TokenLoss(nll[:count], z[:count]), wanted[:count]
 
@@ -106,9 +107,10 @@ def summed(values: Tensor, batch: Batch) -> tuple[Tensor, int]:
     """
     if not batch.per_sample:
         return values.sum(), len(values)
-    examples = batch.examples[batch.targets != IGNORE]
+    host = batch.on_host
+    examples = host.examples.flatten()[host.supervised]
     _, example, size = examples.unique(return_inverse=True, return_counts=True)
-    return (values / size[example]).sum(), len(size)
+    return (values / moved_tensor(size[example], values.device)).sum(), len(size)
 
 
 def sigmoid_contrastive(

@@ -33,9 +33,16 @@ def bfloat16_speedup(device: str) -> float:
 
 
 def working_dtype(choice: Precision, device: torch.device) -> torch.dtype:
-    """What matrix products are computed in: "auto" is bfloat16 where that is faster."""
-    fast = choice == "auto" and bfloat16_speedup(device.type) > 1.3
+    """What matrix products are computed in: "auto" is bfloat16 where the device has it (CUDA) or
+    where it was measured to be faster. Never float16, whose range gradients leave."""
+    fast = choice == "auto" and _has_bfloat16(device.type)
     return torch.bfloat16 if fast or choice == "bfloat16" else torch.float32
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device == "cuda":  # also where emulated, which is slow
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bfloat16_speedup(device) > 1.3
 
 
 def autocast(choice: Precision, device: torch.device) -> torch.autocast:
@@ -48,9 +55,9 @@ class LoweredWeights:
     """A model's untrained parameters, held in the dtype that autocast would cast them to in every
     step; of a frozen language model the activations then stay in it as well (LOG.md).
 
-    The values at full precision stay in memory; `restored` puts them back for a while. LayerNorm
-    and GroupNorm keep theirs: their kernels take no lower parameters than activations, and give
-    activations back in the dtype they came in.
+    The values at full precision stay in main memory; `restored` puts them back for a while.
+    LayerNorm and GroupNorm keep theirs: their kernels take no lower parameters than activations,
+    and give activations back in the dtype they came in.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
@@ -58,7 +65,8 @@ class LoweredWeights:
         kept = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
         frozen = [p for p in model.parameters() if not p.requires_grad and id(p) not in kept]
         full = [p for p in frozen if p.dtype == torch.float32 != dtype]
-        self._held = [(weight, weight.data, weight.data.to(dtype)) for weight in full]
+        # On an accelerator, whose memory is dear, the full values wait in main memory.
+        self._held = [(weight, weight.data.cpu(), weight.data.to(dtype)) for weight in full]
         self._lower()
 
     def _lower(self) -> None:
@@ -67,7 +75,7 @@ class LoweredWeights:
 
     def restore(self) -> None:
         for weight, full, _ in self._held:
-            weight.data = full
+            weight.data = full.to(weight.device)
 
     @contextmanager
     def restored(self) -> Iterator[None]:

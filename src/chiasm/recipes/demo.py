@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 from rich.console import Console
 
+from chiasm.core.device import model_device, resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.core.progress import Show
 from chiasm.core.protocols import Sampling
@@ -154,9 +155,10 @@ def _reconstruct(folder: Path, test: list[Sample]) -> dict[str, float]:
     """How well the tokenizer's pictures come back, and ten of them as a picture."""
     model, processor = load(folder)
     pixels = pixels_of(processor, test[:10])
+    with torch.no_grad():
+        again = model.decode(model.encode(pixels.to(model_device(model)))).cpu()
     rows = [
-        np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1)
-        for side in (pixels, model.decode(model.encode(pixels)).detach())
+        np.concatenate(list(side.permute(0, 2, 3, 1).numpy()), axis=1) for side in (pixels, again)
     ]
     from_array(np.concatenate(rows)).save(folder / "reconstructions.png")
     return reconstruction(model, processor, test)
@@ -218,6 +220,7 @@ def draw_and_judge(
             ATTRIBUTES,
             steps=settings.judge_steps,
             seed=seed + 1,
+            device=resolve(),
         )
     known = [s for s in _test(settings) if s.meta["caption"]]
     respond = Generator(*load(folder / "unified"), tokens=16384, precision="auto")

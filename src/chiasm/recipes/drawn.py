@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, question
@@ -72,7 +73,7 @@ def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
         for part in batches(samples):
             pixels = pixels_of(processor, part)
             before += _pictures(pixels)
-            after += _pictures(model.decode(model.encode(pixels)))
+            after += _pictures(model.decode(model.encode(pixels.to(model_device(model)))).cpu())
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(after, before, strict=True)]
     scores = {
         "PSNR": float(np.mean([psnr(a, b) for a, b in pairs])),

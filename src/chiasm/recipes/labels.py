@@ -40,7 +40,7 @@ def processor_of(model: str, samples: Sequence[Sample]) -> Processor:
     """The processor of a run's folder, or the one a recipe would train with on these samples:
     without the weights, which no label depends on."""
     if (Path(model) / "model.json").exists() or layout_of(Path(model)) is not None:
-        processor = load(model)[1]
+        processor = load(model, "cpu")[1]
         if not isinstance(processor, Processor):
             raise ConfigError(f"{model}: learns from pictures alone; give an MLLM or unified model")
         return processor

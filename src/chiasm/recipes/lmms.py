@@ -38,10 +38,7 @@ class Chiasm(lmms):
         **ignored: Any,
     ):
         super().__init__()
-        self.respond = responder(Path(run))
-        if device is not None:
-            self.respond.model.to(device)
-            self.respond.device = next(self.respond.model.parameters()).device
+        self.respond = responder(Path(run), device)
         self.max_new_tokens = max_new_tokens
         self.batch_size = 64 if batch_size == "auto" else int(batch_size)
 

@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Image, Sample
 from chiasm.core.vocab import Vocabulary
@@ -73,8 +74,8 @@ class Features:
         for parameter in encoder.parameters():
             parameter.requires_grad_(False)
         # Encoders are lowered in training as well, and are then others (weights_hash).
-        device = next(encoder.parameters()).device
-        self.lowered = LoweredWeights(encoder, working_dtype(plan.precision, device))
+        dtype = working_dtype(plan.precision, model_device(encoder))
+        self.lowered = LoweredWeights(encoder, dtype)
         self.key = encoder_hash(encoder)
         self.fingerprint = fingerprint("features", self.key, plan.data, len(samples), plan.size)
         self.count = -(-len(samples) // plan.size)
@@ -135,7 +136,9 @@ class Features:
         if not fresh:
             return
         seen.update(fresh)
-        patches = torch.cat([patches for patches, _ in fresh.values()])
+        patches = torch.cat([patches for patches, _ in fresh.values()]).to(
+            model_device(self.encoder)
+        )
         grids = torch.tensor([grid for _, grid in fresh.values()])
         with autocast(self.plan.precision, patches.device):
             encoded = self.encoder(patches, grids)

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from chiasm.core.config import to_dict
+from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
@@ -51,12 +52,21 @@ def run(recipe: Recipe, folder: Path, resume: Resume = "no", show: Show = Bar) -
     A folder that holds a run already is refused unless it is resumed: "yes" continues it, with the
     recipe saved in it; "auto" starts, continues or, where it is finished, does nothing, as a job
     that may be started again wants it. Under torchrun every rank calls this with the same folder.
+    It is trained on this process's device (core/device.py).
     """
-    with joined() as world:
-        return _run(recipe, Path(folder), resume, show, world)
+    device = resolve()
+    with joined(device) as world:
+        return _run(recipe, Path(folder), resume, show, world, device)
 
 
-def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World) -> Ledger:
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    resume: Resume,
+    show: Show,
+    world: World,
+    device: torch.device,
+) -> Ledger:
     saved, finished = folder / "recipe.json", (folder / "model.json").exists()
     if finished and resume == "auto":
         return Ledger.from_dict(read_json(folder / "ledger.json"))
@@ -102,7 +112,9 @@ def _run(recipe: Recipe, folder: Path, resume: Resume, show: Show, world: World)
         show=show,
         ranks=recipe.ranks,
         sinks=lambda step: open_sinks(recipe.sinks, folder, to_dict(recipe), step),
+        device=device,
     )
+    job.to("cpu")
     if world.main:
         _save(job, folder)
     world.wait()

@@ -30,9 +30,10 @@ CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Names of files that are shown as videos."""
 
 
-def responder(run: Path) -> Generator:
-    """A loaded model as a Respond. DataError if the folder holds an encoder or a tokenizer."""
-    model, processor = load(run)
+def responder(run: Path, device: str | None = None) -> Generator:
+    """A loaded model as a Respond, on a device as hub.load.load takes it. DataError if the folder
+    holds an encoder or a tokenizer."""
+    model, processor = load(run, device)
     if not isinstance(processor, Processor):
         raise DataError(
             f"{run}: holds a {type(model).__name__}, which does not talk; "

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from chiasm.train.feature_cache import picture_hash
+from chiasm.train.feature_cache import picture_hashes
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -59,11 +59,11 @@ class RecentFeatures:
     def __init__(self, budget: float):
         self.held: Recent[bytes, Tensor] = Recent(budget, lambda features: features.nbytes)
 
-    def __call__(self, encoder: nn.Module, patches: Tensor, grids: Tensor) -> Tensor:
-        """features [P width] of patches [P d] of pictures with grids [N 2]."""
-        sizes = grids.prod(1).tolist()
-        pictures = patches.split(sizes)
-        names = [picture_hash(p, g) for p, g in zip(pictures, grids.tolist(), strict=True)]
+    def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
+        """features [P width] of the images of a batch (core/batch.py)."""
+        sizes, grids = batch.grids.prod(1).tolist(), batch.grids
+        pictures = batch.patches.split(sizes)
+        names = picture_hashes(batch)
         found = {name: self.held.get(name) for name in dict.fromkeys(names)}
         fresh = [i for i, name in enumerate(names) if found[name] is None and name not in names[:i]]
         if fresh:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from chiasm.core.cache import cache_root
 from chiasm.core.config import to_dict
+from chiasm.core.device import moved_tensor
 from chiasm.train.stage import Stage
 
 RECORD = struct.Struct("<16sQIIII")
@@ -98,6 +99,13 @@ def picture_hash(patches: Tensor, grid: list[int]) -> bytes:
     return digest.digest()
 
 
+def picture_hashes(batch: Any) -> list[bytes]:
+    """picture_hash of every image of a batch, of its patches in main memory."""
+    host = batch.on_host
+    pictures, grids = host.patches.split(host.grids.prod(1).tolist()), host.grids.tolist()
+    return [picture_hash(p, g) for p, g in zip(pictures, grids, strict=True)]
+
+
 @dataclass
 class _Entry:
     """Where a picture's features are."""
@@ -128,11 +136,11 @@ class FeatureCache:
         for index in sorted(folder.glob("*.index"), key=lambda file: file.stat().st_mtime_ns):
             self._read(index)  # the latest counts: it may replace what was harmed
 
-    def __call__(self, encoder: nn.Module, patches: Tensor, grids: Tensor) -> Tensor:
-        """features [P width] of patches [P d] of pictures with grids [N 2]."""
-        sizes = grids.prod(1).tolist()
-        pictures = patches.split(sizes)
-        names = [picture_hash(p, g) for p, g in zip(pictures, grids.tolist(), strict=True)]
+    def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
+        """features [P width] of the images of a batch (core/batch.py)."""
+        grids, sizes = batch.grids, batch.grids.prod(1).tolist()
+        pictures, device = batch.patches.split(sizes), batch.patches.device
+        names = picture_hashes(batch)
         found = {name: self._load(name) for name in names}
         fresh = [
             i for i, name in enumerate(names) if found[name] is None and i == names.index(name)
@@ -145,7 +153,7 @@ class FeatureCache:
                 found[names[i]] = features
                 self._store(names[i], features)
         rows = [found[name] for name in names]
-        return torch.cat([features.to(patches.device) for features in rows if features is not None])
+        return torch.cat([moved_tensor(own, device) for own in rows if own is not None])
 
     def close(self) -> None:
         for file in self._files or ():

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+import torch
 
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Stream
@@ -31,28 +34,69 @@ def strands(accumulate: int, ranks: int, world: World) -> int:
 
 
 class Feed:
-    """This rank's strands of a stage's data."""
+    """This rank's strands of a stage's data, on the device that computes.
 
-    def __init__(self, make: Callable[[], Stream], count: int, world: World):
-        self.count, self.world = count, world
-        self._streams = {s: make() for s in range(world.rank, count, world.size)}
+    Beside an accelerator a thread makes the next micro-batch of every strand while this one is
+    computed; where the strands stand is said as of the batches that were given out, so resuming is
+    exact.
+    """
+
+    def __init__(self, make: Callable[[], Stream], count: int, world: World, device: torch.device):
+        self.count, self.world, self.device = count, world, device
+        streams = {s: make() for s in range(world.rank, count, world.size)}
         if count > 1:
-            for strand, stream in self._streams.items():
+            for strand, stream in streams.items():
                 stream.split(strand, count)
-        self._batches: dict[int, Iterator] = {}
+        ahead = device.type != "cpu"
+        self._pool = ThreadPoolExecutor(1, "feed") if ahead else None
+        self._strands = {s: _Strand(stream, device, self._pool) for s, stream in streams.items()}
 
     def step(self) -> Iterator[tuple[int, Any]]:
         """(strand, micro-batch) for each of this rank's strands."""
-        for strand, stream in self._streams.items():
-            if strand not in self._batches:
-                self._batches[strand] = iter(stream)
-            yield strand, next(self._batches[strand])
+        for strand, own in self._strands.items():
+            batch = own.next()
+            yield strand, batch if self._pool is None else batch.to(self.device)
 
     def state(self) -> dict[int, dict]:
         """Where this rank's strands stand; between two steps, or it is of no use."""
-        return {strand: stream.state_dict() for strand, stream in self._streams.items()}
+        return {strand: own.state() for strand, own in self._strands.items()}
 
     def load(self, states: list[dict]) -> None:
-        """states: of all strands, in order."""
-        for strand, stream in self._streams.items():
-            stream.load_state_dict(states[strand])
+        """states: of all strands, in order. Before the first step."""
+        for strand, own in self._strands.items():
+            own.stream.load_state_dict(states[strand])
+
+    def close(self) -> None:
+        """Forget what was made ahead."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Strand:
+    """The batches of one stream, made when asked for or, with a pool, one ahead."""
+
+    def __init__(self, stream: Stream, device: torch.device, pool: ThreadPoolExecutor | None):
+        self.stream, self.device, self.pool = stream, device, pool
+        self._batches: Iterator | None = None
+        self._ahead: Future[tuple[Any, dict]] | None = None
+        self._given: dict | None = None
+
+    def next(self) -> Any:
+        if self.pool is None:
+            return self._make()
+        ahead = self._ahead or self.pool.submit(self._make_ahead)
+        batch, self._given = ahead.result()
+        self._ahead = self.pool.submit(self._make_ahead)
+        return batch
+
+    def state(self) -> dict:
+        return self.stream.state_dict() if self._given is None else self._given
+
+    def _make(self) -> Any:
+        if self._batches is None:
+            self._batches = iter(self.stream)
+        return next(self._batches)
+
+    def _make_ahead(self) -> tuple[Any, dict]:
+        batch = self._make().pin(self.device)
+        return batch, self.stream.state_dict()

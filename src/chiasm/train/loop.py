@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor.experimental import implicit_replication
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import CheckpointError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
@@ -50,7 +51,7 @@ from chiasm.train.signals import Interruption
 from chiasm.train.sinks import Sink
 from chiasm.train.split import Split, split
 from chiasm.train.stage import Ranks, Stage
-from chiasm.train.tally import Tally, Window, tally
+from chiasm.train.tally import Tally, Window, fetched, tally
 from chiasm.train.writer import Writer
 
 OpenSinks = Callable[[int], Sequence[Sink]]
@@ -83,6 +84,7 @@ def train(
     show: Show = Bar,
     ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     sinks: OpenSinks | None = None,
+    device: torch.device | None = None,
 ) -> Ledger:
     """Run the stages and leave metrics.jsonl, ledger.json and checkpoints in `folder`.
 
@@ -93,14 +95,16 @@ def train(
     gradient is not finite never reach the weights: see train/guard.py. SIGTERM and SIGINT end in a
     checkpoint and an InterruptedRunError. sinks opens further places for the metrics, given the
     resumed step. In a world of several ranks (train/parallel.py) all of them call this together.
+    device: where the model is moved to and stays; by default it is trained where it is.
     """
     assert isinstance(model, nn.Module)
     check_stages(stages, evaluate)
+    device = device or model_device(model)
     world = current()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
     world.share([*model.parameters(), *model.buffers()])
-    trainer.share_out(ranks)
+    trainer.share_out(ranks, device)
     start = trainer.restore(resume)
     trainer.open_metrics(start.total, sinks)
     try:
@@ -157,14 +161,15 @@ class _Trainer:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return model_device(self.model)
 
-    def share_out(self, ranks: Ranks) -> None:
-        """Divide the model among the ranks as it is asked for, or as it is large."""
-        self.split, self.data = split(self.model, self.world, ranks)
+    def share_out(self, ranks: Ranks, device: torch.device) -> None:
+        """Divide the model among the ranks as it is asked for, or as it is large; on the device."""
+        self.split, self.data = split(self.model, self.world, ranks, device)
         self.ranks = self.data.size
         if self.split is None:
-            self.sharded = shard(self.model, self.world, ranks)
+            self.sharded = shard(self.model, self.world, ranks, device)
+        self.model.to(device)
 
     @property
     def in_parts(self) -> bool:
@@ -210,6 +215,7 @@ class _Trainer:
                 self._steps(number, first, lowered)
         finally:
             lowered.restore()
+            self.feed.close()
         if self.ema:
             self.ema.swap()
         self.ledger.stages[number].peak_memory = peak_memory(self.device)
@@ -223,7 +229,7 @@ class _Trainer:
         self.ema = EMA(owned, stage.ema) if stage.ema else None
         self.guard, self.healthy, self.best = Guard(stage.guard), None, None
         count = strands(stage.accumulate, self.ranks, self.data)
-        self.feed = Feed(lambda: self.stream_of(stage), count, self.data)
+        self.feed = Feed(lambda: self.stream_of(stage), count, self.data, self.device)
         entry = self.ledger.entry(number, stage.name)
         parameters = list(self.model.parameters())
         entry.trained_parameters = sum(p.numel() for p in parameters if p.requires_grad)
@@ -294,16 +300,21 @@ class _Trainer:
                 break
             batches[strand] = batch
             own[strand] = self._micro_batch(stage, strand, batch)
-        done = tally(self.world.gather(own))
-        if done.idle:  # on all ranks: to the optimiser it is as unused as to one process
-            for module in self.model.idle:
+        idle = all(row["idle"] for row in own.values())
+        if not self.world.any(not idle):  # to the optimiser it is as unused as to one process
+            for module in getattr(self.model, "idle", ()):
                 module.zero_grad()
+        gradients = self._gradients()
+        own, norm = fetched((own, total_norm(gradients) if gradients else 0.0))
+        done = tally(self.world.gather(own))
+        if hasattr(self.model, "observe"):
+            self.model.observe(done.means)
         monitor = None
         if _due(stage.monitor_every, step) and batches and not self.in_parts:
             monitor = Monitor(self.model, self.optimizer)
             with lowered.restored(), autocast(stage.autocast, self.device):
                 monitor.before(next(iter(batches.values())))
-        norm = self._update(stage, done, batches, entry, buffers, lowered)
+        norm = self._update(stage, done, gradients, norm, batches, entry, buffers, lowered)
         watched = monitor.after() if monitor else {}
         self.world.share(list(self.model.buffers()))
         self.marks = self.feed.state()
@@ -330,27 +341,28 @@ class _Trainer:
         spent = self.model.cost(batch)
         cost = {"flops": spent.flops, "tokens": int(spent.tokens), "images": int(spent.images)}
         idle = bool(getattr(self.model, "idle", ()))
-        sums = {"sum": loss.sum.item(), "count": loss.count, "parts": loss.parts, "idle": idle}
+        sums = {"sum": loss.sum.detach(), "count": loss.count, "parts": loss.parts, "idle": idle}
         return sums | cost
 
     def _update(
         self,
         stage: Stage,
         done: Tally,
+        gradients: list[Tensor],
+        norm: float,
         batches: dict[int, Any],
         entry: Entry,
         buffers: list[tuple[Tensor, Tensor]],
         lowered: LoweredWeights,
     ) -> float:
-        """Divide the summed gradients by the step's count, clip, and apply them if the guard says
-        so; their norm before clipping."""
-        gradients = self._gradients()
+        """Divide the summed gradients of this norm by the step's count, clip, and apply them if the
+        guard says so; the norm of their mean before clipping."""
         if not done.count or not gradients:
             entry.skipped_steps += 1
             return 0.0
         # FSDP leaves the mean over ranks, of which we want the sum.
         share = (self.world.size if self.sharded else 1) / done.count
-        norm = total_norm(gradients) * share
+        norm *= share
         verdict = self.guard.judge(done.loss, norm, lambda: self._earlier() is not None)
         if verdict.action == "apply":
             clipped = min(1.0, stage.clip / (norm + 1e-6)) if stage.clip else 1.0

@@ -49,9 +49,10 @@ class Monitor:
         """Everything found, by name."""
         squares: dict[str, list[Tensor]] = {}
         for name, now, was in self.weights:
-            sums = squares.setdefault(name, [torch.zeros(()), torch.zeros(())])
-            sums[0] = sums[0] + (now.detach() - was).square().sum().cpu()
-            sums[1] = sums[1] + was.square().sum().cpu()
+            none = was.new_zeros(())
+            sums = squares.setdefault(name, [none, none])
+            sums[0] = sums[0] + (now.detach() - was).square().sum()
+            sums[1] = sums[1] + was.square().sum()
         for name, (change, size) in squares.items():
             self.found[f"monitor/update_ratio/{name}"] = float(
                 (change / size.clamp(min=1e-30)).sqrt()
@@ -113,4 +114,6 @@ def said(line: Mapping[str, float]) -> str:
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    return float(torch.stack([(x * y).sum().double() for x, y in zip(a, b, strict=True)]).sum())
+    # Added in float64 in main memory: not every accelerator has it.
+    sums = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)])
+    return float(sums.cpu().double().sum())

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chiasm.core.device import use
+
 BUCKET = 25 * 2**20
 """Bytes of gradients sent at a time, as torch's DistributedDataParallel."""
 
@@ -96,14 +98,16 @@ def current() -> World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(device: torch.device) -> Iterator[World]:
     """The world that torchrun started this process in, left again at the end; this process alone
-    where it was started by hand."""
+    where it was started by hand. Tensors on the device are exchanged by the library that is made
+    for it (NCCL for CUDA), those in main memory by gloo."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield current()
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend)
+    use(device)
+    own = {"cuda": "nccl", "xpu": "xccl"}.get(device.type)
+    dist.init_process_group(f"cpu:gloo,{device.type}:{own}" if own else "gloo")
     try:
         yield current()
     finally:

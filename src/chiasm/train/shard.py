@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,9 @@ from chiasm.train.parallel import World
 from chiasm.train.stage import Ranks
 
 
-def shard(model: Any, world: World, ranks: Ranks) -> bool:
-    """Shard a model in place where it is large enough to need it; whether it was.
+def shard(model: Any, world: World, ranks: Ranks, device: torch.device) -> bool:
+    """Shard a model in place, on the ranks' devices, where it is large enough to need it; whether
+    it was.
 
     Its units (model.units(), else its blocks) are gathered one at a time; what is left, together.
     """
@@ -34,11 +34,10 @@ def shard(model: Any, world: World, ranks: Ranks) -> bool:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     written = {name: vars(p) for name, p in model.named_parameters()}
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
+    mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
     if ranks.replicas > 1:
         shape = (ranks.replicas, world.size // ranks.replicas)
-        mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     for unit in model.units() if hasattr(model, "units") else model.blocks():
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -61,11 +60,13 @@ def own(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def total_norm(tensors: Sequence[Tensor]) -> float:
-    """The Euclidean norm of all together, of which some may be held in parts."""
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all together, of which some may be held in parts; a scalar, still on
+    the device."""
     parts = [t for t in tensors if isinstance(t, DTensor)]
     plain = [t for t in tensors if not isinstance(t, DTensor)]
-    return math.hypot(*(full(get_total_norm(kind)).item() for kind in (parts, plain) if kind))
+    norms = [full(get_total_norm(kind)) for kind in (parts, plain) if kind]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def like(value: Tensor, held: Tensor | None) -> Tensor:

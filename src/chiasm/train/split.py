@@ -39,7 +39,9 @@ ENTERS: dict[str, Placement] = {ROWS: Replicate(), COLUMNS: Shard(-1), HEADS: Sh
 """How what each rank gives to a layer makes up the whole: all have it, or a slice of it."""
 
 
-def split(model: Any, world: World, ranks: Ranks) -> tuple[Split | None, World]:
+def split(
+    model: Any, world: World, ranks: Ranks, device: torch.device
+) -> tuple[Split | None, World]:
     """Split a model's blocks in place over every ranks.tensor neighbours; and the world of those
     that hold the same slices, which share the data out. ConfigError where it cannot be split so."""
     if world.size == 1 or ranks.tensor == 1:
@@ -50,9 +52,9 @@ def split(model: Any, world: World, ranks: Ranks) -> tuple[Split | None, World]:
             "groups of so many; choose a divisor"
         )
     layers = slices(model, ranks.tensor)
-    device = next(model.parameters()).device.type
+    model.to(device)
     shape = (world.size // ranks.tensor, ranks.tensor)
-    mesh = init_device_mesh(device, shape, mesh_dim_names=("data", "tensor"))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
     data = World(mesh["data"].get_local_rank(), shape[0], mesh["data"].get_group())
     return Split(layers, mesh["tensor"]), data
 

@@ -47,7 +47,8 @@ class StableAdamW(torch.optim.Optimizer):
         state["square"].lerp_(gradient.square(), 1 - square_beta)
         floor = state["square"].clamp(min=group["eps"] ** 2)
         rms = (gradient.square() / floor).mean().sqrt()
-        rms = rms.full_tensor() if isinstance(rms, DTensor) else rms
-        rate = group["lr"] / max(1.0, rms.item())
+        # Parts of a parameter cannot meet a whole scalar: there the host reads it.
+        held = isinstance(rms, DTensor)
+        rate = group["lr"] / (max(1.0, rms.full_tensor().item()) if held else rms.clamp(min=1.0))
         parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.addcdiv_(state["mean"], state["square"].sqrt() + group["eps"], value=-rate)
+        parameter.sub_(state["mean"] / (state["square"].sqrt() + group["eps"]) * rate)

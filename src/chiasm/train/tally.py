@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Tally:
-    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss.
-    idle: every micro-batch ran parts of the model for the sake of other ranks only."""
+    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss."""
 
     total: float
     count: int
@@ -19,7 +22,6 @@ class Tally:
     tokens: int
     images: int
     flops: float
-    idle: bool
 
     @property
     def loss(self) -> float:
@@ -31,6 +33,34 @@ class Tally:
             self.losses,
             key=lambda s: self.losses[s] if math.isfinite(self.losses[s]) else math.inf,
         )
+
+
+def fetched(value: Any) -> Any:
+    """The scalar tensors of nested dicts, lists and tuples as numbers, brought from the device all
+    at once: the one time that a step waits for it."""
+    tensors: list[Tensor] = []
+
+    def collect(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            tensors.append(part.detach())
+        return part
+
+    _mapped(collect, value)
+    if any(t.device.type != "cpu" for t in tensors):
+        # float32: not every accelerator has more, and no count here is above 2**24.
+        numbers = torch.stack([t.reshape(()).float() for t in tensors]).tolist()
+    else:
+        numbers = [t.item() for t in tensors]
+    rest = iter(numbers)
+    return _mapped(lambda part: next(rest) if isinstance(part, Tensor) else part, value)
+
+
+def _mapped(change: Any, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _mapped(change, part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(change, part) for part in value]
+    return change(value)
 
 
 def tally(ranks: Sequence[Mapping]) -> Tally:
@@ -49,8 +79,7 @@ def tally(ranks: Sequence[Mapping]) -> Tally:
             parts[name] = (before[0] + value, before[1] + n)
     means = {name: value / n for name, (value, n) in parts.items() if n}
     losses = {strand: row["sum"] / max(1, row["count"]) for strand, row in rows.items()}
-    idle = all(row["idle"] for row in rows.values())
-    return Tally(total, count, means, losses, tokens, images, flops, idle)
+    return Tally(total, count, means, losses, tokens, images, flops)
 
 
 class Window:

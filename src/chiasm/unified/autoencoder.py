@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.batch import PictureBatch
+from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Cost, Loss
+from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.nn.flops import (
     attention_flops,
     encoder_flops,
@@ -27,6 +28,7 @@ from chiasm.unified.config import AutoencoderConfig
 from chiasm.unified.discriminator import Discriminator, adaptive_weight
 from chiasm.unified.perceptual import Perceptual
 from chiasm.unified.quantizers import build_quantizer
+from chiasm.unified.quantizers.base import code_counts
 from chiasm.unified.stock_networks import NoDecoder, stock_networks
 from chiasm.unified.vit_networks import ViTDecoder, ViTEncoder
 
@@ -170,46 +172,50 @@ class Autoencoder(nn.Module):
             raise ConfigError("model.perceptual needs features to compare: call watch(encoder)")
         total = batch.patches.new_zeros(())
         used = torch.zeros(self.quantizer.codes, dtype=torch.long, device=total.device)
-        sums = {"mse": 0.0, "caption": 0.0}
+        sums: dict[str, Tensor] = {"mse": total.detach(), "caption": total.detach()}
         for rows, pixels in self._by_grid(batch):
             n = len(pixels)
             quantized = self.quantizer(self.encoder(pixels))
             drawn = self.decoder(quantized.values)
             restored = self._restored(drawn, pixels, sums)
             total = total + (restored + quantized.penalty) * n
-            used += torch.bincount(quantized.codes.reshape(-1), minlength=len(used))
+            used += code_counts(quantized.codes, len(used))
             if self.discriminator is not None and self.discriminator.active:
                 total = total + self._contest(restored, drawn, pixels, sums) * n
             if self.reader is not None and batch.texts is not None:
                 assert batch.lengths is not None
                 assert batch.match is not None
-                match = batch.match[rows]
+                match = batch.match[moved_tensor(rows, total.device)]
                 read = self.reader.loss(quantized.values, batch.texts, batch.lengths, match).sum()
                 total = total + self.config.caption * read
-                sums["caption"] += read.item()
+                sums["caption"] = sums["caption"] + read.detach()
         count = len(batch.grids)
-        parts = {name: (value, float(count)) for name, value in sums.items()}
-        parts["codes_in_batch"] = (float((used > 0).sum()), 1.0)
+        parts: Parts = {name: (value, float(count)) for name, value in sums.items()}
+        parts["codes_in_batch"] = ((used > 0).sum(), 1.0)
         if self.training:
             parts |= self.meter.add(used)
             if self.discriminator is not None:
                 self.discriminator.seen += 1
         return Loss(total, count, parts)
 
-    def _restored(self, drawn: Tensor, pixels: Tensor, sums: dict[str, float]) -> Tensor:
+    def observe(self, means: dict[str, float]) -> None:
+        """Told by the training loop what the parts of a step's loss were."""
+        self.meter.watch(means)
+
+    def _restored(self, drawn: Tensor, pixels: Tensor, sums: dict[str, Tensor]) -> Tensor:
         """How far the drawn pictures are from the pixels, mean over pictures."""
         squared = (drawn - pixels).square()
         error = squared if self.config.pixel_loss == "l2" else (drawn - pixels).abs()
         restored = (error * (1 + self.config.detail * details(pixels))).mean()
-        sums["mse"] += squared.mean().item() * len(pixels)
+        _add(sums, "mse", squared.mean() * len(pixels))
         if self.perceptual is not None and self.config.perceptual:
             apart = self.perceptual(drawn, pixels)
             restored = restored + self.config.perceptual * apart.mean()
-            sums["perceptual"] = sums.get("perceptual", 0.0) + apart.sum().item()
+            _add(sums, "perceptual", apart.sum())
         return restored
 
     def _contest(
-        self, restored: Tensor, drawn: Tensor, pixels: Tensor, sums: dict[str, float]
+        self, restored: Tensor, drawn: Tensor, pixels: Tensor, sums: dict[str, Tensor]
     ) -> Tensor:
         """What the discriminator makes of the pictures, both sides' losses, mean over pictures."""
         assert self.discriminator is not None
@@ -217,7 +223,7 @@ class Autoencoder(nn.Module):
         weight = adaptive_weight(restored, fooled, self.decoder.last)  # type: ignore[arg-type]
         hinge = self.discriminator.hinge(pixels, drawn)
         for name, value in (("fooled", fooled), ("hinge", hinge), ("adaptive_weight", weight)):
-            sums[name] = sums.get(name, 0.0) + value.item() * len(pixels)
+            _add(sums, name, value * len(pixels))
         return self.config.adversarial * weight * fooled + hinge
 
     def groups(self) -> dict[str, nn.Module]:
@@ -321,6 +327,10 @@ class Autoencoder(nn.Module):
         return self._shape_cost
 
 
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums.get(name, 0.0) + value.detach()
+
+
 def details(pixels: Tensor, size: int = 5, threshold: float = 0.05) -> Tensor:
     """[N 3 H W] in [-1, 1] -> [N 1 H W], 1 where a pixel differs from the mean of the size × size
     around it by more than `threshold` (mean over the channels), else 0."""
@@ -332,7 +342,7 @@ def details(pixels: Tensor, size: int = 5, threshold: float = 0.05) -> Tensor:
 def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
     """code_usage: share of the codebook that occurs; codebook_perplexity: exp of the entropy of
     the codes' frequencies (nats)."""
-    frequency = torch.bincount(codes.reshape(-1), minlength=size).double()
+    frequency = code_counts(codes.cpu(), size).double()
     p = frequency / frequency.sum()
     entropy = -(p[p > 0] * p[p > 0].log()).sum()
     return {

@@ -31,10 +31,9 @@ class CaptionReader(nn.Module):
         """Cross entropy [N] against the evenly shared distinct words of each picture's caption, 0
         where it has none. texts [M L] with lengths [M], match [N M] as in core.batch."""
         logits = self(values).float()
-        said = torch.zeros(len(texts), logits.shape[1], dtype=torch.bool, device=texts.device)
         inside = torch.arange(texts.shape[1], device=texts.device) < lengths[:, None]
-        rows = torch.arange(len(texts), device=texts.device)[:, None].expand_as(texts)
-        said[rows[inside], texts[inside]] = True
-        own = match.float() @ said.float()
+        occurs = torch.zeros(len(texts), logits.shape[1], device=texts.device)
+        occurs = occurs.scatter_reduce(1, texts, inside.float(), "amax")
+        own = match.float() @ occurs
         shares = own / own.sum(1, keepdim=True).clamp(min=1)
         return -(shares * F.log_softmax(logits, 1)).sum(1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+
+from chiasm.core.protocols import Parts
 
 
 class CodeMeter(nn.Module):
@@ -26,22 +30,23 @@ class CodeMeter(nn.Module):
         self.register_buffer("frequency", torch.zeros(codes), persistent=False)
 
     @torch.no_grad()
-    def add(self, count: Tensor) -> dict[str, tuple[float, float]]:
+    def add(self, count: Tensor) -> Parts:
         """Take in how often a batch chose each code [codes]; the numbers as parts of a Loss."""
         self.idle.add_(1).masked_fill_(count > 0, 0)
         self.frequency.mul_(1 - 1 / self.window).add_(count)
         p = self.frequency / self.frequency.sum().clamp(min=1e-9)
-        perplexity = float((-torch.special.xlogy(p, p).sum()).exp())
-        dead = int((self.idle >= self.window).sum())
-        usage = 1 - dead / len(self.idle)
-        self._watch(usage, dead)
+        dead = (self.idle >= self.window).sum()
         return {
-            "code_usage": (usage, 1.0),
-            "dead_codes": (float(dead), 1.0),
-            "codebook_perplexity": (perplexity, 1.0),
+            "code_usage": (1 - dead / len(self.idle), 1.0),
+            "dead_codes": (dead, 1.0),
+            "codebook_perplexity": ((-torch.special.xlogy(p, p).sum()).exp(), 1.0),
         }
 
-    def _watch(self, usage: float, dead: int) -> None:
+    def watch(self, means: Mapping[str, float]) -> None:
+        """Raise the alarm if the numbers of `add`, once they are known, are bad."""
+        if "dead_codes" not in means:
+            return
+        usage, dead = means["code_usage"], round(means["dead_codes"])
         if usage < self.floor and not self.alarmed:
             Console(stderr=True).print(
                 f"warning: the codebook collapses: {dead} of {len(self.idle)} codes were not used "

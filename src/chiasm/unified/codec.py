@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chiasm.core.batch import Encoded, Slot
 from chiasm.core.config import to_dict
+from chiasm.core.device import model_device
 from chiasm.core.sample import Image
 from chiasm.core.vocab import Vocabulary
 from chiasm.unified.autoencoder import Autoencoder
@@ -92,7 +93,8 @@ class UnifiedCodec:
             rows = [row for row, own in enumerate(sizes) if own == size]
             arrays = [to_array(self._fitted(images[row], size)) for row in rows]
             pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-            for row, codes in zip(rows, self.autoencoder.encode(pixels).numpy(), strict=True):
+            codes_of = self.autoencoder.encode(pixels.to(model_device(self.autoencoder))).cpu()
+            for row, codes in zip(rows, codes_of.numpy(), strict=True):
                 result[row] = codes
         return result
 
@@ -151,7 +153,8 @@ class UnifiedCodec:
             codes = self.vocabulary.id_to_code(
                 torch.stack([ids[place].flatten() for place in even])
             )
-            pixels = self.autoencoder.decode(codes.view(-1, *shape)).permute(0, 2, 3, 1)
+            codes = codes.view(-1, *shape).to(model_device(self.autoencoder))
+            pixels = self.autoencoder.decode(codes).permute(0, 2, 3, 1).float().cpu()
             for place, own in zip(places, pixels.numpy(), strict=False):
                 result[place] = from_array(own)
         return result

@@ -28,6 +28,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.start = start
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self._started = False
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         for _ in range(2):
             layers += [
@@ -43,7 +44,9 @@ class Discriminator(nn.Module):
 
     @property
     def active(self) -> bool:
-        return int(self.seen) >= self.start
+        # Read until it is true, and never again: reading waits for the device.
+        self._started = self._started or int(self.seen) >= self.start
+        return self._started
 
     def fooled(self, drawn: Tensor) -> Tensor:
         """The autoencoder's loss, scalar: minus the mean verdict. No gradient for the judge."""

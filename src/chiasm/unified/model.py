@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.core.batch import IGNORE, Batch
+from chiasm.core.batch import Batch
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Cost, Loss
+from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.core.vocab import Vocabulary
 from chiasm.nn.attention import Index, Layout, packed_layout
 from chiasm.nn.block import Block
@@ -168,30 +168,43 @@ class Unified(nn.Module):
         """Next-token loss on both modalities (of masked codes instead on images where the
         objective says so), each with its weight, plus the z-loss; logits are computed only for
         tokens that have a target."""
-        if self.config.image_objective == "masked":
-            batch = mask_pictures(batch, self.vocabulary)
-        (nll, z), targets = supervised_loss(self(batch), batch.targets, self.logits)
+        batch = self._masked(batch)
+        (nll, z), targets = supervised_loss(self(batch), batch, self.logits)
         image = self.vocabulary.is_code(targets)
         weight = torch.where(image, self.config.image_weight, 1.0)
         total, divisor = summed(weight * nll + self.config.z_loss * z, batch)
-        count, pictures = len(targets), int(image.sum())
-        image_sum = nll.detach()[image].sum().item()
-        parts = {
-            "text": (nll.detach().sum().item() - image_sum, count - pictures),
-            "image": (image_sum, pictures),
-            "log_z_squared": (z.detach().sum().item(), count),
+        count, images = len(targets), self._image_targets(batch)
+        image_sum = torch.where(image, nll.detach(), 0.0).sum()
+        parts: Parts = {
+            "text": (nll.detach().sum() - image_sum, count - images),
+            "image": (image_sum, images),
+            "log_z_squared": (z.detach().sum(), count),
         }
         return Loss(total, divisor, parts)
+
+    def _masked(self, batch: Batch) -> Batch:
+        """With masked diffusion the batch with codes masked, drawn in main memory: the same codes
+        on every device."""
+        if self.config.image_objective != "masked":
+            return batch
+        return mask_pictures(batch.on_host, self.vocabulary).to(batch.ids.device)
+
+    def _image_targets(self, batch: Batch) -> int:
+        """How many of the batch's targets are codes of images."""
+        host = batch.on_host
+        return int(self.vocabulary.is_code(host.targets.flatten()[host.supervised]).sum())
 
     def by_modality(self, batch: Batch) -> dict[str, Tensor]:
         """What text and image targets each contribute to the mean loss, with a graph; without the
         z-loss. Only those that occur."""
-        if self.config.image_objective == "masked":
-            batch = mask_pictures(batch, self.vocabulary)
-        (nll, _), targets = supervised_loss(self(batch), batch.targets, self.logits)
+        batch = self._masked(batch)
+        (nll, _), targets = supervised_loss(self(batch), batch, self.logits)
         image = self.vocabulary.is_code(targets)
-        parts = {"text": nll[~image].sum(), "image": self.config.image_weight * nll[image].sum()}
-        there = {"text": bool((~image).any()), "image": bool(image.any())}
+        of_images = torch.where(image, nll, 0.0).sum()
+        of_text = torch.where(image, 0.0, nll).sum()
+        images = self._image_targets(batch)
+        parts = {"text": of_text, "image": self.config.image_weight * of_images}
+        there = {"text": images < len(targets), "image": images > 0}
         return {name: part / len(targets) for name, part in parts.items() if there[name]}
 
     def groups(self) -> dict[str, nn.Module]:
@@ -204,6 +217,7 @@ class Unified(nn.Module):
         return list(self.layers)
 
     def cost(self, batch: Batch) -> Cost:
+        batch = batch.on_host
         config, trained = self.config, {n: is_trained(part) for n, part in self.groups().items()}
         upstream = trained["embedding"]
         matrices = 2.0 * matrix_parameters(self.layers) * batch.tokens
@@ -212,6 +226,6 @@ class Unified(nn.Module):
             "transformer": passes(trained["transformer"], upstream) * matrices
             + mixing_passes(upstream or trained["transformer"]) * mixing,
             "head": passes(trained["embedding"], trained["transformer"])
-            * (2.0 * self.vocabulary.size * config.width * int((batch.targets != IGNORE).sum())),
+            * (2.0 * self.vocabulary.size * config.width * len(batch.supervised)),
         }
         return Cost(sum(parts.values()), batch.tokens, batch.images, parts)

@@ -83,9 +83,9 @@ class DualEncoder(nn.Module):
             total = softmax_contrastive(image, text, batch.match, scale)
         with torch.no_grad():
             best = (image @ text.T).argmax(1)
-            right = batch.match[torch.arange(len(image)), best].sum().item()
+            right = batch.match.gather(1, best[:, None]).sum()
         n = len(image)
-        return Loss(total, n, {"contrastive": (total.item(), n), "batch_accuracy": (right, n)})
+        return Loss(total, n, {"contrastive": (total.detach(), n), "batch_accuracy": (right, n)})
 
     def groups(self) -> dict[str, nn.Module]:
         temperature = nn.ParameterList([self.log_scale, self.bias])
@@ -100,6 +100,7 @@ class DualEncoder(nn.Module):
 
     def cost(self, batch: PictureBatch) -> Cost:
         """Both towers with their heads, and every picture against every text."""
+        batch = batch.on_host
         assert batch.lengths is not None
         trained = {name: is_trained(part) for name, part in self.groups().items()}
         pictures = self._vision_cost(batch.grids, trained["vision"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chiasm.core.device import model_device, resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.core.quiet import quiet
 
@@ -20,11 +21,11 @@ class Dual(Protocol):
     """Embeds pictures and texts so that a text is near the pictures it describes."""
 
     def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
-        """Unit vectors [N D]."""
+        """Unit vectors [N D], in main memory."""
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [M D]."""
+        """Unit vectors [M D], in main memory."""
         ...
 
 
@@ -37,11 +38,12 @@ class OwnDual:
     @torch.inference_mode()
     def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
         patches, grids = self.processor.pictures(pictures)
-        return self.model.embed_images(patches, grids)
+        return self.model.embed_images(patches.to(model_device(self.model)), grids).cpu()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return self.model.embed_texts(*self.processor.texts(texts))
+        device = model_device(self.model)
+        return self.model.embed_texts(*(t.to(device) for t in self.processor.texts(texts))).cpu()
 
 
 class StockDual:
@@ -53,6 +55,7 @@ class StockDual:
     @torch.inference_mode()
     def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
         inputs = self.images(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
+        inputs = {name: t.to(self.model.device) for name, t in inputs.items()}
         return _unit(self.model.get_image_features(**inputs))
 
     @torch.inference_mode()
@@ -67,14 +70,16 @@ class StockDual:
             truncation=True,
             return_tensors="pt",
         )
-        known = {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}
+        names = [k for k in ("input_ids", "attention_mask") if k in inputs]
+        known = {name: inputs[name].to(self.model.device) for name in names}
         if not clip:
             known.pop("attention_mask", None)  # the padding is part of what SigLIP reads
         return _unit(self.model.get_text_features(**known))
 
 
-def load_stock_dual(source: str) -> StockDual:
-    """A hub id or a folder in transformers' format with both towers. Raises CheckpointError."""
+def load_stock_dual(source: str, device: str | torch.device | None = None) -> StockDual:
+    """A hub id or a folder in transformers' format with both towers, on a device as
+    core.device.resolve takes it. Raises CheckpointError."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     with quiet():
@@ -100,9 +105,9 @@ def load_stock_dual(source: str) -> StockDual:
             f"{source}: {len(report['missing_keys'])} weights are not in it, "
             f"first {sorted(report['missing_keys'])[0]}; was it saved whole?"
         )
-    return StockDual(model, images, tokenizer)
+    return StockDual(model.to(resolve(device)), images, tokenizer)
 
 
 def _unit(features: Any) -> Tensor:
     pooled = features if isinstance(features, Tensor) else features.pooler_output
-    return F.normalize(pooled, dim=-1)
+    return F.normalize(pooled, dim=-1).cpu()

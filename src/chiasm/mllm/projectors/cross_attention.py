@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chiasm.core.device import moved_tensor
 from chiasm.mllm.config import CrossAttentionConfig
 from chiasm.mllm.projectors.inner import InnerProjector, Sight, Step
 from chiasm.mllm.projectors.parts import check_heads
@@ -118,25 +119,28 @@ class CrossAttentionProjector(InnerProjector):
     def token_flops(self, slots: Tensor, grids: Tensor) -> float:
         B, T = slots.shape
         counts = torch.tensor(self._counts(grids))
-        held = torch.zeros(B, dtype=counts.dtype).index_add(0, slots.nonzero()[:, 0].cpu(), counts)
+        held = torch.zeros(B, dtype=counts.dtype).index_add(0, slots.nonzero()[:, 0], counts)
         width = len(self.placeholder)
         matrices = 2.0 * 10 * width**2 + 4.0 * width * int(held.max())
         return len(self.blocks) * B * T * matrices
 
     def _look(self, features: Tensor, grids: Tensor, sight: Sight) -> Pictures:
         """Pictures laid out by the rows that their placeholders are in."""
-        counts = torch.tensor(self._counts(grids), device=grids.device)
+        counts = torch.tensor(self._counts(grids))
         row = sight.slots.nonzero()[:, 0].repeat_interleave(counts)
+        which = torch.arange(len(counts)).repeat_interleave(counts)
         B = len(sight.slots)
         length = torch.bincount(row, minlength=B)
-        column = torch.arange(len(row), device=row.device) - (length.cumsum(0) - length)[row]
+        column = torch.arange(len(row)) - (length.cumsum(0) - length)[row]
+        longest = int(length.max())
+        row, column, which = (moved_tensor(t, features.device) for t in (row, column, which))
 
         def laid(values: Tensor, filling: int = 0) -> Tensor:
-            shape = (B, int(length.max()), *values.shape[1:])
+            shape = (B, longest, *values.shape[1:])
             return values.new_full(shape, filling).index_put((row, column), values)
 
         def of_slots(column: Tensor, filling: int = 0) -> Tensor:
-            return laid(column[sight.slots].repeat_interleave(counts), filling)
+            return laid(column.flatten()[sight.at][which], filling)
 
         own = sight.index
         index = Index(of_slots(own.segment, -1), of_slots(own.block), of_slots(own.branch))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from chiasm.core.errors import ConfigError
@@ -50,13 +49,13 @@ class DeepStackProjector(InnerProjector):
             return {}
         stacked = enumerate(self.inner(features, grids), 1)
         return {
-            number: partial(_add, sight.slots, sight.arrange(tokens)) for number, tokens in stacked
+            number: partial(_add, sight.at, sight.arrange(tokens)) for number, tokens in stacked
         }
 
     def _parts(self, features: Tensor) -> tuple[Tensor, ...]:
         return features.chunk(self.config.levels, dim=-1)
 
 
-def _add(slots: Tensor, tokens: Tensor, x: Tensor) -> Tensor:
-    """x [B T D] with tokens [n D] added where slots [B T] are."""
-    return x + torch.zeros_like(x).masked_scatter(slots[..., None], tokens.to(x.dtype))
+def _add(at: Tensor, tokens: Tensor, x: Tensor) -> Tensor:
+    """x [B T D] with tokens [n D] added at these of its rows laid flat [n]."""
+    return x.flatten(0, 1).index_add(0, at, tokens.to(x.dtype)).view_as(x)

@@ -19,11 +19,13 @@ Step = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sight:
-    """Where pictures stand among the tokens of a forward pass: slots [B T] bool are their
-    placeholders, index is of the tokens, cache holds those before. arrange: visual tokens in the
-    order of pictures to one a placeholder (mllm/arrange.py)."""
+    """Where images stand among the tokens of a forward pass: slots [B T] bool, in main memory, are
+    their placeholders, at [n] which tokens these are, laid flat, on the device; index is of the
+    tokens, cache holds those before. arrange: visual tokens in the order of images to one a
+    placeholder (mllm/arrange.py)."""
 
     slots: Tensor
+    at: Tensor
     index: Index
     cache: KVCache | None
     arrange: Callable[[Tensor], Tensor] = lambda tokens: tokens

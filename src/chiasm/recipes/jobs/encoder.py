@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 
+from chiasm.core.device import model_device
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
 from chiasm.data.pictures import PictureProcessor
@@ -51,12 +52,14 @@ def zero_shot(
     model.eval()
     captions = [str(caption_of(sample)) for sample in samples]
     classes = sorted(set(captions))
-    ids, lengths = processor.texts(classes)
+    device = model_device(model)
+    ids, lengths = (t.to(device) for t in processor.texts(classes))
     heads = zero_shot_weights(model, [[pair] for pair in zip(ids, lengths, strict=True)])
     right = 0
     for i in range(0, len(samples), batch):
         pictures = [s.images[0].load() for s in samples[i : i + batch]]
-        nearest = (model.embed_images(*processor.pictures(pictures)) @ heads.T).argmax(1)
+        patches, grids = processor.pictures(pictures)
+        nearest = (model.embed_images(patches.to(device), grids) @ heads.T).argmax(1)
         right += sum(
             classes[j] == c for j, c in zip(nearest.tolist(), captions[i : i + batch], strict=True)
         )

@@ -41,6 +41,12 @@ class Job:
     evaluate: Evaluate | None = None
     check: Callable[[Sequence[Stage], World], None] | None = None
 
+    def to(self, device: str) -> None:
+        """Move the model and what its processor computes with, as to save them."""
+        self.model.to(device)
+        if hasattr(codec := getattr(self.processor, "codec", None), "autoencoder"):
+            codec.autoencoder.to(device)
+
 
 @dataclass
 class Context:

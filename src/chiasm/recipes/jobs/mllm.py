@@ -63,7 +63,7 @@ def _encoder(context: Context, config: MLLMConfig) -> Encoder:
         if not (path / "model.json").exists() and not (misspelt and "+" not in given):
             return load_encoder(given, config.tower)
     source = context.given_or_prepared(given, "encoder")
-    dual, _ = load_as(source, DualEncoder, "model.encoder")
+    dual, _ = load_as(source, DualEncoder, "model.encoder", "cpu")
     if isinstance(config.tower.layer, tuple):
         count = dual.vision.config.layers
         chosen = tuple(layer % (count + 1) for layer in config.tower.layer)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
 from chiasm.data.pictures import PictureProcessor, PictureStream
@@ -73,7 +74,7 @@ def _features(context: Context, given: str | None) -> Encoder:
     is named, or one of transformers."""
     if given is None or (Path(given) / "model.json").exists():
         source = context.given_or_prepared(given, "encoder")
-        dual, _ = load_as(source, DualEncoder, "model.features")
+        dual, _ = load_as(source, DualEncoder, "model.features", "cpu")
         return dual.vision
     return load_encoder(given, TowerOptions())
 
@@ -88,8 +89,9 @@ def reconstruction(
     codes = []
     for i in range(0, len(samples), batch):
         pixels = pixels_of(processor, samples[i : i + batch])
-        codes.append(model.encode(pixels))
-        for original, again in zip(pixels, model.decode(codes[-1]), strict=True):
+        codes.append(model.encode(pixels.to(model_device(model))))
+        restored = model.decode(codes[-1]).cpu()
+        for original, again in zip(pixels, restored, strict=True):
             scores.append(psnr(original.numpy(), again.numpy()))
     return {"psnr": float(np.mean(scores)), **codebook_use(torch.cat(codes), model.quantizer.codes)}
 

@@ -31,12 +31,13 @@ def build(context: Context) -> Job:
     # Moved pictures are never the same twice: only still ones are worth remembering.
     still = not (context.recipe.shift or context.recipe.mirror)
     model, processor = unified.build(config, words, autoencoder, remember=still)
+    # The codec's network stays where load_as put it: it encodes beside the training.
     if config.tokens is not None:
         codec = processor.codec
         assert isinstance(codec, UnifiedCodec)
         codec.stored = read_tokens(Path(config.tokens), codec)
     if config.share_codes:
-        share_codes(model, autoencoder.quantizer.features())
+        share_codes(model, autoencoder.quantizer.features().cpu())
     if config.local_heads:
         look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
     views = context.views()

@@ -20,6 +20,7 @@ def stability(
     rows: int = 16,
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     jobs: int = 1,
+    device: str = "",
 ) -> None:
     """Learning-rate sensitivity with and without QK-norm and z-loss, on small models from scratch
     (the small-scale-proxy protocol, 2309.14322). Started again it goes on where it was.
@@ -33,7 +34,9 @@ def stability(
         rows: Documents of 50 tokens a step.
         rates: Peak learning rates.
         jobs: Processes, of one thread each.
+        device: auto, cpu, cuda, cuda:N or mps (default: CHIASM_DEVICE, else auto).
     """
+    _compute_on(device)
     from chiasm.recipes.stability.sweep import SweepSettings, sweep
 
     _check(*widths)
@@ -61,6 +64,7 @@ def drift(
     qk_norm: bool = False,
     z_loss: float = 0.0,
     jobs: int = 1,
+    device: str = "",
 ) -> None:
     """Text only, pictures only and both at one learning rate: whose last block's output grows?
     Started again it goes on where it was.
@@ -76,7 +80,9 @@ def drift(
         qk_norm: With QK-norm.
         z_loss: With this weight of the z-loss.
         jobs: Processes, of one thread each.
+        device: auto, cpu, cuda, cuda:N or mps (default: CHIASM_DEVICE, else auto).
     """
+    _compute_on(device)
     from chiasm.recipes.stability.drift import DriftSettings
     from chiasm.recipes.stability.drift import drift as run
 
@@ -100,3 +106,9 @@ def _say(line: str) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"stability": stability, "drift": drift}
+
+
+def _compute_on(device: str) -> None:
+    from chiasm.core.device import compute_on  # it imports torch
+
+    compute_on(device)

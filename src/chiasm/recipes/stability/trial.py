@@ -11,6 +11,7 @@ from shutil import rmtree
 
 import torch
 
+from chiasm.core.device import resolve
 from chiasm.core.errors import DivergedError
 from chiasm.core.progress import silent
 from chiasm.recipes.stability.toy import VOCABULARY, Kind, ToyStream
@@ -98,7 +99,8 @@ def _lines(trial: Trial, folder: Path) -> list[dict]:
     )
     stream = ToyStream(trial.kind, trial.rows, trial.seed)
     with suppress(DivergedError):  # the lines say so
-        train(Unified(config, VOCABULARY), [stage], lambda _: stream, folder, show=silent)
+        model = Unified(config, VOCABULARY)
+        train(model, [stage], lambda _: stream, folder, show=silent, device=resolve())
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 

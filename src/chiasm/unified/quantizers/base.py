@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,3 +39,12 @@ class Quantizer(nn.Module):
     def flops(self, places: int) -> float:
         """What finding the codes of so many places costs beside arithmetic on single values."""
         return 0.0
+
+
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs, [size] int64; unlike bincount it does not look for the
+    largest first, which would wait for the device."""
+    codes = codes.reshape(-1)
+    return torch.zeros(size, dtype=torch.long, device=codes.device).scatter_add(
+        0, codes, torch.ones_like(codes)
+    )

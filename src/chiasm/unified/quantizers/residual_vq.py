@@ -26,8 +26,7 @@ class ResidualVQ(VQEMA):
     def forward(self, z: Tensor) -> Quantized:
         points = z.movedim(1, -1).float()
         flat = points.reshape(-1, self.width)
-        if self.training and not self.started:
-            self._start(flat.detach())
+        fresh = self._begin(flat.detach()) if self.training else None
         left, values, penalty = flat.detach(), torch.zeros_like(flat), flat.new_zeros(())
         residuals, chosen = [], []
         for _ in range(self.depth):
@@ -37,8 +36,8 @@ class ResidualVQ(VQEMA):
             values, left = values + step, left - step
             # The paper's equation 7: every partial sum is to be near.
             penalty = penalty + self.config.commitment * F.mse_loss(flat, values)
-        if self.training:
-            self._follow(torch.cat(residuals), torch.cat(chosen))
+        if fresh is not None:
+            self._follow(torch.cat(residuals), torch.cat(chosen), fresh)
         codes = torch.stack(chosen, 1).view(*points.shape[:-2], -1)
         values = points + (values.view_as(points) - points).detach()
         return Quantized(values.movedim(-1, 1), codes, penalty)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chiasm.unified.config import ResidualVQConfig, VQConfig
-from chiasm.unified.quantizers.base import Quantized, Quantizer
+from chiasm.unified.quantizers.base import Quantized, Quantizer, code_counts
 
 
 class VQEMA(Quantizer):
@@ -37,13 +37,12 @@ class VQEMA(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         points = z.movedim(1, -1).float()
         flat = points.reshape(-1, self.width)
-        if self.training and not self.started:
-            self._start(flat.detach())
+        fresh = self._begin(flat.detach()) if self.training else None
         codes = self.nearest(flat).view(points.shape[:-1])
         values = self.lookup(codes)
         penalty = self.config.commitment * F.mse_loss(points, values)
-        if self.training:
-            self._follow(flat.detach(), codes.reshape(-1))
+        if fresh is not None:
+            self._follow(flat.detach(), codes.reshape(-1), fresh)
         values = points + (values - points).detach()
         return Quantized(values.movedim(-1, 1), codes, penalty)
 
@@ -71,15 +70,20 @@ class VQEMA(Quantizer):
         return centred / centred.std(0).clamp(min=1e-6)
 
     @torch.no_grad()
-    def _start(self, flat: Tensor) -> None:
-        self.embedding.copy_(self._pick(flat, self.codes))
-        self.cluster_sum.copy_(self.embedding)
+    def _begin(self, flat: Tensor) -> Tensor:
+        """Encoder outputs that may become codes [codes width]; the first batch's do. Chosen in
+        every batch: whether any is needed is known on the device alone, and asking would wait."""
+        chosen = torch.randint(len(flat), (self.codes,), device=flat.device)
+        fresh = flat[chosen] + 1e-3 * torch.randn(self.codes, flat.shape[1], device=flat.device)
+        self.embedding.copy_(torch.where(self.started, self.embedding, fresh))
+        self.cluster_sum.copy_(torch.where(self.started, self.cluster_sum, fresh))
         self.started.fill_(True)
+        return fresh
 
     @torch.no_grad()
-    def _follow(self, flat: Tensor, codes: Tensor) -> None:
+    def _follow(self, flat: Tensor, codes: Tensor, fresh: Tensor) -> None:
         keep = self.config.decay
-        count = torch.bincount(codes, minlength=self.codes).to(flat.dtype)
+        count = code_counts(codes, self.codes).to(flat.dtype)
         total = torch.zeros_like(self.embedding).index_add_(0, codes, flat)
         self.cluster_size.mul_(keep).add_(count, alpha=1 - keep)
         self.cluster_sum.mul_(keep).add_(total, alpha=1 - keep)
@@ -88,18 +92,11 @@ class VQEMA(Quantizer):
         smooth = (self.cluster_size + 1e-5) / (n + self.codes * 1e-5) * n
         self.embedding.copy_(self.cluster_sum / smooth[:, None])
         self.idle.add_(1).masked_fill_(count > 0, 0)
-        self._revive(flat)
+        self._revive(fresh)
 
-    def _revive(self, flat: Tensor) -> None:
-        dead = (self.idle >= self.config.patience).nonzero()[:, 0]
-        if len(dead):
-            fresh = self._pick(flat, len(dead))
-            self.embedding[dead] = fresh
-            self.cluster_sum[dead] = fresh
-            self.cluster_size[dead] = 1.0
-            self.idle[dead] = 0
-
-    @staticmethod
-    def _pick(flat: Tensor, count: int) -> Tensor:
-        chosen = torch.randint(len(flat), (count,), device=flat.device)
-        return flat[chosen] + 1e-3 * torch.randn(count, flat.shape[1], device=flat.device)
+    def _revive(self, fresh: Tensor) -> None:
+        dead = self.idle >= self.config.patience
+        self.embedding.copy_(torch.where(dead[:, None], fresh, self.embedding))
+        self.cluster_sum.copy_(torch.where(dead[:, None], fresh, self.cluster_sum))
+        self.cluster_size.masked_fill_(dead, 1.0)
+        self.idle.masked_fill_(dead, 0)
