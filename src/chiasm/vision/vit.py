@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chiasm.core.device import moved_tensor
 from chiasm.nn.attention import Layout, attend, full_layout, images_layout
 from chiasm.nn.norm import lowered
 from chiasm.vision.config import ViTConfig
@@ -129,10 +130,9 @@ class AttentionPool(nn.Module):
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
         counts = grids.prod(dim=1).tolist()
         rows = nn.utils.rnn.pad_sequence(list(features.split(counts)), batch_first=True)
-        mask = (
-            torch.arange(rows.shape[1], device=rows.device)
-            < torch.tensor(counts, device=rows.device)[:, None]
-        )
-        layout = Layout(None if len(set(counts)) == 1 else mask[:, None, None])
+        layout = full_layout()
+        if len(set(counts)) > 1:
+            real = torch.arange(rows.shape[1]) < torch.tensor(counts)[:, None]
+            layout = Layout(moved_tensor(real[:, None, None], rows.device))
         x = self.attention(rows, layout, self.probe.expand(len(rows), -1, -1))[:, 0]
         return x + self.mlp(self.layernorm(x))
