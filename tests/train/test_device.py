@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_ranks import assert_same_training
 from test_ranks import run as run_ranks
 from test_resume import BUILDERS
@@ -26,7 +27,7 @@ from chiasm.unified.config import (
     ResidualVQConfig,
     VQConfig,
 )
-from pretend_device import syncs
+from pretend_device import installed, syncs
 
 CPU = torch.device("cpu")
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chiasm.core.device import moved_tensor
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.nn.attention import Layout, attend
@@ -202,11 +203,13 @@ class Tower(nn.Module):
         counts = [h * w for h, w in shapes]
         pictures = x.transpose(1, 2).flatten(1).split(counts)
         rows = nn.utils.rnn.pad_sequence(list(pictures), batch_first=True)
-        positions = torch.arange(rows.shape[1], device=x.device)
-        real = positions < torch.tensor(counts, device=x.device)[:, None]
         hidden = self.model.embeddings(rows, torch.tensor(shapes))
-        mask = None if len(set(counts)) == 1 else real[:, None, None]
-        return self._blocks(hidden, {"attention_mask": mask})[real]
+        if len(set(counts)) == 1:
+            return self._blocks(hidden, {}).flatten(0, 1)
+        real = torch.arange(rows.shape[1]) < torch.tensor(counts)[:, None]
+        mask = moved_tensor(real[:, None, None], x.device)
+        features = self._blocks(hidden, {"attention_mask": mask}).flatten(0, 1)
+        return features[moved_tensor(real.flatten().nonzero()[:, 0], x.device)]
 
     def _blocks(self, x: Tensor, extra: dict[str, Any]) -> Tensor:
         """[n L D] -> the chosen hidden states [n L width]."""
