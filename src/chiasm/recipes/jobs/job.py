@@ -44,8 +44,9 @@ class Job:
     def to(self, device: str) -> None:
         """Move the model and what its processor computes with, as to save them."""
         self.model.to(device)
-        if hasattr(codec := getattr(self.processor, "codec", None), "autoencoder"):
-            codec.autoencoder.to(device)
+        network = getattr(getattr(self.processor, "codec", None), "autoencoder", None)
+        if network is not None:
+            network.to(device)
 
 
 @dataclass
