@@ -6,23 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import BoxText, Image, Sample, Text
+from chiasm.core.sample import BoxText, Image, Sample, Text, answer, question
+from chiasm.data.chat import CHATML
 from chiasm.data.convert import convert
 from chiasm.data.formats import forms
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import sample_of
 from chiasm.data.inspect.measure import inspect_data
+from chiasm.data.inspect.show import show
 from chiasm.data.load import load_samples, open_data
+from chiasm.data.processor import Processor
+from chiasm.data.quarantine import Quarantine, said_of
 from chiasm.data.splits import split_of
-from chiasm.data.template import RoleTemplate
+from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import train_bpe
+from chiasm.data.views import converse, moved
 from chiasm.eval.tasks.table import prompted, read_table
+from chiasm.recipes import run
 from chiasm.recipes.asked import Asked
 
 
@@ -591,3 +599,61 @@ def test_rows_that_share_an_image_by_its_index(tmp_path: Path):
                         + mark.join(("8", "7", "c?", "d")) + "\n")  # fmt: skip
         one, two = next(iter(open_data(str(path)).values())).samples
         assert one.images[0].digest() == two.images[0].digest()
+
+
+# What training leaves out or learns without a word (point 10)
+
+
+def test_empty_replies_are_counted_where_records_are_read(tmp_path: Path):
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": " "}]
+    rows = [{"messages": talk}, {"messages": [talk[0], talk[1] | {"content": "!"}]}] * 5
+    path = save(tmp_path / "train.jsonl", rows)
+    quarantine = Quarantine()
+    samples = run.read(str(path), "train", quarantine)
+    assert quarantine.unused["(empty replies)"] == 5
+    assert "empty replies 5" in said_of(quarantine.unused)
+    assert len(samples) == 9
+    found = inspect_data(str(path))
+    show(found, Console(file=(out := io.StringIO()), width=200))
+    assert "empty replies 5" in out.getvalue()
+
+
+def test_rounds_beyond_max_length_are_counted_once_a_sample():
+    said = [s for i in range(6) for s in (question(f"what {i}"), answer("it is yes no maybe " * 4))]
+    processor = Processor(template(), None, max_length=150)  # type: ignore[arg-type]
+    sample = Sample(tuple(said), "long")
+    for _ in range(3):
+        length = len(processor.encode(sample))
+    assert length <= 150
+    kept = sum(t.role == "assistant" for t in said) - processor.shortened["long"]
+    assert 1 <= kept < 6
+    whole = Processor(template(), None, max_length=10_000)  # type: ignore[arg-type]
+    whole.encode(sample)
+    assert whole.shortened == {}
+
+
+def test_a_chat_template_leaves_excluded_replies_out_of_the_loss():
+    from transformers import PreTrainedTokenizerFast
+
+    words = train_bpe(["what is it? yes no"] * 4, 320)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.chat_template = CHATML
+    turns = (
+        question("what"),
+        answer("no").replace(supervised=False),
+        question("is"),
+        answer("yes"),
+    )
+    tokens = ChatTemplate(tokenizer).render(turns, False)
+    learnt = [i for i, taught in zip(tokens.ids, tokens.supervised, strict=True) if taught]
+    assert tokenizer.decode(learnt, skip_special_tokens=True).strip() == "yes"
+
+
+def test_views_keep_what_is_excluded_from_the_loss():
+    picture = Image(PIL.Image.new("RGB", (8, 8)))
+    sample = Sample((question(picture, "?"), answer("!").replace(supervised=False)))
+    seen = moved(converse, 1)(sample, np.random.default_rng(0))
+    assert seen is not None
+    assert [turn.supervised for turn in seen.turns] == [True, False]

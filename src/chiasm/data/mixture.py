@@ -27,12 +27,14 @@ Unit = Literal["samples", "tokens"]
 class Ingredient:
     """data: as of train. weight: its part of the mixture; None, for all sources alike, makes it
     the number of its samples. epochs: passes through it in a stage at most, after which the
-    others share its part; 0 is no limit. name: by default the last part of `data`."""
+    others share its part; 0 is no limit. name: by default the last part of `data`. images: the
+    folder that its image paths are relative to, as of data import."""
 
     data: str
     weight: float | None = None
     epochs: int = 0
     name: str = ""
+    images: str = ""
 
 
 @dataclass(frozen=True)

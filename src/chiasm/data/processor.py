@@ -50,6 +50,8 @@ class Processor:
         self.template, self.codec, self.max_length = template, codec, max_length
         self.supervise_images, self.remember, self.prefix = supervise_images, remember, prefix
         self.clips = clips
+        self.shortened: dict[str, int] = {}
+        """How many of its last rounds a training sample lost to max_length, by its name."""
         self.slots: MutableMapping[str, Slot] = {}
         """What is remembered, by the pictures' digests; a server puts a bounded mapping here."""
 
@@ -142,6 +144,7 @@ class Processor:
                     "shorten it or raise model.max_length"
                 )
             turns = turns[:-2]
+            self.shortened[sample.name] = (len(sample.turns) - len(turns)) // 2
 
     def _expand(self, ids: list[int], supervised: list[bool], slots: list[Slot]) -> _Line:
         """Put each picture's slot where its marker stands."""

@@ -17,7 +17,8 @@ UNUSED = "(keys that are not used)"
 class Quarantine:
     """Bad samples by id with their reasons; written to quarantine.jsonl when a path is given.
 
-    unused: how many records have a key that no reader uses, by its name (formats/reading.py).
+    unused: how many records have a key that no reader uses, by its name, and remarks in brackets
+    (formats/reading.py).
     Raises DataError when more than `limit` of the samples are bad: then it is the data set, not a
     few files.
     """
@@ -69,9 +70,16 @@ class Quarantine:
 
 
 def said_of(unused: Counter[str], most: int = 20) -> str:
-    """ "keys not used: level 3, objects 1", "" for none."""
-    if not unused:
-        return ""
-    named = [f"{name} {count:,}" for name, count in unused.most_common(most)]
-    more = f" and {len(unused) - most:,} more" * (len(unused) > most)
-    return f"keys not used: {', '.join(named)}{more}"
+    """ "keys not used: level 3, objects 1; noted: empty replies 2", "" for none. Names in brackets
+    are remarks, no keys."""
+    remarks = {name: count for name, count in unused.items() if name.startswith("(")}
+    keys = [(name, count) for name, count in unused.most_common() if name not in remarks]
+    said = []
+    if keys:
+        more = f" and {len(keys) - most:,} more" * (len(keys) > most)
+        named = ", ".join(f"{name} {count:,}" for name, count in keys[:most])
+        said.append(f"keys not used: {named}{more}")
+    if remarks:
+        noted = ", ".join(f"{name.strip('()')} {count:,}" for name, count in remarks.items())
+        said.append(f"noted: {noted}")
+    return "; ".join(said)

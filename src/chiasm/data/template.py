@@ -152,7 +152,7 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
         if self.system is not None and (not turns or turns[0].role != "system"):
             turns = [Turn("system", (Text(self.system),)), *turns]
-        turns = [Turn(turn.role, self._parts(turn)) for turn in turns]
+        turns = [turn.replace(parts=self._parts(turn)) for turn in turns]
         written = [p.text for turn in turns for p in turn.parts if isinstance(p, Text)]
         hidden = self._control.hide(written)
         messages = self._messages(turns, hidden)

@@ -27,7 +27,9 @@ class Recipe:
     questions: at most this many questions of an independent sample are used at a time (0: all).
     keep: checkpoints kept. ranks:
     how the processes of torchrun share the model. sinks: where metrics go besides metrics.jsonl:
-    tensorboard, wandb, trackio, mlflow.
+    tensorboard, wandb, trackio, mlflow. images: the folder that image paths of the data are
+    relative to ("" for each file's own; "/" also allows absolute paths). strict: leave out records
+    with keys that no reader uses.
     """
 
     model: Model
@@ -40,6 +42,8 @@ class Recipe:
     keep: int = 2
     ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
     sinks: tuple[str, ...] = ()
+    images: str = ""
+    strict: bool = False
 
 
 NAMES = (

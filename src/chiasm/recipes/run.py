@@ -18,8 +18,9 @@ from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
 from chiasm.data.formats.reading import Reading
+from chiasm.data.formats.rows import EMPTY
 from chiasm.data.load import Split, load_samples
-from chiasm.data.mixture import parse
+from chiasm.data.mixture import Ingredient, parse
 from chiasm.data.quarantine import Quarantine, said_of
 from chiasm.data.turns import Mixed
 from chiasm.mllm.config import MLLMConfig
@@ -35,6 +36,7 @@ from chiasm.train.sinks import open_sinks
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
+DROPPED = "(rounds beyond max_length)"
 Resume = Literal["no", "yes", "auto"]
 
 BUILDERS = {
@@ -84,8 +86,8 @@ def _run(
     quarantine = Quarantine(folder / "quarantine.jsonl")
     context = Context(
         recipe,
-        read(recipe.data, "train", quarantine),
-        _test(recipe.data),
+        read(recipe.data, "train", quarantine, _reading(recipe, quarantine)),
+        _test(recipe.data, _reading(recipe, Quarantine())),
         folder,
         quarantine,
         lambda name, path: _prepare(recipe, name, path, show),
@@ -118,6 +120,16 @@ def _run(
     if world.main:
         _save(job, folder)
     world.wait()
+    shortened = getattr(job.processor, "shortened", {})
+    if shortened:
+        quarantine.unused[DROPPED] += sum(shortened.values())
+        Console(stderr=True).print(
+            f"{len(shortened)} conversations are longer than {job.processor.max_length} tokens: "
+            f"{sum(shortened.values())} of their last rounds were not learnt; raise "
+            "model.max_length or split them"
+        )
+    if quarantine.unused[EMPTY]:
+        Console(stderr=True).print(f"{quarantine.unused[EMPTY]} empty replies were learnt")
     quarantine.write_unused()
     if len(quarantine):
         Console(stderr=True).print(
@@ -149,8 +161,27 @@ def read(
     if mixture is None:
         return _read(data, split, quarantine, reading)
     if split == "train":
-        return Mixed([_read(s.data, split, quarantine) for s in mixture.sources], mixture)
-    return [sample for s in mixture.sources for sample in _test(s.data)]
+        parts = [
+            _read(s.data, split, quarantine, _of_source(s, reading, quarantine))
+            for s in mixture.sources
+        ]
+        return Mixed(parts, mixture)
+    return [
+        sample
+        for s in mixture.sources
+        for sample in _test(s.data, _of_source(s, reading, quarantine))
+    ]
+
+
+def _reading(recipe: Recipe, quarantine: Quarantine) -> Reading:
+    images = Path(recipe.images).expanduser() if recipe.images else None
+    return Reading(quarantine.record, images, strict=recipe.strict)
+
+
+def _of_source(source: Ingredient, reading: Reading | None, quarantine: Quarantine) -> Reading:
+    """How a mixture's source is read: its own folder of images before that of all."""
+    reading = reading or Reading(quarantine.record)
+    return replace(reading, images=Path(source.images)) if source.images else reading
 
 
 def _read(
@@ -169,9 +200,10 @@ def _read(
     return found
 
 
-def _test(data: str) -> Sequence[Sample]:
+def _test(data: str, reading: Reading) -> Sequence[Sample]:
+    quarantine = Quarantine()
     try:
-        return read(data, "test", Quarantine())
+        return read(data, "test", quarantine, replace(reading, on_error=quarantine.record))
     except DataError:
         return []
 
@@ -181,7 +213,13 @@ def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:
     if not (folder / "model.json").exists():
         part = find(name)
         run(
-            replace(part, data=recipe.data, seed=recipe.seed),
+            replace(
+                part,
+                data=recipe.data,
+                seed=recipe.seed,
+                images=recipe.images,
+                strict=recipe.strict,
+            ),
             folder,
             resume="auto",
             show=show,

@@ -32,7 +32,7 @@ class Reading:
     that image paths are relative to (None: the record's file's own; the file system's root: that
     one too, and absolute paths are allowed). columns: what -> name of the column that holds it
     (rows.COLUMNS). strict: a key that is not used makes its record a bad one. unused: how many
-    records have a key that is not used, by its name.
+    records have a key that is not used, by its name; names in brackets are other remarks.
     """
 
     on_error: OnError | None = None

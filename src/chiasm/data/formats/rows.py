@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
 from chiasm.data.caption import PROMPT
 from chiasm.data.formats import forms
 from chiasm.data.formats.answers import (
@@ -26,6 +26,7 @@ from chiasm.data.formats.grounding import fractions_of, objects_of
 from chiasm.data.formats.media_value import is_image, is_video, listed, spelt
 from chiasm.data.formats.reading import Place, Reading, encodable, identity, shortened, show, typed
 
+EMPTY = "(empty replies)"
 COLUMNS: dict[str, Key] = {
     "question": forms.QUESTION,
     "answer": forms.ANSWER,
@@ -64,7 +65,16 @@ def sample_of(
         _meta(row, place) | meta | {"where": where},
     )
     _check_left(row, place)
+    if empty := sum(map(_says_nothing, turns)):
+        place.reading.unused[EMPTY] += empty
     return sample
+
+
+def _says_nothing(turn: Turn) -> bool:
+    """An assistant's message that is learnt and holds nothing."""
+    if turn.role != "assistant" or not turn.supervised:
+        return False
+    return not turn.text.strip() and all(isinstance(part, Text) for part in turn.parts)
 
 
 def form_of(values: Mapping[str, Any]) -> Form | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from chiasm.data.inspect.measure import Inspection
 from chiasm.data.inspect.page import summary
 from chiasm.data.load import detected
+from chiasm.data.quarantine import said_of
 
 
 def show(found: Inspection, console: Console) -> None:
@@ -30,7 +31,7 @@ def show(found: Inspection, console: Console) -> None:
         ("pictures alike", f"{sum(map(len, found.alike)):,} in {len(found.alike):,} groups"),
         ("test seen in training", f"{found.leaked:,} pictures"),
         ("odd", _counts(found.odd) or "nothing"),
-        ("keys not used", _counts(found.unused, 20) or "none"),
+        ("not used", said_of(found.unused) or "nothing"),
     ):
         table.add_row(name, value)
     console.print(table, highlight=False)
@@ -40,8 +41,8 @@ def show(found: Inspection, console: Console) -> None:
         console.print(f"  and {len(found.unusable) - 10:,} more", highlight=False)
 
 
-def _counts(counts: Counter[str], most: int = 8) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(most))
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(8))
 
 
 def _range(spread: dict) -> str:
