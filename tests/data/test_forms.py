@@ -657,3 +657,138 @@ def test_views_keep_what_is_excluded_from_the_loss():
     seen = moved(converse, 1)(sample, np.random.default_rng(0))
     assert seen is not None
     assert [turn.supervised for turn in seen.turns] == [True, False]
+
+
+# What people have, refused before (issue 23)
+
+
+def test_location_tokens_are_boxes(folder: Path):
+    whole = "<loc0000><loc0000><loc1023><loc1023>"
+    row = {"image": "a.png", "prefix": "detect cat",
+           "suffix": f"<loc0256><loc0128><loc0512><loc0256> cat ; {whole} dog"}  # fmt: skip
+    sample = read(row, folder)
+    assert told(sample)[1][1] == "[125, 250, 250, 500] cat ; [0, 0, 1000, 1000] dog"
+    first, second = [p.box for p in sample.turns[1].parts if isinstance(p, BoxText)]
+    assert first == pytest.approx((128 / 1023, 256 / 1023, 256 / 1023, 512 / 1023))
+    assert second == (0.0, 0.0, 1.0, 1.0)
+
+
+IMAGE_PARTS = [
+    {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+    {"type": "image_url", "image_url": "a.png"},
+    {"type": "image", "image": "a.png"},
+    {"type": "image", "url": "a.png"},
+    {"type": "image", "path": "a.png"},
+    {"type": "image", "image": {"bytes": None, "path": "a.png"}},
+    {"type": "input_image", "image_url": "a.png"},
+    {"type": "image", "bytes": png()},
+    {"type": "image", "base64": base64.b64encode(png()).decode()},
+    {"type": "image_url", "image_url": {
+        "url": f"data:image/png;base64,{base64.b64encode(png()).decode()}"}},
+    {"image": "a.png"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", IMAGE_PARTS, ids=lambda part: str(part)[:40])
+def test_parts_that_carry_their_image(folder: Path, part: dict):
+    talk = [
+        {"role": "user", "content": [part, {"type": "text", "text": "Which?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+    ]
+    sample = read({"messages": talk}, folder)
+    assert sample.images[0].load().size == (40, 20)
+    assert [turn.text for turn in sample.turns] == ["Which?", "Red."]
+
+
+CONVERSATIONS = [
+    {"messages": [{"role": "human", "content": "<image>Which?"}, {"role": "bot", "content": "x"}]},
+    {"prompt": "Which?", "completion": "Red."},
+    {"prompt": [{"role": "user", "content": "Which?"}],
+     "completion": [{"role": "assistant", "content": "Red."}]},
+    {"conversation": [{"human": "Which?", "assistant": "Red."}]},
+    {"conversation": [{"input": "Which?", "output": "Red.", "system": ""}]},
+    {"conversation": [{"role": "user", "content": "Which?"},
+                      {"role": "assistant", "content": "Red."}]},
+    {"conversations": json.dumps([{"from": "human", "value": "<image>\nWhich?"},
+                                  {"from": "gpt", "value": "Red."}])},
+    {"prefix": "Which?", "suffix": "Red."},
+    {"problem": "Which?", "solution": "Red."},
+    {"query": "Which?", "response": "Red."},
+    {"instruction": "Which?", "input": "", "output": "Red."},
+    {"messages": [{"role": "USER", "content": [{"type": "text", "text": "Which?"}]},
+                  {"role": "model", "content": "Red."}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", CONVERSATIONS[1:], ids=lambda row: str(row)[:40])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_conversations_of_every_spelling(folder: Path, row: dict, suffix: str):
+    path = save(folder / f"own.{suffix}", [{**row, "images": ["a.png"]}] * 2)
+    for sample in next(iter(open_data(str(path)).values())).samples:
+        assert told(sample) == [("user", "[a.png]Which?"), ("assistant", "Red.")]
+
+
+def test_a_text_that_is_learnt_without_a_question(folder: Path):
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "A red square."}]
+    row = {"messages": [{"role": "pretrain", "content": content}]}
+    assert told(read(row, folder)) == [("user", "[a.png]"), ("assistant", "A red square.")]
+
+
+ASKED_AND_TOLD = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "Red."}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", json.dumps([ASKED_AND_TOLD])),
+        ("a.jsonl", json.dumps(ASKED_AND_TOLD)),
+        ("a.jsonl", json.dumps({"custom_id": "7", "method": "POST", "url": "/v1/chat/completions",
+                                "body": {"model": "m", "messages": ASKED_AND_TOLD}})),
+        ("a.json", json.dumps({"data": [{"question": "Which?", "answer": "Red."}]}, indent=1)),
+        ("a.json", json.dumps({"7": {"question": "Which?", "answer": "Red."}})),
+        ("a.json", json.dumps({"question": "Which?", "answer": "Red."}) + "\n" + json.dumps(
+            {"question": "Which?", "answer": "Red."})),
+        ("a.csv", "question,answer\nWhich?,Red.\n"),
+        ("a.tsv", "question\tanswer\nWhich?\tRed.\n"),
+    ],
+)  # fmt: skip
+def test_files_of_every_kind_of_record(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    samples = list(next(iter(open_data(str(tmp_path / name)).values())).samples)
+    assert samples
+    for sample in samples:
+        assert told(sample) == [("user", "Which?"), ("assistant", "Red.")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told_"),
+    [
+        ({"video": "v.mp4", "conversations": [{"from": "human", "value": "<image>\nWhat?"},
+          {"from": "gpt", "value": "A dog."}]}, "[v.mp4]What?"),
+        ({"videos": ["v.mp4"], "messages": [{"role": "user", "content": "<video>What?"},
+          {"role": "assistant", "content": "A dog."}]}, "[v.mp4]What?"),
+        ({"video": "v.mp4", "question": "What?", "answer": "A dog."}, "[v.mp4]What?"),
+        ({"clip": "v.mp4", "question": "What?", "answer": "A dog."}, "[v.mp4]What?"),
+        ({"messages": [{"role": "user", "content": "<video>v.mp4</video>What?"},
+          {"role": "assistant", "content": "A dog."}]}, "[v.mp4]What?"),
+        ({"messages": [{"role": "user", "content": [{"type": "video", "video": "v.mp4"},
+          {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]},
+         "[v.mp4]What?"),
+    ],
+)  # fmt: skip
+def test_videos_of_every_spelling(folder: Path, row: dict, told_: str):
+    assert told(read(row, folder)) == [("user", told_), ("assistant", "A dog.")]
+
+
+@pytest.mark.parametrize("role", ["function_call", "observation", "tool"])
+def test_tool_calls_are_refused_by_name(role: str):
+    talk = [{"from": "human", "value": "?"}, {"from": role, "value": "{}"}]
+    with pytest.raises(DataError, match="tool calls are not read"):
+        read({"conversations": talk})
+
+
+def test_audio_is_refused_by_name():
+    talk = [{"role": "user", "content": "<audio>x.wav</audio>What?"},
+            {"role": "assistant", "content": "!"}]  # fmt: skip
+    with pytest.raises(DataError, match="names audio, which is not read"):
+        read({"messages": talk})

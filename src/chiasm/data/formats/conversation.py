@@ -18,7 +18,7 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import DataError, PlaceholderError
 from chiasm.core.sample import BoxText, Part, Role, Text, Turn, Video
 from chiasm.core.sample import Image as ImagePart
-from chiasm.data.formats.grounding import Objects, box_text
+from chiasm.data.formats.grounding import Objects, box_text, located
 from chiasm.data.formats.media_value import to_image, to_video
 from chiasm.data.formats.reading import Place, encodable, show
 
@@ -37,7 +37,14 @@ ROLES: dict[str, Role] = {
 PRETRAIN = "pretrain"
 """A role whose content is learnt without a question."""
 
-PLACEHOLDER = re.compile(r"<(image|video)>|<image (\d+)>|<img>([^<>\n]+)</img>|<(ref-object|bbox)>")
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "tool_call", "tool_response",
+              "ipython")  # fmt: skip
+
+PLACEHOLDER = re.compile(
+    r"<(image|video)>(?!.*</\1>)|<image (\d+)>|<(img|video)>([^<>\n]+)</(?:img|video)>"
+    r"|<(ref-object|bbox)>"
+)
+AUDIO = re.compile(r"<audio>[^<>\n]+</audio>")
 PART_TYPES = ("text", "image", "video")
 _TYPES = {  # of the OpenAI APIs
     "input_text": "text",
@@ -124,6 +131,10 @@ def _message(said: Said, place: Place) -> list[_Message]:
 
 
 def _role(role: Any, entry: str) -> Role:
+    if role in TOOL_ROLES:
+        raise DataError(
+            f'{entry} has the unknown role "{role}": tool calls are not read; remove the record'
+        )
     if not isinstance(role, str) or role.lower() not in ROLES:
         hint = nearest(role, ROLES) or f"; use {', '.join(ROLES)}"
         raise DataError(f"{entry} has the unknown role {show(role)}{hint}")
@@ -135,6 +146,8 @@ def _role(role: Any, entry: str) -> Role:
 
 def _items(said: Said, place: Place) -> list[_Item]:
     if isinstance(said.content, str):
+        if AUDIO.search(said.content):
+            raise DataError(f"{said.entry} names audio, which is not read; remove the record")
         return [_Written(encodable(said.content, said.entry))]
     entry = f"{said.entry}.content"
     if not isinstance(said.content, (list, tuple)):
@@ -209,7 +222,8 @@ def _split(one: _Item, media: Media, explicit: bool) -> Iterator[_Item]:
         if i < len(pieces) - 1 and _apart(pieces[i + 1]):
             piece = piece.removesuffix("\n")
         if piece or len(pieces) == 1:
-            yield Text(piece)
+            found = located(piece) if "<loc" in piece else ()
+            yield from (Text(p) if isinstance(p, str) else p for p in found or (piece,))
 
 
 def _apart(slot: object) -> bool:
@@ -222,28 +236,29 @@ def _apart(slot: object) -> bool:
 
 @dataclass(frozen=True)
 class _Named(_Slot):
-    """<img>path</img>: an image that is named where it stands."""
+    """<img>path</img>, <video>path</video>: named where it stands."""
 
     path: str = field(default="", kw_only=True)
 
 
 def _slot_of(found: re.Match, media: Media, explicit: bool) -> _Slot | None:
     """What a placeholder stands for; None where it is words."""
-    kind, number, path, thing = found.groups()
+    kind, number, tag, path, thing = found.groups()
     if thing:
         return _Slot(thing) if media.objects is not None else None
     if explicit:
         return None
     if path:
-        return _Named("named", path=path)
+        return _Named("image" if tag == "img" else "video", path=path)
     if number:
         there = 0 < int(number) <= len(media.images)
         return _Slot("image", int(number) - 1) if there else None
-    return _Slot(kind)
+    # LLaVA-Video writes <image> for its video.
+    return _Slot("video" if media.videos and not media.images else kind)
 
 
 def _slots(messages: list[_Message], kind: str) -> list[_Slot]:
-    return [one for m in messages for one in m.items if isinstance(one, _Slot) and one.kind == kind]
+    return [one for m in messages for one in m.items if type(one) is _Slot and one.kind == kind]
 
 
 def _prepend(messages: list[_Message], media: Media) -> None:
@@ -296,7 +311,8 @@ def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn
 
     def part(slot: _Slot) -> Part:
         if isinstance(slot, _Named):
-            return to_image(slot.path, "<img>", place)
+            make = to_image if slot.kind == "image" else to_video
+            return make(slot.path, f"<{slot.kind}>", place)
         if slot.kind == "image":
             if slot.number is None:
                 return next(rest)

@@ -7,6 +7,7 @@ fractions of the image and written in the model's own format (data/boxes.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,6 +104,22 @@ def fractions_of(value: Any, entry: str, images: Sequence[Image]) -> tuple[float
     corners = _corners(value, entry)
     units = "norm1" if max(map(abs, corners)) <= 1 else "real"
     return box_text(Box(corners, units), images).box
+
+
+LOCATION = re.compile(r"(?:<loc(\d{4})>){4}")
+
+
+def located(text: str) -> list[str | BoxText]:
+    """A text with PaliGemma's location tokens as texts and boxes: four <locNNNN> are top, left,
+    bottom, right, 0 to 1023 (big_vision)."""
+    pieces: list[str | BoxText] = []
+    end = 0
+    for found in LOCATION.finditer(text):
+        top, left, bottom, right = (int(n) / 1023 for n in re.findall(r"\d{4}", found[0]))
+        corners = (left, top, right, bottom)
+        pieces += [text[end : found.start()], BoxText(write_fractions(corners), corners)]
+        end = found.end()
+    return [piece for piece in (*pieces, text[end:]) if piece != ""]
 
 
 def box_text(box: Box, images: Sequence[Image]) -> BoxText:

@@ -71,7 +71,7 @@ def read(path: Path, reading: Reading) -> Iterable[Sample]:
 
 
 def _read_messages(path: Path, reading: Reading) -> Iterable[Sample]:
-    return _samples(find_jsonl(path), reading)
+    return _samples(path if path.suffix == ".json" else find_jsonl(path), reading)
 
 
 def _samples(file: Path, reading: Reading) -> Iterable[Sample]:

@@ -82,6 +82,9 @@ class Place:
         return inside(name, entry, self.root, self.reading.anywhere)
 
 
+LISTS = ("data", "samples", "items", "records", "examples", "rows", "train", "questions")
+"""Under which keys an object holds its records."""
+LARGEST = 2 * 2**30  # bytes of a JSON file that is read whole
 LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fill the memory
 _CHUNK = 2**20
 _GAP = re.compile(r"[\s,]*")
@@ -119,7 +122,57 @@ def json_records(file: Path) -> Iterator[Record]:
     """The objects of a JSON array or of JSON lines, one at a time: memory holds one record."""
     with file.open("rb") as stream:
         start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    return _array(file) if start.startswith(b"[") else json_lines(file)
+    if start.startswith(b"["):
+        return json_lines(file) if _is_conversation_lines(file) else _array(file)
+    return _object(file) if file.suffix == ".json" else json_lines(file)
+
+
+def _object(file: Path) -> Iterator[Record]:
+    """The records of one JSON object: of the list under one of LISTS, or its values with their keys
+    as ids (ScienceQA, GQA). Many objects are lines."""
+    if not _is_one_object(file):
+        yield from json_lines(file)
+        return
+    whole = json.loads(file.read_bytes())
+    for key in LISTS:
+        if isinstance(whole.get(key), list):
+            for i, row in enumerate(whole[key]):
+                yield f"{file.name}:{key}[{i}]", {"messages": row} if is_conversation(row) else row
+            return
+    if whole and all(isinstance(row, dict) for row in whole.values()):
+        for name, row in whole.items():
+            yield f"{file.name}:{name}", row if "id" in row else {"id": name, **row}
+        return
+    yield f"{file.name}:1", whole
+
+
+def _is_conversation_lines(file: Path) -> bool:
+    """Whether each line is the list of a conversation's messages."""
+    with file.open("rb") as stream:
+        first = next((line for _, _, line in lines(stream)), b"")
+    try:
+        return "messages" in json_line_object(first)
+    except DataError:
+        return False
+
+
+def _is_one_object(file: Path) -> bool:
+    """Whether the file is one object of at most LARGEST bytes, and not many in lines."""
+    with file.open("rb") as stream:
+        first = next((line for _, _, line in lines(stream)), b"")
+        second = stream.read(_CHUNK).strip()
+    try:
+        json_line_object(first)
+    except DataError:
+        if file.stat().st_size > LARGEST:
+            return False
+    else:
+        if second:
+            return False
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def json_lines(file: Path) -> Iterator[Record]:
@@ -198,9 +251,18 @@ def json_object(line: bytes) -> dict:
         ) from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise DataError(f"not usable JSON: {error}; correct or remove the line") from None
+    if is_conversation(row):
+        return {"messages": row}
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, found {show(row)}; one object a line")
     return row
+
+
+def is_conversation(row: Any) -> bool:
+    """A record that is the list of its messages."""
+    return isinstance(row, list) and bool(row) and all(
+        isinstance(one, dict) and ("role" in one or "from" in one) for one in row
+    )  # fmt: skip
 
 
 def _array(file: Path) -> Iterator[Record]:
@@ -227,6 +289,8 @@ def _array(file: Path) -> Iterator[Record]:
                     return
                 text, at = text[at:] + more, 0
                 continue
+            if is_conversation(row):
+                row = {"messages": row}
             if not isinstance(row, dict):
                 yield where, DataError(f"expected a JSON object, found {show(row)}")
             elif any("\udc80" <= c <= "\udcff" for c in text[at:end]):
