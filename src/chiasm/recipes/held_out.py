@@ -138,11 +138,10 @@ class HeldOut:
         """(number of the batch, sums of the loss and its parts) of this rank's batches."""
         for number, batch in self.batches(stage, world):
             torch.manual_seed(number)  # masked codes are drawn
-            if isinstance(batch, Batch):
-                batch = batch.to(self.device)
+            batch = batch.to(self.device)
             with autocast(stage.autocast, self.device):
                 loss = self.model.loss(batch)
-            yield number, {"loss": (loss.sum.item(), loss.count), **loss.parts}
+            yield number, {"loss": (loss.sum.item(), loss.count), **loss.numbers()}
 
     def _answer(
         self, generator: Generator, task: QuestionTask, world: World, result: EvalResult
