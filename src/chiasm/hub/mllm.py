@@ -21,6 +21,7 @@ from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
+from chiasm.hub.versions import spell_language
 from chiasm.mllm.adapter import (
     add_adapters,
     load_adapters,
@@ -126,6 +127,7 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
     with quiet():
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
+    spell_language(path / "language")
 
 
 def merge_in(model: MLLM) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from chiasm.core.device import moved_tensor
@@ -63,7 +64,8 @@ class Family:
     every block is given besides; None for NaFlex, which takes packed patches. blocks, norm: where
     they are in the model. colours, resample: mean and deviation, and PIL's number of the filter
     (1 Lanczos, 2 bilinear, 3 bicubic), where a checkpoint does not say. class_token: it has one,
-    the first.
+    the first. prefix: of the tensors' names in files, which transformers 4 and published
+    checkpoints have and transformers 5 reads, but does not write.
     """
 
     model: str
@@ -73,17 +75,37 @@ class Family:
     colours: tuple[Colour, Colour]
     resample: int = 3
     class_token: bool = True
+    prefix: str = ""
 
 
 FAMILIES = {
     "clip_vision_model": Family(
-        "CLIPVisionModel", _clip, "encoder.layers", "post_layernorm", OPENAI
+        "CLIPVisionModel",
+        _clip,
+        "encoder.layers",
+        "post_layernorm",
+        OPENAI,
+        prefix="vision_model.",
     ),
     "siglip_vision_model": Family(
-        "SiglipVisionModel", _siglip, "encoder.layers", "post_layernorm", (HALF, HALF), 3, False
+        "SiglipVisionModel",
+        _siglip,
+        "encoder.layers",
+        "post_layernorm",
+        (HALF, HALF),
+        3,
+        False,
+        "vision_model.",
     ),
     "siglip2_vision_model": Family(
-        "Siglip2VisionModel", None, "encoder.layers", "post_layernorm", (HALF, HALF), 2, False
+        "Siglip2VisionModel",
+        None,
+        "encoder.layers",
+        "post_layernorm",
+        (HALF, HALF),
+        2,
+        False,
+        "vision_model.",
     ),
     "idefics3_vision": Family(
         "Idefics3VisionTransformer",
@@ -284,13 +306,23 @@ def adopt_encoder(model: Any, source: str, options: TowerOptions) -> Tower:
 
 
 def save_encoder(folder: Path, encoder: Tower | FusedTowers) -> None:
-    """Each encoder as a standard transformers checkpoint of the blocks it has kept."""
+    """Each encoder as a standard checkpoint of the blocks it has kept, which transformers 4 and 5
+    read."""
     if isinstance(encoder, FusedTowers):
         save_encoder(folder / "first", encoder.first)
         save_encoder(folder / "second", encoder.second)
         return
     with quiet():
         encoder.model.save_pretrained(folder)
+    if prefix := encoder.family.prefix:
+        for file in folder.glob("model*.safetensors*"):  # parts of a large one, and their index
+            file.unlink()
+        named = {prefix + name.removeprefix(prefix): v for name, v in _state(encoder).items()}
+        save_torch_state_dict(named, folder, max_shard_size="5GB")
+
+
+def _state(encoder: Tower) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
 
 
 def restore_encoder(folder: Path, config: TowerConfig | FusedConfig) -> Tower | FusedTowers:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from chiasm.core.quiet import quiet
 from chiasm.data.template import ChatTemplate, PublishedTemplate
+from chiasm.hub.versions import both_rotations, spell_tokenizer, write_json
 from chiasm.mllm.model import MLLM
 from chiasm.vision.config import TowerConfig
 
@@ -55,21 +56,6 @@ def text_config(model: MLLM, rows: int) -> dict[str, Any]:
     return both_rotations(config)
 
 
-def both_rotations(config: dict[str, Any]) -> dict[str, Any]:
-    """With rope_theta and rope_scaling of version 4 beside rope_parameters of version 5: a reader
-    that knows one of them would take its default for the other without a word."""
-    rope = config.get("rope_parameters")
-    if not rope:
-        return config
-    if "full_attention" in rope:  # Gemma 3's two kinds of layers
-        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        rope = rope["full_attention"]
-    config["rope_theta"] = rope["rope_theta"]
-    scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-    config["rope_scaling"] = None if scaling.get("rope_type") == "default" else scaling
-    return config
-
-
 def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, model: MLLM) -> None:
     """config.json and generation_config.json."""
     name = str(dtype).removeprefix("torch.")
@@ -77,10 +63,6 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, model
     write_json(folder / "config.json", config)
     with quiet():
         model.language.generation_config.save_pretrained(folder)
-
-
-def write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def picture_settings(tower: TowerConfig | Any) -> dict[str, Any]:
@@ -114,22 +96,9 @@ def write_processor(
     write_json(folder / "preprocessor_config.json", {"processor_class": kind, **pictures})
     with quiet():
         tokenizer.save_pretrained(folder)
-    _spell_for_both(folder / "tokenizer_config.json", kind)
     (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    spell_tokenizer(folder / "tokenizer_config.json", processor_class=kind)
     write_json(folder / "chat_template.json", {"chat_template": chat_template})
-
-
-def _spell_for_both(file: Path, kind: str) -> None:
-    """tokenizer_config.json without what version 4 does not know."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, list):
-        config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    config.pop("chat_template", None)
-    config["processor_class"] = kind
-    write_json(file, config)
 
 
 def chat_template_for_parts(template: ChatTemplate) -> str:
