@@ -237,7 +237,8 @@ def eval(
         data: Folder of the benchmark's published files (default data/TASK).
         split: Split of the benchmark (default the one that has answers).
         download: Fetch the benchmark from the Hugging Face hub into that folder first.
-        compat: Repeat a harness's habits, defects included, to compare with its numbers.
+        compat: Score as lmms-eval 0.7.3 does, defects included, to compare with its numbers; the
+            prompts stay ours.
         by_likelihood: Choose the likeliest of a question's options, or of --labels, instead of
             generating.
         labels: File with one label or class name a line (default classes.txt beside the data, else

@@ -13,6 +13,7 @@ from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.progress import silent
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Image, Video
+from chiasm.eval.harness import harness_metric
 from chiasm.eval.runner import evaluate
 from chiasm.eval.scoring import METRICS, find_metric
 from chiasm.eval.task import MeasuredTask
@@ -54,7 +55,8 @@ def tsv(path: Path, rows: list[dict]) -> None:
 
 def scores(name: str, samples, replies: list[str], compat=None) -> list[float]:
     """What each reply scores by the benchmark's metric; its pictures must be readable."""
-    metric = find_metric(find_benchmark(name).metric, compat)
+    own = find_benchmark(name).metric
+    metric = harness_metric(own, name) if compat else find_metric(own)
     task = MeasuredTask(name, samples, metric)
     for sample in task.samples():
         for image in sample.images:

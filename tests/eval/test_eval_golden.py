@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from chiasm.eval.harness import harness_metric
+from chiasm.eval.metrics import lmms_eval
 from chiasm.eval.metrics.bleu import bleu
 from chiasm.eval.metrics.boxes import Box, inside, iou, parse_point
 from chiasm.eval.metrics.choice import parse_choice
@@ -58,7 +60,7 @@ def test_pope_ratio_is_that_of_the_predictions():
     replies, answers = ["Yes.", "yes", "yes", "no"], ["yes", "no", "no", "no"]
     ours = pope(replies, answers)
     assert ours == (0.5, pytest.approx(1 / 3), 1.0, 0.5, 0.75, 0)
-    theirs = pope(replies, answers, "lmms-eval")
+    theirs = lmms_eval.pope(replies, answers)
     assert theirs.yes_ratio == 0.25  # of the gold answers: it cannot change with the model
     assert theirs.accuracy == 0.25  # "Yes." is not "yes"
     assert (theirs.precision, theirs.recall, theirs.f1) == (0, 0, 0)
@@ -67,7 +69,7 @@ def test_pope_ratio_is_that_of_the_predictions():
 def test_pope_counts_unreadable_replies_as_misses():
     ours = pope(["yes", "I see a dog", "no"], ["yes", "yes", "no"])
     assert ours == (pytest.approx(2 / 3), 1.0, 0.5, pytest.approx(2 / 3), pytest.approx(1 / 3), 1)
-    assert pope(["yes", "I see a dog", "no"], ["yes", "yes", "no"], "lmms-eval").recall == 1.0
+    assert lmms_eval.pope(["yes", "I see a dog", "no"], ["yes", "yes", "no"]).recall == 1.0
 
 
 def test_nothing_accumulates_from_one_evaluation_to_the_next():
@@ -88,16 +90,16 @@ def test_a_guess_is_drawn_only_where_their_habit_is_asked_for():
     options = {"A": "dog", "B": "cat", "C": "cow"}
     assert {parse_choice("unclear", options) for _ in range(20)} == {None}
     guess = random.Random(0)
-    drawn = [parse_choice("unclear", options, "lmms-eval", guess) for _ in range(300)]
+    drawn = [lmms_eval.mmmu_choice("unclear", options, guess) for _ in range(300)]
     assert all(60 < drawn.count(letter) < 140 for letter in options)
-    assert parse_choice("(B)", options, "lmms-eval", guess) == "B"
+    assert lmms_eval.mmmu_choice("(B)", options, guess) == "B"
 
 
 def test_their_guesses_score_by_chance_and_ours_never():
     metas = [
         {"reference": "A", "options": dict.fromkeys("ABCD", "x"), "where": i} for i in range(400)
     ]
-    ours, theirs = find_metric("choice"), find_metric("choice", "lmms-eval")
+    ours, theirs = find_metric("choice"), harness_metric("choice")
     assert sum(ours.score(meta, "unclear")["correct"] for meta in metas) == 0
     guessed = [theirs.score(meta, "unclear") for meta in metas]
     assert 70 < sum(score["correct"] for score in guessed) < 130

@@ -8,10 +8,8 @@ tags (metrics/thinking.py) is not scored.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
@@ -19,7 +17,6 @@ from chiasm.eval.metrics.bleu import bleu
 from chiasm.eval.metrics.boxes import Box, inside, iou, parse_box, parse_point, scale
 from chiasm.eval.metrics.choice import option_of, parse_choice
 from chiasm.eval.metrics.cider import cider
-from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.containment import contains, contains_words
 from chiasm.eval.metrics.edit import anls, character_error_rate, word_error_rate
 from chiasm.eval.metrics.relaxed import relaxed_match
@@ -27,7 +24,7 @@ from chiasm.eval.metrics.rouge import rouge_l
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import exact_match, fold
 from chiasm.eval.metrics.vqa_accuracy import vqa_accuracy
-from chiasm.eval.metrics.yes_no import YesNo, parse_yes_no, pope
+from chiasm.eval.metrics.yes_no import Pope, YesNo, parse_yes_no, pope
 
 Meta = Mapping
 Scores = dict[str, float]
@@ -45,14 +42,13 @@ class Metric:
     check: Callable[[Meta], object] = lambda meta: None
 
 
-def find_metric(name: str, compat: Compat = None) -> Metric:
-    """A metric by name. compat: whose habits to repeat (metrics/compat.py); those without a known
-    difference ignore it. Raises ConfigError naming the nearest."""
+def find_metric(name: str) -> Metric:
+    """A metric by name. Raises ConfigError naming the nearest."""
     if name not in METRICS:
         raise ConfigError(
             f"unknown metric '{name}'{nearest(name, METRICS)}; there are {', '.join(METRICS)}"
         )
-    metric = METRICS[name](compat)
+    metric = METRICS[name]
 
     def score(meta: Meta, reply: str) -> Scores:
         return metric.score(meta, without_thinking(reply))
@@ -68,41 +64,40 @@ def answers_of(meta: Meta) -> list[str]:
     return list(meta.get("answers") or meta.get("captions") or [meta["reference"]])
 
 
-def _result(correct: float, parsed: bool) -> Scores:
+def result(correct: float, parsed: bool) -> Scores:
+    """The two scores of a reply that every metric has."""
     return {"correct": float(correct), "parsed": float(parsed)}
 
 
 def _exact(meta: Meta, reply: str) -> Scores:
-    return _result(any(exact_match(reply, a) for a in answers_of(meta)), bool(fold(reply)))
+    return result(any(exact_match(reply, a) for a in answers_of(meta)), bool(fold(reply)))
 
 
-def _vqa(compat: Compat, meta: Meta, reply: str) -> Scores:
-    return _result(vqa_accuracy(reply, answers_of(meta), compat), bool(reply.strip()))
+def _vqa(meta: Meta, reply: str) -> Scores:
+    return result(vqa_accuracy(reply, answers_of(meta)), bool(reply.strip()))
 
 
-def _anls(compat: Compat, meta: Meta, reply: str) -> Scores:
-    return _result(anls(reply, answers_of(meta), compat=compat), bool(reply.strip()))
+def _anls(meta: Meta, reply: str) -> Scores:
+    return result(anls(reply, answers_of(meta)), bool(reply.strip()))
 
 
-def _relaxed(compat: Compat, meta: Meta, reply: str) -> Scores:
-    right = any(relaxed_match(reply, a, compat=compat) for a in answers_of(meta))
-    return _result(right, bool(reply.strip()))
+def _relaxed(meta: Meta, reply: str) -> Scores:
+    right = any(relaxed_match(reply, answer) for answer in answers_of(meta))
+    return result(right, bool(reply.strip()))
 
 
-def _choice(compat: Compat, meta: Meta, reply: str) -> Scores:
+def _choice(meta: Meta, reply: str) -> Scores:
     """Without options (MMMU has open questions too) an answer must occur in the reply."""
     options = meta.get("options")
     if not options:
-        return _result(contains_words(reply, answers_of(meta)), bool(fold(reply)))
-    letter = parse_choice(reply, options, compat)
-    parsed = letter is not None
-    if compat and not parsed:  # they draw a letter; here the same one each time
-        letter = parse_choice(reply, options, compat, random.Random(f"{meta.get('where')} {reply}"))
-    return _result(letter == _right_option(meta), parsed)
+        return result(contains_words(reply, answers_of(meta)), bool(fold(reply)))
+    letter = parse_choice(reply, options)
+    return result(letter == right_option(meta), letter is not None)
 
 
-def _right_option(meta: Meta) -> str | None:
-    """The letter of the right option, None for an open question."""
+def right_option(meta: Meta) -> str | None:
+    """The letter of the right option, None for an open question. Raises DataError for a reference
+    that is no option."""
     options, reference = meta.get("options"), str(meta["reference"])
     if not options:
         return None
@@ -115,20 +110,18 @@ def _right_option(meta: Meta) -> str | None:
     return letter
 
 
-def _contains(compat: Compat, meta: Meta, reply: str) -> Scores:
-    right = contains(reply, answers_of(meta), bool(meta.get("verbatim")), compat)
-    return _result(right, bool(reply.strip()))
+def _contains(meta: Meta, reply: str) -> Scores:
+    right = contains(reply, answers_of(meta), bool(meta.get("verbatim")))
+    return result(right, bool(reply.strip()))
 
 
-def _yes_no(compat: Compat, meta: Meta, reply: str) -> Scores:
-    if compat == "lmms-eval":
-        reply = reply.lower().strip()
-        return _result(reply == _right_side(meta), reply in ("yes", "no"))
+def _yes_no(meta: Meta, reply: str) -> Scores:
     said = parse_yes_no(reply)
-    return _result(said == _right_side(meta), said is not None)
+    return result(said == right_side(meta), said is not None)
 
 
-def _right_side(meta: Meta) -> YesNo:
+def right_side(meta: Meta) -> YesNo:
+    """Yes or no, as the reference has it. Raises DataError for one that is neither."""
     side = parse_yes_no(str(meta["reference"]))
     if side is None:
         raise DataError(
@@ -138,13 +131,17 @@ def _right_side(meta: Meta) -> YesNo:
     return "yes" if side == "yes" else "no"
 
 
-def _yes_no_summary(compat: Compat, metas: Sequence[Meta], replies: Sequence[str]) -> Scores:
-    found = pope(replies, [_right_side(meta) for meta in metas], compat)._asdict()
-    return {name: found[name] for name in ("precision", "recall", "f1", "yes_ratio")}
+def _yes_no_summary(metas: Sequence[Meta], replies: Sequence[str]) -> Scores:
+    return pope_scores(pope(replies, [right_side(meta) for meta in metas]))
+
+
+def pope_scores(found: Pope) -> Scores:
+    """What a table shows of it beside the accuracy."""
+    return {name: getattr(found, name) for name in ("precision", "recall", "f1", "yes_ratio")}
 
 
 def _caption(meta: Meta, reply: str) -> Scores:
-    return _result(rouge_l(reply, answers_of(meta)), bool(reply.strip()))
+    return result(rouge_l(reply, answers_of(meta)), bool(reply.strip()))
 
 
 def _caption_summary(metas: Sequence[Meta], replies: Sequence[str]) -> Scores:
@@ -158,7 +155,7 @@ def _caption_summary(metas: Sequence[Meta], replies: Sequence[str]) -> Scores:
 
 def _transcript(meta: Meta, reply: str) -> Scores:
     wrong = character_error_rate([reply], [meta["reference"]])
-    return _result(max(0.0, 1 - wrong), bool(reply.strip()))
+    return result(max(0.0, 1 - wrong), bool(reply.strip()))
 
 
 def _transcript_summary(metas: Sequence[Meta], replies: Sequence[str]) -> Scores:
@@ -172,17 +169,17 @@ def _transcript_summary(metas: Sequence[Meta], replies: Sequence[str]) -> Scores
 def _click(meta: Meta, reply: str) -> Scores:
     point = parse_point(reply)
     right = point is not None and inside(_fractions(point, meta), _box(meta))
-    return _result(right, point is not None)
+    return result(right, point is not None)
 
 
 def _overlap(meta: Meta, reply: str) -> Scores:
     """Correct from an IoU of 0.5 on (RefCOCO's accuracy)."""
     box = parse_box(reply)
     if box is None:
-        return {**_result(0, False), "iou": 0.0}
+        return {**result(0, False), "iou": 0.0}
     corners = (*_fractions(box[:2], meta), *_fractions(box[2:], meta))
     overlap = iou(Box(*corners), _box(meta))
-    return {**_result(overlap >= 0.5, True), "iou": overlap}
+    return {**result(overlap >= 0.5, True), "iou": overlap}
 
 
 def _box(meta: Meta) -> Box:
@@ -203,27 +200,16 @@ def _fractions(point: Sequence[float], meta: Meta) -> tuple[float, float]:
     return scale(Box(*point, *point), 1 / width, 1 / height)[:2]
 
 
-def _plain(measure: str, score: Callable, summary: Callable | None = None, **more: Callable):
-    metric = Metric(measure, score, summary, **more) if summary else Metric(measure, score, **more)
-    return lambda compat: metric
-
-
-def _compatible(measure: str, score: Callable, **more: Callable):
-    return lambda compat: Metric(measure, partial(score, compat), **more)
-
-
-METRICS: dict[str, Callable[[Compat], Metric]] = {
-    "exact": _plain("accuracy", _exact),
-    "vqa": _compatible("VQA accuracy", _vqa),
-    "anls": _compatible("ANLS", _anls),
-    "relaxed": _compatible("relaxed accuracy", _relaxed),
-    "choice": _compatible("accuracy", _choice, check=_right_option),
-    "contains": _compatible("accuracy", _contains),
-    "yes-no": lambda compat: Metric(
-        "accuracy", partial(_yes_no, compat), partial(_yes_no_summary, compat), _right_side
-    ),
-    "caption": _plain("ROUGE-L", _caption, _caption_summary),
-    "transcript": _plain("1 - CER", _transcript, _transcript_summary),
-    "click": _plain("click accuracy", _click, check=_box),
-    "box": _plain("IoU ≥ 0.5", _overlap, check=_box),
+METRICS: dict[str, Metric] = {
+    "exact": Metric("accuracy", _exact),
+    "vqa": Metric("VQA accuracy", _vqa),
+    "anls": Metric("ANLS", _anls),
+    "relaxed": Metric("relaxed accuracy", _relaxed),
+    "choice": Metric("accuracy", _choice, check=right_option),
+    "contains": Metric("accuracy", _contains),
+    "yes-no": Metric("accuracy", _yes_no, _yes_no_summary, right_side),
+    "caption": Metric("ROUGE-L", _caption, _caption_summary),
+    "transcript": Metric("1 - CER", _transcript, _transcript_summary),
+    "click": Metric("click accuracy", _click, check=_box),
+    "box": Metric("IoU ≥ 0.5", _overlap, check=_box),
 }

@@ -20,6 +20,7 @@ from chiasm.data.mixture import parse
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.splits import split_of
 from chiasm.eval.conversation import Turns
+from chiasm.eval.harness import harness_metric
 from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.scoring import find_metric
@@ -95,13 +96,16 @@ class Asked:
     def question_task(self) -> QuestionTask:
         """The questions as a task; easy-VQA's answers are a closed set."""
         samples, limit = self.samples(), self.limit or None
-        metric = self.metric or self._usual(samples)
+        metric = self.metric or self._usual(samples) or ("exact" if self.compat else "")
         if not metric:
             answers = easy_vqa.ANSWERS if self.task in BUILT_IN else None
             return QuestionTask(
                 self.name, samples, answers, limit=limit, seed=self.seed, turns=self.turns
             )
-        found = find_metric(metric, self.compat)
+        found = find_metric(metric)
+        if self.compat:
+            own = self.task in NAMES and metric == self.usual_metric()
+            found = harness_metric(metric, self.task if own else "")
         return MeasuredTask(
             self.name, samples, found, limit=limit, seed=self.seed, turns=self.turns
         )
@@ -130,7 +134,9 @@ class Asked:
         if file is None:
             closed = task.answers or ()
             # Spellings of one answer ("Yes", "yes.") are one label, the commonest of them.
-            spelled = Counter(s.meta["reference"] for s in task.samples()).most_common()
+            # Questions with options of their own choose among those.
+            free = [s for s in task.samples() if not own_labels(s)] or task.samples()
+            spelled = Counter(s.meta["reference"] for s in free).most_common()
             return list(closed) or sorted({fold(t): t for t, _ in reversed(spelled)}.values())
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -140,6 +146,12 @@ class Asked:
         if not labels:
             raise DataError(f"{file}: no labels; write one a line")
         return labels
+
+
+def own_labels(sample: Sample) -> list[str]:
+    """What a question has to choose from: the letters of options that stand in it, or the texts of
+    choices that do not; none for an open one."""
+    return list(sample.meta.get("options") or sample.meta.get("choices") or ())
 
 
 def for_runs(asked: Asked, runs: Sequence[Path]) -> Asked:

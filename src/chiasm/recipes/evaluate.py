@@ -27,7 +27,7 @@ from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
-from chiasm.recipes.asked import Asked, for_runs
+from chiasm.recipes.asked import Asked, for_runs, own_labels
 from chiasm.recipes.drawn import contrastive, draw_command, reconstruct_command, report_scores
 from chiasm.recipes.talk import responder
 from chiasm.vision.dual import Dual
@@ -195,8 +195,7 @@ def _labels(
     common = asked.labels(task, file)
 
     def of(sample: Sample) -> Sequence[str]:
-        # Letters where the options stand in the question, texts where they do not.
-        return list(sample.meta.get("options") or sample.meta.get("choices") or common)
+        return own_labels(sample) or common
 
     return of
 

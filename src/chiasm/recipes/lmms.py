@@ -1,4 +1,4 @@
-"""Our models inside lmms-eval (0.7): lmms_eval --model chiasm --model_args run=runs/mllm-smol
+"""Our models inside lmms-eval (0.7.3): lmms_eval --model chiasm --model_args run=runs/mllm-smol
 
 lmms-eval finds MANIFEST through the entry point `chiasm` of its group `lmms_eval.models`. It needs
 torchvision, so it is nobody's dependency here; nothing but it imports this module.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import fold
 
@@ -100,12 +98,7 @@ _LONG_RUNS = re.compile(r"([\s\W_])\1{3,}")  # of blanks or rules, so that patte
 _GONE = "\0"
 
 
-def parse_choice(
-    reply: str,
-    options: Mapping[str, str],
-    compat: Compat = None,
-    guess: random.Random | None = None,
-) -> str | None:
+def parse_choice(reply: str, options: Mapping[str, str]) -> str | None:
     """The letter a reply chooses, or None: a parse failure, never a guess.
 
     options: letter -> text. What stands in thinking tags does not count, nor a letter that is
@@ -115,14 +108,7 @@ def parse_choice(
     that stands alone, where "A dog" and "I think" are words; exactly one option's text that occurs
     as whole words, a longer one hiding a shorter one inside it; the last lower-case letter that
     stands alone and is no article. A declaration of several letters chooses none.
-
-    compat "lmms-eval": MMMU's parser, for which "A dog" chooses A; where it finds nothing it
-    draws a letter, here from `guess` (theirs is seeded by whatever ran before, so single draws
-    cannot be repeated), or None without one.
     """
-    if compat == "lmms-eval":
-        found = _theirs(reply, options)
-        return guess.choice(list(options)) if found is None and guess else found
     said = unicodedata.normalize("NFKC", without_thinking(reply)).strip()
     if tagged := [part for part in _TAGGED.findall(said) if part.strip()]:
         return parse_choice(tagged[-1], options)
@@ -288,20 +274,3 @@ def _by_text(said: str, texts: Mapping[str, str]) -> str | None:
     longest_first = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
     found = set(re.findall(rf"(?<!\S)(?:{longest_first})(?!\S)", said))
     return texts[found.pop()] if len(found) == 1 else None
-
-
-def _theirs(reply: str, options: Mapping[str, str]) -> str | None:
-    for mark in ",.!?;:'":
-        reply = reply.strip(mark)
-    reply = f" {reply} "
-    # Kind of mention -> what is looked for, and where the last one is found.
-    for shown, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [letter for letter in options if shown.format(letter) in reply]
-        if found:
-            return max(found, key=lambda letter: reply.rfind(placed.format(letter)))
-    if len(reply.split()) > 5:
-        lower = reply.lower()
-        found = [letter for letter, text in options.items() if text.lower() in lower]
-        if found:
-            return max(found, key=lambda letter: lower.rfind(options[letter].lower()))
-    return None

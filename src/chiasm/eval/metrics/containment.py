@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import fold
 
 
-def contains(
-    reply: str, answers: Sequence[str], verbatim: bool = False, compat: Compat = None
-) -> bool:
+def contains(reply: str, answers: Sequence[str], verbatim: bool = False) -> bool:
     """OCRBench's rule (2305.07895): an answer is a substring of the reply, in lower case with line
-    breaks as blanks; verbatim (its handwritten formulas): case counts, white space does not.
-
-    compat "lmms-eval" puts even a verbatim reply, but not the answer, into lower case, so that a
-    capital in a formula is always wrong.
-    """
+    breaks as blanks; verbatim (its handwritten formulas): case counts, white space does not."""
 
     def plain(text: str) -> str:
         return "".join(text.split()) if verbatim else text.lower().strip().replace("\n", " ")
 
-    said = plain(reply.lower() if compat == "lmms-eval" else reply)
+    said = plain(reply)
     return any(plain(answer) in said for answer in answers if plain(answer))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chiasm.eval.metrics.compat import Compat
-
 
 def levenshtein(a: Sequence, b: Sequence) -> int:
     """Insertions, deletions and substitutions between two strings or lists of words.
@@ -30,14 +28,10 @@ def levenshtein(a: Sequence, b: Sequence) -> int:
     return distance
 
 
-def anls(
-    reply: str, answers: Sequence[str], threshold: float = 0.5, compat: Compat = None
-) -> float:
+def anls(reply: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """1 - the least (edit distance / longer length) over the answers, 0 below the threshold
-    (1907.00490, section 5.1); case and repeated spaces do not count.
-
-    compat "lmms-eval" divides by the lengths before spaces are reduced, which forgives a reply
-    padded with blanks. Raises ValueError without answers.
+    (1907.00490, section 5.1); case and repeated spaces do not count. Raises ValueError without
+    answers.
     """
     if not answers:
         raise ValueError("anls without answers")
@@ -45,8 +39,7 @@ def anls(
     found = []
     for answer in answers:
         wanted = _plain(answer)
-        pair = (answer, reply) if compat == "lmms-eval" else (wanted, said)
-        longer = max(map(len, pair))
+        longer = max(len(wanted), len(said))
         found.append(1 - levenshtein(wanted, said) / longer if longer else 1.0)
     return max(found) if max(found) >= threshold else 0.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import exact_match
 
 _NUMBER = re.compile(
@@ -35,16 +34,13 @@ def number(text: str) -> Number | None:
     return Number(value, bool(found["percent"]), bare and int(value) in YEARS)
 
 
-def relaxed_match(reply: str, target: str, tolerance: float = 0.05, compat: Compat = None) -> bool:
+def relaxed_match(reply: str, target: str, tolerance: float = 0.05) -> bool:
     """|reply - target| <= tolerance · |target| for numbers (2203.10244, section 5.1), else equal
     after folding.
 
     A target that is a year must be hit exactly: 5 % of 2010 is a century. "12%", "12" and "0.12"
-    are the same. compat "lmms-eval" reads "12%" as 0.12 only and no "1,200" at all, takes "Yes."
-    for another answer than "Yes", and 2008 for 2010.
+    are the same.
     """
-    if compat == "lmms-eval":
-        return _theirs(reply, target, tolerance)
     said, wanted = number(reply), number(target)
     if said is None or wanted is None:
         return exact_match(reply, target)
@@ -54,17 +50,3 @@ def relaxed_match(reply: str, target: str, tolerance: float = 0.05, compat: Comp
     if said.percent != wanted.percent:  # one is written as a share, perhaps
         values.add(said.value / 100 if said.percent else said.value * 100)
     return any(abs(v - wanted.value) <= tolerance * abs(wanted.value) for v in values)
-
-
-def _theirs(reply: str, target: str, tolerance: float) -> bool:
-    said, wanted = _float(reply), _float(target)
-    if said is not None and wanted:
-        return abs(said - wanted) / abs(wanted) <= tolerance
-    return reply.lower() == target.lower()
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from chiasm.eval.metrics.compat import Compat
 from chiasm.eval.metrics.vqa import ARTICLES, NUMBERS
 
 # Its contractions, each given once; the benchmark's table maps every spelling that lacks one
@@ -44,26 +43,22 @@ def normalise(text: str) -> str:
     return _words(_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 
-def vqa_accuracy(reply: str, answers: Sequence[str], compat: Compat = None) -> float:
+def vqa_accuracy(reply: str, answers: Sequence[str]) -> float:
     """Mean over the annotators, each left out in turn, of min(1, others who say so / 3).
 
-    answers: ten in VQAv2 and TextVQA; a single one is an exact match. Answers are always
-    normalised. compat "lmms-eval" leaves them as they are where all agree, so that ten times
-    "1,200" is missed by "1200", and cuts "'s" off the reply. Raises ValueError without answers.
+    answers: ten in VQAv2 and TextVQA; a single one is an exact match. Raises ValueError without
+    answers.
     """
     if not answers:
         raise ValueError("vqa_accuracy without answers")
-    if compat == "lmms-eval":
-        answers = [a.replace("\n", " ").replace("\t", " ").strip() for a in answers]
-        reply = reply.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-        reply = normalise(reply)
-        if len(set(answers)) > 1:
-            answers, reply = [normalise(a) for a in answers], normalise(reply)
-    else:
-        answers, reply = [normalise(answer) for answer in answers], normalise(reply)
+    answers, reply = [normalise(answer) for answer in answers], normalise(reply)
+    return float(reply == answers[0]) if len(answers) == 1 else agreement(reply, answers)
+
+
+def agreement(reply: str, answers: Sequence[str]) -> float:
+    """The mean of it over texts that are normalised already; of a single answer always 0, as
+    nobody else is left."""
     n, m = len(answers), Counter(answers)[reply]
-    if n == 1:
-        return float(m)
     # An annotator who says the same sees m - 1 others who do, the rest see m.
     return (m * min(1.0, (m - 1) / 3) + (n - m) * min(1.0, m / 3)) / n
 
