@@ -46,7 +46,7 @@ def generator(tmp_path_factory):
 
 @pytest.mark.parametrize("metric", sorted(ROWS))
 def test_default_likelihood_and_compat_agree(tmp_path, generator, metric):
-    file = tmp_path / "rows.jsonl"
+    file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS[metric])))
     plain = Asked(str(file), metric=metric)
     theirs = Asked(str(file), metric=metric, compat="lmms-eval")
@@ -79,7 +79,7 @@ def test_default_likelihood_and_compat_agree(tmp_path, generator, metric):
 
 def test_open_questions_do_not_choose_letters_of_others(tmp_path):
     rows = [*ROWS["choice"][:2], {"question": "how many?", "answer": "7"}]
-    file = tmp_path / "rows.jsonl"
+    file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     asked = Asked(str(file), metric="choice")
     task = asked.question_task()

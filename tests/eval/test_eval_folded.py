@@ -48,7 +48,7 @@ def test_every_reference_is_right_as_a_reply(name):
 
 def test_pope_of_a_table_with_capitals(tmp_path):
     rows = [{"question": f"{i}?", "answer": a} for i, a in enumerate(["Yes", "No", "yes", "NO"])]
-    file = tmp_path / "t.jsonl"
+    file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     task = Asked(str(file), metric="yes-no").question_task()
     replies = [(sample, str(sample.meta["reference"]).lower()) for sample in task.samples()]

@@ -96,7 +96,7 @@ def test_compat_is_never_ignored(tmp_path):
     lines = [
         {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "A dog."}]}
     ]
-    file = tmp_path / "t.jsonl"
+    file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     task = Asked(str(file), compat="lmms-eval").question_task()
     assert isinstance(task, MeasuredTask)
