@@ -145,13 +145,14 @@ def check_metrics(stages: Sequence[Stage], metrics: Sequence[str]) -> None:
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The metrics in a few characters for the live view."""
+    """The metrics in a few characters, which stand first in the live view: its end is cut off where
+    the terminal is narrow."""
     kinds = [name for name in metrics if name.endswith("accuracy")]
     shown = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-    shown += [f"{name.replace('_', ' ')} {metrics[name]:.1%}" for name in kinds]
+    shown += [f"{name.replace('_', ' ')} {metrics[name]:.0%}" for name in kinds]
     if not shown:
         shown = [f"{name} {value:.4g}" for name, value in list(metrics.items())[:2]]
-    return f"  eval {'  '.join(shown)}"
+    return f"eval {'  '.join(shown)}  "
 
 
 @contextmanager

@@ -267,13 +267,13 @@ class _Trainer:
                     }
                     self.metrics.write(line)
                     status = in_words(line) + said(line)
-                    view.status(status + self.evaluated)
+                    view.status(self.evaluated + status)
                 better, self.score = False, None
                 due = stage.evaluate_every and (last or _due(stage.evaluate_every, step))
                 if due and not self.world.any(self.stop.requested):
                     with lowered.restored():
                         better = self._evaluate(stage)
-                    view.status(status + self.evaluated)
+                    view.status(self.evaluated + status)
                 if better or (stage.save_every and (last or _due(stage.save_every, step))):
                     self._save(number, step + 1, lowered)
 
