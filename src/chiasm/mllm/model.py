@@ -121,6 +121,8 @@ class MLLM(nn.Module):
         x = self.language.get_input_embeddings()(ids)
         if self.rows is not None:
             x = self.rows.embed(ids, x)
+        if self.in_step:
+            x = x + self._no_use_of_projector().to(x.dtype)
         self.idle = []
         if features is None or batch.grids is None:
             arrange(x.new_zeros(0, x.shape[-1]), None, places.slots, None)
@@ -159,15 +161,21 @@ class MLLM(nn.Module):
         return with_class_tokens(grids) if self.vision.config.class_token else grids
 
     def _see_nothing(self, device: torch.device) -> Tensor:
-        """Visual tokens of one grey picture: ranks that hold the tower in parts run it together, or
-        those with pictures wait for ever."""
+        """Features of one grey image: ranks that hold the tower in parts run it together, or those
+        with images wait for ever."""
         vit = self.vision.config
         side = vit.image_size // vit.patch_size
         if vit.max_patches:
             side = min(side, math.isqrt(vit.max_patches))
         self.idle = [self.vision, self.projector]
         patches = torch.zeros(side * side, 3 * vit.patch_size**2, device=device)
-        return self.see(patches, torch.tensor([[side, side]]))
+        return self._encoded(patches, torch.tensor([[side, side]]))
+
+    def _no_use_of_projector(self) -> Tensor:
+        """Zero, of which all of the projector's trained parameters have a gradient: ranks that hold
+        them in parts add up the same ones, whatever images each of them has."""
+        zero = torch.zeros((), device=self.head.weight.device)
+        return sum((0.0 * p.sum() for p in self.projector.parameters() if p.requires_grad), zero)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[... D] -> [... V]"""
@@ -249,8 +257,10 @@ class MLLM(nn.Module):
         return [*self.vision.layers, *getattr(self.projector, "blocks", ()), *self.layers()]
 
     def units(self) -> list[nn.Module]:
-        """The tower is one: for pictures of several grids its blocks run several times a batch."""
-        return [self.vision, self.projector, *self.layers()]
+        """The tower is one: for images of several grids its blocks run several times a batch. The
+        projector is none: its parameters are used outside its forward as well (ends of rows, steps
+        between the language model's layers), so they stay gathered for the whole of a step."""
+        return [self.vision, *self.layers()]
 
     def layers(self) -> list[nn.Module]:
         """The language model's, first to last."""
