@@ -153,13 +153,22 @@ def table(folder: Path, rows: Rows) -> Path:
     return folder / "own.csv"
 
 
+def class_folder(folder: Path, rows: Rows) -> Path:
+    for i, (name, data, ending, _, _) in enumerate(rows):
+        place = folder / f"class_{i}"
+        place.mkdir()
+        (place / f"{name}{ending}").write_bytes(data)
+    return folder
+
+
 SPELT: dict[str, Callable[[Path, Rows], Path]] = {
     "messages": messages, "llava": llava, "sharegpt": sharegpt, "llama-factory": factory,
     "swift": swift, "hf": by_datasets, "parquet": parquet, "webdataset": webdataset,
     "image-folder": image_folder, "vlmevalkit": vlmevalkit, "coco": coco, "plain": plain,
     "table": table,
+    "class-folder": class_folder,
 }  # fmt: skip
-CAPTIONS = {"coco", "plain"}  # formats without questions
+CAPTIONS = {"coco", "plain", "class-folder"}  # formats without questions
 
 
 def made() -> Rows:
@@ -204,6 +213,8 @@ def survives(name: str, rows: Rows, folder: Path) -> None:
         first = (lambda told: told.split("\n")[0]) if name == "plain" else str  # a line a caption
         expected = [([first(told)], digests) for (_, told), digests in expected]
         own = [(texts[1:], digests) for texts, digests in own]
+    if name == "class-folder":
+        expected = [([f"class {i}"], digests) for i, (_, digests) in enumerate(expected)]
     assert own == expected
     for to in WRITERS:
         if to == "parquet":

@@ -792,3 +792,46 @@ def test_audio_is_refused_by_name():
             {"role": "assistant", "content": "!"}]  # fmt: skip
     with pytest.raises(DataError, match="names audio, which is not read"):
         read({"messages": talk})
+
+
+# Layouts of folders (issue 23, point 14)
+
+
+def test_one_configuration_of_the_hub_is_found_and_several_are_named(tmp_path: Path):
+    questions(tmp_path / "default" / "train-00000-of-00001.parquet", [f"t{i}" for i in range(9)])
+    questions(tmp_path / "default" / "test-00000-of-00001.parquet", ["v"])
+    assert len(ids(tmp_path, "train")) == 9
+    assert ids(tmp_path, "test") == ["v"]
+    questions(tmp_path / "extra" / "train-00000-of-00001.parquet", ["x"])
+    with pytest.raises(DataError, match=r"holds the configurations default, extra; name one"):
+        load_samples(str(tmp_path), "train")
+    assert ids(tmp_path / "default", "test") == ["v"]
+
+
+def test_class_folders_with_splits(tmp_path: Path):
+    for split, names in (("train", ("red_fox", "cat")), ("val", ("red_fox", "cat"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(png())
+    train, test = (load_samples(str(tmp_path), split) for split in ("train", "test"))
+    assert [s.turns[1].text for s in train] == ["cat", "red fox"]
+    assert [s.meta["label"] for s in test] == ["cat", "red_fox"]
+
+
+def test_folders_of_kohya(tmp_path: Path):
+    for name, ending in (("10_fox", ".caption"), ("5_cat", ".txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png())
+        (tmp_path / name / f"1{ending}").write_text(f"a photo, {name}")
+    (source,) = open_data(str(tmp_path)).values()
+    assert source.format.name == "plain"
+    assert [s.turns[1].text for s in source.samples] == ["a photo, 10_fox", "a photo, 5_cat"]
+
+
+def test_a_folder_of_images_beside_its_file_is_no_split(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(png())
+    rows = [{"id": "1", "image": "train/a.png", "question": "?", "answer": "!"}] * 2
+    save(tmp_path / "train.json", rows)
+    save(tmp_path / "val.json", rows)
+    assert ids(tmp_path, "train") == ids(tmp_path, "test") == ["1", "1"]

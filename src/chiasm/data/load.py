@@ -263,7 +263,7 @@ def _rest(file: Path) -> list[str]:
 def by_split(folder: Path, name: str | None = None) -> dict[str, list[Path]]:
     """The files or folders of each split, in the folder or in its data/; all of it as "train" where
     no name says more."""
-    for place in (folder, folder / "data"):
+    for place in (folder, folder / "data", *_only_config(folder, name)):
         found: dict[str, list[Path]] = {}
         for entry in _entries(place, name):
             if split := split_of(_stem(entry.name)):
@@ -281,6 +281,26 @@ def by_split(folder: Path, name: str | None = None) -> dict[str, list[Path]]:
     return {"train": [folder if (name or not _messages_only(folder)) else find_jsonl(folder)]}
 
 
+def _only_config(folder: Path, name: str | None) -> list[Path]:
+    """The one folder below that holds data where the folder itself holds none, as of a data set of
+    the hub with configurations. Raises DataError where there are several."""
+    if _entries(folder, name) or _entries(folder / "data", name) or name is not None:
+        return []
+    places = [folder, folder / "data"]
+    below = [p for place in places if place.is_dir() for p in sorted(place.iterdir())
+             if p.is_dir() and _splits_of(p)]  # fmt: skip
+    if len(below) > 1:
+        raise DataError(
+            f"{folder}: holds the configurations {', '.join(p.name for p in below)}; name one, as "
+            f"{below[0]}"
+        )
+    return below
+
+
+def _splits_of(folder: Path) -> list[Path]:
+    return [p for p in _entries(folder, None) if p.is_file() and split_of(_stem(p.name))]
+
+
 def _messages_only(folder: Path) -> bool:
     return bool(_data_files(folder, ".jsonl")) and not (folder / "metadata.jsonl").exists()
 
@@ -292,12 +312,10 @@ def _entries(folder: Path, name: str | None) -> list[Path]:
     if name != "image-folder" and any((folder / side).is_file() for side in image_folder.NAMES):
         return []
     found = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
-    return [
-        p
-        for p in found
-        if (p.is_file() and p.suffix in SUFFIXES and p.name not in SIDE_FILES)
-        or (p.is_dir() and p.name in splits.NAMES and any(p.iterdir()))
-    ]
+    files = [p for p in found if p.is_file() and p.suffix in SUFFIXES and p.name not in SIDE_FILES]
+    # train/ beside train.json holds its images.
+    folders = [p for p in found if p.is_dir() and p.name in splits.NAMES and any(p.iterdir())]
+    return files or folders
 
 
 def _without_split(folder: Path, name: str | None) -> list[Path]:

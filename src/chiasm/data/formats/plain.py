@@ -1,4 +1,5 @@
-"""A plain folder of x.jpg with x.txt beside it: every non-empty line of the text is a caption."""
+"""A plain folder of x.jpg with x.txt or x.caption beside it, also in folders below it (kohya's
+10_name): every non-empty line of the text is a caption."""
 
 from __future__ import annotations
 
@@ -12,12 +13,21 @@ from chiasm.data.formats.media import SUFFIXES
 from chiasm.data.formats.reading import LONGEST, Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import described
 
+ENDINGS = (".txt", ".caption")
+
 
 def claims(look: Look) -> bool:
     if not look.path.is_dir() or look.file or {"metadata.jsonl", "metadata.csv"} & {*look.names}:
         return False
-    stems = {Path(n).stem for n in look.names if Path(n).suffix.lower() in SUFFIXES}
-    return any(n.endswith(".txt") and Path(n).stem in stems for n in look.names)
+    below = (look.path / name for name in look.names)
+    return _captioned(look.names) or any(
+        _captioned([file.name for file in folder.iterdir()]) for folder in below if folder.is_dir()
+    )
+
+
+def _captioned(names: list[str]) -> bool:
+    stems = {Path(n).stem for n in names if Path(n).suffix.lower() in SUFFIXES}
+    return any(n.endswith(ENDINGS) and Path(n).stem in stems for n in names)
 
 
 def read(path: Path, reading: Reading) -> Iterable[Sample]:
@@ -25,7 +35,7 @@ def read(path: Path, reading: Reading) -> Iterable[Sample]:
 
     def make(file: Path, where: str) -> Sample:
         name = file.relative_to(path).with_suffix("").as_posix()
-        captions = _words(file.with_suffix(".txt")).splitlines()
+        captions = _words(_beside(file)).splitlines()
         return described((Image(file, where),), captions, name, source, {"where": where})
 
     return samples(_pictures(path), make, source, reading.on_error)
@@ -35,15 +45,21 @@ def _pictures(path: Path) -> Iterator[Record]:
     """The pictures, and the texts that stand beside none."""
     files = sorted(path.rglob("*"))
     pictures = {file for file in files if file.suffix.lower() in SUFFIXES}
-    captioned = {picture.with_suffix(".txt") for picture in pictures}
+    captioned = {image.with_suffix(ending) for image in pictures for ending in ENDINGS}
     for file in files:
         if file in pictures:
             yield file.relative_to(path).as_posix(), file
-        elif file.suffix == ".txt" and file not in captioned:
+        elif file.suffix in ENDINGS and file not in captioned:
             yield (
                 file.relative_to(path).as_posix(),
                 DataError("no picture of its name beside it; add it (jpg, png, ...) or remove it"),
             )
+
+
+def _beside(image: Path) -> Path:
+    """The caption's file of an image: the .txt unless only another one is there."""
+    files = [image.with_suffix(ending) for ending in ENDINGS]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def _words(file: Path) -> str:

@@ -9,6 +9,7 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats import (
+    class_folder,
     coco,
     huggingface,
     image_folder,
@@ -43,6 +44,7 @@ FORMATS: tuple[Format, ...] = (
     vlmevalkit.FORMAT,
     coco.FORMAT,
     plain.FORMAT,
+    class_folder.FORMAT,
     TABLE,
 )
 NAMES = tuple(format.name for format in FORMATS)
