@@ -21,6 +21,7 @@ from chiasm.data.formats import forms
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import sample_of
 from chiasm.data.inspect.measure import inspect_data
+from chiasm.data.inspect.page import summary
 from chiasm.data.inspect.show import show
 from chiasm.data.load import load_samples, open_data
 from chiasm.data.processor import Processor
@@ -32,6 +33,7 @@ from chiasm.data.views import converse, moved
 from chiasm.eval.tasks.table import prompted, read_table
 from chiasm.recipes import run
 from chiasm.recipes.asked import Asked
+from chiasm.recipes.labels import inspect_labels
 
 
 def png(colour: str = "red", size: tuple[int, int] = (40, 20)) -> bytes:
@@ -835,3 +837,42 @@ def test_a_folder_of_images_beside_its_file_is_no_split(tmp_path: Path):
     save(tmp_path / "train.json", rows)
     save(tmp_path / "val.json", rows)
     assert ids(tmp_path, "train") == ids(tmp_path, "test") == ["1", "1"]
+
+
+# Inspection (issue 23, point 18)
+
+
+def test_inspection_shows_samples_as_they_are_read(folder: Path):
+    (folder / "v.mp4").write_bytes(b"v")
+    talk = [
+        {"role": "user", "content": "<image>Which is <bbox>?"},
+        {"role": "assistant", "content": "Red.", "loss": False},
+        {"role": "user", "content": "More?"},
+        {"role": "assistant", "content": "No."},
+    ]
+    rows = [
+        {"id": "1", "messages": talk, "images": ["a.png"], "objects": {"bbox": [[0, 0, 20, 20]]}},
+        {"id": "2", "question": "Why?", "image": "b.png"},
+        {"id": "3", "question": "What?", "video": "v.mp4", "answer": "That."},
+    ]
+    found = inspect_data(str(save(folder / "own.json", rows)))
+    show(found, Console(file=(out := io.StringIO()), width=200))
+    text = out.getvalue()
+    assert "user: [image a.png 40x20]Which is [0, 0, 500, 1000]?" in text
+    assert "assistant (not learnt): Red." in text
+    assert "user: [video v.mp4]What?" in text
+    assert found.odd["no reply"] == 1
+    assert summary(found)["clips"] == 1
+
+
+def test_labels_go_on_after_a_bad_record(tmp_path: Path, capsys: pytest.CaptureFixture):
+    talk = [{"role": "user", "content": "is it red"}, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": talk}, {"messages": talk[1:]}, *[{"messages": talk, "id": str(i)}
+                                                          for i in range(12)]]  # fmt: skip
+    save(tmp_path / "train.jsonl", rows)
+    save(tmp_path / "test.jsonl", rows[:1])
+    with pytest.raises(DataError, match="1 of 14 samples"):
+        inspect_labels(str(tmp_path), "unified_nano", 2)
+    text = capsys.readouterr().out
+    assert "no user turn" in text
+    assert "⟦yes</s>⟧" in text

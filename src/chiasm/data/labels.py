@@ -47,12 +47,20 @@ def spans(encoded: Encoded, processor: Processor) -> list[Span]:
     return found
 
 
-def lint(samples: Sequence[Sample], processor: Processor, console: Console, show: int = 5) -> None:
+def lint(
+    samples: Sequence[Sample],
+    processor: Processor,
+    console: Console,
+    show: int = 5,
+    unread: Sequence[str] = (),
+) -> None:
     """Print the first `show` samples with their learnt words in colour (in brackets where there is
-    no colour), a line for every sample that teaches nothing, and the totals. DataError if there is
-    any such sample."""
+    no colour), a line for every sample that teaches nothing and every record in `unread`, which
+    could not be read, and the totals. DataError if there is any such sample or record."""
     tokens = learnt = shown = 0
-    bad: list[str] = []
+    bad = list(unread)
+    for problem in unread:
+        console.print(Text(problem, "red"), soft_wrap=True)
     for sample, found, problem in check(samples, processor):
         tokens += sum(span.tokens for span in found)
         learnt += sum(span.tokens for span in found if span.kind == "learnt")
@@ -70,7 +78,7 @@ def lint(samples: Sequence[Sample], processor: Processor, console: Console, show
     )
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(samples)} samples teach nothing or cannot be used; "
+            f"{len(bad)} of {len(samples) + len(unread)} samples teach nothing or cannot be used; "
             "mend or remove them (they are listed above)"
         )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
 from chiasm.data.chat import chat_template
+from chiasm.data.clips import Clips
 from chiasm.data.labels import lint
 from chiasm.data.load import load_samples
 from chiasm.data.processor import Processor
@@ -32,8 +33,9 @@ from chiasm.vision.config import ContrastiveConfig, feature_width
 def inspect_labels(path: str, model: str, show: int) -> None:
     """Lint the samples of a data set as the processor of `model` encodes them: a recipe's name, its
     file, or the folder of a run. Raises DataError if any sample teaches nothing."""
-    samples = load_samples(path, "train")
-    lint(samples, processor_of(model, samples), Console(), show)
+    bad: list[str] = []
+    samples = load_samples(path, "train", lambda where, error: bad.append(str(error)))
+    lint(samples, processor_of(model, samples), Console(), show, bad)
 
 
 def processor_of(model: str, samples: Sequence[Sample]) -> Processor:
@@ -70,4 +72,5 @@ def _mllm(config: MLLMConfig) -> Processor:
     with torch.device("meta"):
         projector = build_projector(config.projector, width, width, 1.0)
     codec = MLLMCodec(encoder.vision, projector, template.marker)
-    return Processor(template, codec, config.max_length)
+    clips = Clips(config.video, codec.frames)
+    return Processor(template, codec, config.max_length, clips=clips)

@@ -275,6 +275,8 @@ def _remark(seen: list[Seen]) -> None:
     for one in seen:
         if ids[one.sample.id] > 1:
             one.remarks.append("id is not unique")
+        if all(t.role != "assistant" for t in one.sample.turns):
+            one.remarks.append("no reply")
         if any(t.role == "assistant" and not _says(t) for t in one.sample.turns):
             one.remarks.append("empty reply")
         if not low <= one.tokens <= high:

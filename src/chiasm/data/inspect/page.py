@@ -43,6 +43,7 @@ def summary(found: Inspection) -> dict:
         "samples": Counter(s.split for s in seen),
         "turns": sum(len(s.sample.turns) for s in seen),
         "pictures": sum(len(s.pictures) for s in seen),
+        "clips": sum(len(s.sample.videos) for s in seen),
         "tokens": {
             "counted": found.exact_tokens,
             "total": sum(s.tokens for s in seen),
@@ -210,7 +211,7 @@ def _shares(title: str, counts: Counter[str]) -> str:
 def _gallery(found: Inspection) -> str:
     odd = [s for s in found.seen if s.all_remarks]
     rest = [s for s in found.seen if not s.all_remarks]
-    shown = [*_spaced(odd, SHOWN // 2), *_spaced(rest, SHOWN - min(len(odd), SHOWN // 2))]
+    shown = [*spaced(odd, SHOWN // 2), *spaced(rest, SHOWN - min(len(odd), SHOWN // 2))]
     keys = {p.key for group in found.alike for p in group}
     cards = "".join(_card(s, any(p.key in keys for p in s.pictures)) for s in shown)
     buttons = "".join(
@@ -228,7 +229,7 @@ def _gallery(found: Inspection) -> str:
     )
 
 
-def _spaced(items: list[Seen], count: int) -> list[Seen]:
+def spaced(items: list[Seen], count: int) -> list[Seen]:
     """At most `count`, evenly through the data set."""
     step = max(1.0, len(items) / max(1, count))
     return [items[int(i * step)] for i in range(min(count, len(items)))]

@@ -7,10 +7,13 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from chiasm.data.inspect.measure import Inspection
-from chiasm.data.inspect.page import summary
+from chiasm.core.sample import Image, Part, Text
+from chiasm.data.inspect.measure import Inspection, Seen
+from chiasm.data.inspect.page import spaced, summary
 from chiasm.data.load import detected
 from chiasm.data.quarantine import said_of
+
+AS_READ, MOST_TURNS = 5, 6  # samples that are printed; messages of each
 
 
 def show(found: Inspection, console: Console) -> None:
@@ -24,6 +27,7 @@ def show(found: Inspection, console: Console) -> None:
         ("usable samples", splits or "0"),
         ("unusable", _counts(Counter(u.kind for u in found.unusable)) or "0"),
         ("pictures", f"{numbers['pictures']:,}  {_counts(numbers['picture formats'])}"),
+        ("clips", f"{numbers['clips']:,}"),
         ("width", _range(numbers["width"])),
         ("height", _range(numbers["height"])),
         (f"text tokens{'' if found.exact_tokens else ' (est.)'}", _range(numbers["tokens"])),
@@ -35,10 +39,32 @@ def show(found: Inspection, console: Console) -> None:
     ):
         table.add_row(name, value)
     console.print(table, highlight=False)
+    for seen in spaced(found.seen, AS_READ):
+        console.print(_as_read(seen), markup=False, highlight=False, soft_wrap=True)
     for bad in found.unusable[:10]:
         console.print(f"  {bad.key}: {bad.reason}", markup=False, highlight=False, soft_wrap=True)
     if len(found.unusable) > 10:
         console.print(f"  and {len(found.unusable) - 10:,} more", highlight=False)
+
+
+def _as_read(seen: Seen) -> str:
+    """A sample as it is read, its images and clips where they stand in the text."""
+    sizes = iter(seen.pictures)
+
+    def part(one: Part) -> str:
+        if isinstance(one, Text):
+            return one.text
+        if isinstance(one, Image):
+            shown = next(sizes)
+            return f"[image {shown.name} {shown.width}x{shown.height}]"
+        return f"[video {one.path.name}]"
+
+    lines = [f"— {seen.name} ({seen.split})"]
+    for turn in seen.sample.turns[:MOST_TURNS]:
+        text = " ".join("".join(map(part, turn.parts)).split())
+        learnt = "" if turn.supervised else " (not learnt)"
+        lines.append(f"  {turn.role}{learnt}: {text if len(text) <= 300 else text[:300] + '…'}")
+    return "\n".join(lines)
 
 
 def _counts(counts: Counter[str]) -> str:
