@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from chiasm.core.batch import IGNORE
 from chiasm.core.errors import DataError
 from chiasm.core.sample import BoxText, Image, Sample, Text, answer, question
+from chiasm.data.boxes import read_box, write_as, written
 from chiasm.data.chat import CHATML
 from chiasm.data.convert import convert
 from chiasm.data.formats import forms
+from chiasm.data.formats.grounding import located
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import sample_of
 from chiasm.data.inspect.measure import inspect_data
@@ -876,3 +879,45 @@ def test_labels_go_on_after_a_bad_record(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "no user turn" in text
     assert "⟦yes</s>⟧" in text
+
+
+# Boxes in the model's own format
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("thousandths", "[250, 250, 500, 1000]"), ("fractions", "[0.250, 0.250, 0.500, 1.000]"),
+        ("pixels", "[10, 5, 20, 20]"), ("loc", "<loc0256><loc0256><loc1023><loc0512>"),
+    ],
+)  # fmt: skip
+def test_a_model_gets_boxes_in_its_own_format(folder: Path, format: Any, text: str):
+    talk = [
+        {"role": "user", "content": "<image>Where?"},
+        {"role": "assistant", "content": "<bbox>"},
+    ]
+    row = {"messages": talk, "images": ["a.png"], "objects": {"bbox": [[10, 5, 20, 20]]}}
+    sample = read(row, folder)
+    assert written(sample, format).turns[1].text == text
+    bare = sample.replace(turns=(question("Where?"), sample.turns[1]))
+    if format == "pixels":
+        with pytest.raises(DataError, match="needs the size of its image"):
+            Processor(template(), None, boxes=format).encode(bare)  # type: ignore[arg-type]
+        return
+    processor = Processor(template(), None, boxes=format)  # type: ignore[arg-type]
+    encoded = processor.encode(bare)
+    learnt = encoded.targets[encoded.targets != IGNORE].tolist()
+    assert template().decode(learnt).strip() == text
+
+
+@given(
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    st.tuples(st.integers(1, 2000), st.integers(1, 2000)),
+)
+def test_boxes_come_back_within_half_a_step(corners: tuple, size: tuple[int, int]):
+    back = read_box(write_as(corners, "thousandths"), size)
+    for i, one in enumerate(back):
+        assert abs(one - corners[i] * size[i % 2]) <= size[i % 2] / 2000 + 1e-6
+    (located_,) = located(write_as(corners, "loc"))
+    assert isinstance(located_, BoxText)
+    assert located_.box == pytest.approx(corners, abs=0.5 / 1023 + 1e-9)

@@ -11,6 +11,7 @@ from chiasm.core.batch import IGNORE, Encoded, Slot, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
+from chiasm.data.boxes import BoxFormat, written
 from chiasm.data.clips import Clips, Frames
 from chiasm.data.packing import Size
 from chiasm.data.template import Template
@@ -34,7 +35,7 @@ class Processor:
     remember: keep the slots of pictures already encoded (where encoding costs a network).
     prefix: what the assistant did not say sees itself whole, turn by turn (prefix-LM, PaliGemma).
     A picture then depends on the words asked about it, so questions repeat it and share nothing.
-    clips: how videos are seen; None refuses them.
+    clips: how videos are seen; None refuses them. boxes: how the model writes boxes of objects.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class Processor:
         remember: bool = False,
         prefix: bool = False,
         clips: Clips | None = None,
+        boxes: BoxFormat = "thousandths",
     ):
         self.template, self.codec, self.max_length = template, codec, max_length
         self.supervise_images, self.remember, self.prefix = supervise_images, remember, prefix
         self.clips = clips
+        self.boxes: BoxFormat = boxes
         self.shortened: dict[str, int] = {}
         """How many of its last rounds a training sample lost to max_length, by its name."""
         self.slots: MutableMapping[str, Slot] = {}
@@ -127,7 +130,7 @@ class Processor:
 
     def _line(self, sample: Sample, slots: list[Slot], reply: bool, whole: bool = False) -> _Line:
         """whole: refuse what is too long instead of dropping later turns."""
-        turns = list(sample.turns)
+        turns = list(written(sample, self.boxes).turns)
         while True:
             tokens = self.template.render(turns, reply)
             length = len(tokens.ids) + sum(len(s.ids) - 1 for s in slots)

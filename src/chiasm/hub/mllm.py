@@ -211,7 +211,7 @@ def assemble(
     length = min(config.max_length, known)
     clips = Clips(config.video, codec.frames)
     prefix = config.attention == "prefix"
-    return model, Processor(template, codec, length, prefix=prefix, clips=clips)
+    return model, Processor(template, codec, length, prefix=prefix, clips=clips, boxes=config.boxes)
 
 
 def stop_ids(language: Any) -> list[int]:

@@ -250,7 +250,8 @@ class MLLMConfig:
     the projector is trained. system: what the system says in conversations without a system turn;
     None leaves that to the chat template. max_length: of a conversation in tokens, at most the
     positions that the language model knows. images: how pictures are cut to the encoder's size;
-    video: which frames of a clip are seen."""
+    video: which frames of a clip are seen. boxes: how boxes of objects are written in the text
+    (data/boxes.py)."""
 
     encoder: str | None = None
     language: str = "smollm2"
@@ -265,6 +266,7 @@ class MLLMConfig:
     tower: TowerOptions = field(default_factory=TowerOptions)
     images: ImagesConfig = AS_TRAINED
     video: VideoConfig = field(default_factory=VideoConfig)
+    boxes: Literal["thousandths", "fractions", "pixels", "loc"] = "thousandths"
 
 
 @dataclass(frozen=True)

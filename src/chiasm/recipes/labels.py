@@ -73,4 +73,4 @@ def _mllm(config: MLLMConfig) -> Processor:
         projector = build_projector(config.projector, width, width, 1.0)
     codec = MLLMCodec(encoder.vision, projector, template.marker)
     clips = Clips(config.video, codec.frames)
-    return Processor(template, codec, config.max_length, clips=clips)
+    return Processor(template, codec, config.max_length, clips=clips, boxes=config.boxes)
