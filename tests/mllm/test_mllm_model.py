@@ -49,6 +49,7 @@ from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
+from kernel_stand_ins import blocks_of, using, varlen
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -206,6 +207,21 @@ def test_packed_loss_and_gradients_equal_separate_ones(llama, order, cut, paddin
     assert any(n.startswith("vision.") for n in together)
     assert any(n.startswith("projector.") for n in together)
     assert_gradients_equal(together, gradients(model))
+
+
+@pytest.mark.parametrize("function", [None, varlen], ids=["flex", "varlen"])
+def test_an_accelerators_kernels_give_the_same_loss_and_gradients(llama, function):
+    """Causal text, and images of several sizes in the encoder."""
+    model, processor = build(llama)
+    batch = pack([[processor.encode(s) for s in samples()]])
+    expected = model.loss(batch)
+    expected.sum.backward()
+    theirs = gradients(model)
+    with using(function), blocks_of(4):
+        loss = model.loss(batch)
+        loss.sum.backward()
+    torch.testing.assert_close(loss.sum, expected.sum, atol=1e-5, rtol=1e-5)
+    assert_gradients_equal(gradients(model), theirs)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from chiasm.hub import unified as hub
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
 from chiasm.unified.model import Unified
+from kernel_stand_ins import blocks_of, using, varlen
 
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
 CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
@@ -297,3 +298,21 @@ def test_save_and_load_give_equal_logits(route, tmp_path):
     assert torch.equal(batch.ids, back.ids)
     assert torch.equal(batch.targets, back.targets)
     assert torch.equal(made.logits(made(batch)), again.logits(again(back)))
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("kinds", [["causal"], ["causal", "prefix", "branches"]])
+def test_an_accelerators_kernels_give_the_same_loss_and_gradients(kinds, attention):
+    made = model(image_attention=attention)
+    row = [sample(n, n, kind) for n, kind in itertools.product((3, 9, 14), kinds)]
+    batch = pack([row], 80)
+    expected = made.loss(batch)
+    expected.sum.backward()
+    theirs = gradients(made)
+    made.zero_grad()
+    with using(varlen), blocks_of(4):
+        loss = made.loss(batch)
+        loss.sum.backward()
+    torch.testing.assert_close(loss.sum, expected.sum, atol=1e-4, rtol=1e-5)
+    for name, gradient in gradients(made).items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-4, rtol=1e-3)

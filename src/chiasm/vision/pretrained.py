@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from chiasm.core.device import moved_tensor
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
-from chiasm.nn.attention import Layout, attend
+from chiasm.nn.attention import Layout, attend, images_layout, on_device
+from chiasm.nn.kernels import kernels_of
 from chiasm.nn.quicken import quicken
 from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
 from chiasm.vision.vit import ViT
@@ -142,13 +143,14 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | Layout | None,
     scaling: float | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over ours: everybody in a row [B H T D] sees what the mask
-    [B 1 1 T] allows -> [B T H D]."""
-    mixed = attend(query, key, value, Layout(mask), scaling)
+    [B 1 1 T] allows, or what the layout given as one says -> [B T H D]."""
+    layout = mask if isinstance(mask, Layout) else Layout(mask)
+    mixed = attend(query, key, value, layout, scaling)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -205,19 +207,33 @@ class Tower(nn.Module):
         """Pictures of one grid together, as pixels. x [P 3 p·p]."""
         assert self.family.embed is not None
         pictures = x.split([h * w for h, w in shapes])
-        features: dict[int, Tensor] = {}
+        embedded: list[tuple[Tensor, dict[str, Any]]] = []
+        members: list[list[int]] = []
         for grid in dict.fromkeys(shapes):
-            which = [i for i, shape in enumerate(shapes) if shape == grid]
-            pixels = _pixels(torch.stack([pictures[i] for i in which]), grid)
-            hidden, extra = self.family.embed(self.model, pixels)
-            special = hidden.shape[1] - grid[0] * grid[1]
-            rows = self._blocks(hidden, extra)
-            if self.config.class_token:
-                rows = torch.cat([rows[:, :1], rows[:, special:]], 1)
-            else:
-                rows = rows[:, special:]
+            members.append([i for i, shape in enumerate(shapes) if shape == grid])
+            pixels = _pixels(torch.stack([pictures[i] for i in members[-1]]), grid)
+            embedded.append(self.family.embed(self.model, pixels))
+        if len(members) > 1 and _in_one_row(x.device) and not any(extra for _, extra in embedded):
+            hidden = self._as_one_row([rows for rows, _ in embedded])
+        else:
+            hidden = [self._blocks(rows, extra) for rows, extra in embedded]
+        features: dict[int, Tensor] = {}
+        for which, rows in zip(members, hidden, strict=True):
+            h, w = shapes[which[0]]
+            special = rows.shape[1] - h * w
+            rows = torch.cat([rows[:, : self.config.class_token], rows[:, special:]], 1)
             features.update(zip(which, rows, strict=True))
         return torch.cat([features[i] for i in range(len(shapes))])
+
+    def _as_one_row(self, groups: list[Tensor]) -> list[Tensor]:
+        """The blocks run once for groups [n L D] of pictures of one length each."""
+        row = torch.cat([rows.flatten(0, 1) for rows in groups])[None]
+        lengths = [rows.shape[1] for rows in groups for _ in rows]
+        layout = images_layout(lengths, row.device)
+        parts = self._blocks(row, {"attention_mask": layout})[0].split(
+            [rows.shape[0] * rows.shape[1] for rows in groups]
+        )
+        return [part.unflatten(0, g.shape[:2]) for part, g in zip(parts, groups, strict=True)]
 
     def _packed(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """NaFlex: every picture a row of patches, filled up to the longest. x [P 3 p·p]."""
@@ -228,10 +244,15 @@ class Tower(nn.Module):
         hidden = self.model.embeddings(rows, torch.tensor(shapes))
         if len(set(counts)) == 1:
             return self._blocks(hidden, {}).flatten(0, 1)
-        real = torch.arange(rows.shape[1]) < torch.tensor(counts)[:, None]
-        mask = moved_tensor(real[:, None, None], x.device)
-        features = self._blocks(hidden, {"attention_mask": mask}).flatten(0, 1)
-        return features[moved_tensor(real.flatten().nonzero()[:, 0], x.device)]
+        real = np.arange(rows.shape[1]) < np.array(counts)[:, None]
+        place = on_device(np.flatnonzero(real), x.device)
+        if _in_one_row(x.device):
+            layout = images_layout(counts, x.device)
+            row = hidden.flatten(0, 1).index_select(0, place)[None]
+            return self._blocks(row, {"attention_mask": layout})[0]
+        mask = on_device(real, x.device)[:, None, None]
+        hidden = self._blocks(hidden, {"attention_mask": mask})
+        return hidden.flatten(0, 1).index_select(0, place)
 
     def _blocks(self, x: Tensor, extra: dict[str, Any]) -> Tensor:
         """[n L D] -> the chosen hidden states [n L width]."""
@@ -500,6 +521,12 @@ def _side(value: Any, source: str) -> int:
             f"{source}: trained on pictures or patches of {value}; only squares are supported"
         )
     return int(sides.pop())
+
+
+def _in_one_row(device: torch.device) -> bool:
+    """Whether pictures of several sizes are segments of one row, which needs kernels for it; else
+    pictures of a size are the rows of a batch."""
+    return kernels_of(device).flex is not None
 
 
 def _pixels(x: Tensor, grid: tuple[int, int]) -> Tensor:
