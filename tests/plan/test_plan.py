@@ -10,6 +10,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import MLLMConfig, MLPConfig
+from chiasm.nn.attention import attend, causal_layout
+from chiasm.nn.kernels import planned_kernels
 from chiasm.plan.estimate import estimate, fit
 from chiasm.plan.hardware import parse
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, without_storage
@@ -84,6 +86,30 @@ def test_activations_are_what_autograd_keeps(words):
     assert planned.activations == pytest.approx(seen.activations, rel=0.1)
     assert planned.copies == pytest.approx(seen.copies, rel=0.01)
     assert planned.recomputed < 0.8 * planned.activations
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 100}, {"softcap": 3.0}, {"sinks": torch.zeros(4)}], ids=str
+)
+def test_attention_is_planned_as_a_gpus(options):
+    """Queries, keys and values of their own heads, outputs and a number a row of the softmax; no
+    matrix of all pairs of tokens, whatever a layer asks for."""
+    tokens, size, kept = 700, 64, {}
+
+    def keep(tensor):
+        kept[id(tensor.untyped_storage())] = tensor
+        return tensor
+
+    with without_storage(), planned_kernels():
+        q, k, v = (
+            torch.empty(1, heads, tokens, size, dtype=torch.bfloat16, requires_grad=True)
+            for heads in (4, 2, 2)
+        )
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mixed = attend(q, k, v, causal_layout(tokens, q.device), **options)
+    assert mixed.shape == q.shape
+    seen = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert seen == pytest.approx(tokens * (2 * size * (4 + 2 + 2 + 4) + 4 * 4), rel=0.01)
 
 
 @pytest.fixture

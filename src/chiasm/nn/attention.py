@@ -271,6 +271,15 @@ def packed_layout(index: Index, packing: Packing | None = None) -> Layout:
     return Layout(groups=groups)
 
 
+def causal_layout(tokens: int, device: torch.device) -> Layout:
+    """Of one row that is one causal segment."""
+    order = np.arange(tokens)[None]
+    packing = Packing.of(0 * order, order, 0 * order, order)
+    position = torch.arange(tokens, device=device)[None]
+    zero = torch.zeros_like(position)
+    return packed_layout(Index(zero, position, zero, position), packing)
+
+
 def images_layout(tokens: Sequence[int], device: torch.device) -> Layout:
     """Of one row of images with so many tokens each, which see their own image."""
     packing = Packing.bidirectional_row(tokens)

@@ -14,10 +14,11 @@ extremes, so it takes (T / BLOCK)^2 numbers and nothing is read back from the de
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +104,42 @@ KERNELS: dict[str, Kernels] = {
     # flex attention has no backward pass there (torch 2.13), varlen_attn no kernel.
     "mps": Kernels(),
 }
+
+
+@contextmanager
+def planned_kernels() -> Iterator[None]:
+    """While inside, tensors of a CPU attend as a GPU's do, so that a plan counts what its kernels
+    keep for the backward pass: queries, keys, values, outputs and a number a row of the softmax.
+    Only shapes are right: it is for tensors without storage."""
+    own, KERNELS["cpu"] = KERNELS["cpu"], Kernels(_planned_varlen, _planned_flex)
+    try:
+        yield
+    finally:
+        KERNELS["cpu"] = own
+
+
+def _planned_varlen(query: Tensor) -> Callable[..., Any] | None:
+    suits = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0
+    return _varlen_attn() if suits else None
+
+
+def _planned_flex(q: Tensor, k: Tensor, v: Tensor, return_aux: Any = None, **_unused: Any) -> Any:
+    """It keeps what variable-length attention keeps."""
+    B, H, T, _ = q.shape
+    function = _varlen_attn()
+    if function is None or q.shape[2] != k.shape[2]:
+        mixed = F.scaled_dot_product_attention(q, repeat_heads(k, H), repeat_heads(v, H))
+    else:
+        ends = torch.arange(B + 1, dtype=torch.int32, device=q.device) * T
+        mixed = varlen(function, q, k, v, ends, T, False)
+    sums = Sums(q.new_zeros(B, H, T, dtype=torch.float32))
+    return mixed if return_aux is None else (mixed, sums)
+
+
+class Sums(NamedTuple):
+    """The logarithm of the softmax's sum [B H T]."""
+
+    lse: Tensor
 
 
 def varlen(

@@ -25,7 +25,8 @@ from chiasm.mllm.config import MLLMConfig
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.mllm.seam import SEAM, attention, run
-from chiasm.nn.attention import Layout
+from chiasm.nn.attention import causal_layout
+from chiasm.nn.kernels import planned_kernels
 from chiasm.nn.loss import token_loss
 from chiasm.nn.rope import rotation
 from chiasm.recipes import shapes
@@ -218,14 +219,14 @@ def _pictures(outlined: Outline, count: int) -> PictureBatch:
 def forward(outlined: Outline, batch: Batch | PictureBatch) -> Callable[[], Any]:
     """The forward pass of a micro-batch as autograd sees it, inside plan.memory.without_storage.
     All its tokens stand in one causal row: what is saved is the same, and no sample need be told
-    from another."""
+    from another. Attention keeps what a GPU's kernels keep, which is no matrix of all pairs."""
     model = outlined.model
     # Looked at here: inside, tensors have no numbers.
     supervised = int((batch.targets != IGNORE).sum()) if isinstance(batch, Batch) else 0
     side = 0 if batch.grids is None else int(batch.grids[0, 0])
 
     def work() -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
+        with planned_kernels(), torch.autocast("cpu", torch.bfloat16):
             if isinstance(model, MLLM):
                 return _forward_mllm(model, batch, supervised)
             if isinstance(model, Unified):
@@ -259,7 +260,7 @@ def _forward_mllm(model: MLLM, batch: Batch | PictureBatch, supervised: int) -> 
     if tokens is not None and tokens.requires_grad:
         x = x + 0.0 * tokens.sum()
     position = torch.zeros(1, x.shape[1], dtype=torch.long)
-    hidden = run(model.language, x, position, Layout(causal=True))
+    hidden = run(model.language, x, position, causal_layout(x.shape[1], x.device))
     return _head(model, hidden, supervised)
 
 
@@ -268,8 +269,9 @@ def _forward_unified(model: Unified, batch: Batch, supervised: int) -> Any:
     x = model.embed_tokens(torch.zeros(1, length, dtype=torch.long))
     position = torch.zeros(1, length, dtype=torch.long)
     turn = rotation(position, config.width // config.heads, config.rope_theta)
+    layout = causal_layout(length, x.device)
     for layer in model.layers:
-        x = layer(x, turn, Layout(causal=True))
+        x = layer(x, turn, layout)
     return _head(model, model.norm(x), supervised)
 
 
