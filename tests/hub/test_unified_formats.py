@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
+    AutoProcessor,
     ChameleonForConditionalGeneration,
     ChameleonProcessor,
     Emu3ForConditionalGeneration,
@@ -174,6 +175,55 @@ def test_emu3s_class_computes_the_same_from_pixels(tmp_path, changes):
         found.append(theirs.lm_head(kept)[:, : model.vocabulary.size].detach())
         torch.testing.assert_close(found[-1], expected, atol=1e-4, rtol=0)
     assert (found[0] - found[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [(20, 24), (5, 90), (200, 7), (16, 16)])
+def test_auto_processor_prompts_an_emu3_with_row_ends(tmp_path, size):
+    """From a picture of any shape to the same logits through transformers alone."""
+    tokenizer = replace(TOKENIZER, image_size=16, multipliers=(1, 1, 1, 1))
+    model, processor = build(tokenizer, qk_norm=False, row_ends=True)
+    EMU3.export(model, processor, tmp_path)
+    assert "AutoProcessor makes the same prompts" in EMU3.verify(model, processor, tmp_path)
+    assert (tmp_path / "preprocessor_config.json").exists()
+    reader = AutoProcessor.from_pretrained(tmp_path)
+    content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
+    inputs = reader(
+        images=[picture(size=size)],
+        text=reader.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        ),
+        return_tensors="pt",
+    )
+    theirs = Emu3ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = theirs(**inputs).logits[0]
+    expected, ids = logits(model, processor, picture(size=size))
+    assert inputs["pixel_values"].shape[-2:] == (16, 16)
+    assert len(ids) == len(found)
+    torch.testing.assert_close(found[:, : expected.shape[1]], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_emu3_that_its_processor_cannot_prompt_has_none(tmp_path):
+    model, processor = build(qk_norm=False)
+    EMU3.export(model, processor, tmp_path)
+    said = EMU3.verify(model, processor, tmp_path)
+    assert "no processor, as Emu3Processor cannot say no row ends" in said
+    assert "4 pixels a code" in said
+    assert not (tmp_path / "preprocessor_config.json").exists()
+
+
+def test_an_emu3_with_a_processor_needs_our_files_to_be_read_again(tmp_path):
+    tokenizer = replace(TOKENIZER, image_size=16, multipliers=(1, 1, 1, 1))
+    model, processor = build(tokenizer, qk_norm=False, row_ends=True)
+    EMU3.export(model, processor, tmp_path)
+    again, reader = EMU3.load(tmp_path)
+    expected, ids = logits(model, processor, picture())
+    found, others = logits(again, reader, picture())
+    assert torch.equal(ids, others)
+    torch.testing.assert_close(found, expected)
+    shutil.rmtree(tmp_path / "chiasm")
+    with pytest.raises(CheckpointError, match="without its folder 'chiasm/'"):
+        EMU3.load(tmp_path)
 
 
 def test_emu3s_own_networks_go_in_whole_and_draw(tmp_path):

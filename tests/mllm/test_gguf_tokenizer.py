@@ -1,8 +1,10 @@
 """Pre-tokenizers named by GGUF: against llama.cpp, and against the models' own tokenizers."""
 
 import json
+import re
 import unicodedata
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +249,12 @@ def test_a_space_put_by_a_normaliser_is_told():
     )
     assert adds_space(tokenizer)
     assert name_of(tokenizer) == "default"
+
+
+def test_the_docs_list_every_name():
+    """docs/export.md is made of the table's own names."""
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    section = page.read_text().partition("## The words of GGUF files")[2]
+    listed = section.partition("knows these names")[2].partition("Another name")[0]
+    named = set(re.findall(r"`([^`]+)`", listed)) - {".gguf", "model.language"}
+    assert named == set(PRE_TOKENIZERS)

@@ -8,23 +8,34 @@ decoder is not theirs, so theirs is zeros, which draws grey, and ours lies besid
 The class puts a row end after every row of codes it makes from pixels. A model trained without
 them (model.row_ends) must not see them: give attention_mask 0 there and position_ids that count
 what is left, as generate() does by itself; the logits are then those of our sequence.
-Emu3Processor writes sizes and wrappers around pictures that our models do not know, so none is
-written: the tokenizer is, and ids are begin of image, placeholders, end of image.
+Emu3Processor writes a size and wrappers around a picture, which our models do not know: the
+tokenizer takes the whole of what it writes before a picture for the begin of image, and the whole
+behind it for the end. It cuts pictures to multiples of a factor: with the picture's side as the
+factor, every picture is squeezed to that side, as ours are. It counts on strides of 8 and on row
+ends; for another model no processor is written (`unserved`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor
 
+from chiasm.core.errors import CheckpointError
+from chiasm.core.quiet import quiet
+from chiasm.core.sample import Image, Sample, question
+from chiasm.data import text as names
 from chiasm.data.processor import Processor
 from chiasm.hub.formats import unified_layout as layout
 from chiasm.hub.formats.codebook import codebook
 from chiasm.hub.formats.format import Target
 from chiasm.hub.formats.published import load_published
+from chiasm.hub.versions import write_json
+from chiasm.train.checkpoint import read_json
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.codec import UnifiedCodec
 from chiasm.unified.model import Unified
@@ -41,6 +52,37 @@ def code_of(name: str) -> int | None:
 
 
 WORDS = layout.Words("<|image start|>", "<|image end|>", "<|extra_200|>", code_name)
+PARTS = {
+    "boi_token": "<|image start|>",
+    "eoi_token": "<|image end|>",
+    "image_wrapper_token": "<|image token|>",
+    "eof_token": "<|extra_201|>",
+}
+"""Emu3Processor's names of what it writes around a picture."""
+STRIDE = 8
+"""Pixels a code, as Emu3Processor counts."""
+
+
+def _spelled(side: int) -> layout.Words:
+    """As the processor spells a picture of side · side codes."""
+    before = f"{PARTS['boi_token']}{side}*{side}{PARTS['image_wrapper_token']}"
+    behind = PARTS["eof_token"] + PARTS["eoi_token"]
+    return replace(WORDS, begin_image=before, end_image=behind, parts=PARTS)
+
+
+def unserved(model: Unified, processor: Processor) -> list[str]:
+    """Why Emu3Processor cannot make this model's prompts."""
+    found = [] if model.config.row_ends else ["no row ends (model.row_ends)"]
+    tokenizer = _tokenizer(processor)
+    if tokenizer.config.stride != STRIDE:
+        found.append(f"{tokenizer.config.stride} pixels a code (it counts {STRIDE})")
+    return found
+
+
+def _words(model: Unified, processor: Processor) -> layout.Words:
+    if unserved(model, processor):
+        return WORDS
+    return _spelled(_tokenizer(processor).config.image_size // STRIDE)
 
 
 class Emu3:
@@ -53,6 +95,12 @@ class Emu3:
     def load(self, folder: Path) -> tuple[Unified, Processor]:
         if (folder / layout.OURS).is_dir():
             return layout.load(folder, "model.text_model.")
+        names = read_json(folder / "config.json").get("vocabulary_map") or {}
+        if any(name.endswith(PARTS["image_wrapper_token"]) and "*" in name for name in names):
+            raise CheckpointError(
+                f"{folder}: an export of chiasm with row ends, without its folder "
+                f"'{layout.OURS}/'; copy that too"
+            )
         return load_published(folder, "emu3", WORDS, code_of)
 
     def obstacles(self, model: Unified, processor: Processor) -> list[str]:
@@ -69,7 +117,7 @@ class Emu3:
     def export(self, model: Unified, processor: Processor, folder: Path) -> None:
         from transformers import Emu3Config, Emu3VQVAEConfig
 
-        numbering = layout.Numbering(model.vocabulary, WORDS)
+        numbering = layout.Numbering(model.vocabulary, _words(model, processor))
         tokenizer = _tokenizer(processor)
         settings = Emu3VQVAEConfig(**_tokenizer_settings(tokenizer))
         text = layout.text_settings(model, numbering)
@@ -83,12 +131,67 @@ class Emu3:
         state = layout.transformer_state(model, numbering, "model.text_model.")
         state |= {f"model.vqmodel.{k}": v for k, v in _tokenizer_state(tokenizer, settings).items()}
         layout.write_folder(folder, model, processor, numbering, config, state)
+        if not unserved(model, processor):
+            _write_processor(folder, tokenizer.config.image_size)
 
     def verify(self, model: Unified, processor: Processor, folder: Path) -> str:
         from transformers import Emu3ForConditionalGeneration
 
-        return layout.verify(
+        said = layout.verify(
             Emu3ForConditionalGeneration, folder, model, processor, _codes, _text_model
+        )
+        if reasons := unserved(model, processor):
+            return f"{said}; no processor, as Emu3Processor cannot say {', '.join(reasons)}"
+        _compare_prompts(processor, folder)
+        return f"{said}; AutoProcessor makes the same prompts"
+
+
+def _write_processor(folder: Path, side: int) -> None:
+    """Emu3Processor with its picture processor, as preprocessor_config.json too (vLLM)."""
+    from transformers import AutoTokenizer, Emu3ImageProcessor, Emu3Processor
+
+    half = [0.5, 0.5, 0.5]
+    # A factor of the side and one pixel at most: whatever the aspect, side x side.
+    pictures = Emu3ImageProcessor(
+        min_pixels=1, max_pixels=1, spatial_factor=side, image_mean=half, image_std=half
+    )
+    words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    words.chat_template = INVITING
+    Emu3Processor(pictures, words, chat_template=INVITING).save_pretrained(folder)
+    told = pictures.to_dict() | {"processor_class": "Emu3Processor"}
+    write_json(folder / "preprocessor_config.json", told)
+
+
+INVITING = (
+    layout.CHAT.removeprefix(names.BEGIN)
+    + f"{{% if add_generation_prompt %}}{names.ASSISTANT}{{% endif %}}"
+)
+"""The class's processor begins every text itself (5.23: whatever add_special_tokens says), and ends
+none, so the template invites the reply."""
+
+
+def _compare_prompts(processor: Processor, folder: Path) -> None:
+    """Raises CheckpointError where AutoProcessor makes another prompt or other pixels."""
+    from transformers import AutoProcessor
+
+    picture = PIL.Image.new("RGB", (60, 40), (200, 30, 90))
+    with quiet():
+        reader = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    parts = [{"type": "image"}, {"type": "text", "text": "red?"}]
+    text = reader.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
+    given = reader(images=[picture], text=text, return_tensors="pt")
+    found = given["input_ids"][0].tolist()
+    ours = processor.prompts([Sample((question(Image(picture), "red?"),))])[0][0].ids.tolist()
+    vocabulary = processor.codec.vocabulary
+    assert vocabulary is not None
+    shown = reader.tokenizer.convert_tokens_to_ids(layout.PLACEHOLDER)
+    drawn = {vocabulary.row_end, *range(vocabulary.first_code, vocabulary.size)}
+    if [shown if i in drawn else i for i in ours] != found:
+        raise CheckpointError(
+            f"{folder}: AutoProcessor makes {len(found)} ids where this model has {len(ours)}; its "
+            "files do not say the same"
         )
 
 

@@ -7,8 +7,8 @@ the run's own configuration, text tokenizer and image tokenizer, whose decoder d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class Words:
     end_image: str
     row_end: str | None
     code: Callable[[int], str]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Where a processor spells begin_image and end_image in several tokens: its names of these, and
+    how they are written. The longest match is the token of the whole."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Numbering:
     def extra(self) -> list[str]:
         """Tokens the model has never seen: it must not write them."""
         wanted = self.words.row_end if self.row_end is None else None
-        return [PLACEHOLDER, *([wanted] if wanted else [])]
+        return [PLACEHOLDER, *([wanted] if wanted else []), *self.words.parts.values()]
 
     @property
     def row_end(self) -> int | None:
@@ -228,6 +231,7 @@ def stock_tokenizer(tokenizer: Tokenizer, numbering: Numbering) -> Any:
             "image_token": PLACEHOLDER,
             "boi_token": words.begin_image,
             "eoi_token": words.end_image,
+            **words.parts,
         },
     )
     made.chat_template = CHAT
