@@ -103,6 +103,41 @@ def test_what_was_composed_is_read_by_transformers(settings, kind, parts, tmp_pa
     assert first.ids.tolist() == second.ids.tolist()
 
 
+class Resizing:
+    """Stands for torchvision's backend: pixels apart by so many of 255 levels from Pillow's."""
+
+    def __init__(self, reader, levels):
+        self.reader, self.levels = reader, levels
+
+    def __getattr__(self, name):
+        return getattr(self.reader, name)
+
+    def __call__(self, **given):
+        made = self.reader(**given)
+        apart = self.levels / 255 / max(self.reader.image_processor.image_std)
+        random = torch.Generator().manual_seed(0)
+        noise = torch.rand(made["pixel_values"].shape, generator=random) < 0.5
+        made["pixel_values"] = made["pixel_values"] + apart * noise
+        return made
+
+
+@pytest.mark.parametrize("images", [PadConfig(), AnyResConfig()])
+def test_pixels_of_another_library_are_no_fault_of_an_export(images, parts, tmp_path, monkeypatch):
+    run = saved(parts, tmp_path / "run", images=images)
+    pillow = hf.AutoProcessor.from_pretrained
+    levels = 1
+
+    def load_reader(folder, backend="torchvision", **more):
+        made = pillow(folder, backend="pil", **more)
+        return made if backend == "pil" else Resizing(made, levels)
+
+    monkeypatch.setattr(hf.AutoProcessor, "from_pretrained", load_reader)
+    assert "the same" in export(run, tmp_path / "out", "hf")
+    levels = 4
+    with pytest.raises(CheckpointError, match=r"pixels up to 4\.0 of 255 levels from Pillow's"):
+        export(run, tmp_path / "other", "hf")
+
+
 def test_our_own_encoder_as_siglip(parts, tmp_path):
     config = MLLMConfig(
         language=str(parts["gemma"]),

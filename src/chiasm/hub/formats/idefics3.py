@@ -189,7 +189,7 @@ def reader(folder: Path) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
 
     return Idefics3Processor(
-        AutoImageProcessor.from_pretrained(folder),
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
         AutoTokenizer.from_pretrained(folder),
         image_seq_len=read_json(folder / "processor_config.json")["image_seq_len"],
         chat_template=chat_template_of(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,41 @@ from chiasm.mllm.model import MLLM
 
 QUESTION = "What is in the picture?"
 TOLERANCE = 1e-4
+LEVELS = 2
+"""Of 255, by which the pixels of torchvision and of Pillow may be apart after resizing."""
 
 
 @torch.no_grad()
 def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None) -> str:
     """Ask a folder's model about a picture through transformers alone (its processor, its chat
     template, its class) and ours through our processor: the prompt must be the same, and the logits
-    of every token equal within TOLERANCE of the largest. reader: transformers' processor, where it
-    would choose another. Raises CheckpointError where they are not."""
+    of every token, on Pillow's pixels, equal within TOLERANCE of the largest. What transformers
+    takes by itself (torchvision, where it is installed) may resize to pixels LEVELS apart. reader:
+    transformers' processor, where it would choose another. Raises CheckpointError where they are
+    not."""
     from transformers import AutoProcessor
 
     theirs = read_model(folder)
+    picture, usual = _picture(), reader
     if reader is None:
         with quiet():
-            reader = AutoProcessor.from_pretrained(folder)
-    picture = _picture()
+            usual = AutoProcessor.from_pretrained(folder)
+            reader = AutoProcessor.from_pretrained(folder, backend="pil")
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = reader.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
     bos = reader.tokenizer.bos_token
-    inputs = reader(
-        images=[picture],
-        text=text,
-        add_special_tokens=not (bos and text.startswith(bos)),
-        return_tensors="pt",
-    )
+    given = {
+        "images": [picture],
+        "text": text,
+        "add_special_tokens": not (bos and text.startswith(bos)),
+        "return_tensors": "pt",
+    }
+    inputs = reader(**given)
     inputs.pop("labels", None)
+    if usual is not reader:
+        _same_pixels(folder, inputs, usual(**given), reader.image_processor.image_std)
     asked = processor.prompts([Sample((question(Image(picture), QUESTION),))])[0][0]
     if asked.ids.tolist() != inputs["input_ids"][0].tolist():
         raise CheckpointError(
@@ -54,9 +63,9 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
         )
     device = next(model.parameters()).device
     ours = model.logits(model(pack([[asked]]).to(device))).cpu().float()
-    given = theirs(**inputs, use_cache=False).logits[..., : ours.shape[-1]]
-    largest = given.abs().max().item()
-    apart = (ours - given).abs().max().item()
+    found = theirs(**inputs, use_cache=False).logits[..., : ours.shape[-1]]
+    largest = found.abs().max().item()
+    apart = (ours - found).abs().max().item()
     if not apart <= TOLERANCE * max(1.0, largest):
         raise CheckpointError(
             f"{folder}: transformers' logits differ by up to {apart:.2g} (largest {largest:.3g}); "
@@ -66,6 +75,22 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
         f"read back with transformers: the same {len(asked.ids)} tokens, logits apart by at most "
         f"{apart:.1e} (largest {largest:.3g})"
     )
+
+
+def _same_pixels(folder: Path, pillow: Any, usual: Any, deviation: Sequence[float]) -> None:
+    """Raises CheckpointError where a processor's pixels are not Pillow's within LEVELS."""
+    ours, theirs = (torch.as_tensor(inputs["pixel_values"]) for inputs in (pillow, usual))
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"{folder}: transformers' processor makes pixels {tuple(theirs.shape)} here and "
+            f"{tuple(ours.shape)} with Pillow; its files do not say the same to both"
+        )
+    apart = 255 * max(deviation) * (ours - theirs).abs().max().item()
+    if not apart <= LEVELS + 0.1:
+        raise CheckpointError(
+            f"{folder}: transformers' processor makes pixels up to {apart:.1f} of 255 levels from "
+            f"Pillow's, more than {LEVELS}; its files do not say the same to both"
+        )
 
 
 def _picture() -> PIL.Image.Image:

@@ -49,7 +49,7 @@ def read_stock(folder: Path) -> Stock:
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            pictures = AutoImageProcessor.from_pretrained(folder)
+            pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{folder}: no processor that transformers can load ({_first_line(error)}); fetch "
