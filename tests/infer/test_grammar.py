@@ -131,7 +131,7 @@ def test_every_walk_speaks_the_language(grids, announced, rows, images, seed):
     while (len(said) < 60 or state.drawing) and not state.done:
         ahead = state.ahead()
         assert ahead[0] == state.allowed()
-        allowed = grammar.allow([ahead[0]])[0]
+        allowed = grammar.allow(torch.tensor(ahead[:1]))[0]
         token = int(random.choice(np.flatnonzero(allowed.numpy())))
         if len(said) % 8 == seed % 8:
             with pytest.raises(ValueError, match="not allowed"):

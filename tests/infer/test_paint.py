@@ -8,6 +8,7 @@ from chiasm.core.vocab import Vocabulary
 from chiasm.infer.grammar import Grammar
 from chiasm.infer.paint import paint
 from chiasm.infer.replies import Reply, Session
+from chiasm.infer.steps import Steps
 
 V = Vocabulary(10, 4, pad=0, begin=1, end=2, begin_image=3, end_image=4, mask=9)
 CODES, PICTURES = 16, 600
@@ -51,7 +52,8 @@ def painted(conditionals, steps):
     sampling = Sampling(1.0, image_steps=steps)
     random = torch.Generator().manual_seed(0)
     session = Session(replies, PICTURES, False, Forgetful(), sampling, random)
-    ids = torch.tensor(paint(Known(conditionals), grammar, replies, session))
+    steps_of = Steps(Known(conditionals), torch.device("cpu"))
+    ids = torch.tensor(paint(steps_of, grammar, replies, session))
     assert (ids[:, -1] == V.end_image).all()
     return ids[:, :-1] - V.first_code
 

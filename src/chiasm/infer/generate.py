@@ -24,11 +24,13 @@ from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.grammar import CODES, Drawn, Edit, Grammar
 from chiasm.infer.paint import paint
-from chiasm.infer.replies import Reply, Session, next_batch
+from chiasm.infer.replies import Asked, Reply, Session, batch_of, moved, next_feed
 from chiasm.infer.sampling import choose, guide
+from chiasm.infer.steps import Capture, Steps
 from chiasm.nn.attention import Index
 from chiasm.nn.precision import Precision, autocast
 from chiasm.nn.products import FewRows, Weights
+from chiasm.nn.static_cache import StaticCache
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ class Generator:
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
     what else is in the batch. weights: what a language model's are held in (nn/products.py).
+    static: whether decode steps have fixed shapes (infer/steps.py), by default on every device but
+    a CPU; capture: how they are captured, by default as CUDA graphs on CUDA.
     Whether it can draw is the codec's to say.
     """
 
@@ -58,11 +62,14 @@ class Generator:
         tokens: int = 4096,
         precision: Precision = "none",
         weights: Weights = "fp32",
+        static: bool | None = None,
+        capture: Capture | None = None,
     ):
         self.model, self.processor, self.tokens = model, processor, tokens
         self.precision: Precision = precision
         self.codes_per_image = processor.codec.codes_per_image
         self.device = next(model.parameters()).device
+        self.steps = Steps(model, self.device, static, capture)
         self._few_rows = FewRows(model)
         make = getattr(model, "new_decoder", None)
         self._decoder = None if make is None else make(weights)
@@ -114,22 +121,36 @@ class Generator:
         for s in live if self.grammar is not None else ():
             room = self.processor.max_length - s.position
             s.state = self.grammar.start(sampling, edits[s.sample], room)  # type: ignore[union-attr]
-        session = Session(live, len(prompts), guided, self.model.new_cache(), sampling, random)
-        batch, step = pack([[row] for row in rows]), False
-        while session.live:
+        cache = self.model.new_cache()
+        session = Session(live, len(prompts), guided, cache, sampling, random)
+        batch = pack([[row] for row in rows])
+        try:
             # Inside the context only while computing: a generator must not leak it to its caller.
-            with self.computing(step):
-                hidden = self.model(batch.to(self.device), session.cache)
-                logits = self.model.logits(hidden[place[0], place[1]]).float()
-                ids, fed = self._run(logits, session)
-            yield from self._take(session.live, ids, sampling)
-            for s, tokens in zip(session.live, ids, strict=True):
-                s.pending = tokens[fed:]
-            yield from self._paint(session)
-            session.drop_finished()
-            if session.live:
-                batch, place = next_batch(session.live, session.rows, guided)
-                step = True
+            with self.computing():
+                asked = self._ask(session)
+                flat = place[:, 0] * batch.ids.shape[1] + place[:, 1]
+                flat, *told = moved([flat, *asked.arrays], self.device)
+                hidden = self.model(batch.to(self.device), cache).flatten(0, 1)
+                logits = self.model.logits(hidden[flat]).float()
+                session.cache = self.steps.take_over(
+                    cache, batch.ids.shape[1] + self._most(sampling)
+                )
+                ids, fed = self._run(logits, session, asked.on(told))
+            while True:
+                yield from self._take(session.live, ids, sampling)
+                for s, tokens in zip(session.live, ids, strict=True):
+                    s.pending = tokens[fed:]
+                yield from self._paint(session)
+                session.drop_finished()
+                if not session.live:
+                    break
+                with self.computing(step=True):
+                    asked = self._ask(session)
+                    feed = next_feed(session.live, session.rows, guided)
+                    logits, told = self.steps.logits(feed, session.cache, asked.arrays)
+                    ids, fed = self._run(logits, session, asked.on(told))
+        finally:
+            self.steps.give_back(session.cache)
 
     @contextmanager
     def computing(self, step: bool = False) -> Iterator[None]:
@@ -153,7 +174,7 @@ class Generator:
         if not painters:
             return
         with self.computing():
-            ids = paint(self.model, self.grammar, painters, session)
+            ids = paint(self.steps, self.grammar, painters, session)
         yield from self._take(painters, ids, session.sampling)
         for s, tokens in zip(painters, ids, strict=True):
             s.pending += tokens
@@ -169,43 +190,49 @@ class Generator:
         pieces = self.shown([each for _, each in said])
         yield from zip((sample for sample, _ in said), pieces, strict=True)
 
-    def _last_tokens(
-        self, live: list[Reply], rows: list[Encoded], twins: int
-    ) -> tuple[Tensor, Tensor]:
-        """(rows, columns) of each sequence's last prompt token, then of its twin's; sets where
-        the next token of each stands."""
-        row_of, column_of = [], []
+    def _last_tokens(self, live: list[Reply], rows: list[Encoded], twins: int) -> np.ndarray:
+        """[N 2]: row and column of each sequence's last prompt token, then of its twin's; sets
+        where the next token of each stands."""
+        place = []
         for sequence in live:
             column = int(np.flatnonzero(rows[sequence.row].branch == sequence.branch)[-1])
             sequence.position = int(rows[sequence.row].position[column]) + 1
-            row_of.append(sequence.row)
-            column_of.append(column)
+            place.append((sequence.row, column))
         for sequence in live if twins else ():
             twin = rows[sequence.row + twins]
             sequence.shift = len(twin) - sequence.position
-            row_of.append(sequence.row + twins)
-            column_of.append(len(twin) - 1)
-        return torch.tensor(row_of), torch.tensor(column_of)
+            place.append((sequence.row + twins, len(twin) - 1))
+        return np.array(place, np.int64)
 
-    def _run(self, logits: Tensor, session: Session) -> tuple[list[list[int]], int]:
+    def _most(self, sampling: Sampling) -> int:
+        """Tokens that a reply will have at most, or as many as are worth keeping room for."""
+        images = max(sampling.max_images, int(sampling.draw_first))
+        drawn = images * max(map(self.grammar.length, self.grammar.grids)) if self.grammar else 0
+        return min(sampling.max_tokens + drawn, self.processor.max_length)
+
+    def _ask(self, session: Session) -> Asked:
+        """What the grammar says of the next tokens."""
+        marks = [[0] if s.state is None else s.state.ahead() for s in session.live]
+        ahead = list(zip(*marks, strict=False))  # up to the shortest
+        return Asked(ahead, [s.drawing for s in session.live])
+
+    def _run(self, logits: Tensor, session: Session, asked: Asked) -> tuple[list[list[int]], int]:
         """The next tokens of each sequence, all of one number: one, or as many as the grammar
         knows what may come, which is the rest of a picture where all draw one. And how many of
         them the model has seen."""
-        marks = [[0] if s.state is None else s.state.ahead() for s in session.live]
-        ahead = list(zip(*marks, strict=False))  # up to the shortest
-        drawing = [s.drawing for s in session.live]
+        ahead = asked.ahead
         if all(s.state is not None and s.state.open for s in session.live):
             codes = logits[:, self.grammar.vocabulary.first_code :]  # type: ignore[union-attr]
-            chosen = [self._choose_code(codes, ahead[0], session)]
+            chosen = [self._choose_code(codes, asked, 0, session)]
         else:
-            chosen = [self._choose(logits, ahead[0], drawing, session)]
+            chosen = [self._choose(logits, asked, session)]
         # What has to come at the end of it is told without asking the model.
         free = 1 + max((n for n, row in enumerate(ahead[1:]) if max(row) >= 0), default=-1)
         if free:
             step = self._stepper(session, free)
             for number in range(free):
                 told = step(number, chosen[-1])
-                chosen.append(self._choose_code(told, ahead[number + 1], session))
+                chosen.append(self._choose_code(told, asked, number + 1, session))
         ids = torch.stack(chosen, 1).tolist()
         forced = zip(*ahead[free + 1 :], strict=True) if len(ahead) > free + 1 else [()] * len(ids)
         return [own + [~m for m in rest] for own, rest in zip(ids, forced, strict=True)], free
@@ -214,22 +241,22 @@ class Generator:
         """A function of (number of the step, ids [N] just chosen) -> logits of the codes for the
         next ones, [N codes] or [2N codes] with the twins', for so many steps of pictures, in which
         nothing else changes: all but ids and positions is laid out once."""
-        guided, feeds = session.guided, []
-        for s in session.live:
-            feeds.append(replace(s, pending=[0], position=s.position + 1))
-        batch, (line, column) = next_batch(feeds, session.rows, guided)
-        batch, width = batch.to(self.device), batch.ids.shape[1]
-        place = (line * width + column).to(self.device)
-        straight = place.tolist() == list(range(batch.ids.numel()))
+        assert self.grammar is not None
+        guided, first = session.guided, self.grammar.vocabulary.first_code
+        feeds = [replace(s, pending=[0], position=s.position + 1) for s in session.live]
+        feed = next_feed(feeds, session.rows, guided)
+        if isinstance(session.cache, StaticCache):
+            run = self.steps.repeated(feed, session.cache, steps)
+            return lambda _, ids: run(ids.repeat(1 + guided))[:, first:]
+        columns, place = moved([feed.columns, feed.flat()], self.device)
+        batch, straight = batch_of(columns), feed.straight
         lean = self._lean.begin(batch, session.cache, steps) if straight else None
         if lean is not None:
             return lambda number, ids: lean(number, torch.cat([ids, ids]) if guided else ids)
-        assert self.grammar is not None
-        first = self.grammar.vocabulary.first_code
         session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
 
         def step(number: int, ids: Tensor) -> Tensor:
-            told = ids.repeat(2) if guided else ids
+            told = ids.repeat(1 + guided)
             if not straight:
                 told = batch.ids.reshape(-1).index_put((place,), told)
             at = batch.position + number
@@ -239,7 +266,7 @@ class Generator:
 
         return step
 
-    def _choose_code(self, logits: Tensor, marks: Sequence[int], session: Session) -> Tensor:
+    def _choose_code(self, logits: Tensor, asked: Asked, number: int, session: Session) -> Tensor:
         """ids [N] from a stepper's logits, inside pictures: codes, or what the grammar forces."""
         assert self.grammar is not None
         if session.guided:
@@ -247,16 +274,14 @@ class Generator:
             logits = guide(own, twin, session.sampling.guidance)
         codes = choose(logits, session.sampling.of_images, session.random)
         ids = codes + self.grammar.vocabulary.first_code
-        if all(mark == CODES for mark in marks):
+        if all(mark == CODES for mark in asked.ahead[number]):
             return ids
-        forced = torch.tensor(marks, device=ids.device)
+        forced = asked.marks[number]
         return torch.where(forced < 0, ~forced, ids)
 
-    def _choose(
-        self, logits: Tensor, marks: Sequence[int], drawing: list[bool], session: Session
-    ) -> Tensor:
+    def _choose(self, logits: Tensor, asked: Asked, session: Session) -> Tensor:
         """ids [N] from logits [N V], or [2N V] with the twins'."""
-        of_images = torch.tensor(drawing, device=logits.device)
+        drawing, of_images = asked.drawing, asked.of_images
         if session.guided:
             plain, bare = logits.split(len(drawing))
             logits = plain
@@ -265,7 +290,8 @@ class Generator:
             if not all(drawing):
                 logits = torch.where(of_images[:, None], logits, plain)
         if self.grammar is not None:
-            logits = logits.masked_fill(self.grammar.forbid(tuple(marks)), float("-inf"))
+            forbidden = self.grammar.forbid(asked.ahead[0], asked.marks[0])
+            logits = logits.masked_fill(forbidden, float("-inf"))
         elif self.processor.template.marker < logits.shape[-1]:
             # Said, it would stand for a picture that is not there.
             logits[:, self.processor.template.marker] = float("-inf")

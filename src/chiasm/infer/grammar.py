@@ -67,6 +67,7 @@ class Grammar:
         allowed = [words, both, vocabulary.allow_codes(), self._sides(self._heights)]
         allowed += [self._sides(w for h, w in grids if h == height) for height in self._heights]
         self.table = torch.stack(allowed).to(device)
+        self._ids = torch.arange(vocabulary.size, device=device)
         self._asked: tuple[tuple[int, ...], Tensor] = ((), torch.empty(0))
         self.legal = torch.stack(allowed).numpy()  # the same, quick to ask for one id
 
@@ -82,22 +83,16 @@ class Grammar:
             )
         return Row(self, sampling, edit, room)
 
-    def allow(self, marks: Sequence[int]) -> Tensor:
-        """[N V] bool: what each of N rows may say, from their marks."""
-        where = torch.tensor(marks)
-        allowed = self.table[where.clamp(min=0).to(self.table.device)]
-        forced = torch.nonzero(where < 0)[:, 0]
-        if len(forced):
-            only = torch.zeros(len(forced), allowed.shape[1], dtype=torch.bool)
-            only[torch.arange(len(forced)), ~where[forced]] = True
-            allowed[forced.to(allowed.device)] = only.to(allowed.device)
-        return allowed
+    def allow(self, marks: Tensor) -> Tensor:
+        """[N V] bool: what each of N rows may say, from their marks [N] on the grammar's device."""
+        allowed = self.table[marks.clamp(min=0)]
+        return torch.where(marks[:, None] < 0, self._ids == ~marks[:, None], allowed)
 
-    def forbid(self, marks: tuple[int, ...]) -> Tensor:
-        """[N V] bool: the opposite of allow. Inside pictures rows ask for the same again and again,
-        so the last answer is kept."""
+    def forbid(self, marks: tuple[int, ...], told: Tensor) -> Tensor:
+        """[N V] bool: the opposite of allow; told: the marks on the grammar's device. Inside
+        pictures rows ask for the same again and again, so the last answer is kept."""
         if self._asked[0] != marks:
-            self._asked = (marks, ~self.allow(marks))
+            self._asked = (marks, ~self.allow(told))
         return self._asked[1]
 
     def columns_after(self, rows: int) -> int:

@@ -6,18 +6,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from chiasm.core.protocols import Sampling
 from chiasm.infer.grammar import CODES, Grammar
-from chiasm.infer.replies import Reply, Session, next_batch
+from chiasm.infer.replies import Feed, Reply, Session, next_feed
 from chiasm.infer.sampling import choose, guide
+from chiasm.infer.steps import Steps
 
 
 def paint(
-    model: Any, grammar: Grammar, replies: Sequence[Reply], session: Session
+    steps: Steps, grammar: Grammar, replies: Sequence[Reply], session: Session
 ) -> list[list[int]]:
     """The tokens left of each reply's picture, its end included. The replies are some of the
     session's, the size of their pictures is announced; the cache is left as it was.
@@ -29,60 +31,97 @@ def paint(
     chosen again and again until it is what is common; with as many passes as codes this way draws
     from what the model has learned, whatever its order.
     """
-    cache, guided, random = session.cache, session.guided, session.random
-    device, mask = random.device, grammar.vocabulary.mask
+    guided, random, mask = session.guided, session.random, grammar.vocabulary.mask
+    first, sampling = grammar.vocabulary.first_code, session.sampling.of_images
     assert mask is not None
     marks = [s.state.ahead()[:-1] for s in replies if s.state is not None]
-    longest, n = max(map(len, marks)), len(marks)
-    ids = torch.full((n, longest), mask)
-    unknown = torch.zeros(n, longest, dtype=torch.bool)
-    for row, own in enumerate(marks):
-        unknown[row, : len(own)] = torch.tensor(own) == CODES
-        ids[row, : len(own)] = torch.tensor([mask if m == CODES else ~m for m in own])
-    feeds = [
-        replace(s, pending=[*s.pending, *[mask] * len(own)], position=s.position + len(own))
-        for s, own in zip(replies, marks, strict=True)
-    ]
-    batch, (line, last) = next_batch(feeds, session.rows, guided)
-    batch, ids, unknown = batch.to(device), ids.to(device), unknown.to(device)
-    size = torch.tensor([len(own) for own in marks])
-    valid = (torch.arange(longest) < size[:, None]).repeat(1 + guided, 1)
-    column = last[:, None] - size.repeat(1 + guided)[:, None] + 1 + torch.arange(longest)
-    place = (line[:, None].expand_as(column)[valid].to(device), column[valid].to(device))
-    valid = valid.to(device)
-    count, length, first = unknown.sum(1), len(cache), grammar.vocabulary.first_code
-    sampling = session.sampling.of_images
-    for step in range(max(1, sampling.image_steps)):
-        told, asked = (held.repeat(1 + guided, 1)[valid] for held in (ids, unknown))
-        hidden = model(replace(batch, ids=batch.ids.index_put(place, told)), cache)
-        cache.forget(length)
-        logits = model.logits(hidden[place][asked])[:, first:].float()
+    feed = next_feed(
+        [
+            replace(s, pending=[*s.pending, *[mask] * len(own)], position=s.position + len(own))
+            for s, own in zip(replies, marks, strict=True)
+        ],
+        session.rows,
+        guided,
+    )
+    known, left = _laid(marks, mask), _schedule(marks, sampling.image_steps)
+    place = _places(feed, marks, steps.width(feed), guided)
+    valid = np.flatnonzero(np.tile(known[0] >= 0, (1 + guided, 1)))
+    trial, told = steps.trial(feed, session.cache, [*known, place.flat[valid], valid, left, place])
+    ids, unknown, filled, valid, again, place = told
+    unknown = unknown.bool()
+    passes = max(1, sampling.image_steps)
+    total = int(sum(mark == CODES for own in marks for mark in own))
+    for step in range(passes):
+        which = _first_true(unknown.repeat(1 + guided, 1).flatten(), total * (1 + guided))
+        shown = ids.repeat(1 + guided, 1).flatten()[valid]
+        logits = trial.logits(filled, shown, place.flatten()[which])[:, first:]
         if guided:
             logits = guide(*logits.chunk(2), sampling.guidance)
-        ids = ids.masked_scatter(unknown, choose(logits, sampling, random) + first)
+        which = which[:total]
+        chosen = choose(logits, sampling, random) + first
+        ids = ids.flatten().index_put((which,), chosen).view(ids.shape)
         doubt = torch.special.entr(logits.softmax(-1)).sum(-1)
-        sure = torch.zeros_like(ids, dtype=doubt.dtype).masked_scatter(unknown, -doubt)
-        done = (step + 1) / max(1, sampling.image_steps)
-        unknown = _least_sure(sure, unknown, count, done, sampling.temperature, random)
+        sure = torch.zeros_like(ids, dtype=doubt.dtype).flatten().index_put((which,), -doubt)
+        noise = max(0.0, sampling.temperature) * (1 - (step + 1) / passes)
+        unknown = _least_sure(sure.view(ids.shape), unknown, again[step], noise, sampling, random)
         ids = ids.masked_fill(unknown, mask)
-    assert not bool(unknown.any())
+        total = int(left[step].sum())
+    trial.end()
     end = grammar.vocabulary.end_image
     return [[*row[: len(own)], end] for row, own in zip(ids.tolist(), marks, strict=True)]
+
+
+def _laid(marks: Sequence[Sequence[int]], mask: int) -> list[np.ndarray]:
+    """ids [n codes] with the mask where a code is to be drawn and -1 beyond a picture's end; and
+    which are to be drawn."""
+    longest = max(map(len, marks))
+    ids, unknown = np.full((len(marks), longest), -1), np.zeros((len(marks), longest), np.int64)
+    for row, own in enumerate(marks):
+        codes = np.array(own, np.int64)
+        unknown[row, : len(own)] = codes == CODES
+        ids[row, : len(own)] = np.where(codes == CODES, mask, ~codes)
+    return [ids, unknown]
+
+
+def _places(feed: Feed, marks: Sequence[Sequence[int]], width: int, guided: bool) -> np.ndarray:
+    """Where the codes of each picture, then of each twin's, stand in a feed laid flat with rows of
+    `width` [n codes], anything beyond a picture's end."""
+    size = np.array([len(own) for own in marks] * (1 + guided))
+    start = feed.flat(width) - size + 1
+    return start[:, None] + np.arange(max(size))
+
+
+def _schedule(marks: Sequence[Sequence[int]], steps: int) -> np.ndarray:
+    """[passes n]: how many codes of each picture are masked after each pass; one less at least
+    than before, none after the last."""
+    count = torch.tensor([sum(mark == CODES for mark in own) for own in marks])
+    passes, before, left = max(1, steps), count, []
+    for step in range(1, passes + 1):
+        share = (math.cos(step / passes * math.pi / 2) * count).floor().long()
+        before = torch.minimum(share if step < passes else 0 * count, before - 1).clamp(min=0)
+        left.append(before)
+    return torch.stack(left).numpy()
+
+
+def _first_true(flags: Tensor, count: int) -> Tensor:
+    """[count] the numbers of the true ones among flags [N], of which there are so many. A device
+    that counted them would make the host wait."""
+    if flags.device.type == "cpu":
+        return torch.nonzero(flags)[:, 0]
+    return (~flags).byte().argsort(stable=True)[:count]
 
 
 def _least_sure(
     sure: Tensor,
     unknown: Tensor,
-    count: Tensor,
-    done: float,
-    temperature: float,
+    left: Tensor,
+    scale: float,
+    sampling: Sampling,
     random: torch.Generator,
 ) -> Tensor:
-    """[n codes] bool: which of the unknown are to be drawn again when `done` of the passes are
-    over; at least one of them is not."""
-    left = (math.cos(done * math.pi / 2) * count).floor() if done < 1 else torch.zeros_like(count)
-    left = torch.minimum(left, unknown.sum(1) - 1)
+    """[n codes] bool: which `left` [n] of the unknown are to be drawn again; scale: of the noise
+    in their sureness."""
     noise = torch.empty_like(sure).exponential_(generator=random).log_().neg_()
-    doubt = sure + max(0.0, temperature) * (1 - done) * noise if temperature > 0 else sure
+    doubt = sure + scale * noise if sampling.temperature > 0 else sure
     rank = doubt.masked_fill(~unknown, float("inf")).argsort(dim=1, stable=True).argsort(1)
     return unknown & (rank < left[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,21 @@ def choose(
     # A draw from p is the argmax of p / e with e exponential (the Gumbel-max trick in linear
     # space): the same distribution as torch.multinomial at a fraction of its time on a CPU.
     noise = torch.empty_like(share).exponential_(generator=generator)
+    return (share / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
+
+
+def choose_each(
+    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator | None]
+) -> Tensor:
+    """logits [N V] -> ids [N] of rows that each have a source of randomness of their own, None for
+    one that takes the likeliest: what `choose` gives of each alone."""
+    if all(generator is None for generator in generators):
+        return logits.argmax(-1)
+    share = probabilities(logits, sampling)
+    noise = torch.ones_like(share)
+    for row, generator in zip(noise, generators, strict=True):
+        if generator is not None:
+            row.exponential_(generator=generator)
     return (share / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,11 @@ class KVCache:
         for store in (self._keys, self._values):
             for layer in store:
                 store[layer] = store[layer][rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """select, by numbers in main memory."""
+        assert self.index is not None
+        self.select(torch.tensor(rows, device=self.index.segment.device))
 
     def forget(self, length: int) -> None:
         """Keep the first `length` tokens of every row: what was tried after them does not count."""

@@ -34,7 +34,8 @@ class SlotCache(KVCache):
 
     def __init__(self, slots: int):
         super().__init__()
-        self.slots = slots
+        self.slots = self.capacity = slots
+        self.first_room = FIRST
         self.held: list[Seat] = []
         self._lengths: list[int] = []
         self._columns: dict[str, Tensor] = {}
@@ -55,18 +56,22 @@ class SlotCache(KVCache):
         rows = len(cache.index.segment)
         if rows > self.free:
             raise ValueError(f"{rows} rows to admit, but {self.free} of {self.slots} slots free")
-        columns = _columns(cache.index) | cache.further
-        lengths = (columns["segment"] >= 0).sum(1).tolist()
-        self._make_room(columns, cache, max(lengths))
+        columns = index_columns(cache.index) | cache.further
+        there = columns["segment"] >= 0
+        lengths = there.sum(1).tolist()
+        longest, first = max(lengths), len(self.held)
+        self._make_room(columns, cache, longest)
         self._admit_beside(cache, rows)
-        new = [Seat(len(self.held) + row) for row in range(rows)]
-        for row, slot in enumerate(new):
-            kept = torch.nonzero(columns["segment"][row] >= 0)[:, 0]
-            for name, column in columns.items():
-                self._columns[name][slot.number, : len(kept)] = column[row, kept]
-            for mine, theirs in ((self._keys, cache._keys), (self._values, cache._values)):
-                for layer, buffer in theirs.items():
-                    mine[layer][slot.number, :, : len(kept)] = buffer[row][:, kept]
+        # Tokens first, each row's padding last.
+        order = (~there).byte().argsort(dim=1, stable=True)[:, :longest]
+        for name, column in columns.items():
+            self._columns[name][first : first + rows, :longest] = column.gather(1, order)
+        for mine, theirs in ((self._keys, cache._keys), (self._values, cache._values)):
+            for layer, buffer in theirs.items():
+                _, H, _, D = buffer.shape
+                kept = buffer.gather(2, order[:, None, :, None].expand(-1, H, -1, D))
+                mine[layer][first : first + rows, :, :longest] = kept
+        new = [Seat(first + row) for row in range(rows)]
         self.held += new
         self._lengths += lengths
         return new
@@ -88,8 +93,16 @@ class SlotCache(KVCache):
         self.held[slot.number].number = slot.number
         self.held.pop()
         self._lengths.pop()
-        if not self.held:  # a long prompt must not hold its memory for ever
-            self._columns, self._keys, self._values = {}, {}, {}
+        if not self.held:
+            self._forget_buffers()
+
+    def buffer_of(self, keys: bool, layer: int) -> Tensor:
+        """A layer's keys or values [slots H room D]."""
+        return (self._keys if keys else self._values)[layer]
+
+    def _forget_buffers(self) -> None:
+        """A long prompt must not hold its memory for ever."""
+        self._columns, self._keys, self._values = {}, {}, {}
 
     def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
         """Append one token [B 1] to each of the B rows in use."""
@@ -103,7 +116,7 @@ class SlotCache(KVCache):
         self._flat = {}
         self._lengths = [length + 1 for length in self._lengths]
         self._grow(len(self))
-        for name, column in (_columns(new) | further).items():
+        for name, column in (index_columns(new) | further).items():
             self._columns[name][self._at] = column[:, 0]
         held = {name: c[:rows, : len(self)] for name, c in self._columns.items()}
         self.further = {name: held[name] for name in further}
@@ -130,17 +143,17 @@ class SlotCache(KVCache):
 
     def _make_room(self, columns: dict[str, Tensor], like: KVCache, length: int) -> None:
         """Buffers as those of a cache, where there are none yet, long enough."""
-        size = max(FIRST, length)
+        size = max(self.first_room, length)
         for name, column in columns.items():
             if name not in self._columns:
                 filling = -1 if name == "segment" else 0
-                self._columns[name] = column.new_full((self.slots, size), filling)
+                self._columns[name] = column.new_full((self.capacity, size), filling)
         for mine, theirs in ((self._keys, like._keys), (self._values, like._values)):
             for layer, buffer in theirs.items():
                 if layer not in mine:
                     _, H, _, D = buffer.shape
                     # Zeros: what is hidden by -inf must still be finite.
-                    mine[layer] = buffer.new_zeros(self.slots, H, size, D)
+                    mine[layer] = buffer.new_zeros(self.capacity, H, size, D)
         self._grow(length)
 
     def _grow(self, length: int) -> None:
@@ -149,7 +162,7 @@ class SlotCache(KVCache):
             return
         extra = max(length, 2 * room) - room
         for name, column in self._columns.items():
-            filling = column.new_full((self.slots, extra), -1 if name == "segment" else 0)
+            filling = column.new_full((self.capacity, extra), -1 if name == "segment" else 0)
             self._columns[name] = torch.cat([column, filling], 1)
         for store in (self._keys, self._values):
             for layer, buffer in store.items():
@@ -165,6 +178,7 @@ class SlotCache(KVCache):
         self.beside = new if self.beside is None else self.beside.joined(new)
 
 
-def _columns(index: Index) -> dict[str, Tensor]:
+def index_columns(index: Index) -> dict[str, Tensor]:
+    """An Index by the names of its columns."""
     columns = {"segment": index.segment, "block": index.block, "branch": index.branch}
     return columns if index.position is None else columns | {"position": index.position}

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Batch, pack
+from chiasm.core.batch import pack
+from chiasm.core.device import moved_tensor, pinned
 from chiasm.core.errors import ChiasmError, NotGenerativeError
 from chiasm.infer.generate import Generator
-from chiasm.infer.replies import Reply
-from chiasm.infer.sampling import choose, guide
-from chiasm.nn.slots import SlotCache
+from chiasm.infer.replies import Feed, Reply, moved
+from chiasm.infer.sampling import guide
+from chiasm.serve.choice import chosen
 from chiasm.serve.job import Job, Score, Update
 from chiasm.serve.prefixes import Prefixes
 from chiasm.serve.recent import Recent, RecentFeatures
@@ -57,7 +58,7 @@ class Engine:
         self.name, self.respond, self.limit = name, respond, waiting
         self.metrics: Any = metrics or Uncounted()
         # A guided drawing needs two, or it would wait for ever.
-        self.cache = SlotCache(max(slots, 2) if respond.codes_per_image else slots)
+        self.cache = respond.steps.new_slots(max(slots, 2) if respond.codes_per_image else slots)
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -143,7 +144,7 @@ class Engine:
                     self._step()
             except Exception as error:
                 log.exception("engine %s: a step failed; its requests are told", self.name)
-                self.cache = SlotCache(self.cache.slots)
+                self.cache = self.respond.steps.new_slots(self.cache.slots)
                 for job in list(self._active):
                     job.slots = []  # of a cache that may be half written
                     self._fail([job], error)
@@ -217,16 +218,18 @@ class Engine:
             rows[0], cache = self.prefixes.split(prompt)
         job.cached = len(prompt) - len(rows[0])
         cache = self.respond.model.new_cache() if cache is None else cache
-        last = torch.tensor([len(encoded) - 1 for encoded in rows])
+        batch, device = pack([[encoded] for encoded in rows]), self.respond.device
+        width = batch.ids.shape[1]
+        last = np.array([row * width + len(own) - 1 for row, own in enumerate(rows)])
         with self.respond.computing():
-            batch = pack([[encoded] for encoded in rows]).to(self.respond.device)
-            hidden = self.respond.model(batch, cache)
-            logits = self.respond.model.logits(hidden[torch.arange(len(rows)), last]).float()
+            last, marks = moved([last, _marks([reply])], device)
+            hidden = self.respond.model(batch.to(device), cache).flatten(0, 1)
+            logits = self.respond.model.logits(hidden[last]).float()
             job.slots = self.cache.admit(cache)
             if len(rows) == 1:
                 self.prefixes.keep(prompt, cache)
             self._active.append(job)
-            self._choose([job], logits[:1], logits[1:])
+            self._choose([job], logits[:1], logits[1:], marks)
         now = time.monotonic()
         self.metrics.first_token.labels(self.name).observe(now - job.began)
         self.metrics.prompt_tokens.labels(self.name).inc(job.prompt)
@@ -268,55 +271,58 @@ class Engine:
         """One token for every reply under way."""
         jobs = list(self._active)
         replies = [job.reply for job in jobs if job.reply is not None]
-        count = len(self.cache.held)
-        ids, position = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+        columns = np.zeros((4, len(self.cache.held), 1), np.int64)
         for job, reply in zip(jobs, replies, strict=True):
             for slot, shift in zip(job.slots, (0, reply.shift), strict=False):
-                ids[slot.number] = job.last
-                position[slot.number] = reply.position - 1 + shift
-        own = [job.slots[0].number for job in jobs]
-        twins = [job.slots[1].number for job in jobs if len(job.slots) > 1]
+                columns[0, slot.number] = job.last
+                columns[3, slot.number] = reply.position - 1 + shift
+        slots = [job.slots[0] for job in jobs] + [job.slots[1] for job in jobs if job.slots[1:]]
+        feed = Feed(columns, np.array([(slot.number, 0) for slot in slots]))
         with self.respond.computing(step=True):
-            batch = _batch(ids, position).to(self.respond.device)
-            hidden = self.respond.model(batch, self.cache)
-            logits = self.respond.model.logits(hidden[own + twins, 0]).float()
-            self._choose(jobs, logits[: len(own)], logits[len(own) :])
+            logits, (marks,) = self.respond.steps.logits(feed, self.cache, [_marks(replies)])
+            self._choose(jobs, logits[: len(jobs)], logits[len(jobs) :], marks)
         self.metrics.steps.labels(self.name).inc()
         self.metrics.active.labels(self.name).set(len(self.cache.held))
 
-    def _choose(self, jobs: list[Job], plain: Tensor, bare: Tensor) -> None:
-        """Tokens from logits [N V] of jobs and [M V] of the twins of those that have one."""
+    def _choose(self, jobs: list[Job], plain: Tensor, bare: Tensor, marks: Tensor) -> None:
+        """Tokens from logits [N V] of jobs and [M V] of the twins of those that have one; marks
+        [N]: the grammar's, on the device."""
         replies = [job.reply for job in jobs if job.reply is not None]
         twinned = [i for i, job in enumerate(jobs) if len(job.slots) > 1]
         for twin, i in zip(bare, twinned, strict=True):
             if replies[i].drawing:
                 plain[i] = guide(plain[i], twin, jobs[i].sampling.guidance)
-        logits = self._permit(plain, jobs, replies)
+        logits = self._permit(plain, jobs, replies, marks)
         vocabulary = self.respond.processor.codec.vocabulary
         first = 0 if vocabulary is None else vocabulary.first_code
-        for i, (job, reply) in enumerate(zip(jobs, replies, strict=True)):
+        found = chosen(
+            [(job, reply) for job, reply in zip(jobs, replies, strict=True)], logits, first
+        )
+        for job, reply, (token, score) in zip(jobs, replies, found, strict=True):
             try:
-                token = _token(job, reply, logits[i : i + 1], first)
-                self._take(job, reply, token, logits[i])
+                self._take(job, reply, token, score)
             except Exception as error:
                 log.exception("engine %s: a reply failed", self.name)
                 self._fail([job], error)
 
-    def _permit(self, logits: Tensor, jobs: list[Job], replies: list[Reply]) -> Tensor:
+    def _permit(
+        self, logits: Tensor, jobs: list[Job], replies: list[Reply], marks: Tensor
+    ) -> Tensor:
         """-inf where the grammar of pictures or a job's own rule forbids."""
         grammar, marker = self.respond.grammar, self.respond.processor.template.marker
         if grammar is not None:
-            marks = tuple(r.state.allowed() for r in replies if r.state is not None)
-            logits = logits.masked_fill(grammar.forbid(marks), float("-inf"))
+            told = tuple(_marks(replies).tolist())
+            logits = logits.masked_fill(grammar.forbid(told, marks), float("-inf"))
         elif marker < logits.shape[-1]:
             logits[:, marker] = float("-inf")
         for i, job in enumerate(jobs):
             if job.rule is not None:
-                allowed = job.rule.allowed(logits.shape[-1]).to(logits.device)
+                allowed = pinned(job.rule.allowed(logits.shape[-1]), logits.device)
+                allowed = moved_tensor(allowed, logits.device)
                 logits[i] = logits[i].masked_fill(~allowed, float("-inf"))
         return logits
 
-    def _take(self, job: Job, reply: Reply, token: int, logits: Tensor) -> None:
+    def _take(self, job: Job, reply: Reply, token: int, score: Score | None) -> None:
         words, inside, job.last = len(reply.text), reply.drawing, token
         if job.rule is not None:
             job.rule.take(token)
@@ -325,8 +331,8 @@ class Engine:
         code = inside and self._is_code(token)
         job.drawn_here = job.drawn_here + code if inside else 0
         job.drawn += code
-        if job.top >= 0 and len(reply.text) > words:
-            job.scores.append(_score(logits, token, job.top))
+        if score is not None and len(reply.text) > words:
+            job.scores.append(score)
         drawing = (job.drawn_here, self.respond.codes_per_image) if reply.drawing else None
         sketch = reply.state.whole_rows() if code and reply.state is not None else None
         updates = [Update(drawn=drawing, sketch=sketch)] if drawing and not pieces else []
@@ -353,7 +359,7 @@ class Engine:
 
     def _is_code(self, token: int) -> bool:
         vocabulary = self.respond.processor.codec.vocabulary
-        return vocabulary is not None and bool(vocabulary.is_code(torch.tensor(token)))
+        return vocabulary is not None and vocabulary.text <= token < vocabulary.size
 
     def _tell(self, job: Job, update: Update) -> None:
         if job.cancelled:
@@ -403,33 +409,9 @@ def _do(act: Callable[[], T], errand: Future[T]) -> None:
         errand.set_exception(error)
 
 
-def _batch(ids: Tensor, position: Tensor) -> Batch:
-    """One token a row."""
-    ids, position = ids[:, None], position[:, None]
-    zero = torch.zeros_like(ids)
-    return Batch(ids, torch.full_like(ids, IGNORE), zero, position, zero, position)
-
-
-def _token(job: Job, reply: Reply, logits: Tensor, first_code: int) -> int:
-    """The next token from permitted logits [1 V]. What has to come at the end of a picture takes
-    nothing from the source of randomness, as in the Generator."""
-    if reply.state is not None and reply.state.open:
-        ahead = reply.state.ahead()
-        if max(ahead) < 0:
-            return ~ahead[0]
-        # From codes alone: randomness is drawn for as many, also for one that is given.
-        codes = logits[:, first_code:]
-        code = int(choose(codes, job.sampling.of_images, job.random))
-        return ~ahead[0] if ahead[0] < 0 else first_code + code
-    of_images = torch.tensor([reply.drawing], device=logits.device)
-    return int(choose(logits, job.sampling, job.random, of_images))
-
-
-def _score(logits: Tensor, token: int, top: int) -> Score:
-    chances = logits.log_softmax(-1)
-    values, ids = chances.topk(top) if top else (chances[:0], chances[:0])
-    likeliest = zip(ids.tolist(), values.tolist(), strict=True)
-    return Score(token, float(chances[token]), tuple((int(i), p) for i, p in likeliest))
+def _marks(replies: Sequence[Reply]) -> np.ndarray:
+    """[N] what the grammar says of each reply's next token; 0 of models that cannot draw."""
+    return np.array([0 if r.state is None else r.state.allowed() for r in replies], np.int64)
 
 
 def _weight(slot) -> float:
