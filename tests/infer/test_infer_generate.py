@@ -60,11 +60,9 @@ def drawing():
     return model.eval(), processor
 
 
-@pytest.fixture(scope="module")
-def reading(tmp_path_factory):
-    """A random MLLM."""
+def reading_model(folder, projector=None):
+    """A random MLLM and its processor."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("llama")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words(),
         eos_token="<|im_end|>",
@@ -87,11 +85,20 @@ def reading(tmp_path_factory):
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = MLLMConfig(language=str(folder), projector=MLPConfig(merge=2), lora=None)
+    config = MLLMConfig(language=str(folder), projector=projector or MLPConfig(merge=2), lora=None)
     model, processor = mllm.build(
         config, ViT(ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2))
     )
+    with torch.no_grad():
+        for name, parameter in model.projector.named_parameters():
+            if "gate" in name:  # closed at first: images would not be seen
+                parameter.fill_(1.0)
     return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory):
+    return reading_model(tmp_path_factory.mktemp("llama"))
 
 
 def picture(seed):

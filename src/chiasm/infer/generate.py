@@ -141,7 +141,8 @@ class Generator:
                 for s, tokens in zip(session.live, ids, strict=True):
                     s.pending = tokens[fed:]
                 yield from self._paint(session)
-                session.drop_finished()
+                with torch.inference_mode():
+                    session.drop_finished()
                 if not session.live:
                     break
                 with self.computing(step=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import IGNORE, Encoded, pack
+from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
@@ -70,16 +70,24 @@ class LabelResponder:
             yield i, Piece(labels[i][scores.index(max(scores))], finish="stop")
 
 
-@torch.inference_mode()
 def _sums(respond: Generator, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     """Of each row its supervised tokens' log-likelihood by branch [branches]."""
-    model = respond.model.eval()
+    respond.model.eval()
     for chunk in chunks(rows, respond.tokens, len):
-        batch = pack([[row] for row in chunk]).to(respond.device)
-        wanted = batch.targets != IGNORE
-        with autocast(respond.precision, respond.device):
-            logits = model.logits(model(batch)[wanted])
-        nll, _ = token_loss(logits, batch.targets[wanted])
-        total = nll.new_zeros(len(chunk), int(batch.branch.max()) + 1)
-        total.index_put_((wanted.nonzero()[:, 0], batch.branch[wanted]), -nll, accumulate=True)
+        # Inside the context only while computing: a generator must not leak it to its caller.
+        with torch.inference_mode():
+            total = _of_chunk(respond, pack([[row] for row in chunk]))
         yield from total
+
+
+def _of_chunk(respond: Generator, host: Batch) -> Tensor:
+    """[rows branches] in main memory."""
+    batch, model = host.to(respond.device), respond.model
+    wanted = batch.supervised
+    with autocast(respond.precision, respond.device):
+        logits = model.logits(model(batch).flatten(0, 1)[wanted])
+    nll, _ = token_loss(logits, batch.targets.flatten()[wanted])
+    total = torch.zeros(host.ids.shape[0], int(host.branch.max()) + 1, dtype=nll.dtype)
+    place = host.supervised
+    where = (place // host.ids.shape[1], host.branch.flatten()[place])
+    return total.index_put_(where, -nll.cpu(), accumulate=True)

@@ -84,8 +84,8 @@ class StaticStep:
         self.inputs[IDS].view(-1).index_copy_(0, place, ids)
 
     def compute(self) -> Tensor:
-        """The step, kernel by kernel: logits [rows width V] in fp32, or, of steps wider than WIDTHS,
-        hidden states, as few logits are wanted of them."""
+        """The step, kernel by kernel: logits [rows width V] in fp32, or, of steps wider than
+        WIDTHS, hidden states, as few logits are wanted of them."""
         batch = batch_of(self.inputs, self._host)
         view = StaticView(self.cache, self.inputs[ENTRY], self.entries)
         hidden = self.model(batch, view)
@@ -170,7 +170,8 @@ class Steps:
     def give_back(self, cache: Any) -> None:
         """A cache that is needed no more: its memory and its steps serve the next one."""
         if isinstance(cache, StaticCache):
-            cache.clear()
+            with torch.inference_mode():
+                cache.clear()
             self._free = [cache]
 
     def logits(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import round_up
+from chiasm.core.device import moved_tensor, pinned
 from chiasm.nn.attention import Index, Layout, cached_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.slots import Seat, SlotCache, index_columns
@@ -85,7 +86,7 @@ class StaticCache(SlotCache):
         """Keep these rows, in this order, and free all others."""
         held = len(rows)
         if self._columns:
-            order = torch.tensor(rows, device=self._columns["segment"].device)
+            order = self._moved(rows)
             stores = (self._columns, self._keys, self._values)
             for buffer in (buffer for store in stores for buffer in store.values()):
                 buffer[:held] = buffer[order]
@@ -104,9 +105,13 @@ class StaticCache(SlotCache):
     def drop_unplaced(self) -> None:
         """Hide what steps have written without its being counted by `advance`."""
         segment = self._columns["segment"]
-        lengths = torch.tensor(self._lengths).to(segment.device, non_blocking=True)
-        late = torch.arange(segment.shape[1], device=segment.device) >= lengths[:, None]
+        late = torch.arange(segment.shape[1], device=segment.device)
+        late = late >= self._moved(self._lengths)[:, None]
         segment[: len(self._lengths)].masked_fill_(late, -1)
+
+    def _moved(self, numbers: Sequence[int]) -> Tensor:
+        device = self._columns["segment"].device
+        return moved_tensor(pinned(torch.tensor(numbers), device), device)
 
     def extend(self, new: Index, **further: Tensor) -> Layout:
         raise NotImplementedError("tokens of a StaticCache are appended through a StaticView")

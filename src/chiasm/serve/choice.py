@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chiasm.core.device import moved_tensor, pinned
 from chiasm.core.protocols import Sampling
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose_each
@@ -87,7 +88,7 @@ def _sorted(jobs: Sequence[tuple[Job, Reply]]) -> list[_Alike]:
 def _rows(logits: Tensor, rows: list[int]) -> Tensor:
     if rows == list(range(len(logits))):
         return logits
-    return logits[torch.tensor(rows).to(logits.device, non_blocking=True)]
+    return logits[moved_tensor(pinned(torch.tensor(rows), logits.device), logits.device)]
 
 
 def _scores(logits: Tensor, token: Tensor, top: int) -> Tensor:

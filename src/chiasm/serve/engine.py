@@ -126,8 +126,12 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
-    @torch.inference_mode()
     def _run(self) -> None:
+        with torch.inference_mode():
+            self._serve()
+
+    def _serve(self) -> None:
+        """Until the engine is stopped."""
         while True:
             with self._changed:
                 while not (self._waiting or self._active or self._errands or self._stopping):
