@@ -154,13 +154,13 @@ def test_the_same_replies_on_an_accelerator(name, made, pretend):
     assert found == expected
 
 
-@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("name", ["one size", "masked"])
 def test_the_host_waits_once_a_token(name, made, pretend, monkeypatch):
     """Between two steps one fetch at most, of the chosen ids, and one of what was drawn."""
     model, processor = made(name)
     with On(pretend, model):
         respond = Generator(model, processor)
-        for sampling in kinds(respond):
+        for sampling in (WORDS[1], *(IMAGES[1:3] if respond.codes_per_image else [])):
             with syncs() as waited, monkeypatch.context() as patch:
                 patch.setattr(StaticStep, "__call__", noted(StaticStep.__call__, waited))
                 patch.setattr(processor.codec, "decode_all", quiet(processor.codec.decode_all))

@@ -513,6 +513,8 @@ def _softmax_attention(
     plain = softcap is not None or sinks is not None
     short = SHORT_FP32 if q.dtype == torch.float32 else SHORT
     if not plain and not (kernels_of(q.device).products and k.shape[2] <= short):
+        if q.device.type != "cpu" and layout.mask is not None and k.shape[1] != q.shape[1]:
+            return _folded(q, k, v, layout.bias(q.dtype), scale)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale
@@ -529,6 +531,16 @@ def _softmax_attention(
         drain = sinks.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
         return _shared(_softmax(torch.cat([logits, drain], -1))[..., :-1].to(v.dtype), v)
     return _shared(_softmax(logits).to(v.dtype), v)
+
+
+def _folded(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    """Heads that share keys as tokens of one head: fused kernels take a mask or grouped heads, not
+    both (torch 2.13), and repeated keys of a long cache would be read several times."""
+    B, H, T, D = q.shape
+    shared = H // k.shape[1]
+    mask = bias if T == 1 else bias.repeat(1, 1, shared, 1)
+    q = q.reshape(B, k.shape[1], shared * T, D)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).view(B, H, T, -1)
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.core.batch import round_up
+from chiasm.core.batch import Packing, round_up
 from chiasm.core.device import moved_tensor, pinned
 from chiasm.nn.attention import Index, Layout, cached_layout
 from chiasm.nn.cache import KVCache
@@ -113,7 +113,7 @@ class StaticCache(SlotCache):
         device = self._columns["segment"].device
         return moved_tensor(pinned(torch.tensor(numbers), device), device)
 
-    def extend(self, new: Index, **further: Tensor) -> Layout:
+    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
         raise NotImplementedError("tokens of a StaticCache are appended through a StaticView")
 
     def _forget_buffers(self) -> None:
@@ -142,7 +142,7 @@ class StaticView(KVCache):
     def __len__(self) -> int:
         return self.entries
 
-    def extend(self, new: Index, **further: Tensor) -> Layout:
+    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
         rows, held = len(self.at), {}
         for name, column in (index_columns(new) | further).items():
             buffer = self.cache._columns[name][:rows]
