@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from pretend_device import syncs
 from serve_toys import drawing_toy
 from test_engine import PICTURES, SAMPLES, TEXT, Heard, alone, together
 
@@ -11,6 +10,7 @@ from chiasm.core.sample import Sample, answer, question
 from chiasm.infer.generate import Generator
 from chiasm.infer.steps import StaticStep
 from chiasm.serve.engine import Engine
+from pretend_device import syncs
 
 
 @pytest.fixture
