@@ -48,6 +48,8 @@ COUNTED = {  # their results have a size that depends on values
 }
 
 _recorded: list[str] | None = None
+operations = 0
+"""On the device, since this was imported."""
 
 
 class _Backend(_DummyBackendModule):
@@ -207,6 +209,8 @@ def _call(func, args, kwargs):
         foreign = [tuple(t.shape) for t in given if not isinstance(t, Held) and t.dim()]
         if foreign:
             raise RuntimeError(f"{func}: tensors on {NAME} and on cpu meet: {foreign}")
+    global operations
+    operations += ours
     if _recorded is not None:
         _note_waiting(name, args, kwargs)
     plain = dict(kwargs)

@@ -100,7 +100,7 @@ def test_metrics_are_those_of_the_saved_model(parts, route, tmp_path):
         batch = pack([[respond.processor.encode(sample)]])
         with torch.no_grad():
             loss = respond.model.loss(batch)
-        everything = {"loss": (loss.sum.item(), loss.count), **loss.parts}
+        everything = {"loss": (loss.sum.item(), loss.count), **loss.numbers()}
         for name, (value, count) in everything.items():
             sums[name] = sums.get(name, 0.0) + value
             counts[name] = counts.get(name, 0) + count

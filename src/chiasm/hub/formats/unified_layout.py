@@ -20,6 +20,7 @@ from torch import Tensor
 
 from chiasm.core.batch import IGNORE, Batch
 from chiasm.core.config import to_dict
+from chiasm.core.device import model_device
 from chiasm.core.errors import CheckpointError
 from chiasm.core.quiet import quiet
 from chiasm.core.vocab import Vocabulary
@@ -294,7 +295,8 @@ def _logits(model: Unified, codes: Tensor) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[v.begin, *text[:6], *picture, *text[6:]]])[:, : model.config.max_length]
     zero, place = torch.zeros_like(ids), torch.arange(ids.shape[1])[None]
     batch = Batch(ids, torch.full_like(ids, IGNORE), zero, place, zero, place)
-    return ids, model.eval().logits(model(batch))
+    batch = batch.to(model_device(model))
+    return ids, model.eval().logits(model(batch)).float().cpu()
 
 
 def load(folder: Path, prefix: str) -> tuple[Unified, Processor]:
