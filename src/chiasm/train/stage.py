@@ -116,7 +116,7 @@ class Stage:
     clip: float = 1.0
     autocast: Literal["auto", "bfloat16", "none"] = "auto"
     evaluate_every: int = 0
-    evaluate_samples: int = 256
+    evaluate_samples: int = 64
     evaluate_questions: int = 64
     evaluate_examples: int = 4
     save_every: int = 0
