@@ -205,6 +205,9 @@ def _split(one: _Item, media: Media, explicit: bool) -> Iterator[_Item]:
     if not isinstance(one, _Written):
         yield one
         return
+    if "<" not in one.text:
+        yield Text(one.text)
+        return
     pieces: list[_Item | str] = []
     end = 0
     for found in PLACEHOLDER.finditer(one.text):
@@ -263,6 +266,8 @@ def _slots(messages: list[_Message], kind: str) -> list[_Slot]:
 
 def _prepend(messages: list[_Message], media: Media) -> None:
     """Media that no placeholder stands for, before the first user's text."""
+    if not media.images and not media.videos:
+        return
     slots = _slots(messages, "image")
     numbered = {slot.number for slot in slots if slot.number is not None}
     front: list[_Item] = []

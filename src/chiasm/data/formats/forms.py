@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -17,6 +18,10 @@ class Key:
 
     names: tuple[str, ...]
     becomes: str
+
+    @cached_property
+    def any_of(self) -> frozenset[str]:
+        return frozenset(self.names)
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,15 @@ class Row:
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
+        self.there = {name for name, value in values.items() if value is not None}
         self.used: set[str] = set()
 
     def find(self, key: Key) -> tuple[str, Any] | None:
         """(name, value) of the first name under which the record has more than an empty text; else
         of the first that it has."""
-        named = [name for name in key.names if self.values.get(name) is not None]
+        if self.there.isdisjoint(key.any_of):  # nearly all keys of nearly all records
+            return None
+        named = [name for name in key.names if name in self.there]
         name = next((name for name in named if self.values[name] != ""), next(iter(named), None))
         if name is None:
             return None
@@ -61,13 +69,17 @@ class Row:
 
     def every(self, key: Key) -> Iterator[tuple[str, Any]]:
         """All that the record has of the names."""
+        if self.there.isdisjoint(key.any_of):
+            return
         for name in key.names:
-            if self.values.get(name) is not None:
+            if name in self.there:
                 self.used.add(name)
                 yield name, self.values[name]
 
     def left(self) -> list[str]:
         """The keys with a value that nobody asked for."""
+        if self.there <= self.used:
+            return []
         return [
             name
             for name, value in self.values.items()

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO, Any
 
 from chiasm.core.config import nearest
@@ -87,6 +87,8 @@ LISTS = ("data", "samples", "items", "records", "examples", "rows", "train", "qu
 LARGEST = 2 * 2**30  # bytes of a JSON file that is read whole
 LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fill the memory
 _CHUNK = 2**20
+ABSOLUTE = re.compile(r"/|\\\\|[A-Za-z]:[/\\]")
+"""How a path begins that is absolute here or on Windows."""
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -305,7 +307,7 @@ def inside(name: Any, entry: str, root: Path, anywhere: bool = False) -> Path:
     for the others: data sets are moved and shared."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"{entry} is {show(name)}; make it a path relative to the file's folder")
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
+    if ABSOLUTE.match(name):
         if anywhere or Path(os.path.normpath(name)).is_relative_to(os.path.abspath(root)):
             return Path(name)
         raise DataError(

@@ -27,6 +27,8 @@ from chiasm.data.formats.media_value import is_image, is_video, listed, spelt
 from chiasm.data.formats.reading import Place, Reading, encodable, identity, shortened, show, typed
 
 EMPTY = "(empty replies)"
+PLAIN = {frozenset(names): names for names in (("role", "content"), ("from", "value"))}
+"""Messages without any other key."""
 COLUMNS: dict[str, Key] = {
     "question": forms.QUESTION,
     "answer": forms.ANSWER,
@@ -130,6 +132,8 @@ def _assistant(text: Any) -> list[dict]:
 
 def _name_by_meaning(row: dict[str, Any]) -> None:
     """`text` that asks beside an answer is a question; `prompt` beside an image alone a caption."""
+    if "text" not in row and "prompt" not in row:
+        return
     has = {key: any(row.get(name) is not None for name in key.names)
            for key in (forms.QUESTION, forms.ANSWER, forms.CHOSEN)}  # fmt: skip
     text = row.get("text")
@@ -204,6 +208,8 @@ def _said(value: Any, entry: str, place: Place) -> list[Said]:
     """A message, or an object of a question and its answer."""
     if not isinstance(value, Mapping):
         raise DataError(f"{entry} is {show(value)}; make it an object with role and content")
+    if (names := PLAIN.get(frozenset(value))) is not None:  # nearly all messages
+        return [Said(entry, value[names[0]], value[names[1]])]
     row = Row(value)
     alone = not any(value.get(name) is not None for name in ("role", "from", "content", "value"))
     if alone and any(row.find(key) for key in forms.PAIR[:2]):
