@@ -16,6 +16,7 @@ from rich.console import Console
 from chiasm.core.batch import IGNORE
 from chiasm.core.errors import DataError
 from chiasm.core.sample import BoxText, Image, Sample, Text, answer, question
+from chiasm.data.blob import local
 from chiasm.data.boxes import read_box, write_as, written
 from chiasm.data.chat import CHATML
 from chiasm.data.convert import convert
@@ -23,6 +24,7 @@ from chiasm.data.formats import forms
 from chiasm.data.formats.grounding import located
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import sample_of
+from chiasm.data.indexed import open_indexed
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.inspect.page import summary
 from chiasm.data.inspect.show import show
@@ -921,3 +923,27 @@ def test_boxes_come_back_within_half_a_step(corners: tuple, size: tuple[int, int
     (located_,) = located(write_as(corners, "loc"))
     assert isinstance(located_, BoxText)
     assert located_.box == pytest.approx(corners, abs=0.5 / 1023 + 1e-9)
+
+
+# Tars (point 20)
+
+
+def test_two_samples_of_one_key_in_a_row_are_a_bad_record(tmp_path: Path):
+    import tarfile
+
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("0.jpg", png("red")), ("0.txt", b"red"), ("0.jpg", png("blue")),
+                           ("0.TXT", b"blue"), ("1.jpg", png()), ("1.txt", b"good")):  # fmt: skip
+            head = tarfile.TarInfo(name)
+            head.size = len(data)
+            tar.addfile(head, io.BytesIO(data))
+    found: list[tuple[str, DataError]] = []
+    reading = Reading(lambda *pair: found.append(pair))
+    (sample,) = open_data(str(path), reading=reading)["train"].samples
+    assert sample.turns[1].text == "good"
+    assert [where for where, _ in found] == [f"{tmp_path.name}/x.tar:0"]
+    assert "two samples of the key 0" in str(found[0][1])
+    found.clear()
+    assert len(open_indexed([local(path)], reading)) == 1
+    assert "two samples of the key 0" in str(found[0][1])

@@ -46,6 +46,11 @@ def groups(stream: IO[bytes]) -> Iterator[tuple[str, tuple[int, int], Members | 
                 data = _read(tar, member)
                 if len(data) < member.size:
                     wrong = DataError(f"{member.name} ends early; the tar is truncated")
+                if ending in members:
+                    wrong = DataError(
+                        f"{member.name} stands there twice: two samples of the key {name} in a "
+                        "row; give each its own"
+                    )
                 members[ending] = data
             if key is not None:
                 yield key, (start, end), wrong or members
@@ -77,6 +82,8 @@ def _plain(data: bytes) -> tuple[str, Members] | None:
             return None
         at += BLOCK
         key, ending = _key(name.decode("utf-8", "surrogateescape"))
+        if ending in members:
+            return None  # `groups` says what is wrong
         members[ending] = data[at : at + length]
         at += round_up(length, BLOCK)
     return key, members
