@@ -119,7 +119,7 @@ def check(model: MLLM, batches: list[Batch]) -> None:
         for batch in batches:
             assert batch.patches is not None
             assert batch.grids is not None
-            remembered = cache(model.vision, batch.patches, batch.grids)
+            remembered = cache(model.vision, batch)
             torch.testing.assert_close(
                 remembered, model.vision(batch.patches, batch.grids), atol=1e-5, rtol=1e-5
             )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chiasm import cli
+from chiasm.core.batch import PictureBatch
 from chiasm.core.errors import CheckpointError
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.messages import write_messages
@@ -62,12 +63,12 @@ def test_training_finds_the_features_of_its_own_encoder_only(tmp_path, data, mon
     for parameter in dual.vision.parameters():
         parameter.requires_grad_(False)
     cache = open_cache(dual.vision, 1e9)
-    found = cache(dual.vision, patches, grids)
+    found = cache(dual.vision, PictureBatch(patches, grids))
     assert len(cache.encoded) == 0
     torch.testing.assert_close(found, dual.vision(patches, grids), atol=1e-5, rtol=1e-5)
     other, _ = load(encoder(tmp_path / "other", 1))
     cache = open_cache(other.vision, 1e9)
-    cache(other.vision, patches, grids)
+    cache(other.vision, PictureBatch(patches, grids))
     cache.close()
     assert len(cache.encoded) == 7
 
