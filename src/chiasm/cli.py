@@ -489,7 +489,7 @@ def serve(
     waiting: int = 64,
     drain: int = 30,
     fetch: tuple[str, ...] = (),
-    weights: Literal["fp32", "bf16", "int8", "int4", "auto"] = "fp32",
+    weights: Literal["fp32", "bf16", "int8", "int4", "auto"] | None = None,
     device: Device = "",
 ) -> None:
     """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
@@ -505,9 +505,9 @@ def serve(
         drain: Seconds that requests under way have to end after SIGTERM.
         fetch: Names of hosts that pictures may be fetched from; by default they must come with the
             request.
-        weights: What language models are held in: "fp32" answers as `chiasm eval` does; the others
-            are faster on a CPU and less exact (docs/serve.md); "auto" is the fastest here of the
-            first three.
+        weights: What models are held in (default: bf16 on a GPU that has it, else fp32). On a CPU
+            "fp32" answers as `chiasm eval` does; the others hold language models, are faster and
+            less exact (docs/serve.md); "auto" is the fastest here of the first three.
     """
     _compute_on(device)
     from chiasm.recipes.serve_command import serve_runs

@@ -1,6 +1,7 @@
 """Decode steps of fixed shapes: the same replies as the model's own steps, on any device, captured
 or not, with one wait for the device a token."""
 
+import copy
 import warnings
 
 import PIL.Image
@@ -11,6 +12,7 @@ from test_infer_generate import reading_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, answer
 from chiasm.infer.draw import draw
@@ -20,6 +22,7 @@ from chiasm.infer.likelihood import label_log_likelihood, reply_log_likelihood
 from chiasm.infer.look import look
 from chiasm.infer.steps import StaticStep
 from chiasm.mllm.config import CrossAttentionConfig
+from chiasm.nn.precision import round_weights
 from pretend_device import syncs
 
 WORDS = [
@@ -256,6 +259,39 @@ def test_a_step_that_cannot_be_captured_is_named_once_and_runs(made):
     assert shapes
     assert "operation not permitted" in shapes[0]
     assert len(set(shapes)) == len(shapes)
+
+
+def test_replaced_weights_are_noticed(made):
+    """A captured step reads the addresses that it was captured with."""
+    model, processor = made("one size")
+    respond = Generator(model, processor, static=True, capture=capture)
+    before = replies(respond, mixed(), WORDS[0])
+    kept = model.lm_head.weight.data
+    try:
+        model.lm_head.weight.data = kept.flip(0).contiguous()
+        expected = replies(Generator(model, processor), mixed(), WORDS[0])
+        assert replies(respond, mixed(), WORDS[0]) == expected != before
+    finally:
+        model.lm_head.weight.data = kept
+
+
+@pytest.mark.parametrize("name", ["one size", "masked", "rows", "reads"])
+def test_weights_in_bfloat16(name, made):
+    model, processor = copy.deepcopy(made(name)[0]), made(name)[1]
+    buffers = {key: value.dtype for key, value in model.named_buffers()}
+    round_weights(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {key: value.dtype for key, value in model.named_buffers()} == buffers
+    respond = Generator(model, processor, static=True, capture=capture)
+    assert respond.precision == "bfloat16"
+    for sampling in kinds(respond):
+        assert {reply[2] for reply in replies(respond, mixed(), sampling)} <= {"stop", "length"}
+
+
+def test_bytes_are_refused_where_nothing_multiplies_by_them(made, pretend):
+    model, processor = made("reads")
+    with On(pretend, model), pytest.raises(ConfigError, match="give bf16 or fp32"):
+        Generator(model, processor, weights="int8")
 
 
 def test_replies_of_one_model_may_be_read_in_turns(made):

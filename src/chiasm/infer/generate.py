@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import Encoded, pack
-from chiasm.core.errors import NotGenerativeError
+from chiasm.core.device import model_device
+from chiasm.core.errors import ConfigError, NotGenerativeError
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
@@ -28,7 +29,7 @@ from chiasm.infer.replies import Asked, Reply, Session, batch_of, moved, next_fe
 from chiasm.infer.sampling import choose, guide
 from chiasm.infer.steps import Capture, Steps
 from chiasm.nn.attention import Index
-from chiasm.nn.precision import Precision, autocast
+from chiasm.nn.precision import Precision, autocast, round_weights
 from chiasm.nn.products import FewRows, Weights
 from chiasm.nn.static_cache import StaticCache
 
@@ -49,7 +50,9 @@ class Generator:
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
-    what else is in the batch. weights: what a language model's are held in (nn/products.py).
+    what else is in the batch. weights: what a language model's are held in (nn/products.py); on
+    an accelerator "bf16" rounds the model's own weights for good, and None leaves them as they are.
+    Of rounded weights the precision is bfloat16.
     static: whether decode steps have fixed shapes (infer/steps.py), by default on every device but
     a CPU; capture: how they are captured, by default as CUDA graphs on CUDA.
     Whether it can draw is the codec's to say.
@@ -61,23 +64,38 @@ class Generator:
         processor: Processor,
         tokens: int = 4096,
         precision: Precision = "none",
-        weights: Weights = "fp32",
+        weights: Weights | None = None,
         static: bool | None = None,
         capture: Capture | None = None,
     ):
         self.model, self.processor, self.tokens = model, processor, tokens
-        self.precision: Precision = precision
         self.codes_per_image = processor.codec.codes_per_image
-        self.device = next(model.parameters()).device
+        self.device = model_device(model)
+        if self.device.type != "cpu":
+            weights = self._rounded(weights)
+        dtype = next(model.parameters()).dtype
+        self.precision: Precision = "bfloat16" if dtype == torch.bfloat16 else precision
         self.steps = Steps(model, self.device, static, capture)
         self._few_rows = FewRows(model)
         make = getattr(model, "new_decoder", None)
-        self._decoder = None if make is None else make(weights)
+        self._decoder = None if make is None else make(weights or "fp32")
         self.grammar: Grammar | None = None
         if processor.codec.vocabulary is not None:
             codec = processor.codec
             self.grammar = Grammar(codec.vocabulary, codec.grids, self.device)  # type: ignore[arg-type]
             self._lean = model.new_stepper()
+
+    def _rounded(self, weights: Weights | None) -> Weights:
+        """Round the weights on an accelerator if that is wanted. Raises ConfigError for what only
+        CPUs multiply by."""
+        if weights in ("int8", "int4"):
+            raise ConfigError(
+                f"weights {weights}: matrices are held in bytes on CPUs only, and this model is on "
+                f"{self.device}; give bf16 or fp32"
+            )
+        if weights == "bf16":
+            round_weights(self.model)
+        return "fp32"
 
     def __call__(
         self,

@@ -149,6 +149,8 @@ class Steps:
         self.static = device.type != "cpu" if static is None else static
         self.capture = CudaGraphs() if capture is None and device.type == "cuda" else capture
         self._free: list[StaticCache] = []
+        self._weights_at: list[int] = []
+        self._weights = 0
 
     def new_slots(self, slots: int) -> SlotCache:
         """A cache for rows that come and go."""
@@ -158,6 +160,8 @@ class Steps:
         """A prompt's cache as one to decode by. room: entries that a row will probably need."""
         if not self.static:
             return cache
+        if self.capture is not None:
+            self._notice_weights()
         assert cache.index is not None
         rows = len(cache.index.segment)
         room = padded_entries(max(room, cache.index.segment.shape[1]))
@@ -166,6 +170,13 @@ class Steps:
         self._free = [c for c in self._free if c is not static]
         static.admit(cache)
         return static
+
+    def _notice_weights(self) -> None:
+        """Steps captured with weights at other addresses are not run again: training or loading
+        may have replaced them."""
+        at = [parameter.data_ptr() for parameter in self.model.parameters()]
+        if at != self._weights_at:
+            self._weights_at, self._weights = at, self._weights + 1
 
     def give_back(self, cache: Any) -> None:
         """A cache that is needed no more: its memory and its steps serve the next one."""
@@ -242,7 +253,7 @@ class Steps:
         columns[SEGMENT], columns[ENTRY] = -1, np.arange(shape[1])
         columns[:ENTRY, :rows, :width] = feed.columns
         columns[ENTRY, :rows] += np.array(starts)[:, None]
-        key = (*shape, entries, cache.beside is None)
+        key = (*shape, entries, cache.beside is None, self._weights)
         if key not in cache.steps:
             while len(cache.steps) >= KEPT:
                 del cache.steps[next(iter(cache.steps))]

@@ -161,9 +161,7 @@ class _Model:
 
     @cached_property
     def generator(self) -> Generator:
-        generator = responder(self.run)
-        generator.precision = self.precision
-        return generator
+        return responder(self.run, precision=self.precision)
 
     def __call__(
         self, samples: Sequence[Sample], sampling: Sampling

@@ -8,10 +8,12 @@ from typing import Literal
 
 from rich.console import Console
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.data.processor import Processor
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
+from chiasm.nn.precision import held_in
 from chiasm.nn.products import Weights
 from chiasm.vision.contrastive import DualEncoder
 from chiasm.vision.dual import Dual, OwnDual
@@ -26,7 +28,7 @@ def serve_runs(
     waiting: int,
     drain: int = 30,
     fetch: tuple[str, ...] = (),
-    weights: Weights | Literal["auto"] = "fp32",
+    weights: Weights | Literal["auto"] | None = None,
 ) -> None:
     """Load the models and serve them until a signal. Raises ConfigError for two of one name,
     MissingExtraError without the extra `serve`."""
@@ -50,11 +52,14 @@ def serve_runs(
     listen(Server(models, limits, slots, waiting), Address(host, port, key, drain))
 
 
-def served(run: Path, weights: Weights | Literal["auto"] = "fp32") -> Generator | Dual:
-    """A folder's model as the server wants it. weights: "auto" is what steps are fastest in here.
-    DataError for an image tokenizer."""
+def served(run: Path, weights: Weights | Literal["auto"] | None = None) -> Generator | Dual:
+    """A folder's model as the server wants it. weights: None is bf16 on accelerators that have it,
+    else fp32; "auto" is what steps are fastest in here. DataError for an image tokenizer."""
     model, processor = load(run)
     if isinstance(processor, Processor):
+        device = model_device(model)
+        if weights is None or (weights == "auto" and device.type != "cpu"):
+            weights = held_in(device)
         if weights != "auto":
             return Generator(model, processor, weights=weights)
         fastest: Weights = model.fastest_weights() if hasattr(model, "fastest_weights") else "fp32"

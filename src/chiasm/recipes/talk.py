@@ -13,6 +13,7 @@ from typing import Any
 import PIL.Image
 from rich.console import Console
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import ChiasmError, DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Text, Turn, Video, question
@@ -22,6 +23,7 @@ from chiasm.infer.draw import draw, redraw
 from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
 from chiasm.infer.look import look
+from chiasm.nn.precision import Precision, held_in
 from chiasm.recipes.terminal import Way, escaped, way_of
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job, Update
@@ -30,16 +32,18 @@ CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Names of files that are shown as videos."""
 
 
-def responder(run: Path, device: str | None = None) -> Generator:
-    """A loaded model as a Respond, on a device as hub.load.load takes it. DataError if the folder
-    holds an encoder or a tokenizer."""
+def responder(run: Path, device: str | None = None, precision: Precision = "none") -> Generator:
+    """A loaded model as a Respond, on a device as hub.load.load takes it; on an accelerator with
+    bfloat16 its weights are held in that. DataError if the folder holds an encoder or a
+    tokenizer."""
     model, processor = load(run, device)
     if not isinstance(processor, Processor):
         raise DataError(
             f"{run}: holds a {type(model).__name__}, which does not talk; "
             "give the folder of an MLLM or a unified model"
         )
-    return Generator(model, processor)
+    weights = held_in(model_device(model))
+    return Generator(model, processor, precision=precision, weights=weights)
 
 
 class Talk:
