@@ -145,7 +145,7 @@ def test_fixed_shapes_give_the_same_replies(name, made, captured):
     assert (captured.count[0] > 0) == (name != "across")
 
 
-@pytest.mark.parametrize("name", [*DRAWING, "reads"])
+@pytest.mark.parametrize("name", ALL)
 def test_the_same_replies_on_an_accelerator(name, made, pretend):
     model, processor = made(name)
     respond = Generator(model, processor)
@@ -157,7 +157,7 @@ def test_the_same_replies_on_an_accelerator(name, made, pretend):
     assert found == expected
 
 
-@pytest.mark.parametrize("name", ["one size", "masked"])
+@pytest.mark.parametrize("name", ["one size", "masked", *READING])
 def test_the_host_waits_once_a_token(name, made, pretend, monkeypatch):
     """Between two steps one fetch at most, of the chosen ids, and one of what was drawn."""
     model, processor = made(name)
@@ -228,7 +228,7 @@ def asked(sample):
     return Sample((*sample.turns, answer("red")))
 
 
-@pytest.mark.parametrize("name", [*DRAWING, "reads"])
+@pytest.mark.parametrize("name", ALL)
 def test_all_else_on_an_accelerator(name, made, pretend):
     model, processor = made(name)
     expected = others(model, processor)
