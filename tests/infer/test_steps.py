@@ -208,7 +208,7 @@ class On:
 def others(model, processor):
     """What else is asked of a model: edits, choices among drawings, likelihoods, looks."""
     respond = Generator(model, processor)
-    found = [reply_log_likelihood(respond, [asked(s) for s in mixed()[:3]])]
+    found: list = [reply_log_likelihood(respond, [asked(s) for s in mixed()[:3]])]
     labels = [["red", "a circle"], ["is", "it", "what"], ["red", "red circle"]]
     found += list(label_log_likelihood(respond, mixed()[:3], labels))
     found += [one.share.flatten().tolist() for one in look(model, processor, mixed()[1], "red")]
