@@ -103,6 +103,8 @@ def whole(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def rejoin(model: nn.Module) -> None:
     """Plain whole parameters again in place of the parts, to be saved or exported."""
+    from torch.distributed.fsdp import FSDPModule
+
     made: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay tied
     for module in model.modules():
         for name, held in list(module._parameters.items()):
@@ -110,3 +112,8 @@ def rejoin(model: nn.Module) -> None:
                 if held not in made:
                     made[held] = nn.Parameter(held.full_tensor(), held.requires_grad)
                 setattr(module, name, made[held])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Its own class again: FSDP's cannot be moved to another device without its parts.
+            kind = type(module)
+            module.__class__ = next(c for c in kind.__mro__ if not issubclass(c, FSDPModule))
