@@ -169,7 +169,10 @@ class _Trainer:
         self.ranks = self.data.size
         if self.split is None:
             self.sharded = shard(self.model, self.world, ranks, device)
-        self.model.to(device)
+        if not self.in_parts:
+            # Parts were made on the device; moved again they would be new parameters, without what
+            # train/optim.py reads of them (frozen layers, widths of μP).
+            self.model.to(device)
 
     @property
     def in_parts(self) -> bool:
