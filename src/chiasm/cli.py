@@ -14,6 +14,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from chiasm import __version__
+from chiasm.core import registry
 from chiasm.core.allocator import keep_freed_memory
 from chiasm.core.errors import ChiasmError, ConfigError, InterruptedRunError
 from chiasm.data import collect_commands
@@ -35,7 +36,9 @@ Device = Annotated[
 
 DESCRIPTION = """Build, train, evaluate and compare vision language models by two routes: MLLM (a
 vision encoder, a projector and a language model) and unified (one transformer over text and image
-tokens). `chiasm COMMAND --help` describes a command, `chiasm --version` prints the version."""
+tokens). `chiasm COMMAND --help` describes a command, `chiasm --version` prints the version. Every
+command takes `--allow-custom MODULE` (or a .py file): parts of your own that a recipe or a saved
+run names module:Class are imported from it."""
 
 
 @app.command
@@ -539,6 +542,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     try:
         _overrides.clear()
+        arguments = allow_own_code(arguments)
         if arguments[:1] in (["train"], ["plan"]):
             arguments, dotted = split_overrides(arguments)
             _overrides.update(dotted)
@@ -559,6 +563,25 @@ def main(arguments: list[str] | None = None) -> None:
         # Who read our output has seen enough (| head); what is left in the buffer goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def allow_own_code(arguments: list[str]) -> list[str]:
+    """The arguments without --allow-custom NAME, of any command: imports these modules of the
+    user's own. Names `module:Class` among the others may be imported when they are used."""
+    kept, allowed = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--allow-custom":
+            kept.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not value:
+            raise ConfigError("--allow-custom: write a module, or a file that ends in .py")
+        allowed += value.split(",")
+    registry.allow_custom(*allowed)
+    registry.allow_named(kept)
+    return kept
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:

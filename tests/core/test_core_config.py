@@ -6,21 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.core.config import from_dict, leaves, nearest, override, to_dict
+from chiasm.core.config import from_dict, leaves, nearest, override, tag, to_dict
 from chiasm.core.errors import ConfigError
 
 
+@tag("toy_mlp")
 @dataclass(frozen=True)
 class Mlp:
     width: int = 8
 
 
+@tag("toy_pool")
 @dataclass(frozen=True)
 class Pool:
     ratio: float = 0.5
     kernel: tuple[int, int] = (2, 2)
 
 
+@tag("toy_step")
 @dataclass(frozen=True)
 class Step:
     name: str
@@ -29,6 +32,7 @@ class Step:
     schedule: Literal["constant", "cosine"] = "cosine"
 
 
+@tag("toy_toy")
 @dataclass(frozen=True)
 class Toy:
     part: Mlp | Pool = Mlp()
@@ -39,6 +43,7 @@ class Toy:
     note: str = ""
 
 
+@tag("toy_tagged")
 @dataclass(frozen=True)
 class Tagged:
     kind: str = "a"
@@ -147,12 +152,12 @@ def test_a_wrong_override_is_named(name: str, text: str, message: str):
     [
         (Toy, {"prt": None}, "unknown field 'prt' in config; did you mean 'part'?"),
         (Step, {"steps": 3}, "config: the field 'name' of Step is missing"),
-        (Toy, {"part": {"kind": "Pol"}}, "config.part: unknown kind 'Pol', expected one of "
-         "['Mlp', 'Pool']; did you mean 'Pool'?"),
+        (Toy, {"part": {"kind": "toy_pol"}}, "config.part: unknown kind 'toy_pol', expected one "
+         "of ['toy_mlp', 'toy_pool']; did you mean 'toy_pool'?"),
         (Toy, {"limit": "3"}, "config.limit: expected int, found '3'"),
         (Toy, {"stages": 3}, "config.stages: expected tuple"),
         (Toy, [], "config: expected Toy, found []"),
-        (Mlp, {"kind": "Pool", "width": 3}, "config: expected Mlp, found {'kind': 'Pool'"),
+        (Mlp, {"kind": "toy_pool", "width": 3}, "config: expected Mlp, found {'kind': 'toy_pool'"),
     ],
 )  # fmt: skip
 def test_a_wrong_dictionary_is_named(kind: type, value: Any, message: str):
@@ -179,8 +184,9 @@ def test_nearest_names_only_what_is_near():
 
 def test_a_whole_object_is_replaced_by_json():
     from chiasm.recipes.recipe import find
-    from chiasm.unified.config import VQConfig
+    from chiasm.unified.config import LFQConfig, VQConfig
 
-    tokenizer = override(find("tokenizer"), {"model.quantizer": '{"kind": "VQConfig", "codes": 8}'})
+    tokenizer = override(find("tokenizer"), {"model.quantizer": '{"kind": "vq", "codes": 8}'})
     assert tokenizer.model.quantizer == VQConfig(codes=8)
+    assert override(tokenizer, {"model.quantizer": "lfq"}).model.quantizer == LFQConfig()
     assert override(find("mllm_smol"), {"model.lora": "none"}).model.lora is None

@@ -6,7 +6,9 @@ import warnings
 import pytest
 import torch
 
+from chiasm.hub.load import load
 from chiasm.recipes.recipe import Recipe, from_saved
+from chiasm.train.feature_cache import preprocessing_hash
 from saved_runs import RUNS, outputs
 
 EXPECTED = json.loads((RUNS / "expected.json").read_text())
@@ -31,6 +33,30 @@ def beside(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("unified_fsq", "5b6c84f1ea910451"),
+        ("unified_vq", "cded5be0245e0d17"),
+        ("unified_lfq", "1d8216f8f168358b"),
+        ("unified_residual", "02433e2637171a29"),
+    ],
+)
+def test_codes_precomputed_by_an_earlier_version_still_belong_to_it(name, digest, beside):
+    assert load(RUNS / name, "cpu")[1].codec.fingerprint.startswith(digest)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("encoder", "4c08160998ea28c176ceafb275ac30f7"),
+        ("mllm_plain", "cc520d7984176e5b4b78701a12d10d20"),
+    ],
+)
+def test_features_cached_by_an_earlier_version_too(name, digest, beside):
+    assert preprocessing_hash(load(RUNS / name, "cpu")[0].vision) == digest
 
 
 def test_every_kind_of_run_was_kept():

@@ -83,7 +83,7 @@ def test_a_perceptual_and_adversarial_tokenizer_from_the_command_line(data, tmp_
         "--model.vit",
         '{"patch_size": 4, "width": 32, "layers": 1, "heads": 2}',
         "--model.quantizer",
-        '{"kind": "LFQConfig", "bits": 6}',
+        '{"kind": "lfq", "bits": 6}',
         "--model.perceptual=0.5",
         f"--model.features={tmp_path / 'e'}",
         "--model.adversarial=0.5",

@@ -1,31 +1,156 @@
-"""Recipes as dataclasses: override by dotted name, save as JSON, load strictly."""
+"""Recipes as dataclasses: override by dotted name, save as JSON, load strictly.
+
+JSON says which class an object is of by "kind": the tag that the class is registered under, or
+`module:Class` for one of the user's own (core/registry.py). Class names stand in ALIASES alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
+import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from chiasm.core.errors import ConfigError
+from chiasm.core.registry import REFERENCE, Registry, allow_named, nearest, own
+
+__all__ = ["Custom", "from_dict", "identity", "leaves", "nearest", "override", "tag", "to_dict"]
 
 C = TypeVar("C")
+K = TypeVar("K", bound=type)
+
+CONFIGS: Registry[Any] = Registry("configuration", object)
+"""tag -> dataclass, of everything that is saved."""
+_TAGS: dict[type, str] = {}
+
+ALIASES = {
+    "AnyResConfig": "anyres",
+    "AutoencoderConfig": "autoencoder",
+    "AveragePoolConfig": "average_pool",
+    "CAbstractorConfig": "c_abstractor",
+    "ContrastiveConfig": "contrastive",
+    "CropConfig": "crop",
+    "CrossAttentionConfig": "cross_attention",
+    "DAbstractorConfig": "d_abstractor",
+    "DeepStackConfig": "deepstack",
+    "FSQConfig": "fsq",
+    "FusedConfig": "fused_encoders",
+    "GroupSettings": "group",
+    "GuardSettings": "guard",
+    "IdentityConfig": "identity",
+    "Ingredient": "mixture_source",
+    "LFQConfig": "lfq",
+    "LinearConfig": "linear",
+    "LoRAConfig": "lora",
+    "MLLMConfig": "mllm",
+    "MLPConfig": "mlp",
+    "Mixture": "mixture",
+    "NativeConfig": "native",
+    "PadConfig": "pad",
+    "PerceiverConfig": "perceiver",
+    "PixelShuffleConfig": "pixel_shuffle",
+    "QFormerConfig": "qformer",
+    "Ranks": "ranks",
+    "Recipe": "recipe",
+    "ResidualMLPConfig": "residual_mlp",
+    "ResidualVQConfig": "residual_vq",
+    "ResizeConfig": "resize",
+    "SavedMLLM": "mllm_run",
+    "SplitConfig": "split",
+    "Stage": "stage",
+    "StockNetworks": "hf_networks",
+    "TokenMergeConfig": "token_merge",
+    "TokenizerViT": "vit_networks",
+    "TowerConfig": "hf_encoder",
+    "TowerOptions": "encoder_options",
+    "UnifiedConfig": "unified",
+    "VQConfig": "vq",
+    "VideoConfig": "video",
+    "ViTConfig": "vit",
+}
+"""Kinds as versions before 0.2 wrote them, the names of classes -> tag. Saved runs have them for
+ever: nothing is taken out."""
+_FIRST_NAMES = {tag: name for name, tag in ALIASES.items()}
+_warned: set[str] = set()
+
+
+class Custom:
+    """Base of the bases (CustomProjector, ...) that configurations of the user's own are subclasses
+    of, as dataclasses. A union that has such a base as a member takes any of its subclasses."""
+
+
+def tag(name: str) -> Callable[[K], K]:
+    """Register a dataclass under the tag that it is saved by, which stays when it is renamed."""
+
+    def add(kind: K) -> K:
+        CONFIGS.register(name, kind)
+        _TAGS[kind] = name
+        return kind
+
+    return add
+
+
+def tag_of(kind: type) -> str:
+    """What a class is saved as: its tag, or module:Class where it has none."""
+    return _TAGS.get(kind) or f"{kind.__module__}:{kind.__qualname__}"
+
+
+def current(kind: Any) -> Any:
+    """A saved "kind" as it is called now; warns once of a name of an earlier version."""
+    if not isinstance(kind, str) or kind not in ALIASES:
+        return kind
+    if not _warned:
+        _warned.add(kind)
+        warnings.warn(
+            f"the kind '{kind}' is called '{ALIASES[kind]}' now; names of earlier versions stay "
+            "readable, and what is saved again has the new ones",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return ALIASES[kind]
 
 
 def to_dict(config: Any) -> Any:
-    """Plain JSON values of a (nested) dataclass; a union member is tagged with its class name."""
+    """Plain JSON values of a (nested) dataclass; "kind" says which it is. Raises ConfigError for a
+    class of the user's own that could not be found again."""
+    return _plain(config, _lasting)
+
+
+def identity(config: Any) -> Any:
+    """to_dict with kinds as they were first called: what digests of codes and features that are
+    kept on disk are made of."""
+    return _plain(config, lambda kind: _FIRST_NAMES.get(tag_of(kind), tag_of(kind)))
+
+
+def _plain(config: Any, name: Callable[[type], str]) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        body = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        body = {f.name: _plain(getattr(config, f.name), name) for f in dataclasses.fields(config)}
         if "kind" in body:  # it would overwrite the tag and be lost on the way back
             raise ConfigError(f"{type(config).__name__}: a field cannot be named 'kind'; rename it")
-        return {"kind": type(config).__name__, **body}
+        return {"kind": name(type(config)), **body}
+    if isinstance(config, Custom):
+        raise ConfigError(
+            f"{type(config).__name__} is saved by its fields; make it a dataclass: "
+            "@dataclass(frozen=True)"
+        )
     if isinstance(config, (list, tuple)):
-        return [to_dict(item) for item in config]
+        return [_plain(item, name) for item in config]
     if isinstance(config, dict):
-        return {key: to_dict(value) for key, value in config.items()}
+        return {key: _plain(value, name) for key, value in config.items()}
     return config
+
+
+def _lasting(kind: type) -> str:
+    found = tag_of(kind)
+    if issubclass(kind, Custom) and "<locals>" in found:
+        raise ConfigError(
+            f"{found}: a class inside a function cannot be found again by who loads the run; move "
+            "it to the top of a module"
+        )
+    return found
 
 
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
@@ -72,6 +197,7 @@ def override(config: C, settings: dict[str, str], what: str = "recipe") -> C:
     """
     known = leaves(config)
     tree = to_dict(config)
+    allow_named(settings.values())
     for key, text in settings.items():
         parent = key.rpartition(".")[0]
         open_ended = isinstance(_at(tree, parent), dict) and "kind" not in _at(tree, parent)
@@ -102,26 +228,16 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for k, v in found.items() if not (isinstance(v, dict) and "kind" in v)}
 
 
-def nearest(word: object, known: typing.Iterable[object]) -> str:
-    """'; did you mean ...?' with the closest of the known names, or nothing."""
-    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean '{match[0]}'?" if match else ""
-
-
 def _from_union(options: tuple, value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
-    if isinstance(value, dict) and "kind" in value:
-        for option in options:
-            if getattr(option, "__name__", "") == value["kind"]:
-                return from_dict(option, value, where)
-        names = [getattr(o, "__name__", str(o)) for o in options]
-        hint = nearest(value["kind"], names)
-        raise ConfigError(f"{where}: unknown kind '{value['kind']}', expected one of {names}{hint}")
+    kinds = [option for option in options if option is not type(None)]
+    if isinstance(value, str) and all(map(_is_config, kinds)):
+        value = {"kind": value}
+    if isinstance(value, dict) and "kind" in value and any(map(_is_config, kinds)):
+        return _from_object(_class_of(value["kind"], kinds, where), value, where)
     errors = []
-    for option in options:
-        if option is type(None):
-            continue
+    for option in kinds:
         try:
             return from_dict(option, value, where)
         except ConfigError as error:
@@ -129,9 +245,40 @@ def _from_union(options: tuple, value: Any, where: str) -> Any:
     raise ConfigError(errors[0])
 
 
+def _is_config(option: Any) -> bool:
+    return dataclasses.is_dataclass(option) or _is_open(option)
+
+
+def _is_open(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, Custom)
+
+
+def _class_of(kind: Any, options: list, where: str) -> type:
+    """The member of a union that a saved "kind" means, or a subclass of an open member."""
+    kind = current(kind)
+    known: dict[str, type] = {tag_of(o): o for o in options if dataclasses.is_dataclass(o)}  # type: ignore[misc]
+    if kind in known:
+        return known[kind]
+    bases = tuple(option for option in options if _is_open(option))
+    found = None
+    if bases and isinstance(kind, str):
+        found = CONFIGS.get(kind) or (own(kind) if REFERENCE.fullmatch(kind) else None)
+    if isinstance(found, type) and issubclass(found, bases):
+        if not dataclasses.is_dataclass(found):
+            raise ConfigError(f"{where}: {kind} is no dataclass; write @dataclass(frozen=True)")
+        return found
+    if found is not None:
+        names = " or ".join(base.__name__ for base in bases)
+        raise ConfigError(f"{where}: {kind} is no subclass of {names}")
+    more = ", or module:Class of your own" if bases else ""
+    raise ConfigError(
+        f"{where}: unknown kind '{kind}', expected one of {list(known)}{more}{nearest(kind, known)}"
+    )
+
+
 def _from_object(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where, kind, value)
-    _expect(value.get("kind", kind.__name__) == kind.__name__, where, kind, value)
+    _expect(current(value.get("kind", tag_of(kind))) == tag_of(kind), where, kind, value)
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     body = {k: v for k, v in value.items() if k != "kind"}

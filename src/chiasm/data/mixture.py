@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from chiasm.core.config import from_dict, nearest
+from chiasm.core.config import from_dict, nearest, tag
 from chiasm.core.errors import ConfigError
 
 Unit = Literal["samples", "tokens"]
 
 
+@tag("mixture_source")
 @dataclass(frozen=True)
 class Ingredient:
     """data: as of train. weight: its part of the mixture; None, for all sources alike, makes it
@@ -37,6 +38,7 @@ class Ingredient:
     images: str = ""
 
 
+@tag("mixture")
 @dataclass(frozen=True)
 class Mixture:
     """unit: what the weights count. temperature: weights are raised to 1 / temperature, so that
@@ -86,7 +88,7 @@ def _from_file(path: Path) -> Mixture | None:
         return None  # a data set perhaps; its reader says what is wrong
     if not isinstance(said, dict) or "sources" not in said:
         return None
-    mixture: Mixture = from_dict(Mixture, {"kind": "Mixture", **said}, path.name)
+    mixture: Mixture = from_dict(Mixture, said, path.name)
     beside = tuple(replace(s, data=_beside(path, s.data)) for s in mixture.sources)
     return replace(mixture, sources=beside)
 

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.core.errors import ConfigError
+from chiasm.core.registry import REFERENCE, Registry, nearest
 from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
 from chiasm.data.augment import augment, mirrorable, mirrored, movable
 from chiasm.data.balance import Weight
 from chiasm.data.caption import caption_of
 
 View = Callable[[Sample, np.random.Generator], Sample | None]
+
+
+class Objective:
+    """Base of objectives of your own: what a stage makes of a sample. Made once a run of the
+    training samples; a stage uses it as `data="module:Class"`, also with others ("converse+...").
+    """
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.samples = samples
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample | None:
+        """What is learnt of the sample, None where there is nothing. Called by several threads:
+        chance comes from `random` alone, and the sample is not changed."""
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", Objective)  # type: ignore[arg-type]
+"""Objectives beside those that every recipe has (Context.views)."""
+
+
+def own_objectives(names: Iterable[str], samples: Sequence[Sample]) -> dict[str, View]:
+    """Those of the user's own in a stage's `data`, by name. Raises ConfigError for one that is not
+    there or not allowed (core/registry.py)."""
+    parts = {part for name in names for part in name.split("+")}
+    own = sorted(part for part in parts if part in OBJECTIVES or REFERENCE.fullmatch(part))
+    return {name: OBJECTIVES.find(name)(samples) for name in own}
 
 
 def converse(sample: Sample, random: np.random.Generator) -> Sample | None:
@@ -269,6 +296,9 @@ def by_name(name: str, views: dict[str, View]) -> list[View]:
     chosen = []
     for part in name.split("+"):
         if part not in views:
-            raise ConfigError(f"unknown data view '{part}'; this recipe has {', '.join(views)}")
+            raise ConfigError(
+                f"unknown data view '{part}'{nearest(part, views)}; this recipe has "
+                f"{', '.join(views)}, or module:Class of your own"
+            )
         chosen.append(views[part])
     return chosen

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from chiasm.core.config import nearest
+from chiasm.core import registry
+from chiasm.core.config import current, nearest
 from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
@@ -19,18 +20,25 @@ from chiasm.unified.codec import UnifiedCodec
 M = TypeVar("M")
 
 LOADERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
-    "ContrastiveConfig": contrastive.load,
-    "AutoencoderConfig": autoencoder.load,
-    "SavedMLLM": mllm.load,
-    "UnifiedConfig": unified.load,
+    "contrastive": contrastive.load,
+    "autoencoder": autoencoder.load,
+    "mllm_run": mllm.load,
+    "unified": unified.load,
 }
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> tuple[Any, Any]:
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    allow_custom: Sequence[str] = (),
+) -> tuple[Any, Any]:
     """(model in evaluation mode, its processor), on a device as core.device.resolve takes it.
+    allow_custom: modules or .py files of your own that the run may have parts of, imported here
+    (core/registry.py).
     Raises CheckpointError for a folder that holds none, or one that cannot be read, and ConfigError
     for a device that is not there."""
     place = resolve(device)
+    registry.allow_custom(*allow_custom)
     model, processor = _load(Path(path))
     model.to(place)
     if isinstance(codec := getattr(processor, "codec", None), UnifiedCodec):
@@ -47,7 +55,7 @@ def _load(path: Path) -> tuple[Any, Any]:
         )
     if not (path / "model.json").exists() and (path / "config.json").exists():
         return _load_published(path)
-    kind = read_json(path / "model.json").get("kind")
+    kind = current(read_json(path / "model.json").get("kind"))
     if kind not in LOADERS:
         raise CheckpointError(
             f"{path / 'model.json'}: unknown kind '{kind}', expected one of "

@@ -31,7 +31,7 @@ from chiasm.mllm.adapter import (
     save_adapters,
 )
 from chiasm.mllm.codec import MLLMCodec
-from chiasm.mllm.config import DeepStackConfig, MLLMConfig, SavedMLLM
+from chiasm.mllm.config import DeepStackConfig, MLLMConfig, ProjectorConfig, SavedMLLM
 from chiasm.mllm.images.parts import add_picture_parts, picture_words
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
@@ -114,7 +114,8 @@ def freeze(model: MLLM, count: int) -> None:
 
 def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
     """Merges the adapters into the matrices, unless the configuration keeps them apart: afterwards
-    the model has none."""
+    the model has none. Raises ConfigError for a projector that no configuration describes."""
+    config = replace(config, projector=_described(model))
     files.write(path, SavedMLLM(config, model.vision.config), _ours(model))
     if not isinstance(model.vision, ViT):
         save_encoder(path / "vision", model.vision)
@@ -128,6 +129,18 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
         model.language.save_pretrained(path / "language")
         processor.template.tokenizer.save_pretrained(path / "language")  # type: ignore[attr-defined]
     spell_language(path / "language")
+
+
+def _described(model: MLLM) -> ProjectorConfig:
+    """The configuration that a run's projector is built from again."""
+    config = model.projector.config
+    if not isinstance(config, ProjectorConfig):
+        name = type(model.projector).__name__
+        raise ConfigError(
+            f"{name} cannot be saved, as no configuration says how it is built: set its `config` "
+            "to a CustomProjector (CONTRIBUTING.md, 'Add a projector')"
+        )
+    return config
 
 
 def merge_in(model: MLLM) -> None:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from chiasm.core.config import Custom, tag
 from chiasm.vision.config import EncoderConfig, TowerOptions, VideoConfig
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from chiasm.mllm.images.base import ImageMode
+    from chiasm.mllm.projectors.base import Projector
+
+
+class CustomProjector(Custom):
+    """Base of the configuration of a projector of your own: a frozen dataclass, named
+    `module:Class` where a configuration is named (CONTRIBUTING.md, "Add a projector")."""
+
+    def build(self, vision: int, language: int, scale: float) -> Projector:
+        """The projector between features of width `vision` and embeddings of width `language`;
+        scale: as of Projector."""
+        raise NotImplementedError
+
+
+@tag("mlp")
 @dataclass(frozen=True)
 class MLPConfig:
     """A projector of `layers` linear layers with GELU between, on merge × merge neighbouring
@@ -18,11 +36,13 @@ class MLPConfig:
     merge: int = 4
 
 
+@tag("identity")
 @dataclass(frozen=True)
 class IdentityConfig:
     """Features as they are; the encoder's width must be the language model's."""
 
 
+@tag("linear")
 @dataclass(frozen=True)
 class LinearConfig:
     """One linear layer, one token a patch. zero_init: it starts at zero, as PaliGemma's."""
@@ -30,6 +50,7 @@ class LinearConfig:
     zero_init: bool = False
 
 
+@tag("residual_mlp")
 @dataclass(frozen=True)
 class ResidualMLPConfig:
     """A linear layer and `blocks` residual MLPs of the language width on merge × merge neighbouring
@@ -40,6 +61,7 @@ class ResidualMLPConfig:
     merge: int = 4
 
 
+@tag("pixel_shuffle")
 @dataclass(frozen=True)
 class PixelShuffleConfig:
     """factor × factor neighbouring patches concatenated, then a linear layer without bias."""
@@ -47,6 +69,7 @@ class PixelShuffleConfig:
     factor: int = 4
 
 
+@tag("average_pool")
 @dataclass(frozen=True)
 class AveragePoolConfig:
     """The mean of size × size neighbouring patches, then an MLP as MLPConfig's."""
@@ -56,6 +79,7 @@ class AveragePoolConfig:
     hidden: int = 0
 
 
+@tag("perceiver")
 @dataclass(frozen=True)
 class PerceiverConfig:
     """`latents` learned vectors that look at the features in `layers` layers; as many tokens a
@@ -66,6 +90,7 @@ class PerceiverConfig:
     heads: int = 8
 
 
+@tag("qformer")
 @dataclass(frozen=True)
 class QFormerConfig:
     """`queries` learned vectors in a BERT of this shape that looks at the features in every second
@@ -77,6 +102,7 @@ class QFormerConfig:
     heads: int = 12
 
 
+@tag("c_abstractor")
 @dataclass(frozen=True)
 class CAbstractorConfig:
     """`blocks` ResNet blocks, pooling to side × side tokens, as many blocks again, an MLP of
@@ -88,6 +114,7 @@ class CAbstractorConfig:
     layers: int = 2
 
 
+@tag("d_abstractor")
 @dataclass(frozen=True)
 class DAbstractorConfig:
     """side × side queries that sample the features at `points` places a head in `layers` layers;
@@ -101,6 +128,7 @@ class DAbstractorConfig:
     points: int = 4
 
 
+@tag("token_merge")
 @dataclass(frozen=True)
 class TokenMergeConfig:
     """Like features averaged until `tokens` are left (or all of a picture that has fewer), then an
@@ -123,25 +151,52 @@ PlainProjectorConfig = (
     | CAbstractorConfig
     | DAbstractorConfig
     | TokenMergeConfig
+    | CustomProjector
 )
 
 
+class CustomImages(Custom):
+    """Base of the configuration of image processing of your own: a frozen dataclass."""
+
+    def build(
+        self,
+        encoder: EncoderConfig,
+        projector: Projector,
+        image_token: int,
+        words: Callable[[str], list[int]] | None,
+    ) -> ImageMode:
+        """How images become tiles and where their tokens stand; arguments as of ImageMode."""
+        raise NotImplementedError
+
+    def special_tokens(self, encoder: EncoderConfig) -> list[str]:
+        """Tokens for the language model to have, as of ImageMode.words."""
+        return []
+
+    def for_frames(self) -> ImagesConfig:
+        """How the frames of a clip are processed."""
+        return ResizeConfig()
+
+
+@tag("resize")
 @dataclass(frozen=True)
 class ResizeConfig:
     """A picture is resized as its encoder was trained: squeezed to a square, or, where the encoder
     takes a variable number of patches, at its own aspect."""
 
 
+@tag("pad")
 @dataclass(frozen=True)
 class PadConfig:
     """The picture in the middle of a square of the encoder's mean colour (LLaVA 1.5)."""
 
 
+@tag("crop")
 @dataclass(frozen=True)
 class CropConfig:
     """The middle square of the picture; what sticks out is not seen (CLIP)."""
 
 
+@tag("native")
 @dataclass(frozen=True)
 class NativeConfig:
     """The picture at its own aspect and as large as max_num_patches patches allow, whatever
@@ -150,6 +205,7 @@ class NativeConfig:
     max_num_patches: int = 256
 
 
+@tag("anyres")
 @dataclass(frozen=True)
 class AnyResConfig:
     """The whole picture squeezed, then tiles of it at the best of the resolutions
@@ -159,6 +215,7 @@ class AnyResConfig:
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
 
 
+@tag("split")
 @dataclass(frozen=True)
 class SplitConfig:
     """The picture at `longest_edge` pixels, stretched to whole tiles of max_image_size, then the
@@ -172,9 +229,12 @@ class SplitConfig:
 
 
 AS_TRAINED = ResizeConfig()
-ImagesConfig = ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConfig | SplitConfig
+ImagesConfig = (
+    ResizeConfig | PadConfig | CropConfig | NativeConfig | AnyResConfig | SplitConfig | CustomImages
+)
 
 
+@tag("deepstack")
 @dataclass(frozen=True)
 class DeepStackConfig:
     """The features of `levels` layers of the encoder (as many as model.tower.layer names), `each`
@@ -185,6 +245,7 @@ class DeepStackConfig:
     each: PlainProjectorConfig = MLPConfig(merge=2)
 
 
+@tag("cross_attention")
 @dataclass(frozen=True)
 class CrossAttentionConfig:
     """Gated cross-attention before these layers of the language model (from 0) to what `media`
@@ -199,6 +260,7 @@ class CrossAttentionConfig:
 ProjectorConfig = PlainProjectorConfig | DeepStackConfig | CrossAttentionConfig
 
 
+@tag("lora")
 @dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters on the language model's matrices (2106.09685).
@@ -234,6 +296,7 @@ class LoRAConfig:
         return self.quantised or not self.merged
 
 
+@tag("mllm")
 @dataclass(frozen=True)
 class MLLMConfig:
     """encoder: folder of a trained contrastive encoder, or the folder or hub id of a visual encoder
@@ -269,6 +332,7 @@ class MLLMConfig:
     boxes: Literal["thousandths", "fractions", "pixels", "loc"] = "thousandths"
 
 
+@tag("mllm_run")
 @dataclass(frozen=True)
 class SavedMLLM:
     """What a saved MLLM's model.json holds: how it was made and its encoder's shape."""

@@ -288,7 +288,7 @@ class MLLM(nn.Module):
         widths = feature_width(self.vision.config), self.language.config.hidden_size
         state = trained["projector"], trained["vision"]
         projector = sum(
-            projector_flops(self.projector.config, *widths, (h, w), *state)
+            projector_flops(self.projector, *widths, (h, w), *state)
             for h, w in self._seen(grids).tolist()
         )
         return {"vision": vision, "projector": projector}

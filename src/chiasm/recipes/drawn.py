@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from chiasm.core.config import current, tag_of
 from chiasm.core.device import model_device
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Sampling
@@ -88,7 +89,7 @@ def contrastive(run: Path) -> Dual | None:
     """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where no
     folder OWNER is), None for anything else."""
     if (run / "model.json").exists():
-        if read_json(run / "model.json").get("kind") != ContrastiveConfig.__name__:
+        if current(read_json(run / "model.json").get("kind")) != tag_of(ContrastiveConfig):
             return None
         return OwnDual(*load(run))
     if layout_of(run) is not None:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from chiasm.core.batch import IGNORE, Batch, Encoded, PictureBatch, Slot, pack
 from chiasm.core.config import from_dict
@@ -252,7 +253,13 @@ def _forward_mllm(model: MLLM, batch: Batch | PictureBatch, supervised: int) -> 
             features = model.vision(patches, grids)
         else:  # nothing of it is saved
             features = torch.empty(len(patches), feature_width(model.vision.config))
-        tokens = model.projector(features, grids)
+        try:
+            tokens = model.projector(features, grids)
+        except DataDependentOutputException:
+            raise ConfigError(
+                f"{type(model.projector).__name__} computes with the numbers of its grids, which a "
+                "plan, of shapes alone, cannot; read them by grids.tolist() first"
+            ) from None
     if isinstance(batch, PictureBatch):
         return tokens
     table = model.language.get_input_embeddings()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from chiasm.core.config import from_dict, nearest, override
+from chiasm.core.config import from_dict, nearest, override, tag, to_dict
 from chiasm.core.errors import ConfigError
+from chiasm.core.registry import allow_named, import_file
 from chiasm.mllm.config import MLLMConfig
 from chiasm.train.stage import Ranks, Stage
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
@@ -17,6 +18,7 @@ from chiasm.vision.config import ContrastiveConfig
 Model = ContrastiveConfig | AutoencoderConfig | MLLMConfig | UnifiedConfig
 
 
+@tag("recipe")
 @dataclass(frozen=True)
 class Recipe:
     """One training run: a model, its stages, its data.
@@ -70,16 +72,14 @@ def find(name: str) -> Recipe:
     if path.suffix == ".py":
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give a recipe's file or one of {_list()}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = import_file(path.absolute())
         if not hasattr(module, "recipe"):
             raise ConfigError(
                 f"{path}: defines no function recipe(); add one that returns a Recipe"
             )
-        return module.recipe()
+        found = module.recipe()
+        allow_named([json.dumps(to_dict(found))])  # a recipe's file is the user's own
+        return found
     if name not in NAMES:
         raise ConfigError(f"unknown recipe '{name}'{nearest(name, NAMES)}; there are {_list()}")
     return importlib.import_module(f"chiasm.recipes.{name}").recipe()

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.cache import cache_root
-from chiasm.core.config import to_dict
+from chiasm.core.config import identity
 from chiasm.core.device import moved_tensor
 from chiasm.train.stage import Stage
 
@@ -88,7 +88,7 @@ def weights_hash(encoder: nn.Module) -> str:
 
 def preprocessing_hash(encoder: Any) -> str:
     """Of the encoder's configuration: sizes, filter, colours, which layers are its features."""
-    said = json.dumps(to_dict(encoder.config), sort_keys=True)
+    said = json.dumps(identity(encoder.config), sort_keys=True)
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chiasm.core.config import tag
 from chiasm.core.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine", "wsd", "exponential", "inverse_sqrt"]
 Optimizer = Literal["adamw", "stable_adamw", "muon"]
 
 
+@tag("group")
 @dataclass(frozen=True)
 class GroupSettings:
     """What one group of the model is trained with; None takes the stage's."""
@@ -21,6 +23,7 @@ class GroupSettings:
     eps: float | None = None
 
 
+@tag("guard")
 @dataclass(frozen=True)
 class GuardSettings:
     """When an update is refused, and what follows (train/guard.py).
@@ -38,6 +41,7 @@ class GuardSettings:
     rollbacks: int = 3
 
 
+@tag("ranks")
 @dataclass(frozen=True)
 class Ranks:
     """How several processes (torchrun) share a model. One process ignores this.
@@ -54,6 +58,7 @@ class Ranks:
     tensor: int = 1
 
 
+@tag("stage")
 @dataclass(frozen=True)
 class Stage:
     """One stretch of training with its own data, learning rates and schedule.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import Encoded, Slot
-from chiasm.core.config import to_dict
+from chiasm.core.config import identity
 from chiasm.core.device import model_device
 from chiasm.core.sample import Image
 from chiasm.core.vocab import Vocabulary
@@ -63,7 +63,7 @@ class UnifiedCodec:
         shape: tuple = (config.quantizer, config.vit, config.multipliers, config.image_size)
         if self.vocabulary.sides:
             shape = (*shape, self.places)
-        sha = hashlib.sha256(json.dumps(to_dict(shape)).encode())
+        sha = hashlib.sha256(json.dumps(identity(shape)).encode())
         for part in (self.autoencoder.encoder, self.autoencoder.quantizer):
             for name, value in sorted(part.state_dict().items()):
                 sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

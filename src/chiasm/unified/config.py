@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from chiasm.core.config import Custom, tag
 from chiasm.core.errors import ConfigError
 from chiasm.vision.config import VideoConfig
 
+if TYPE_CHECKING:
+    from chiasm.unified.quantizers.base import Quantizer
 
+
+@tag("fsq")
 @dataclass(frozen=True)
 class FSQConfig:
     """Finite scalar quantisation: levels per dimension; their product is the number of codes."""
@@ -27,6 +32,7 @@ class FSQConfig:
         return len(self.levels)
 
 
+@tag("vq")
 @dataclass(frozen=True)
 class VQConfig:
     """A learned codebook updated by moving averages; codes unused for `patience` batches are
@@ -39,6 +45,7 @@ class VQConfig:
     patience: int = 20
 
 
+@tag("lfq")
 @dataclass(frozen=True)
 class LFQConfig:
     """Lookup-free quantisation: one bit a channel, 2^bits codes.
@@ -64,6 +71,7 @@ class LFQConfig:
         return self.bits
 
 
+@tag("residual_vq")
 @dataclass(frozen=True)
 class ResidualVQConfig:
     """`depth` codes a place from one codebook, each for what the ones before left over; the rest
@@ -77,9 +85,28 @@ class ResidualVQConfig:
     patience: int = 20
 
 
-QuantizerConfig = FSQConfig | VQConfig | LFQConfig | ResidualVQConfig
+class CustomQuantizer(Custom):
+    """Base of the configuration of a quantizer of your own: a frozen dataclass that has, as fields
+    or properties, `codes` (size of the codebook) and `width` (channels), and may have `depth`
+    (codes a place)."""
+
+    if TYPE_CHECKING:  # a field or a property, of the subclass
+
+        @property
+        def codes(self) -> int: ...
+
+        @property
+        def width(self) -> int: ...
+
+    def build(self) -> Quantizer:
+        """The quantizer."""
+        raise NotImplementedError
 
 
+QuantizerConfig = FSQConfig | VQConfig | LFQConfig | ResidualVQConfig | CustomQuantizer
+
+
+@tag("vit_networks")
 @dataclass(frozen=True)
 class TokenizerViT:
     """Transformers instead of convolutions on both sides of the bottleneck (ViT-VQGAN, 2110.04627,
@@ -92,6 +119,7 @@ class TokenizerViT:
     mlp_ratio: int = 4
 
 
+@tag("hf_networks")
 @dataclass(frozen=True)
 class StockNetworks:
     """The networks of a published tokenizer instead (unified/stock_networks.py).
@@ -109,6 +137,7 @@ class StockNetworks:
         return 2 ** (len(self.settings.get("channel_multiplier", usual)) - 1)
 
 
+@tag("autoencoder")
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
@@ -161,6 +190,7 @@ class AutoencoderConfig:
         return self.vit.patch_size if self.vit else 2 ** (len(self.multipliers) - 1)
 
 
+@tag("unified")
 @dataclass(frozen=True)
 class UnifiedConfig:
     """A causal transformer over one vocabulary of text and image ids.

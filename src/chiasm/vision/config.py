@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chiasm.core.config import tag
 from chiasm.core.errors import ConfigError
 
 
+@tag("vit")
 @dataclass(frozen=True)
 class ViTConfig:
     """A vision transformer, by default layer for layer SigLIP's tower.
@@ -47,6 +49,7 @@ class ViTConfig:
         return False
 
 
+@tag("encoder_options")
 @dataclass(frozen=True)
 class TowerOptions:
     """How an encoder of transformers is used (vision/pretrained.py).
@@ -67,6 +70,7 @@ class TowerOptions:
     class_token: bool = False
 
 
+@tag("hf_encoder")
 @dataclass(frozen=True)
 class TowerConfig:
     """An encoder of transformers as it is used; read from a checkpoint, not written by hand.
@@ -108,6 +112,7 @@ class TowerConfig:
         return f"{count} patches of {self.patch_size} pixels"
 
 
+@tag("fused_encoders")
 @dataclass(frozen=True)
 class FusedConfig:
     """Two encoders on the same patches, their features concatenated. Raises ConfigError where
@@ -157,6 +162,7 @@ class FusedConfig:
         return self.first.mixing + self.second.mixing
 
 
+@tag("video")
 @dataclass(frozen=True)
 class VideoConfig:
     """Which frames of a clip are seen, and in how many tokens (data/video.py).
@@ -188,6 +194,7 @@ def feature_levels(config: EncoderConfig) -> int:
     return 1 if isinstance(config, FusedConfig) else max(1, len(config.chosen))
 
 
+@tag("contrastive")
 @dataclass(frozen=True)
 class ContrastiveConfig:
     """A visual and a text tower trained against each other.

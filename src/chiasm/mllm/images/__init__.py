@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from chiasm.mllm.config import (
     AnyResConfig,
+    CustomImages,
     ImagesConfig,
     ResizeConfig,
     SplitConfig,
@@ -28,12 +29,16 @@ def build_mode(
     words: Words | None = None,
 ) -> ImageMode:
     """What a configuration describes. Raises ConfigError for sizes that do not fit."""
+    if isinstance(config, CustomImages):
+        return config.build(encoder, projector, image_token, words)
     kind = _KINDS.get(type(config), SingleMode)
     return kind(config, encoder, projector, image_token, words)
 
 
 def for_frames(config: ImagesConfig) -> ImagesConfig:
     """How the frames of a clip are shown: never in tiles."""
+    if isinstance(config, CustomImages):
+        return config.for_frames()
     if isinstance(config, AnyResConfig):
         return ResizeConfig()
     if isinstance(config, SplitConfig):

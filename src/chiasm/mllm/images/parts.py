@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from chiasm.core.errors import ConfigError
-from chiasm.mllm.config import AnyResConfig, ImagesConfig, SplitConfig
+from chiasm.mllm.config import AnyResConfig, CustomImages, ImagesConfig, SplitConfig
 from chiasm.mllm.images import build_mode
 from chiasm.mllm.images.split import words_needed
 from chiasm.mllm.projectors import Projector
@@ -35,6 +35,8 @@ def add_picture_parts(
 
 def picture_words(config: ImagesConfig, encoder: EncoderConfig, projector: Projector) -> list[str]:
     """The special tokens that a way of showing pictures puts between tiles."""
+    if isinstance(config, CustomImages):
+        return config.special_tokens(encoder)
     if not isinstance(config, SplitConfig):
         return []
     return words_needed(config, build_mode(config, encoder, projector, 0, lambda _: []).side)

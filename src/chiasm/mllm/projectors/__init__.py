@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import copy
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from chiasm.core.errors import ConfigError
@@ -12,6 +13,7 @@ from chiasm.mllm.config import (
     AveragePoolConfig,
     CAbstractorConfig,
     CrossAttentionConfig,
+    CustomProjector,
     DAbstractorConfig,
     DeepStackConfig,
     IdentityConfig,
@@ -71,6 +73,10 @@ def build_projector(config: ProjectorConfig, vision: int, language: int, scale: 
 
     Raises ConfigError for numbers that describe none.
     """
+    if isinstance(config, CustomProjector):
+        made = config.build(vision, language, scale)
+        made.config = config
+        return made
     for name, value in vars(config).items():
         least = 0 if name in ("hidden", "width") else 1
         if type(value) is int and value < least:
@@ -78,9 +84,8 @@ def build_projector(config: ProjectorConfig, vision: int, language: int, scale: 
     return _KINDS[type(config)](config, vision, language, scale)
 
 
-@lru_cache(maxsize=1024)
 def projector_flops(
-    config: ProjectorConfig,
+    projector: Projector,
     vision: int,
     language: int,
     grid: tuple[int, int],
@@ -89,9 +94,24 @@ def projector_flops(
 ) -> float:
     """What one picture of this grid costs in a step, forward and, where it is trained or lets
     gradients through, backward: counted by torch on shapes alone, as layers of one projector see
-    patches, queries or tokens in different numbers."""
+    patches, queries or tokens in different numbers. Counted once a projector and shape."""
+    known: dict[tuple, float] = projector.__dict__.setdefault("flops_by_shape", {})
+    key = vision, language, grid, trained, upstream
+    if key not in known:
+        known[key] = _count_flops(projector, vision, language, grid, trained, upstream)
+    return known[key]
+
+
+def _count_flops(
+    like: Projector,
+    vision: int,
+    language: int,
+    grid: tuple[int, int],
+    trained: bool,
+    upstream: bool,
+) -> float:
     with torch.device("meta"):
-        projector = build_projector(config, vision, language, 1.0).requires_grad_(trained)
+        projector = _without_weights(like, vision, language).requires_grad_(trained)
         features = torch.empty(grid[0] * grid[1], vision, requires_grad=upstream)
     with FlopCounterMode(display=False) as counter:
         made = [projector(features, torch.tensor([grid]))]
@@ -102,3 +122,16 @@ def projector_flops(
         if reached:
             torch.autograd.backward(reached, [torch.ones_like(x) for x in reached])
     return float(counter.get_total_flops())
+
+
+def _without_weights(projector: Projector, vision: int, language: int) -> Projector:
+    """The same on the meta device: built anew, as its weights may lie on several ranks, or, of a
+    projector that no configuration describes, a copy."""
+    config = projector.config
+    if type(config) in _KINDS or isinstance(config, CustomProjector):
+        return build_projector(config, vision, language, 1.0)
+    memo: dict[int, object] = {id(b): torch.empty_like(b, device="meta")
+                               for b in projector.buffers()}  # fmt: skip
+    for p in projector.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+    return copy.deepcopy(projector, memo)

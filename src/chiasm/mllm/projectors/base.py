@@ -14,9 +14,10 @@ class Projector(nn.Module):
     as large for features of unit size, where a design publishes no start of its own. A picture's
     tokens depend on that picture alone. image_newline [language]: stands at the end of each row of
     tokens of a picture cut into tiles, in models that mark it (AnyResConfig).
+    config: what it is built from when a saved run is loaded; without, a run cannot be saved.
     """
 
-    config: Any
+    config: Any = None
     image_newline: nn.Parameter | None
 
     def __init__(self) -> None:
@@ -36,5 +37,7 @@ class Projector(nn.Module):
         return shape[0] * shape[1]
 
     def forward(self, features: Tensor, grids: Tensor) -> Tensor:
-        """features [P, vision] of pictures with grids [N 2] -> tokens [sum of tokens, language]."""
+        """features [P, vision] of pictures with grids [N 2] -> tokens [sum of tokens, language].
+        Grids are in main memory; read them by grids.tolist(), which a plan can do too, as its
+        tensors have shapes alone."""
         raise NotImplementedError

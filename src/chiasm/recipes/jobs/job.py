@@ -19,7 +19,17 @@ from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import spare_threads
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
-from chiasm.data.views import View, at_most, by_name, converse, describe, match, moved, spot
+from chiasm.data.views import (
+    View,
+    at_most,
+    by_name,
+    converse,
+    describe,
+    match,
+    moved,
+    own_objectives,
+    spot,
+)
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.evaluation import Evaluate
 from chiasm.train.parallel import World
@@ -77,6 +87,7 @@ class Context:
             "spot": lambda sample, random: self._spotting(sample, random),
             "match": lambda sample, random: self._matching(sample, random),
             "discern": lambda sample, random: self._discerning(sample, random),
+            **own_objectives((stage.data for stage in self.recipe.stages), self.train),
         }
 
     # Made when a stage first uses them: they read every caption.

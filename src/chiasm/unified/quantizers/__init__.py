@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from chiasm.unified.config import FSQConfig, LFQConfig, QuantizerConfig, ResidualVQConfig, VQConfig
+from chiasm.unified.config import (
+    CustomQuantizer,
+    FSQConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualVQConfig,
+    VQConfig,
+)
 from chiasm.unified.quantizers.base import Quantized, Quantizer
 from chiasm.unified.quantizers.fsq import FSQ
 from chiasm.unified.quantizers.lfq import LFQ
@@ -16,4 +23,6 @@ BUILDERS = {FSQConfig: FSQ, LFQConfig: LFQ, VQConfig: VQEMA, ResidualVQConfig: R
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer a configuration describes."""
+    if isinstance(config, CustomQuantizer):
+        return config.build()
     return BUILDERS[type(config)](config)  # type: ignore[arg-type]
