@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig
 from route_toys import make_parts, mllm_recipe, unified_recipe
 
-TESTS = Path(own_parts.__file__).parent
+TESTS = Path(own_parts.__file__).resolve().parent
 MEAN = '{"kind": "own_parts:MeanConfig", "sizes": [6]}'
 
 
@@ -225,29 +224,14 @@ def test_a_recipe_file_may_define_its_projector(tmp_path):
     assert to_dict(made)["model"]["projector"] == {"kind": "recipe_with_parts:Config", "size": 5}
 
 
-LOADING = """
-import sys
-from chiasm.core.errors import ConfigError
-from chiasm.hub.load import load
-try:
-    load(sys.argv[1], "cpu")
-except ConfigError as error:
-    print(error)
-print(type(load(sys.argv[1], "cpu", allow_custom=[sys.argv[2]])[0].projector).__name__)
-"""
-
-
-def test_another_process_loads_such_a_run_where_its_module_is_allowed(trained, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(Path(registry.__file__).parents[2])}
-    parts = str(TESTS / "own_parts.py")
-    command = [sys.executable, "-P", "-c", LOADING, str(trained[1]), parts]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=env, check=True
-    )
-    refused, loaded = done.stdout.splitlines()
-    assert "of the module own_parts, which is not imported" in refused
-    assert "--allow-custom own_parts" in refused
-    assert loaded == "Mean"
+def test_a_process_without_its_module_loads_such_a_run_where_it_is_allowed(trained, monkeypatch):
+    monkeypatch.delitem(sys.modules, "own_parts")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).resolve() != TESTS])
+    with pytest.raises(ConfigError, match=r"of the module own_parts, .* --allow-custom own_parts"):
+        load(trained[1], "cpu")
+    model, _ = load(trained[1], "cpu", allow_custom=[str(TESTS / "own_parts.py")])
+    assert type(model.projector).__name__ == "Mean"
+    assert type(model.projector) is not own_parts.Mean  # made of the file anew
 
 
 def test_the_command_line_takes_allow_custom_with_every_command(trained, folder, capsys):

@@ -6,7 +6,7 @@ a rate of 5e-5 on a cosine to 0, the first phase at 5,120 tokens. Steps and batc
 to plan with: 1T tokens at 2^22 a step.
 
 The image tokenizer has to be given, --model.tokenizer: a trained one with 32,768 codes at stride 8;
-model.stock {"kind": "StockNetworks", "family": "emu3", "settings": {}} has its networks.
+model.stock {"kind": "hf_networks", "family": "emu3", "settings": {}} has its networks.
 """
 
 from chiasm.recipes.recipe import Recipe
