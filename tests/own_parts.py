@@ -9,9 +9,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.sample import answer, question
+from chiasm.core.sample import Sample, answer, question
 from chiasm.data.caption import caption_of
+from chiasm.data.formats.format import Format
 from chiasm.data.views import Objective
+from chiasm.eval.scoring import Metric, result
+from chiasm.eval.tasks.definition import Definition
 from chiasm.mllm.config import CustomImages, CustomProjector, ResizeConfig
 from chiasm.mllm.images.base import ImageMode
 from chiasm.mllm.images.single import SingleMode
@@ -106,6 +109,20 @@ class Backwards(Objective):
             return None
         turns = (question(sample.images[0]), answer(caption[::-1]))
         return replace(sample, turns=turns, independent=False)
+
+
+def shouted(path, reading):
+    for number, line in enumerate(path.read_text().splitlines()):
+        yield Sample((question(line.lower()), answer(line)), str(number))
+
+
+SHOUTED = Format(
+    "shouted", "Lines to be shouted", lambda look: look.path.suffix == ".shout", shouted
+)
+LOUD = Metric("loudness", lambda meta, reply: result(reply.isupper(), bool(reply)))
+SHOUTING = Definition(
+    "own_parts:LOUD", lambda folder, split: shouted(folder / split, None), "a", "a"
+)
 
 
 class NoDataclass(CustomProjector):

@@ -406,7 +406,7 @@ def merge(
 def export(
     run: Positional[Path],
     out: Positional[Path],
-    to: Literal["hf", "gguf"] = "hf",
+    to: str = "hf",
     device: Device = "",
 ) -> None:
     """Write a model of either route as a published checkpoint, read it back and compare.
@@ -414,7 +414,9 @@ def export(
     Args:
         run: Folder of a trained model, or of a published checkpoint.
         out: Folder for the checkpoint; new or empty.
-        to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp.
+        to: "hf" for transformers and what reads its layouts (vLLM); "gguf" for llama.cpp; or one
+            layout: llava, llava-next, paligemma, idefics3, smolvlm, chameleon, emu3, or
+            module:Class of your own.
     """
     _compute_on(device)
     from chiasm.hub.export import export as write

@@ -412,7 +412,7 @@ def test_round_trips(tmp_path: Path, to: str):
     expected = [says(s) for s in load_samples(str(tmp_path / "src"), "train")]
     done = convert(str(tmp_path / "src"), tmp_path / "dst", to)
     assert done.counts == {"train": 5, "test": 1}
-    assert [f.name for f in FORMATS if f.title == done.title] == ["messages"]
+    assert [f.name for f in FORMATS.values() if f.title == done.title] == ["messages"]
     lines: list[str] = []
     for split, count in (("train", 5), ("test", 1)):
         back = load_samples(str(tmp_path / "dst"), split, say=lines.append)  # type: ignore[arg-type]

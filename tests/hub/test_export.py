@@ -153,7 +153,7 @@ def test_our_own_encoder_as_siglip(parts, tmp_path):
 
 
 def obstacles(model, processor, name):
-    layout = next(layout for layout in FORMATS if layout.name == name)
+    layout = next(layout for layout in FORMATS.values() if layout.name == name)
     return "; ".join(layout.obstacles(model, processor))
 
 

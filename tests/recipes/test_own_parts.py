@@ -15,13 +15,19 @@ from chiasm import cli
 from chiasm.core import registry
 from chiasm.core.batch import pack
 from chiasm.core.config import from_dict, override, to_dict
-from chiasm.core.errors import ConfigError
-from chiasm.data.load import load_samples
+from chiasm.core.errors import ConfigError, DataError
+from chiasm.data.formats.registry import FORMATS as data_formats
+from chiasm.data.formats.registry import by_name, detect
+from chiasm.data.load import load_samples, open_data, prefixed
+from chiasm.eval.scoring import find_metric
 from chiasm.hub import autoencoder, mllm
-from chiasm.hub.load import load
+from chiasm.hub.formats import FORMATS as layouts
+from chiasm.hub.formats import Format
+from chiasm.hub.load import layout_of, load
 from chiasm.mllm.config import CustomProjector, MLLMConfig
 from chiasm.nn.flops import matrix_parameters
 from chiasm.plan.memory import without_storage
+from chiasm.recipes.asked import Asked
 from chiasm.recipes.outline import Assumed, outline_of, typical
 from chiasm.recipes.planning import report
 from chiasm.recipes.recipe import find
@@ -117,7 +123,7 @@ def test_what_an_objective_of_ones_own_makes_is_learnt(folder):
     with pytest.raises(ConfigError, match="'own_parts:Missing': there is no Missing in "):
         run(recipe, folder / "missing")
     recipe = unified_recipe(folder, data="own_parts:NoProjector")
-    with pytest.raises(ConfigError, match="is no objective: it must be a Objective"):
+    with pytest.raises(ConfigError, match="is no objective: it must be a subclass of Objective"):
         run(recipe, folder / "no")
 
 
@@ -249,3 +255,70 @@ def test_the_command_line_takes_allow_custom_with_every_command(trained, folder,
             cli.main([*common, *words])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def lines(tmp_path):
+    (tmp_path / "own.shout").write_text("HELLO\nGOOD DAY\n")
+    (tmp_path / "a").write_text("HELLO\n")
+    return tmp_path
+
+
+def test_a_format_of_ones_own_is_named_before_the_path_or_registered(lines, monkeypatch):
+    file = lines / "own.shout"
+    name, path = prefixed(f"own_parts:SHOUTED:{file}")
+    assert (name, path) == ("own_parts:SHOUTED", file)
+    [first, second] = open_data(f"own_parts:SHOUTED:{file}")["train"].samples
+    assert [turn.text for turn in (*first.turns, *second.turns)] == [
+        "hello", "HELLO", "good day", "GOOD DAY",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="no known format"):
+        detect(file)
+    monkeypatch.setattr(data_formats, "_entries", dict(data_formats._entries))
+    data_formats.register("shouted", own_parts.SHOUTED)
+    assert detect(file) is own_parts.SHOUTED
+    assert by_name("shouted") is own_parts.SHOUTED
+    with pytest.raises(ConfigError, match="'own_parts:LOUD' is no format: it must be a Format"):
+        by_name("own_parts:LOUD")
+
+
+def test_a_benchmark_with_a_metric_of_ones_own(lines):
+    asked = Asked("own_parts:SHOUTING", folder=lines)
+    assert (asked.benchmark, asked.name) == (True, "SHOUTING")
+    task = asked.question_task()
+    [sample] = task.samples()
+    assert task.score(sample, "AHA")["correct"] == 1.0
+    assert task.score(sample, "aha")["correct"] == 0.0
+    assert not Asked(f"own_parts:SHOUTED:{lines / 'own.shout'}").benchmark
+    assert not Asked("llava:own_data").benchmark  # FORMAT:PATH
+    with pytest.raises(ConfigError, match="'own_parts:SHOUTED' is no metric: it must be a Metric"):
+        find_metric("own_parts:SHOUTED")
+
+
+def test_a_layout_of_ones_own_reads_folders(lines, monkeypatch):
+    class Mine(Format):
+        name, target = "mine", "hf"
+
+        def recognises(self, config):
+            return config.get("model_type") == "mine"
+
+    monkeypatch.setattr(layouts, "_entries", dict(layouts._entries))
+    layouts.register("mine", Mine())
+    (lines / "config.json").write_text('{"model_type": "mine"}')
+    assert layout_of(lines) is layouts["mine"]
+    assert layouts.find("mine") is layouts["mine"]
+
+
+def test_tags_of_chiasm_are_not_replaced_and_ones_own_may_be_defined_again():
+    parts: registry.Registry[int] = registry.Registry("number", int, {"one": 1})
+    with pytest.raises(ConfigError, match="the tag 'one' belongs to another number"):
+        parts.register("one", 2)
+    parts.register("two", 2)
+    parts.register("two", 3)
+    assert parts.find("two") == 3
+    with pytest.raises(ConfigError, match="'three' is no number: it must be a int"):
+        parts.register("three", "3")
+    with pytest.raises(ConfigError, match="has a colon"):
+        parts.register("a:b", 4)
+    with pytest.raises(ConfigError, match="unknown number 'on'; did you mean 'one'"):
+        parts.find("on")

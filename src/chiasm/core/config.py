@@ -22,7 +22,7 @@ __all__ = ["Custom", "from_dict", "identity", "leaves", "nearest", "override", "
 C = TypeVar("C")
 K = TypeVar("K", bound=type)
 
-CONFIGS: Registry[Any] = Registry("configuration", object)
+CONFIGS: Registry[Any] = Registry("configuration", object, classes=True)
 """tag -> dataclass, of everything that is saved."""
 _TAGS: dict[type, str] = {}
 

@@ -28,7 +28,7 @@ from chiasm.core.errors import ConfigError
 T = TypeVar("T")
 VARIABLE = "CHIASM_ALLOW_CUSTOM"
 """Comma-separated modules and files; an environment variable, so that workers inherit it."""
-REFERENCE = re.compile(r"(?<![\w./:-])([A-Za-z_]\w*(?:\.\w+)*):[A-Za-z_]\w*(?![\w/:])")
+REFERENCE = re.compile(r"(?<![\w./:-])([A-Za-z_]\w*(?:\.\w+)*):[A-Za-z_]\w*(?![\w/])")
 """`module:Class` in a text."""
 
 
@@ -105,13 +105,21 @@ def own(name: str) -> Any:
 class Registry(Mapping[str, T], Generic[T]):
     """Parts of one kind by tag, in the order they were registered.
 
-    what: the kind, for errors. base: what a part of the user's own must be an instance of, or, as a
-    class, a subclass of. entries: tag -> part, or "module:NAME" of chiasm, imported when used.
+    what: the kind, for errors. base: what a part is an instance of, or, with `classes`, a subclass;
+    otherwise a subclass of the user's own stands for an object of it, made without arguments.
+    entries: tag -> part, or "module:NAME" of chiasm, imported when used.
     """
 
-    def __init__(self, what: str, base: type[T], entries: Mapping[str, T | str] | None = None):
-        self.what, self.base = what, base
+    def __init__(
+        self,
+        what: str,
+        base: Any,
+        entries: Mapping[str, T | str] | None = None,
+        classes: bool = False,
+    ):
+        self.what, self.base, self.classes = what, base, classes
         self._entries: dict[str, T | str] = dict(entries or {})
+        self._built_in = frozenset(self._entries)
 
     def __getitem__(self, tag: str) -> T:
         found = self._entries[tag]
@@ -132,11 +140,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
         def add(part: T) -> T:
             known = self._entries.get(tag)
-            if known is not None and known is not part and not _again(known, part):
+            again = tag not in self._built_in and _again(known, part)
+            if known is not None and known is not part and not again:
                 raise ConfigError(f"the tag '{tag}' belongs to another {self.what}; choose one")
             if ":" in tag:
                 raise ConfigError(f"the tag '{tag}' has a colon, which module:Class is told by")
-            self._entries[tag] = part
+            self._entries[tag] = self.checked(part, tag)
             return part
 
         if part is not None:
@@ -156,20 +165,19 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def checked(self, found: Any, name: str) -> T:
         """`found` if it is of this registry's kind, else ConfigError."""
-        if isinstance(found, type) and issubclass(found, self.base):
-            return found  # type: ignore[return-value]
-        if not isinstance(found, self.base):
-            raise ConfigError(f"'{name}' is no {self.what}: it must be a {self.base.__name__}")
+        inherits = isinstance(found, type) and self.base in found.__mro__
+        if inherits and not self.classes:
+            found = found()
+        if not (inherits if self.classes else isinstance(found, self.base)):
+            kind = f"{'subclass of ' if self.classes else ''}{self.base.__name__}"
+            raise ConfigError(f"'{name}' is no {self.what}: it must be a {kind}")
         return found
 
 
 def _again(known: Any, part: Any) -> bool:
-    """Whether a class is defined once more, as by a notebook's cell that is run again."""
-    names = ("__module__", "__qualname__")
-    return all(
-        isinstance(getattr(known, n, None), str) and getattr(known, n) == getattr(part, n, None)
-        for n in names
-    )
+    """Whether a part is defined once more, as by a notebook's cell that is run again."""
+    old, new = (one if isinstance(one, type) else type(one) for one in (known, part))
+    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
 def _allowed() -> list[str]:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from chiasm.core.errors import DataError
+from chiasm.core.registry import REFERENCE
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa, splits
 from chiasm.data.blob import Blob, blobs, is_url, local
@@ -193,6 +194,10 @@ def detected(title: str, count: int, split: str = "") -> str:
 def prefixed(data: str) -> tuple[str | None, Path]:
     """FORMAT:PATH as its halves; a path alone has no format."""
     name, colon, rest = data.partition(":")
+    own = REFERENCE.match(data)
+    if own and name not in NAMES and data[own.end() : own.end() + 1] == ":":
+        name, rest = own[0], data[own.end() + 1 :]  # module:Class:PATH
+        return name, Path(rest).expanduser()
     if colon and name in NAMES and not Path(data).exists():
         return name, Path(rest).expanduser()
     return None, Path(data).expanduser()

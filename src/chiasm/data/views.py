@@ -32,7 +32,7 @@ class Objective:
         raise NotImplementedError
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective", Objective)  # type: ignore[arg-type]
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", Objective, classes=True)
 """Objectives beside those that every recipe has (Context.views)."""
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from chiasm.core.config import nearest
-from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.errors import DataError
+from chiasm.core.registry import Registry
 from chiasm.eval.metrics.bleu import bleu
 from chiasm.eval.metrics.boxes import Box, inside, iou, parse_box, parse_point, scale
 from chiasm.eval.metrics.choice import option_of, parse_choice
@@ -43,12 +43,8 @@ class Metric:
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by name. Raises ConfigError naming the nearest."""
-    if name not in METRICS:
-        raise ConfigError(
-            f"unknown metric '{name}'{nearest(name, METRICS)}; there are {', '.join(METRICS)}"
-        )
-    metric = METRICS[name]
+    """A metric by name, or module:NAME of the user's own. Raises ConfigError naming the nearest."""
+    metric = METRICS.find(name)
 
     def score(meta: Meta, reply: str) -> Scores:
         return metric.score(meta, without_thinking(reply))
@@ -200,16 +196,20 @@ def _fractions(point: Sequence[float], meta: Meta) -> tuple[float, float]:
     return scale(Box(*point, *point), 1 / width, 1 / height)[:2]
 
 
-METRICS: dict[str, Metric] = {
-    "exact": Metric("accuracy", _exact),
-    "vqa": Metric("VQA accuracy", _vqa),
-    "anls": Metric("ANLS", _anls),
-    "relaxed": Metric("relaxed accuracy", _relaxed),
-    "choice": Metric("accuracy", _choice, check=right_option),
-    "contains": Metric("accuracy", _contains),
-    "yes-no": Metric("accuracy", _yes_no, _yes_no_summary, right_side),
-    "caption": Metric("ROUGE-L", _caption, _caption_summary),
-    "transcript": Metric("1 - CER", _transcript, _transcript_summary),
-    "click": Metric("click accuracy", _click, check=_box),
-    "box": Metric("IoU ≥ 0.5", _overlap, check=_box),
-}
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    Metric,
+    {
+        "exact": Metric("accuracy", _exact),
+        "vqa": Metric("VQA accuracy", _vqa),
+        "anls": Metric("ANLS", _anls),
+        "relaxed": Metric("relaxed accuracy", _relaxed),
+        "choice": Metric("accuracy", _choice, check=right_option),
+        "contains": Metric("accuracy", _contains),
+        "yes-no": Metric("accuracy", _yes_no, _yes_no_summary, right_side),
+        "caption": Metric("ROUGE-L", _caption, _caption_summary),
+        "transcript": Metric("1 - CER", _transcript, _transcript_summary),
+        "click": Metric("click accuracy", _click, check=_box),
+        "box": Metric("IoU ≥ 0.5", _overlap, check=_box),
+    },
+)

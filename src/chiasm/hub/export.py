@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.core.registry import Registry
 from chiasm.data.processor import Processor
 from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
 from chiasm.hub.load import load
@@ -14,9 +16,11 @@ from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
 
-def export(run: Path, out: Path, target: Target) -> str:
-    """Write what `run` holds into the folder `out` in the first layout that can say it, read it
-    back with the layout's own library and return a line that tells how they agree.
+def export(run: Path, out: Path, target: str) -> str:
+    """Write what `run` holds into the folder `out` in the first layout of the target ("hf", "gguf")
+    that can say it, or in the one that the target names (formats.FORMATS or UNIFIED, or
+    module:Class of the user's own), read it back with the layout's own library and return a line
+    that tells how they agree.
 
     Raises ConfigError naming what is in the way of the layout that comes nearest, CheckpointError
     for a folder that holds something else, an `out` that is not empty, or a file that differs.
@@ -31,8 +35,10 @@ def export(run: Path, out: Path, target: Target) -> str:
     assert isinstance(processor, Processor)
     if isinstance(model, MLLM):
         merge_in(model)
-    layouts: list[Format] = [*(FORMATS if isinstance(model, MLLM) else UNIFIED)]
-    known = [layout for layout in layouts if layout.target == target]
+    layouts: Registry[Any] = FORMATS if isinstance(model, MLLM) else UNIFIED
+    known: list[Format] = [layout for layout in layouts.values() if layout.target == target]
+    if target not in get_args(Target):
+        known = [layouts.find(target)]
     if not known:
         raise ConfigError(f"{run}: no {target} layout for a unified model; use --to hf")
     hindered = {layout.name: layout.obstacles(model, processor) for layout in known}

@@ -69,8 +69,11 @@ def layout_of(path: Path) -> Format | None:
     if (path / "model.json").exists() or not (path / "config.json").exists():
         return None
     config = read_json(path / "config.json")
-    layouts: tuple[Format, ...] = (*FORMATS, *UNIFIED)
-    return next((layout for layout in layouts if layout.recognises(config)), None)
+    return next((layout for layout in _layouts() if layout.recognises(config)), None)
+
+
+def _layouts() -> tuple[Format, ...]:
+    return (*FORMATS.values(), *UNIFIED.values())
 
 
 def _load_published(path: Path) -> tuple[Any, Any]:
@@ -79,7 +82,7 @@ def _load_published(path: Path) -> tuple[Any, Any]:
         kind = read_json(path / "config.json").get("model_type")
         raise CheckpointError(
             f"{path / 'config.json'}: a '{kind}', which is none of the layouts read here "
-            f"({', '.join(one.name for one in (*FORMATS, *UNIFIED) if one.target == 'hf')})"
+            f"({', '.join(one.name for one in _layouts() if one.target == 'hf')})"
         )
     return layout.load(path)
 

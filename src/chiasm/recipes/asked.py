@@ -12,6 +12,7 @@ from rich.console import Console
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.registry import REFERENCE
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
 from chiasm.data.formats.reading import Reading
@@ -55,7 +56,16 @@ class Asked:
 
     @property
     def name(self) -> str:
-        return Path(self.task).stem
+        return self.task.rpartition(":")[2] if self.benchmark else Path(self.task).stem
+
+    @property
+    def benchmark(self) -> bool:
+        """Whether the task is a benchmark, also one of the user's own (module:NAME): neither a path
+        nor FORMAT:PATH."""
+        if self.task in NAMES:
+            return True
+        own = REFERENCE.fullmatch(self.task) is not None and not Path(self.task).exists()
+        return own and prefixed(self.task)[0] is None
 
     def samples(self) -> Sequence[Sample]:
         """All questions with their answers."""
@@ -63,8 +73,8 @@ class Asked:
         return [prompted(s, self.prompt) for s in samples] if self.prompt else samples
 
     def _samples(self) -> Sequence[Sample]:
-        if self.task in NAMES:
-            folder = self.folder or Path("data") / self.task
+        if self.benchmark:
+            folder = self.folder or Path("data") / self.name
             if self.fetch:
                 download(self.task, folder)
             return read_benchmark(self.task, folder, self.split)
@@ -104,7 +114,7 @@ class Asked:
             )
         found = find_metric(metric)
         if self.compat:
-            own = self.task in NAMES and metric == self.usual_metric()
+            own = self.benchmark and metric == self.usual_metric()
             found = harness_metric(metric, self.task if own else "")
         return MeasuredTask(
             self.name, samples, found, limit=limit, seed=self.seed, turns=self.turns
@@ -112,11 +122,11 @@ class Asked:
 
     def usual_metric(self) -> str:
         """A benchmark's own metric, "" for anything else."""
-        return find_benchmark(self.task).metric if self.task in NAMES else ""
+        return find_benchmark(self.task).metric if self.benchmark else ""
 
     def _usual(self, samples: Sequence[Sample]) -> str:
         """The metric of a task for which none was asked, "" where answers are just compared."""
-        if self.task in NAMES:
+        if self.benchmark:
             return self.usual_metric()
         if self.task in BUILT_IN:
             return ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from chiasm.core.config import nearest
-from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.errors import DataError
+from chiasm.core.registry import Registry
 from chiasm.core.sample import Sample
 from chiasm.data.formats import (
     class_folder,
@@ -31,23 +31,30 @@ from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.parquet import write_parquet
 from chiasm.data.formats.webdataset import write_webdataset
 
-FORMATS: tuple[Format, ...] = (
-    MESSAGES,
-    LLAVA,
-    SHAREGPT,
-    LLAMA_FACTORY,
-    SWIFT,
-    huggingface.FORMAT,
-    parquet.FORMAT,
-    webdataset.FORMAT,
-    image_folder.FORMAT,
-    vlmevalkit.FORMAT,
-    coco.FORMAT,
-    plain.FORMAT,
-    class_folder.FORMAT,
-    TABLE,
+FORMATS: Registry[Format] = Registry(
+    "format",
+    Format,
+    {
+        each.name: each
+        for each in (
+            MESSAGES,
+            LLAVA,
+            SHAREGPT,
+            LLAMA_FACTORY,
+            SWIFT,
+            huggingface.FORMAT,
+            parquet.FORMAT,
+            webdataset.FORMAT,
+            image_folder.FORMAT,
+            vlmevalkit.FORMAT,
+            coco.FORMAT,
+            plain.FORMAT,
+            class_folder.FORMAT,
+            TABLE,
+        )
+    },
 )
-NAMES = tuple(format.name for format in FORMATS)
+NAMES = FORMATS
 
 Write = Callable[[Iterable[Sample], Path, str], None]
 """(samples, folder, name of the split)"""
@@ -60,18 +67,16 @@ WRITERS: dict[str, Write] = {
 
 
 def by_name(name: str) -> Format:
-    """The format called so. Raises ConfigError with the nearest name."""
-    for format in FORMATS:
-        if format.name == name:
-            return format
-    raise ConfigError(f"unknown format '{name}'{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+    """The format called so, or module:NAME of the user's own. Raises ConfigError with the nearest
+    name."""
+    return FORMATS.find(name)
 
 
 def detect(path: Path, columns: Mapping[str, str] | None = None) -> Format:
     """The one format that recognises itself in the path. Raises DataError where none does, or
     several: then the user decides. columns: what -> column (rows.COLUMNS)."""
     look = Look(path, columns or {})
-    found = [format for format in FORMATS if format.claims(look)]
+    found = [format for format in FORMATS.values() if format.claims(look)]
     if len(found) == 1:
         return found[0]
     if found:

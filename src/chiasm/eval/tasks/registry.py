@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.registry import Registry
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import Definition
 
-NAMES = {
-    "vqav2": "vqav2:DEFINITION",
-    "gqa": "gqa:DEFINITION",
-    "textvqa": "textvqa:DEFINITION",
-    "docvqa": "docvqa:DEFINITION",
-    "chartqa": "chartqa:DEFINITION",
-    "ai2d": "ai2d:DEFINITION",
-    "mmmu": "mmmu:DEFINITION",
-    "mmstar": "mmstar:DEFINITION",
-    "mmbench": "mmbench:DEFINITION",
-    "pope": "pope:DEFINITION",
-    "ocrbench": "ocrbench:DEFINITION",
-    "screenspot": "screenspot:DEFINITION",
-    "coco-captions": "captions:COCO",
-    "flickr30k": "captions:FLICKR",
-    "imagenet": "imagenet:DEFINITION",
-    "video-mme": "video_mme:DEFINITION",
-    "geneval": "geneval:DEFINITION",
-}
+NAMES: Registry[Definition] = Registry(
+    "benchmark",
+    Definition,
+    {
+        "vqav2": "chiasm.eval.tasks.vqav2:DEFINITION",
+        "gqa": "chiasm.eval.tasks.gqa:DEFINITION",
+        "textvqa": "chiasm.eval.tasks.textvqa:DEFINITION",
+        "docvqa": "chiasm.eval.tasks.docvqa:DEFINITION",
+        "chartqa": "chiasm.eval.tasks.chartqa:DEFINITION",
+        "ai2d": "chiasm.eval.tasks.ai2d:DEFINITION",
+        "mmmu": "chiasm.eval.tasks.mmmu:DEFINITION",
+        "mmstar": "chiasm.eval.tasks.mmstar:DEFINITION",
+        "mmbench": "chiasm.eval.tasks.mmbench:DEFINITION",
+        "pope": "chiasm.eval.tasks.pope:DEFINITION",
+        "ocrbench": "chiasm.eval.tasks.ocrbench:DEFINITION",
+        "screenspot": "chiasm.eval.tasks.screenspot:DEFINITION",
+        "coco-captions": "chiasm.eval.tasks.captions:COCO",
+        "flickr30k": "chiasm.eval.tasks.captions:FLICKR",
+        "imagenet": "chiasm.eval.tasks.imagenet:DEFINITION",
+        "video-mme": "chiasm.eval.tasks.video_mme:DEFINITION",
+        "geneval": "chiasm.eval.tasks.geneval:DEFINITION",
+    },
+)
 
 
 def find_benchmark(name: str) -> Definition:
-    """A benchmark by name. Raises ConfigError naming the nearest."""
-    if name not in NAMES:
-        raise ConfigError(
-            f"unknown benchmark '{name}'{nearest(name, NAMES)}; there are {', '.join(NAMES)}"
-        )
-    module, _, attribute = NAMES[name].partition(":")
-    return getattr(importlib.import_module(f"chiasm.eval.tasks.{module}"), attribute)
+    """A benchmark by name, or module:NAME of the user's own; ConfigError names the nearest."""
+    return NAMES.find(name)
 
 
 def read_benchmark(name: str, folder: Path, split: str = "") -> list[Sample]:

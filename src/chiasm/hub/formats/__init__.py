@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chiasm.core.registry import Registry
 from chiasm.hub.formats.chameleon import CHAMELEON
 from chiasm.hub.formats.emu3 import EMU3
 from chiasm.hub.formats.format import Format, Target
@@ -15,13 +16,20 @@ from chiasm.unified.model import Unified
 
 __all__ = ["FORMATS", "UNIFIED", "Format", "Target"]
 
-FORMATS: list[Format[MLLM]] = [
-    LlavaFormat(),
-    LlavaNextFormat(),
-    PaliGemmaFormat(),
-    IDEFICS3,
-    SMOLVLM,
-    GGUFFormat(),
-]
-
-UNIFIED: list[Format[Unified]] = [CHAMELEON, EMU3]
+FORMATS: Registry[Format[MLLM]] = Registry(
+    "layout of an MLLM",
+    Format,
+    {
+        "llava": LlavaFormat(),
+        "llava-next": LlavaNextFormat(),
+        "paligemma": PaliGemmaFormat(),
+        "idefics3": IDEFICS3,
+        "smolvlm": SMOLVLM,
+        "gguf": GGUFFormat(),
+    },
+)
+UNIFIED: Registry[Format[Unified]] = Registry(
+    "layout of a unified model", Format, {"chameleon": CHAMELEON, "emu3": EMU3}
+)
+"""A layout of the user's own is added by FORMATS.register or UNIFIED.register in a module that is
+imported or named by --allow-custom: folders are then read by it too."""

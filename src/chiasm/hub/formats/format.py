@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from chiasm.data.processor import Processor
 from chiasm.mllm.model import MLLM
@@ -13,6 +13,7 @@ M = TypeVar("M", MLLM, Unified)
 Target = Literal["hf", "gguf"]
 
 
+@runtime_checkable
 class Format(Protocol[M]):
     """One file a layout, with one object of this kind.
 
