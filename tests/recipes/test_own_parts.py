@@ -16,12 +16,12 @@ from chiasm.core import registry
 from chiasm.core.batch import pack
 from chiasm.core.config import from_dict, override, to_dict
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.data.formats.registry import FORMATS as data_formats
+from chiasm.data.formats.registry import FORMATS as DATA_FORMATS
 from chiasm.data.formats.registry import by_name, detect
 from chiasm.data.load import load_samples, open_data, prefixed
 from chiasm.eval.scoring import find_metric
 from chiasm.hub import autoencoder, mllm
-from chiasm.hub.formats import FORMATS as layouts
+from chiasm.hub.formats import FORMATS as LAYOUTS
 from chiasm.hub.formats import Format
 from chiasm.hub.load import layout_of, load
 from chiasm.mllm.config import CustomProjector, MLLMConfig
@@ -274,8 +274,8 @@ def test_a_format_of_ones_own_is_named_before_the_path_or_registered(lines, monk
     ]  # fmt: skip
     with pytest.raises(DataError, match="no known format"):
         detect(file)
-    monkeypatch.setattr(data_formats, "_entries", dict(data_formats._entries))
-    data_formats.register("shouted", own_parts.SHOUTED)
+    monkeypatch.setattr(DATA_FORMATS, "_entries", dict(DATA_FORMATS._entries))
+    DATA_FORMATS.register("shouted", own_parts.SHOUTED)
     assert detect(file) is own_parts.SHOUTED
     assert by_name("shouted") is own_parts.SHOUTED
     with pytest.raises(ConfigError, match="'own_parts:LOUD' is no format: it must be a Format"):
@@ -302,11 +302,11 @@ def test_a_layout_of_ones_own_reads_folders(lines, monkeypatch):
         def recognises(self, config):
             return config.get("model_type") == "mine"
 
-    monkeypatch.setattr(layouts, "_entries", dict(layouts._entries))
-    layouts.register("mine", Mine())
+    monkeypatch.setattr(LAYOUTS, "_entries", dict(LAYOUTS._entries))
+    LAYOUTS.register("mine", Mine())
     (lines / "config.json").write_text('{"model_type": "mine"}')
-    assert layout_of(lines) is layouts["mine"]
-    assert layouts.find("mine") is layouts["mine"]
+    assert layout_of(lines) is LAYOUTS["mine"]
+    assert LAYOUTS.find("mine") is LAYOUTS["mine"]
 
 
 def test_tags_of_chiasm_are_not_replaced_and_ones_own_may_be_defined_again():

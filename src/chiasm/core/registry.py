@@ -171,7 +171,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if not (inherits if self.classes else isinstance(found, self.base)):
             kind = f"{'subclass of ' if self.classes else ''}{self.base.__name__}"
             raise ConfigError(f"'{name}' is no {self.what}: it must be a {kind}")
-        return found
+        return found  # type: ignore[return-value]
 
 
 def _again(known: Any, part: Any) -> bool:
