@@ -75,8 +75,8 @@ def train(
 
     Args:
         recipe: encoder, tokenizer, mllm_smol, unified_nano, unified_interleaved, unified_base,
-            llava15_7b, paligemma_3b, nanovlm_222m, smolvlm_256m, chameleon_7b, emu3_8b, or a Python
-            file with recipe().
+            llava15_7b, paligemma_3b, nanovlm_222m, smolvlm_256m, chameleon_7b, emu3_8b, a Python
+            file with recipe(), or the recipe.json of a run.
         out: Folder of the run (default runs/RECIPE).
         data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
             after "FORMAT:" where it is not seen by itself; a URL of .tar or .jsonl files; several
@@ -87,7 +87,7 @@ def train(
     """
     _compute_on(device)
     from chiasm.core.config import leaves
-    from chiasm.recipes.recipe import find, with_overrides
+    from chiasm.recipes.recipe import find, run_folder, with_overrides
 
     chosen = with_overrides(find(recipe), _overrides)
     if data is not None:
@@ -96,9 +96,9 @@ def train(
         for name, value in leaves(chosen).items():
             Console().print(f"--{name} [bold]{escape(str(value))}[/bold]", highlight=False)
         return
+    folder = out or run_folder(recipe)
     from chiasm.recipes.run import run
 
-    folder = out or Path("runs") / Path(recipe).stem
     ledger = run(chosen, folder, resume)
     Console().print(f"{folder}: {ledger.seconds:.0f} s, {ledger.flops:.3g} FLOPs")
 

@@ -8,6 +8,8 @@ meet, models are moved by who loads them, batches by who feeds them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +67,20 @@ def compute_on(name: str) -> None:
     if name:
         os.environ["CHIASM_DEVICE"] = name
     resolve()
+
+
+@contextmanager
+def computing_on(name: str) -> Iterator[None]:
+    """compute_on within the context; what was chosen before is restored behind it."""
+    before = os.environ.get("CHIASM_DEVICE")
+    try:
+        compute_on(name)
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CHIASM_DEVICE", None)
+        else:
+            os.environ["CHIASM_DEVICE"] = before
 
 
 def local_rank() -> int:

@@ -162,14 +162,29 @@ class Sample:
         return dataclasses.replace(self, **changes)
 
 
-def question(*parts: Part | str) -> Turn:
-    """A user turn from pictures and strings."""
-    return Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+Given = Part | str | Path | bytes | PIL.Image.Image
+"""What `question` and `answer` take."""
 
 
-def answer(*parts: Part | str) -> Turn:
-    """An assistant turn from pictures and strings."""
-    return Turn("assistant", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+def question(*parts: Given) -> Turn:
+    """A user turn. A string is text, also one that spells a file's name; an image is an Image, a
+    Path, encoded bytes or a PIL image. Raises TypeError for anything else."""
+    return Turn("user", tuple(map(_part, parts)))
+
+
+def answer(*parts: Given) -> Turn:
+    """An assistant turn, of parts as `question` takes them."""
+    return Turn("assistant", tuple(map(_part, parts)))
+
+
+def _part(part: Given) -> Part:
+    if isinstance(part, str):
+        return Text(part)
+    if isinstance(part, (Path, bytes, PIL.Image.Image)):
+        return Image(part)
+    if isinstance(part, Part):
+        return part
+    raise TypeError(f"a {type(part).__name__} is no part of a message; give text or an image")
 
 
 def split_independent(sample: Sample) -> list[Sample]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.core.batch import IGNORE, Encoded, Slot, shifted
+from chiasm.core.batch import IGNORE, Batch, Encoded, Slot, pack, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
 from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
 from chiasm.data.boxes import BoxFormat, written
 from chiasm.data.clips import Clips, Frames
+from chiasm.data.formats.chat import Messages, conversation_of
 from chiasm.data.packing import Size
 from chiasm.data.template import Template
 
@@ -57,6 +58,26 @@ class Processor:
         """How many of its last rounds a training sample lost to max_length, by its name."""
         self.slots: MutableMapping[str, Slot] = {}
         """What is remembered, by the pictures' digests; a server puts a bounded mapping here."""
+
+    def __call__(self, conversations: Sequence[Messages | Sample], packed: bool = True) -> Batch:
+        """A batch of conversations, each OpenAI messages or a Sample.
+
+        Replies of the assistant carry loss; a conversation that ends with the user's message is a
+        prompt, of which earlier replies carry loss. packed: all in one row without padding, told
+        apart by `segment`; otherwise each is a row of its own, padded on the right. The batch is in
+        main memory. Raises DataError for a conversation that cannot be encoded.
+        """
+        samples = [conversation_of(each) for each in conversations]
+        if not samples:
+            raise DataError("no conversations to encode; give at least one")
+        encoded = [self._encode_any(sample) for sample in samples]
+        return pack([encoded] if packed else [[each] for each in encoded])
+
+    def _encode_any(self, sample: Sample) -> Encoded:
+        """As a prompt where the user has the last word, else as a training sample."""
+        if sample.turns and sample.turns[-1].role == "user":
+            return self.prompts([sample])[0][0]
+        return self.encode(sample)
 
     def encode(self, sample: Sample) -> Encoded:
         """A training sample: its conversation, or its independent questions as branches of one

@@ -77,6 +77,9 @@ class SampleStream:
         while True:
             yield self._next()
 
+    def __next__(self) -> Batch:
+        return self._next()
+
     def _next(self) -> Batch:
         chosen: list[Encoded] = []
         used = 0

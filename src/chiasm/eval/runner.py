@@ -57,6 +57,11 @@ class Result:
     turns: dict[str, dict[str, float]] = field(default_factory=dict)
     history: History = "gold"
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy, by images."""
+        return self.interval_by_picture
+
     def to_dict(self) -> dict:
         return asdict(self)
 

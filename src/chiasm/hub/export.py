@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
-
 from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.registry import Registry
 from chiasm.data.processor import Processor
-from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
+from chiasm.hub.formats import Target
 from chiasm.hub.load import load
 from chiasm.hub.mllm import merge_in
+from chiasm.hub.save import fitting
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
@@ -35,20 +33,10 @@ def export(run: Path, out: Path, target: str) -> str:
     assert isinstance(processor, Processor)
     if isinstance(model, MLLM):
         merge_in(model)
-    layouts: Registry[Any] = FORMATS if isinstance(model, MLLM) else UNIFIED
-    known: list[Format] = [layout for layout in layouts.values() if layout.target == target]
-    if target not in get_args(Target):
-        known = [layouts.find(target)]
-    if not known:
-        raise ConfigError(f"{run}: no {target} layout for a unified model; use --to hf")
-    hindered = {layout.name: layout.obstacles(model, processor) for layout in known}
-    chosen = next((layout for layout in known if not hindered[layout.name]), None)
-    if chosen is None:
-        nearest = min(hindered, key=lambda name: len(hindered[name]))
-        raise ConfigError(
-            f"{run}: no published layout can say this model; in the way of {nearest}: "
-            f"{'; '.join(hindered[nearest])}"
-        )
+    try:
+        chosen = fitting(model, processor, target)
+    except ConfigError as error:
+        raise ConfigError(f"{run}: {error}") from None
     out.mkdir(parents=True, exist_ok=True)
     chosen.export(model, processor, out)
     model.to(resolve())

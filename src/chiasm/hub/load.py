@@ -1,4 +1,5 @@
-"""load(path): whatever a folder holds, by what its model.json, or a published config.json, says."""
+"""load(source): whatever a folder or a repository of the Hugging Face hub holds, by what its
+model.json, or a published config.json, says."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format
+from chiasm.hub.source import local_folder
 from chiasm.train.checkpoint import read_json
 from chiasm.unified.codec import UnifiedCodec
 
@@ -33,17 +35,22 @@ def load(
     allow_custom: Sequence[str] = (),
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, its processor), on a device as core.device.resolve takes it.
-    allow_custom: modules or .py files of your own that the run may have parts of, imported here
-    (core/registry.py).
+    path: a folder, or OWNER/NAME of the hub. allow_custom: modules or .py files of your own that
+    the run may have parts of, imported here (core/registry.py).
     Raises CheckpointError for a folder that holds none, or one that cannot be read, and ConfigError
     for a device that is not there."""
     place = resolve(device)
     registry.allow_custom(*allow_custom)
-    model, processor = _load(Path(path))
-    model.to(place)
-    if isinstance(codec := getattr(processor, "codec", None), UnifiedCodec):
-        codec.autoencoder.to(place)
+    model, processor = _load(local_folder(path))
+    move(model, processor, place)
     return model, processor
+
+
+def move(model: Any, processor: Any, device: torch.device | str) -> None:
+    """Move a model to a device, with the network that its processor computes with."""
+    model.to(device)
+    if isinstance(codec := getattr(processor, "codec", None), UnifiedCodec):
+        codec.autoencoder.to(device)
 
 
 def _load(path: Path) -> tuple[Any, Any]:

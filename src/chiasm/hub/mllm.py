@@ -4,6 +4,7 @@ encoder of transformers in `vision/`."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
 from chiasm.hub.versions import spell_language
 from chiasm.mllm.adapter import (
+    adapters_of,
     add_adapters,
     load_adapters,
     merge_adapters,
@@ -35,7 +37,7 @@ from chiasm.mllm.config import DeepStackConfig, MLLMConfig, ProjectorConfig, Sav
 from chiasm.mllm.images.parts import add_picture_parts, picture_words
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
-from chiasm.mllm.projectors import build_projector
+from chiasm.mllm.projectors import Projector, build_projector
 from chiasm.mllm.vocabulary import TokenRows, add_tokens, load_rows, save_rows
 from chiasm.vision.config import ViTConfig, feature_levels, feature_width
 from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
@@ -110,6 +112,18 @@ def freeze(model: MLLM, count: int) -> None:
     for module in held:
         for parameter in module.parameters():
             parameter.frozen = True  # type: ignore[attr-defined]
+
+
+def merged_copy(model: MLLM) -> MLLM:
+    """The model with adapters and rows of new tokens folded into a copy of its language model,
+    everything else shared; the model itself where it has none."""
+    if not adapters_of(model.language) and model.rows is None:
+        return model
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    twin.language = copy.deepcopy(model.language)
+    merge_in(twin)
+    return twin
 
 
 def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> None:
@@ -189,6 +203,28 @@ def load(path: Path) -> tuple[MLLM, Processor]:
     return model.eval(), processor
 
 
+def replace_projector(model: MLLM, processor: Processor, projector: Projector) -> None:
+    """Put another projector between encoder and language model, where the model is.
+
+    Its tokens must have the language model's width, and as many must come out as it says. Raises
+    ConfigError where they do not. The processor then leaves room for its tokens.
+    """
+    if not isinstance(projector, Projector):
+        raise ConfigError(
+            f"replace_projector: a {type(projector).__name__} is no projector; derive its class "
+            "from chiasm.mllm.projectors.Projector (shape or tokens, and forward)"
+        )
+    config = replace(model.config, projector=getattr(projector, "config", None))
+    tokenizer = processor.template.tokenizer  # type: ignore[attr-defined]
+    add_picture_parts(config.images, model.vision.config, projector, model.language, tokenizer)
+    model.use_projector(projector.to(next(model.parameters()).device))
+    words, marker = partial(_ids, tokenizer), processor.template.marker
+    codec = MLLMCodec(model.vision.config, projector, marker, config.images, words)
+    processor.codec, processor.clips = codec, Clips(config.video, codec.frames)
+    processor.slots.clear()
+    model.config = config
+
+
 def _ours(model: MLLM) -> nn.ModuleDict:
     ours: dict[str, nn.Module] = {"projector": model.projector}
     return nn.ModuleDict(ours | {"vision": model.vision} if isinstance(model.vision, ViT) else ours)
@@ -217,6 +253,7 @@ def assemble(
     projector = build_projector(config.projector, feature_width(vision.config), width, scale)
     add_picture_parts(config.images, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
+    model.config = config
     words = partial(_ids, tokenizer)
     codec = MLLMCodec(vision.config, projector, template.marker, config.images, words)
     # A learned table of positions has no row beyond its last.

@@ -16,7 +16,7 @@ from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
-from chiasm.mllm.config import CrossAttentionConfig
+from chiasm.mllm.config import CrossAttentionConfig, MLLMConfig
 from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
@@ -54,6 +54,8 @@ class MLLM(nn.Module):
         super().__init__()
         self.vision, self.projector, self.language = vision, projector, language
         self.image_token = image_token
+        self.config: MLLMConfig
+        """How it was made; set by who makes it (hub/mllm.py)."""
         self.rows: TokenRows | None = None
         """Of new tokens, while the tables of the language model are frozen."""
         quicken(language, self.layers())
@@ -65,11 +67,42 @@ class MLLM(nn.Module):
         """Of features, while serving (serve/recent.py)."""
         self.decoder: Decoder | None = None
         """What runs the language model, while replies are made (infer/generate.py)."""
+        self._check_reach(projector)
+
+    def _check_reach(self, projector: Projector) -> None:
         if isinstance(projector, InnerProjector) and projector.reach > len(self.layers()):
             raise ConfigError(
                 f"model.projector: reaches into layer {projector.reach - 1}, but the language "
                 f"model's {len(self.layers())} layers are numbered from 0; choose lower ones"
             )
+
+    @torch.no_grad()
+    def use_projector(self, projector: Projector) -> None:
+        """Take another projector, which is on the model's device. Raises ConfigError where it does
+        not make the tokens of one blank image that it should."""
+        self._check_reach(projector)
+        side = self.vision.config.image_size // self.vision.config.patch_size
+        if self.vision.config.max_patches:
+            side = min(side, math.isqrt(self.vision.config.max_patches))
+        grid = self._seen(torch.tensor([[side, side]]))
+        rows, columns = (int(size) for size in grid[0])
+        device = self.head.weight.device
+        features = torch.zeros(rows * columns, feature_width(self.vision.config), device=device)
+        wanted = (projector.tokens((rows, columns)), self.language.config.hidden_size)
+        try:
+            found = tuple(projector(features, grid).shape)
+        except RuntimeError as error:  # torch's, of widths that do not fit
+            raise ConfigError(
+                f"model.projector: {type(projector).__name__} cannot take features "
+                f"[{rows * columns}, {features.shape[1]}] ({str(error).splitlines()[0]})"
+            ) from None
+        if found != wanted:
+            raise ConfigError(
+                f"model.projector: {type(projector).__name__} makes {list(found)} of one image of "
+                f"{rows} x {columns} features, expected [tokens, width of the language model] = "
+                f"{list(wanted)}"
+            )
+        self.projector = projector
 
     @property
     def backbone(self) -> nn.Module:

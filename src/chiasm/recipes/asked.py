@@ -15,6 +15,7 @@ from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.registry import REFERENCE
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
+from chiasm.data.dataset import read
 from chiasm.data.formats.reading import Reading
 from chiasm.data.load import BUILT_IN, load_samples, prefixed
 from chiasm.data.mixture import parse
@@ -28,7 +29,6 @@ from chiasm.eval.scoring import find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
 from chiasm.eval.tasks.registry import NAMES, download, find_benchmark, read_benchmark
 from chiasm.eval.tasks.table import columns_of, prompted, read_table
-from chiasm.recipes.run import read
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from chiasm.core.errors import CheckpointError, ConfigError, DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
+from chiasm.data.dataset import read
 from chiasm.data.quarantine import Quarantine
 from chiasm.eval.conversation import picture_key
 from chiasm.eval.duel import Outcome, Trial, conclusions, judge
@@ -37,7 +38,6 @@ from chiasm.recipes.arms import (
 )
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.bill import bill_of
-from chiasm.recipes.run import read
 from chiasm.train.checkpoint import read_json, write_whole
 
 

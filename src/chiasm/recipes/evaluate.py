@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from chiasm.core.errors import ConfigError, DataError
+from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
@@ -100,7 +101,7 @@ def evaluate_command(
 
 
 def ask_model(
-    run: Path, asked: Asked, task: QuestionTask, how: How, file: Path
+    run: Path, asked: Asked, task: QuestionTask, how: How, file: Path, show: Show = Bar
 ) -> dict[str, Result]:
     """Result of every variant by its name; replies go to `file`, those of a variant beside it, and
     are not asked for again where they are there already."""
@@ -131,6 +132,7 @@ def ask_model(
             model,
             sampling,
             own,
+            show,
             chunk=how.batch or 256,
             run=model.identity({**record, "ablation": variant.name}, variant.task.samples(), own),
             groups=groups,

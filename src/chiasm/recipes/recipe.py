@@ -67,8 +67,11 @@ NAMES = (
 
 
 def find(name: str) -> Recipe:
-    """A recipe by name, or from a Python file that defines `recipe() -> Recipe`."""
-    path = Path(name)
+    """A recipe by name, from a Python file that defines `recipe() -> Recipe`, or from the
+    recipe.json of a run."""
+    path = Path(name).expanduser()
+    if path.suffix == ".json":
+        return _read_saved(path)
     if path.suffix == ".py":
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give a recipe's file or one of {_list()}")
@@ -90,9 +93,31 @@ def with_overrides(recipe: Recipe, settings: dict[str, str]) -> Recipe:
     return override(recipe, settings)
 
 
-def from_saved(saved: dict) -> Recipe:
-    """The recipe of a run's recipe.json."""
-    return from_dict(Recipe, saved, "recipe.json")
+def from_saved(saved: dict, where: str = "recipe.json") -> Recipe:
+    """The recipe of a run's recipe.json. where: how errors name it."""
+    return from_dict(Recipe, saved, where)
+
+
+def _read_saved(path: Path) -> Recipe:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a run's recipe.json, a Python file "
+            f"with recipe() or one of {_list()}"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); give a run's recipe.json") from None
+    return from_saved(saved, str(path))
+
+
+def run_folder(name: str) -> Path:
+    """Where a recipe's run goes if nothing else is said: runs/RECIPE. Raises ConfigError for a
+    run's recipe.json, as that folder holds a run."""
+    path = Path(name)
+    if path.suffix == ".json":
+        raise ConfigError(f"{name}: the recipe of a run; say where the new run goes, with --out")
+    return Path("runs") / path.stem
 
 
 def _list() -> str:

@@ -14,19 +14,17 @@ from rich.console import Console
 
 from chiasm.core.config import to_dict
 from chiasm.core.device import resolve
-from chiasm.core.errors import CheckpointError, DataError
+from chiasm.core.errors import CheckpointError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.sample import Sample
+from chiasm.data.dataset import read, read_held_out
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import EMPTY
-from chiasm.data.load import Split, load_samples
-from chiasm.data.mixture import Ingredient, parse
-from chiasm.data.quarantine import Quarantine, said_of
-from chiasm.data.turns import Mixed
+from chiasm.data.quarantine import Quarantine
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.recipes.recipe import Recipe, find, from_saved
+from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import read_json, write_whole
 from chiasm.train.evaluation import check_stages
 from chiasm.train.log import Ledger
@@ -47,18 +45,25 @@ BUILDERS = {
 }
 
 
-def run(recipe: Recipe, folder: Path, resume: Resume = "no", show: Show = Bar) -> Ledger:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    resume: Resume = "no",
+    show: Show = Bar,
+    callbacks: Sequence[Callback] = (),
+) -> Ledger:
     """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, ledger.json,
     quarantine.jsonl if anything was bad, checkpoints/ and the model.
 
     A folder that holds a run already is refused unless it is resumed: "yes" continues it, with the
     recipe saved in it; "auto" starts, continues or, where it is finished, does nothing, as a job
     that may be started again wants it. Under torchrun every rank calls this with the same folder.
-    It is trained on this process's device (core/device.py).
+    It is trained on this process's device (core/device.py). callbacks: called by the main rank, for
+    this recipe alone and not for parts that it trains first.
     """
     device = resolve()
     with joined(device) as world:
-        return _run(recipe, Path(folder), resume, show, world, device)
+        return _run(recipe, Path(folder), resume, show, world, device, callbacks)
 
 
 def _run(
@@ -68,6 +73,7 @@ def _run(
     show: Show,
     world: World,
     device: torch.device,
+    callbacks: Sequence[Callback],
 ) -> Ledger:
     saved, finished = folder / "recipe.json", (folder / "model.json").exists()
     if finished and resume == "auto":
@@ -86,8 +92,8 @@ def _run(
     quarantine = Quarantine(folder / "quarantine.jsonl")
     context = Context(
         recipe,
-        read(recipe.data, "train", quarantine, _reading(recipe, quarantine)),
-        _test(recipe.data, _reading(recipe, Quarantine())),
+        read(recipe.data, "train", quarantine, reading_of(recipe, quarantine)),
+        read_held_out(recipe.data, reading_of(recipe, Quarantine())),
         folder,
         quarantine,
         lambda name, path: _prepare(recipe, name, path, show),
@@ -115,6 +121,7 @@ def _run(
         ranks=recipe.ranks,
         sinks=lambda step: open_sinks(recipe.sinks, folder, to_dict(recipe), step),
         device=device,
+        callbacks=callbacks,
     )
     job.to("cpu")
     if world.main:
@@ -152,60 +159,9 @@ def _save(job: Job, folder: Path) -> None:
     temporary.rmdir()
 
 
-def read(
-    data: str, split: Split, quarantine: Quarantine, reading: Reading | None = None
-) -> Sequence[Sample]:
-    """The samples of a split; bad lines go to the quarantine, the format is confirmed. Of several
-    data sets (data/mixture.py) a Mixed; its test half leaves out those that have none."""
-    mixture = parse(data)
-    if mixture is None:
-        return _read(data, split, quarantine, reading)
-    if split == "train":
-        parts = [
-            _read(s.data, split, quarantine, _of_source(s, reading, quarantine))
-            for s in mixture.sources
-        ]
-        return Mixed(parts, mixture)
-    return [
-        sample
-        for s in mixture.sources
-        for sample in _test(s.data, _of_source(s, reading, quarantine))
-    ]
-
-
-def _reading(recipe: Recipe, quarantine: Quarantine) -> Reading:
+def reading_of(recipe: Recipe, quarantine: Quarantine) -> Reading:
     images = Path(recipe.images).expanduser() if recipe.images else None
     return Reading(quarantine.record, images, strict=recipe.strict)
-
-
-def _of_source(source: Ingredient, reading: Reading | None, quarantine: Quarantine) -> Reading:
-    """How a mixture's source is read: its own folder of images before that of all."""
-    reading = reading or Reading(quarantine.record)
-    return replace(reading, images=Path(source.images)) if source.images else reading
-
-
-def _read(
-    data: str, split: Split, quarantine: Quarantine, reading: Reading | None = None
-) -> Sequence[Sample]:
-    console = Console(stderr=True, soft_wrap=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
-
-    reading = (reading or Reading(quarantine.record)).quiet()
-    found = load_samples(data, split, say=say, reading=reading)
-    if reading.unused:
-        say(said_of(reading.unused))
-    quarantine.unused.update(reading.unused)
-    return found
-
-
-def _test(data: str, reading: Reading) -> Sequence[Sample]:
-    quarantine = Quarantine()
-    try:
-        return read(data, "test", quarantine, replace(reading, on_error=quarantine.record))
-    except DataError:
-        return []
 
 
 def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:

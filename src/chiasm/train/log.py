@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import write_whole
 from chiasm.train.evaluation import Examples
 from chiasm.train.sinks import Sink
@@ -68,12 +69,19 @@ class Metrics:
 
     On resume, lines past the resumed step are dropped first, and one that a crash cut short. Lines
     that the disk refuses are kept and tried again with the next ones. Silent where `folder` is
-    None, on all ranks but the first.
+    None, on all ranks but the first. A sink that fails is left out from then on; an exception of a
+    callback is raised.
     """
 
-    def __init__(self, folder: Path | None, resumed_step: int, sinks: Sequence[Sink] = ()):
+    def __init__(
+        self,
+        folder: Path | None,
+        resumed_step: int,
+        sinks: Sequence[Sink] = (),
+        callbacks: Sequence[Callback] = (),
+    ):
         self.path = folder / "metrics.jsonl" if folder else None
-        self.sinks = list(sinks)
+        self.sinks, self.callbacks = list(sinks), list(callbacks)
         self._waiting = ""
         if self.path is None:
             return
@@ -86,6 +94,22 @@ class Metrics:
             return
         self._append(json.dumps(record) + "\n")
         self._tell(record["step"], lambda sink: sink.write(record))
+        self._call_back(record)
+
+    def _call_back(self, record: dict) -> None:
+        """Call the callbacks of a line of metrics; lines of other kinds are none of theirs."""
+        step = record["step"]
+        evaluated = {k.removeprefix("eval/"): v for k, v in record.items() if k.startswith("eval/")}
+        for callback in self.callbacks:
+            if evaluated:
+                callback.on_evaluate(step, evaluated)
+            elif "loss" in record:
+                callback.on_step(step, {k: v for k, v in record.items() if k != "step"})
+
+    def saved(self, step: int, folder: Path) -> None:
+        """A checkpoint is complete."""
+        for callback in self.callbacks:
+            callback.on_checkpoint(step, folder)
 
     def show(self, step: int, examples: Examples) -> None:
         """Answers and drawings of an evaluation, to the sinks alone."""

@@ -22,6 +22,7 @@ from chiasm.core.protocols import Stream, Trainable
 from chiasm.nn.modes import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
+from chiasm.train.callbacks import Callback
 from chiasm.train.compiled import compiled, eager
 from chiasm.train.diagnosis import first_grown, output_sizes
 from chiasm.train.ema import EMA
@@ -85,6 +86,7 @@ def train(
     ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     sinks: OpenSinks | None = None,
     device: torch.device | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Ledger:
     """Run the stages and leave metrics.jsonl, ledger.json and checkpoints in `folder`.
 
@@ -95,7 +97,8 @@ def train(
     gradient is not finite never reach the weights: see train/guard.py. SIGTERM and SIGINT end in a
     checkpoint and an InterruptedRunError. sinks opens further places for the metrics, given the
     resumed step. In a world of several ranks (train/parallel.py) all of them call this together.
-    device: where the model is moved to and stays; by default it is trained where it is.
+    device: where the model is moved to and stays; by default it is trained where it is. callbacks:
+    called by the main rank (train/callbacks.py).
     """
     assert isinstance(model, nn.Module)
     check_stages(stages, evaluate)
@@ -106,7 +109,7 @@ def train(
     world.share([*model.parameters(), *model.buffers()])
     trainer.share_out(ranks, device)
     start = trainer.restore(resume)
-    trainer.open_metrics(start.total, sinks)
+    trainer.open_metrics(start.total, sinks, callbacks)
     try:
         with trainer.stop:
             for number in range(start.stage, len(stages)):
@@ -143,7 +146,7 @@ class _Trainer:
         self.split: Split | None = None
         self.sharded = False
         self.ledger, self.stop = Ledger(), Interruption()
-        self.writer = Writer(folder / "checkpoints", keep, self.warn)
+        self.writer = Writer(folder / "checkpoints", keep, self.warn, self.checkpointed)
         self.number, self.total = 0, 0
         self.ranks = world.size
         self.best: float | None = None
@@ -179,14 +182,19 @@ class _Trainer:
         """Whether some parameter is not whole on this rank."""
         return self.sharded or self.split is not None
 
-    def open_metrics(self, resumed_step: int, sinks: OpenSinks | None) -> None:
+    def open_metrics(
+        self, resumed_step: int, sinks: OpenSinks | None, callbacks: Sequence[Callback]
+    ) -> None:
         main = self.world.main
         opened = sinks(resumed_step) if main and sinks else ()
-        self.metrics = Metrics(self.folder if main else None, resumed_step, opened)
+        self.metrics = Metrics(self.folder if main else None, resumed_step, opened, callbacks)
         self.examples = ExampleFolder(self.folder, resumed_step) if main else None
 
     def warn(self, text: str) -> None:
         self.metrics.warn(self.total, text)
+
+    def checkpointed(self, step: int, folder: Path) -> None:
+        self.metrics.saved(step, folder)
 
     def write_ledger(self) -> None:
         if self.world.main:
@@ -196,8 +204,10 @@ class _Trainer:
                 self.warn(f"{self.folder}: ledger.json could not be written ({error})")
 
     def close(self) -> None:
-        self.writer.wait()
-        self.metrics.close()
+        try:
+            self.writer.wait()
+        finally:
+            self.metrics.close()
 
     def run_stage(self, number: int, first: int) -> None:
         stage = self.stages[number]

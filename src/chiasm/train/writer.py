@@ -17,11 +17,18 @@ class Writer:
     """Writes one checkpoint at a time in a thread of its own, and then deletes old ones.
 
     keep: how many of the newest stay, besides the best. warn: told on the caller's thread what went
-    wrong, at the next call.
+    wrong, at the next call. saved: told so of a complete checkpoint, its step and folder.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
-        self.folder, self.keep, self.warn = folder, keep, warn
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        warn: Callable[[str], None],
+        saved: Callable[[int, Path], None] = lambda step, folder: None,
+    ):
+        self.folder, self.keep, self.warn, self.saved = folder, keep, warn, saved
+        self._step = 0
         self._thread: Thread | None = None
         self._failure: str | None = None
 
@@ -29,21 +36,27 @@ class Writer:
         """Begin to write a checkpoint of tensors nobody else will change; waits for the one
         before."""
         self.wait()
+        self._step = step
         self._thread = Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> bool:
         """Until the last one is on the disk, or has failed; whether it succeeded."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        written, self._thread = self._thread, None
+        if written is not None:
+            written.join()
         failure, self._failure = self._failure, None
         if failure:
             self.warn(failure)
+        elif written is not None:
+            self.saved(self._step, self._place(self._step))
         return failure is None
 
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict) -> None:
-        place = self.folder / f"step-{step}"
+        place = self._place(step)
         try:
             checkpoint.save(place, tensors, state)
             checkpoint.prune(self.folder, self.keep)

@@ -7,8 +7,9 @@ import ast
 import base64
 import binascii
 import json
+import os
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import PIL.Image
@@ -25,8 +26,38 @@ _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGODlh", "R0lGODdh", "UklGR")
 
 
+def image_of(value: Any, entry: str = "image") -> Image:
+    """The image that a caller gives: a path, encoded bytes, a PIL image, a data URL or an Image.
+
+    A string is a path or a data URL, never words. Raises DataError for anything else, and for a
+    path where no file is.
+    """
+    if isinstance(value, Image):
+        return value
+    if isinstance(value, (bytes, PIL.Image.Image)):
+        return Image(value, entry)
+    if isinstance(value, str) and (head := _DATA_URL.match(value)):
+        return Image(_decoded(value[head.end() :], entry), entry)
+    if not isinstance(value, (str, os.PathLike)):
+        raise DataError(
+            f"{entry} is a {type(value).__name__}; give a path, bytes, a PIL image or a data URL"
+        )
+    if isinstance(value, str):
+        _refuse_url(value, entry)
+        value = value.removeprefix("file://")
+    path = Path(value).expanduser()
+    if not _is_file(path):
+        raise DataError(
+            f"{entry}: there is no file '{shortened(str(value), 80)}'; give a path, bytes, a PIL "
+            "image or a data URL (in ask, None for text alone)"
+        )
+    return Image(path, entry)
+
+
 def to_image(value: Any, entry: str, place: Place) -> Image:
     """The image of a record's value. Raises DataError naming the entry for anything else."""
+    if isinstance(value, Image):
+        return value
     if isinstance(value, dict):
         found = next((value[k] for k in ("bytes", "path", "url", "base64") if value.get(k)), None)
         if found is None:
@@ -106,6 +137,13 @@ def spelt(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for any file, or with a zero byte
+        return False
 
 
 def _suffix(name: str) -> str:

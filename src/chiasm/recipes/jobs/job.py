@@ -30,6 +30,7 @@ from chiasm.data.views import (
     own_objectives,
     spot,
 )
+from chiasm.hub.load import move
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.evaluation import Evaluate
 from chiasm.train.parallel import World
@@ -53,10 +54,7 @@ class Job:
 
     def to(self, device: str) -> None:
         """Move the model and what its processor computes with, as to save them."""
-        self.model.to(device)
-        network = getattr(getattr(self.processor, "codec", None), "autoencoder", None)
-        if network is not None:
-            network.to(device)
+        move(self.model, self.processor, device)
 
 
 @dataclass

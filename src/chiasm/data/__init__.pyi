@@ -1,0 +1,3 @@
+from chiasm.data.dataset import loader as loader
+
+__all__ = ["loader"]
