@@ -191,7 +191,7 @@ class VLM:
         batch = batch.to(self.device)
         if not len(batch.supervised):
             return Output(None, {}, self.model(batch), self.model)
-        hidden: list[Tensor] = []
+        hidden: list[Any] = []
         hook = self.model.register_forward_hook(lambda _module, _given, out: hidden.append(out))
         try:
             loss = self.model.loss(batch)

@@ -194,8 +194,10 @@ def class_of(folder: Path) -> str:
 @torch.no_grad()
 def checksum(model: nn.Module) -> str:
     """Of a model's parameters: another one after every change that shows in their sums."""
-    sums = [p.detach().double().sum() for p in model.parameters()]
-    sums += [p.detach().double().square().sum() for p in model.parameters()]
+    found = [p.detach() for p in model.parameters()]
+    # Apple's GPUs have no float64.
+    dtype = torch.float32 if found[0].device.type == "mps" else torch.float64
+    sums = [p.sum(dtype=dtype) for p in found] + [p.to(dtype).square().sum() for p in found]
     return hashlib.sha256(torch.stack(sums).cpu().numpy().tobytes()).hexdigest()
 
 
