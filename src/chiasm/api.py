@@ -19,6 +19,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from chiasm.core import registry
 from chiasm.core.batch import Batch
 from chiasm.core.config import nearest, to_dict
 from chiasm.core.device import computing_on, model_device, resolve
@@ -288,17 +289,20 @@ class VLM:
         self._evaluated.append((checksum(self.model), metric))
 
 
-def load(source: Source | Run, device: str | torch.device = "auto") -> VLM:
+def load(
+    source: Source | Run, device: str | torch.device = "auto", allow_custom: Sequence[str] = ()
+) -> VLM:
     """A vision language model, in evaluation mode.
 
     source: the folder of a run or of a saved model, a folder in a published layout (LLaVA,
     PaliGemma, Idefics3, SmolVLM, Chameleon, Emu3), OWNER/NAME of the Hugging Face hub in one of
     these, or a recipe (a name, a Python file, a recipe.json), whose model then has fresh weights.
-    device: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps". Raises
-    CheckpointError where there is no model or one of another kind, ConfigError for a device that is
-    not there.
+    device: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:1", "mps". allow_custom:
+    modules or .py files with parts of your own that the model may have. Raises CheckpointError
+    where there is no model or one of another kind, ConfigError for a device that is not there.
     """
     name, place = os.fspath(source), resolve(device)
+    registry.allow_custom(*allow_custom)
     if _is_recipe(name):
         recipe = find(name)
         model, processor = fresh(recipe)

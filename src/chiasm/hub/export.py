@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.processor import Processor
-from chiasm.hub.formats import Target
 from chiasm.hub.load import load
 from chiasm.hub.mllm import merge_in
 from chiasm.hub.save import fitting

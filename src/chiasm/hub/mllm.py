@@ -214,7 +214,9 @@ def replace_projector(model: MLLM, processor: Processor, projector: Projector) -
             f"replace_projector: a {type(projector).__name__} is no projector; derive its class "
             "from chiasm.mllm.projectors.Projector (shape or tokens, and forward)"
         )
-    config = replace(model.config, projector=getattr(projector, "config", None))
+    if not hasattr(projector, "config"):
+        projector.config = None  # it computes, and is refused when it is to be saved
+    config = replace(model.config, projector=projector.config)
     tokenizer = processor.template.tokenizer  # type: ignore[attr-defined]
     add_picture_parts(config.images, model.vision.config, projector, model.language, tokenizer)
     model.use_projector(projector.to(next(model.parameters()).device))
