@@ -90,11 +90,11 @@ def drawing(samples: Sequence[Sample], pictures: int, guidance: float = 1.0) -> 
     rows = [
         [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
     ]
-    ids, mask = _left_padded(rows, vocabulary.pad)
+    ids, mask = left_padded(rows, vocabulary.pad)
     guided = {}
     if guidance != 1.0:
         bare = [processor.unconditional(one).ids.tolist() for one in asked]
-        told = _left_padded([[*row, vocabulary.begin_image] for row in bare], vocabulary.pad)
+        told = left_padded([[*row, vocabulary.begin_image] for row in bare], vocabulary.pad)
         guided = dict(
             zip(("negative_prompt_ids", "negative_prompt_attention_mask"), told, strict=True)
         )
@@ -139,7 +139,7 @@ def _draws(vocabulary: Vocabulary, token: int) -> bool:
     return vocabulary.first_code <= token < vocabulary.size
 
 
-class _Numbers(RoleTemplate):
+class Numbers(RoleTemplate):
     """Never stops, and writes ids as numbers, so that replies over any vocabulary compare."""
 
     def __init__(self, tokenizer):
@@ -155,11 +155,11 @@ def answering(samples: Sequence[Sample]) -> Sides:
     model, peer = _mllm()
     bpe = train_bpe([turn.text for s in samples for turn in s.turns], 400)
     codec = MLLMCodec(model.vision.config, model.projector, model.image_token)
-    processor = Processor(_Numbers(bpe), codec)
+    processor = Processor(Numbers(bpe), codec)
     chosen = next(s for s in samples if len(s.turns) >= 2 * QUESTIONS)
     asked = [s.replace(turns=s.turns[:1]) for s in split_independent(chosen)[:QUESTIONS]]
     prompts = [processor.prompts([sample])[0][0] for sample in asked]
-    ids, mask = _left_padded([encoded.ids.tolist() for encoded in prompts], 0)
+    ids, mask = left_padded([encoded.ids.tolist() for encoded in prompts], 0)
     patches, grids = torch.from_numpy(prompts[0].patches), torch.from_numpy(prompts[0].grids)
     generator = Generator(model, processor)
     sampling = Sampling(max_tokens=NEW_TOKENS)
@@ -217,7 +217,7 @@ def _mllm() -> tuple[MLLM, LlamaForCausalLM]:
     return MLLM(vision, projector, ours, config.vocab_size).eval(), peer
 
 
-def _left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+def left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     longest = max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

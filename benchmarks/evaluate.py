@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.decode import _mllm, _Numbers
+from benchmarks.decode import Numbers, _mllm
 from benchmarks.harness import alternate, report, result, rounds_argument
 from benchmarks.train_unified import build, copy_weights, llama
 from chiasm.core.progress import silent
@@ -60,7 +60,7 @@ def mllm(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
     model, peer = _mllm()
     bpe = train_bpe([turn.text for s in samples for turn in s.turns], 400)
     codec = MLLMCodec(model.vision.config, model.projector, model.image_token)
-    processor = Processor(_Numbers(bpe), codec)
+    processor = Processor(Numbers(bpe), codec)
 
     @torch.inference_mode()
     def reply(sample: Sample) -> list[int]:
@@ -90,7 +90,7 @@ def unified(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
     vocabulary = model.vocabulary
     peer = llama(config, vocabulary.size).eval()
     copy_weights(model, peer)
-    numbers = _Numbers(processor.template.tokenizer)
+    numbers = Numbers(processor.template.tokenizer)
     # Each side reads pictures itself: what one has seen the other must not find.
     ours = Processor(numbers, processor.codec)
     never = [i for i, word in enumerate(vocabulary.allow_text("cpu").tolist()) if not word]
