@@ -130,8 +130,9 @@ class Job:
         self.say({"kind": "rate", "name": name, **result(unit, measured)})
 
     def row(self, group: str, **cells: Any) -> None:
-        """A line of a table of its own."""
-        self.say({"kind": "row", "table": group, "cells": cells})
+        """A line of a table of its own; NaN is what could not be measured."""
+        told = {name: None if value != value else value for name, value in cells.items()}
+        self.say({"kind": "row", "table": group, "cells": told})
 
     def missing(self, what: str, why: str) -> None:
         self.say({"kind": "missing", "what": what, "why": " ".join(why.split())[:300]})
@@ -1116,7 +1117,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "**no**"
     if isinstance(value, str):
         return value
-    if value != value:  # not measured
+    if value is None:  # not measured
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 

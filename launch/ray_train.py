@@ -9,13 +9,18 @@ A worker that is lost ends the others; Ray starts all again, and --resume auto g
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
 def work(config: dict) -> None:
-    """One process of the run. Ray has set RANK, WORLD_SIZE and so on and joined the processes."""
+    """One process of the run. Ray has set RANK, WORLD_SIZE and so on, joined the processes and given
+    each its device, which need not have the number of its LOCAL_RANK."""
+    from ray.train.torch import get_device
+
     from chiasm.cli import main
 
+    os.environ["CHIASM_DEVICE"] = str(get_device()) if config["gpu"] else "cpu"
     main(config["arguments"])
 
 
@@ -25,7 +30,7 @@ def run(workers: int, gpu: bool, arguments: list[str], failures: int) -> None:
 
     trainer = TorchTrainer(
         work,
-        train_loop_config={"arguments": arguments},
+        train_loop_config={"arguments": arguments, "gpu": gpu},
         # Numbers are exchanged on the CPU, gradients where they are.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),

@@ -10,7 +10,8 @@
 #
 #   sbatch launch/slurm.sh train recipes.py --out /shared/runs/a --resume auto
 #
-# One torchrun a machine, which starts a process a GPU. Two minutes before its time is up the job is
+# One torchrun a machine, which starts a process a GPU; each computes on the GPU of its LOCAL_RANK (on
+# machines without: EACH=2 and train ... --device cpu). Two minutes before its time is up the job is
 # told (SIGTERM), writes a checkpoint and ends; --requeue starts it again and --resume auto goes on.
 set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

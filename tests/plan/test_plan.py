@@ -127,7 +127,7 @@ def test_neighbours_hold_what_is_planned_of_them(pair):
     outlined = outline_of(UNIFIED, assumed)
     set_trained(outlined.model, stage)
     batch = typical(outlined, stage, assumed)
-    split(outlined.model, pair, Ranks(tensor=2))
+    split(outlined.model, pair, Ranks(tensor=2), torch.device("cpu"))
     held = {_local(p) for p in outlined.model.parameters()}
     assert plan.weights.trained == sum(p.numel() for p in held)
     assert plan.trained == sum(p.numel() for p in outlined.model.parameters())
@@ -179,8 +179,14 @@ def test_memory_counts_by_hand():
     weights = Weights(trained=1000, frozen=500, moments=2.0, averaged=True, largest=100)
     saved = Saved([10.0, 30.0], [2.0, 2.0], 5.0, copies=2000.0, largest_copies=200.0)
     whole = memory(weights, Sharding("DDP", 1, 8), saved)
-    assert (whole.weights, whole.copies, whole.gradients) == (6000 + 1000, 2000, 4000)
+    assert (whole.weights, whole.copies, whole.gradients) == (4000 + 1000, 2000, 4000)
     assert (whole.optimizer, whole.activations) == (8000 + 4000, 45)
+    assert whole.total == whole.step == 1.05 * (5000 + 2000 + 4000 + 12000 + 45) + 1.5e9
+    # Between steps: frozen weights in fp32, no activations.
+    idle = memory(weights, Sharding("DDP", 1, 8), Saved([10.0], copies=20.0))
+    assert idle.total == 1.05 * (6000 + 4000 + 12000) + 1.5e9 > idle.step
+    slices = memory(weights, Sharding("tensor", 1, 4, tensor=2), saved)
+    assert (slices.weights, slices.restored) == (6000, 0)
     parts = memory(weights, Sharding("FSDP2", 4, 1, True), saved)
     assert (parts.weights, parts.copies, parts.gradients) == (1500 + 800, 200, 1000 + 400)
     assert (parts.optimizer, parts.activations) == (3000, 4 + 30 + 5)

@@ -66,7 +66,7 @@ def compute_on(name: str) -> None:
     ConfigError where it is not there."""
     if name:
         os.environ["CHIASM_DEVICE"] = name
-    resolve()
+    use(resolve())
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def local_rank() -> int:
 
 
 def use(device: torch.device) -> None:
-    """Make it the one that collectives and CUDA kernels of this process use by default."""
+    """Make it the one that collectives, Triton kernels and CUDA graphs of this process use where
+    they are told no device: of a model on cuda:1 they would be those of cuda:0 otherwise."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

@@ -11,7 +11,7 @@ import torch
 
 from chiasm.core import registry
 from chiasm.core.config import current, nearest
-from chiasm.core.device import resolve
+from chiasm.core.device import resolve, use
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format
@@ -34,12 +34,14 @@ def load(
     device: str | torch.device | None = None,
     allow_custom: Sequence[str] = (),
 ) -> tuple[Any, Any]:
-    """(model in evaluation mode, its processor), on a device as core.device.resolve takes it.
+    """(model in evaluation mode, its processor), on a device as core.device.resolve takes it, which
+    becomes the current one.
     path: a folder, or OWNER/NAME of the hub. allow_custom: modules or .py files of your own that
     the run may have parts of, imported here (core/registry.py).
     Raises CheckpointError for a folder that holds none, or one that cannot be read, and ConfigError
     for a device that is not there."""
     place = resolve(device)
+    use(place)
     registry.allow_custom(*allow_custom)
     model, processor = _load(local_folder(path))
     move(model, processor, place)

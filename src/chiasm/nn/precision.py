@@ -71,7 +71,8 @@ class LoweredWeights:
     """A model's untrained parameters, held in the dtype that autocast would cast them to in every
     step; of a frozen language model the activations then stay in it as well (LOG.md).
 
-    The values at full precision stay in main memory; `restored` puts them back for a while.
+    The values at full precision stay in main memory; `restored` puts them back for a while, one
+    after the other, so that no device holds all of them in both precisions.
     LayerNorm and GroupNorm keep theirs: their kernels take no lower parameters than activations,
     and give activations back in the dtype they came in.
     """
@@ -81,16 +82,18 @@ class LoweredWeights:
         kept = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
         frozen = [p for p in model.parameters() if not p.requires_grad and id(p) not in kept]
         full = [p for p in frozen if p.dtype == torch.float32 != dtype]
-        # On an accelerator, whose memory is dear, the full values wait in main memory.
-        self._held = [(weight, weight.data.cpu(), weight.data.to(dtype)) for weight in full]
-        self._lower()
+        self._dtype = dtype
+        self._held: list[tuple[nn.Parameter, Tensor]] = []
+        for weight in full:
+            self._held.append((weight, weight.data.cpu()))
+            weight.data = weight.data.to(dtype)
 
     def _lower(self) -> None:
-        for weight, _, low in self._held:
-            weight.data = low
+        for weight, _ in self._held:
+            weight.data = weight.data.to(self._dtype)
 
     def restore(self) -> None:
-        for weight, full, _ in self._held:
+        for weight, full in self._held:
             weight.data = full.to(weight.device)
 
     @contextmanager

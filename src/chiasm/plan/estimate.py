@@ -128,10 +128,11 @@ def fit(
     nothing fits."""
     even = work.micro_batches * tensor / cluster.count  # of the planned, a GPU's in a step
     for sharding in shardings(cluster, tensor):
-        fixed = memory(weights, sharding, saved.times(0.0)).total
-        each = memory(weights, sharding, saved).total - fixed
-        most = (ROOM * cluster.kind.memory - fixed) / max(1.0, each)
-        if most < smallest:
+        empty = memory(weights, sharding, saved.times(0.0))
+        each = memory(weights, sharding, saved).step - empty.step
+        room = ROOM * cluster.kind.memory
+        most = (room - empty.step) / max(1.0, each)
+        if most < smallest or empty.total > room:
             continue
         rounds = max(1, math.ceil(even / most))
         factor = max(smallest, even / rounds)

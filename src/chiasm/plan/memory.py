@@ -1,8 +1,9 @@
 """Bytes a GPU holds at the fullest moment of a step, by what they are for.
 
-What the engine keeps: weights, gradients and averages in fp32; frozen weights in bfloat16 beside
-them where a model is whole on every rank; bfloat16 copies of trained matrices, which autocast makes
-and the backward pass needs. Activations are not estimated by a formula: the blocks are run on
+What the engine keeps: weights, gradients and averages in fp32; where a model is whole on every rank
+frozen weights in bfloat16, and between steps (a stage begins, evaluates or saves) in fp32, which
+waits in main memory; bfloat16 copies of trained matrices, which autocast makes and the backward pass
+needs. Activations are not estimated by a formula: the blocks are run on
 tensors without storage, and what autograd saves is added up.
 """
 
@@ -57,7 +58,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU."""
+    """Bytes of one GPU. restored: what weights take more between steps, when there are no
+    activations."""
 
     weights: float
     copies: float
@@ -65,9 +67,17 @@ class Memory:
     optimizer: float
     activations: float
     overhead: float = OVERHEAD
+    restored: float = 0.0
 
     @property
     def total(self) -> float:
+        """At the fullest moment."""
+        held = self.weights + self.gradients + self.optimizer + self.restored
+        return max(self.step, FRAGMENTS * held + self.overhead)
+
+    @property
+    def step(self) -> float:
+        """In a step, which grows in proportion to its activations."""
         held = self.weights + self.copies + self.gradients + self.optimizer + self.activations
         return FRAGMENTS * held + self.overhead
 
@@ -78,9 +88,10 @@ def memory(weights: Weights, sharding: Sharding, saved: Saved) -> Memory:
     everything, parts = weights.trained + weights.frozen, sharding.parts
     whole = parts == 1
     held = 4.0 * everything / parts
-    # Whole: frozen weights lowered beside the full ones, if every weight is. In parts: two units in
-    # full, the one that computes and the one that is fetched.
-    held += 2.0 * weights.frozen * (sharding.tensor == 1) if whole else 2 * 4.0 * weights.largest
+    # Whole: frozen weights are lowered, if every weight is. In parts: two units in full, the one
+    # that computes and the one that is fetched.
+    lowered = 2.0 * weights.frozen if whole and sharding.tensor == 1 else 0.0
+    held += -lowered if whole else 2 * 4.0 * weights.largest
     copies = saved.largest_copies if sharding.recompute else saved.copies
     averaged = 4.0 * weights.trained / parts * weights.averaged
     return Memory(
@@ -89,6 +100,7 @@ def memory(weights: Weights, sharding: Sharding, saved: Saved) -> Memory:
         4.0 * weights.trained / parts + (0 if whole else 4.0 * weights.largest),
         4.0 * weights.moments * weights.trained / parts + averaged,
         saved.recomputed if sharding.recompute else saved.activations,
+        restored=lowered,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor.experimental import implicit_replication
 
-from chiasm.core.device import model_device
+from chiasm.core.device import model_device, use
 from chiasm.core.errors import CheckpointError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
@@ -103,6 +103,7 @@ def train(
     assert isinstance(model, nn.Module)
     check_stages(stages, evaluate)
     device = device or model_device(model)
+    use(device)
     world = current()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)

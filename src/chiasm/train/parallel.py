@@ -102,10 +102,10 @@ def joined(device: torch.device) -> Iterator[World]:
     """The world that torchrun started this process in, left again at the end; this process alone
     where it was started by hand. Tensors on the device are exchanged by the library that is made
     for it (NCCL for CUDA), those in main memory by gloo."""
+    use(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield current()
         return
-    use(device)
     own = {"cuda": "nccl", "xpu": "xccl"}.get(device.type)
     dist.init_process_group(f"cpu:gloo,{device.type}:{own}" if own else "gloo")
     try:
