@@ -14,8 +14,8 @@ import sys
 
 
 def work(config: dict) -> None:
-    """One process of the run. Ray has set RANK, WORLD_SIZE and so on, joined the processes and given
-    each its device, which need not have the number of its LOCAL_RANK."""
+    """One process of the run. Ray has set RANK, WORLD_SIZE and so on, joined the processes and
+    given each its device, which need not have the number of its LOCAL_RANK."""
     from ray.train.torch import get_device
 
     from chiasm.cli import main

@@ -1,9 +1,9 @@
 """Bytes a GPU holds at the fullest moment of a step, by what they are for.
 
 What the engine keeps: weights, gradients and averages in fp32; where a model is whole on every rank
-frozen weights in bfloat16, and between steps (a stage begins, evaluates or saves) in fp32, which
-waits in main memory; bfloat16 copies of trained matrices, which autocast makes and the backward pass
-needs. Activations are not estimated by a formula: the blocks are run on
+frozen weights in bfloat16, but between steps (a stage begins, evaluates or saves) in fp32, which
+waits in main memory; bfloat16 copies of trained matrices, which autocast makes and the backward
+pass needs. Activations are not estimated by a formula: the blocks are run on
 tensors without storage, and what autograd saves is added up.
 """
 

@@ -1,7 +1,8 @@
 """LLaVA-1.5 7B with the numbers of 2310.03744: 558K captions align the projector, 665K
 conversations tune it with Vicuna, one epoch each; VQAv2 78.5 and TextVQA 58.2 in the paper.
 
-For 8 GPUs of 80 GB: torchrun --nproc-per-node 8 -m chiasm train llava15_7b.
+For 8 GPUs of 80 GB: torchrun --nproc-per-node 8 -m chiasm train llava15_7b. Planned (chiasm plan),
+not run by us on GPUs.
 """
 
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PadConfig

@@ -1,4 +1,5 @@
-"""Route B on one GPU: about 150M parameters over 256-pixel pictures of 16 × 16 codes.
+"""Route B for one GPU (planned, not run by us on one): about 150M parameters over 256-pixel pictures
+of 16 × 16 codes.
 
     chiasm train tokenizer_base --data D
     chiasm precompute runs/tokenizer_base codes --data D
