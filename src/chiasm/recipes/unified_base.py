@@ -1,5 +1,5 @@
-"""Route B for one GPU (planned, not run by us on one): about 150M parameters over 256-pixel pictures
-of 16 × 16 codes.
+"""Route B for one GPU: about 150M parameters over 256-pixel pictures of 16 × 16 codes. Planned, not
+run by us on one.
 
     chiasm train tokenizer_base --data D
     chiasm precompute runs/tokenizer_base codes --data D
