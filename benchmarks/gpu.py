@@ -9,7 +9,8 @@ CPU computes, and how fast it trains and decodes against plain transformers modu
                   device again; losses within 1e-3 of those of a run that never left it
     mllm_222m     a step of nanoVLM-222M's shape, everything trained: tokens a second, MFU, peak
                   memory; then a profile of the step (torch.profiler): share of the time in which
-                  the device computes nothing, waits of the host for it, and kernel launches
+                  the device computes nothing, waits of the host for it, calls of item() (of
+                  tensors in main memory too), and kernel launches, each a step
     align_7b      the same of LLaVA-1.5 7B's alignment: the projector is trained, the encoder and
                   the language model are frozen in bf16
     unified_1b    the same of a unified model of 1.1 billion parameters that learns to draw
@@ -81,7 +82,7 @@ from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, question
 from chiasm.data.processor import Processor
 from chiasm.data.stream import pack_evenly
-from chiasm.data.text import train_bpe
+from chiasm.data.text import SPECIALS, train_bpe
 from chiasm.infer.generate import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig, PixelShuffleConfig
@@ -909,7 +910,7 @@ def profile(job: Job, name: str, model: Any, rates: dict[str, float], batch: Bat
         step_ms=(end - start) / 1e3 / steps,
         idle_percent=100 * (1 - busy / (end - start)) if on_device else math.nan,
         waits=sum(n in WAITS for n in names) / steps if on_device else math.nan,
-        items=names.count("aten::_local_scalar_dense") / steps,
+        item_calls=names.count("aten::_local_scalar_dense") / steps,
         launches=sum(n.startswith(LAUNCHES) for n in names) / steps if on_device else math.nan,
     )
 
@@ -1000,11 +1001,15 @@ def decode_135m(job: Job) -> None:
 
 
 def decode_1b(job: Job) -> None:
-    """The peer may say codes of images, which ours is kept from: their replies are not compared
-    token by token beyond what the table shows."""
+    """Codes of images and control tokens, which ours is kept from saying in a text, get logits of 0
+    on both sides, so that the peer does not say them either."""
     torch.manual_seed(0)
     config = billion(job.tiny)
     model, processor = unified_model(config, job.device)
+    assert model.lm_head is not None
+    with torch.no_grad():
+        model.lm_head.weight[model.vocabulary.first_code :] = 0.0
+        model.lm_head.weight[: len(SPECIALS)] = 0.0
     with torch.device(job.device):
         peer: LlamaForCausalLM = llama(config, model.vocabulary.size)
     copy_weights(model, peer)

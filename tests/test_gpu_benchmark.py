@@ -118,5 +118,7 @@ def test_it_runs_to_its_end_on_a_cpu(tmp_path):
     assert len(told) == 12 + 6 + 1 + 3
     profiled = [f["cells"] for f in findings if f["kind"] == "row" and f["table"] == "profile"]
     assert len(profiled) == 1
-    assert profiled[0]["items"] > 0
+    assert profiled[0]["item_calls"] > 0
+    same = [f["cells"] for f in findings if f["kind"] == "row" and f["table"] == "replies"]
+    assert [row["same_percent"] for row in same] == pytest.approx([100] * 4, abs=51)
     assert (tmp_path / "gpu.md").read_text().startswith("20")
