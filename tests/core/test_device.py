@@ -59,7 +59,7 @@ def test_a_rank_too_many_is_told(two_gpus, monkeypatch):
 
 
 def test_the_device_of_a_command_is_cudas_current_one(two_gpus):
-    """Otherwise Triton kernels and CUDA graphs of a model on cuda:1 are those of cuda:0."""
+    """Otherwise what is told no device would use cuda:0 beside a model on cuda:1."""
     device.compute_on("cuda:1")
     assert two_gpus == [1]
     with joined(torch.device("cuda:1")):  # in a process by itself too

@@ -89,8 +89,8 @@ def local_rank() -> int:
 
 
 def use(device: torch.device) -> None:
-    """Make it the one that collectives, Triton kernels and CUDA graphs of this process use where
-    they are told no device: of a model on cuda:1 they would be those of cuda:0 otherwise."""
+    """Make it the one that collectives, kernels and libraries use in this thread where they are
+    told no device: with a model on cuda:1 they would use cuda:0 otherwise."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

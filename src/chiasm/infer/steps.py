@@ -109,12 +109,21 @@ class CudaGraphs:
     """A Capture by CUDA graphs that share one pool of memory: they are never run at once, and what
     one gives is used before the next runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(self, compute: Run) -> Run:
+        # The device that is current in this thread need not be the model's, and the stream that
+        # torch captures by default is the one of whichever device was captured first.
+        with torch.cuda.device(self._device):
+            return self._captured(compute)
+
+    def _captured(self, compute: Run) -> Run:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)
         graph = torch.cuda.CUDAGraph()
         # A cast that autocast keeps would be of memory that does not outlive its context; threads
         # of other models may allocate while this one captures.
@@ -122,7 +131,7 @@ class CudaGraphs:
         torch.set_autocast_cache_enabled(False)
         try:
             torch.clear_autocast_cache()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
                 out = compute()
         finally:
             torch.set_autocast_cache_enabled(kept)
@@ -147,7 +156,7 @@ class Steps:
     ):
         self.model, self.device = model, device
         self.static = device.type != "cpu" if static is None else static
-        self.capture = CudaGraphs() if capture is None and device.type == "cuda" else capture
+        self.capture = CudaGraphs(device) if capture is None and device.type == "cuda" else capture
         self._free: list[StaticCache] = []
         self._weights_at: list[int] = []
         self._weights = 0

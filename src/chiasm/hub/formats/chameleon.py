@@ -7,6 +7,7 @@ Our decoder, which can, lies beside in chiasm/.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,9 @@ def _encoder_name(name: str, tokenizer: Autoencoder) -> str:
 def _write_processor(folder: Path, tokenizer: Autoencoder, codes: int) -> None:
     """Pictures are squeezed to one size, as UnifiedCodec does."""
     from transformers import AutoTokenizer, ChameleonProcessor
-    from transformers.models.chameleon.image_processing_pil_chameleon import (
-        ChameleonImageProcessorPil,
-    )
 
     side = tokenizer.config.image_size
-    pictures = ChameleonImageProcessorPil(
+    pictures = _image_processor()(
         size={"height": side, "width": side},
         resample=3,
         do_center_crop=False,
@@ -160,6 +158,15 @@ def _write_processor(folder: Path, tokenizer: Autoencoder, codes: int) -> None:
     made = ChameleonProcessor(pictures, words, image_seq_length=codes)
     made.chat_template = layout.CHAT
     made.save_pretrained(folder)
+
+
+def _image_processor() -> Any:
+    """The class that computes with PIL: transformers 5.0 gives it the plain name."""
+    module = "transformers.models.chameleon.image_processing"
+    try:
+        return import_module(f"{module}_pil_chameleon").ChameleonImageProcessorPil
+    except ImportError:
+        return import_module(f"{module}_chameleon").ChameleonImageProcessor
 
 
 CHAMELEON = Chameleon()
