@@ -22,8 +22,8 @@ peer of a step is put together from SiglipVisionModel, CLIPVisionModel and Llama
 sdpa and a stock loop: one padded row a sample, an attention mask, the models' own labels= loss,
 fused AdamW, gradients clipped, bf16 by autocast, the same samples and the same weights (the first
 losses must agree within 1 %; padded rows are halved into as many micro-batches as fit). The
-peer of decoding is generate() with a static cache; once without compiling and, where time is left,
-once as transformers compiles it by default on CUDA. MFU is FLOPs by our cost model (no padding, no
+peer of decoding is generate() with a static cache, without compiling; where time is left also as
+transformers compiles it by default on CUDA. MFU is FLOPs by our cost model (no padding, no
 logits that nobody needs; the same number for both sides) over the data sheet's dense bf16 rate.
 All weights are random and made on the device.
 
@@ -63,6 +63,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ from chiasm.mllm.config import MLPConfig, PixelShuffleConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
+from chiasm.nn.precision import round_weights
 from chiasm.plan.hardware import KNOWN
 from chiasm.recipes.shapes import LANGUAGE, VISION
 from chiasm.train.loop import train
@@ -458,7 +460,7 @@ def replies(
     return made
 
 
-def apart(one: list[list[str]], other: list[list[str]]) -> float:
+def apart(one: Sequence[list[str]], other: Sequence[list[str]]) -> float:
     """The share of the tokens that come with or after the first that differs, of all replies."""
     same = [
         next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -927,57 +929,64 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 # Decoding.
 
 
-def decoding(
-    job: Job, name: str, model: Any, peer: Any, processor: Processor, rows: Sequence[int]
-) -> None:
-    """Prompts of about 64 tokens, greedy; the whole call is timed, prompts included."""
+@dataclass
+class Decoding:
+    """Both sides of decoding prompts of about 64 tokens, greedy: the whole call, prompts included.
+    new: tokens a reply. ours, theirs: the last replies."""
+
+    generator: Generator
+    peer: Any
+    asked: Sequence[Sample]
+    new: int
+    ours: Sequence[list[str]] = ()
+    theirs: Sequence[list[str]] = ()
+
+    def run_ours(self) -> float:
+        made: list[list[str]] = [[] for _ in self.asked]
+        for number, piece in self.generator(self.asked, Sampling(max_tokens=self.new)):
+            made[number] += piece.text.split()
+        self.ours = made
+        return self.new * len(made)
+
+    def run_peer(self, compiles: bool = False) -> float:
+        prompts = self.generator.processor.prompts(self.asked)
+        ids, mask = left_padded([encoded.ids.tolist() for encoded, _ in prompts], 0)
+        with torch.inference_mode():
+            out = self.peer.generate(
+                ids.to(self.generator.device),
+                attention_mask=mask.to(self.generator.device),
+                do_sample=False,
+                max_new_tokens=self.new,
+                pad_token_id=0,
+                cache_implementation="static",
+                disable_compile=not compiles,
+            )
+        self.theirs = [list(map(str, row)) for row in out[:, ids.shape[1] :].tolist()]
+        return self.new * len(ids)
+
+
+def decoding(job: Job, name: str, model: Any, peer: Any, processor: Processor) -> None:
+    """With several numbers of rows."""
     new, rounds = (4, 1) if job.tiny else (64, 2)
-    generator = Generator(model.eval(), processor, tokens=1 << 20, precision="bfloat16")
-    random = np.random.default_rng(0)
-    for count in rows:
-        asked = [
-            Sample((question(" ".join(map(str, random.integers(0, 10, 30)))),))
-            for _ in range(count)
-        ]
-        prompts = [encoded.ids.tolist() for encoded, _ in processor.prompts(asked)]
-        ids, mask = (x.to(job.device) for x in left_padded(prompts, 0))
-        found: dict[str, list[list[str]]] = {}
-
-        def ours(asked: Sequence[Sample] = asked, found: dict = found) -> float:
-            made: list[list[str]] = [[] for _ in asked]
-            for number, piece in generator(asked, Sampling(max_tokens=new)):
-                made[number] += piece.text.split()
-            found["ours"] = made
-            return new * len(asked)
-
-        def theirs(
-            compiles: bool = False, ids: Tensor = ids, mask: Tensor = mask, found: dict = found
-        ) -> float:
-            with torch.inference_mode():
-                out = peer.generate(
-                    ids,
-                    attention_mask=mask,
-                    do_sample=False,
-                    max_new_tokens=new,
-                    pad_token_id=0,
-                    cache_implementation="static",
-                    disable_compile=not compiles,
-                )
-            found["peer"] = [list(map(str, row)) for row in out[:, ids.shape[1] :].tolist()]
-            return new * len(ids)
-
+    generator = Generator(model.eval(), processor, tokens=1 << 20)
+    random, sides = np.random.default_rng(0), {}
+    for count in (1, 2) if job.tiny else (1, 8, 64):
+        digits = random.integers(0, 10, (count, 30))
+        asked = [Sample((question(" ".join(map(str, row))),)) for row in digits]
         label = f"{name}, {count} row{'s' * (count > 1)}"
+        sides[label] = side = Decoding(generator, peer, asked, new)
         with job.attempt(label):
-            job.rate(label, alternate(ours, theirs, rounds))
-            same = 1 - apart(found["ours"], found["peer"])
-            job.row("replies", what=label, same_percent=100 * same)
-        if job.device.type == "cuda" and count == rows[0]:
-            what = f"{label}, compiled"
-            if job.left < 60:
-                job.missing(what, f"{job.left:.0f} s are left of this part's time")
-                continue
-            with job.attempt(what):
-                job.rate(what, alternate(ours, lambda: theirs(True), rounds))
+            job.rate(label, alternate(side.run_ours, side.run_peer, rounds))
+            job.row("replies", what=label, same_percent=100 * (1 - apart(side.ours, side.theirs)))
+    # Last, as what compiles may take all of the time that is left.
+    for label, side in sides.items() if job.device.type == "cuda" else ():
+        what = f"{label}, transformers compiled"
+        if job.left < 15:
+            job.missing(what, f"{job.left:.0f} s were left of this part's time")
+            continue
+        with job.attempt(what):
+            measured = alternate(side.run_ours, partial(side.run_peer, True), rounds)
+            job.rate(what, measured)
 
 
 def decode_135m(job: Job) -> None:
@@ -996,8 +1005,8 @@ def decode_135m(job: Job) -> None:
     processor = Processor(
         Numbers(tokenizer()), MLLMCodec(vision.config, projector, model.image_token)
     )
-    model.to(job.device, torch.bfloat16)
-    decoding(job, "decode 135M", model, peer, processor, (1, 2) if job.tiny else (1, 8, 64))
+    round_weights(model.to(job.device))
+    decoding(job, "decode 135M", model, peer, processor)
 
 
 def decode_1b(job: Job) -> None:
@@ -1013,9 +1022,9 @@ def decode_1b(job: Job) -> None:
     with torch.device(job.device):
         peer: LlamaForCausalLM = llama(config, model.vocabulary.size)
     copy_weights(model, peer)
-    model.to(torch.bfloat16)
-    peer.to(torch.bfloat16).eval()  # type: ignore[arg-type]
-    decoding(job, "decode 1B", model, peer, processor, (1, 2) if job.tiny else (1, 8, 64))
+    round_weights(model)
+    round_weights(peer.eval())
+    decoding(job, "decode 1B", model, peer, processor)
 
 
 # Parts, each in a process of its own.
