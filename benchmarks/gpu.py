@@ -932,7 +932,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 @dataclass
 class Decoding:
     """Both sides of decoding prompts of about 64 tokens, greedy: the whole call, prompts included.
-    new: tokens a reply. ours, theirs: the last replies."""
+    new: tokens a reply. ours, theirs: the last replies, which near-ties in bf16 set apart."""
 
     generator: Generator
     peer: Any
