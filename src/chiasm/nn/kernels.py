@@ -82,7 +82,9 @@ def _varlen_attn() -> Callable[..., Any] | None:
 
 @lru_cache(maxsize=64)
 def _has_flash(device: torch.device) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def compiled_flex(*args: Any, **kwargs: Any) -> Any:
