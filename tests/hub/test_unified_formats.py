@@ -40,6 +40,7 @@ from chiasm.unified.config import (
     VQConfig,
 )
 from chiasm.unified.quantizers import FSQ, LFQ, build_quantizer
+from own_parts import SignConfig
 
 TEXTS = ["what is this? a red circle", "draw a blue square"]
 SIZE = {"width": 32, "layers": 2, "heads": 4, "hidden": 48, "rope_theta": 1000.0}
@@ -294,6 +295,7 @@ def test_lfq_is_a_nearest_neighbour():
     nearest = torch.cdist(z, codebook(quantizer)).argmin(1)
     assert torch.equal(nearest, quantizer(z.T[None, :, :, None]).codes.flatten())
     assert codebook(build_quantizer(ResidualVQConfig(8, 4, 2))) is None
+    assert codebook(build_quantizer(SignConfig(3))) is None  # of one's own
 
 
 @pytest.mark.parametrize(
