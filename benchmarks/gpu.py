@@ -41,7 +41,7 @@ repository's benchmarks/ folder and wheels,
     .venv/bin/pip install --no-index --no-deps carried/*.whl
     .venv/bin/python -m benchmarks.gpu --out results
 
-Nothing but torch, transformers, tokenizers, safetensors, numpy, pillow and rich is imported;
+Besides torch, transformers and what those bring, only numpy, pillow, rich and jinja2 are imported;
 `PYTHONPATH=src python -m benchmarks.gpu` in a clone does without installing. `--device cpu --tiny`
 runs every part at toy size on any machine.
 """
