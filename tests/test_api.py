@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 import chiasm
 from chiasm.core.batch import IGNORE
-from chiasm.core.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-)
+from chiasm.core.config import to_dict
+from chiasm.core.errors import CheckpointError, ConfigError, DataError, NotGenerativeError
 from chiasm.core.sample import Image, Sample, Text, answer, question
 from chiasm.data.formats.chat import conversation_of
+from chiasm.mllm.config import LinearConfig, LoRAConfig
+from chiasm.mllm.projectors import Projector
+from chiasm.mllm.projectors.linear import LinearProjector
+from chiasm.recipes.recipe import Recipe, find
 from route_toys import make_parts, mllm_recipe, samples, unified_recipe
 
 QUESTION = "what color is it?"
@@ -179,6 +180,17 @@ def test_stream_is_the_reply_in_pieces(parts, mllm):
         list(mllm.stream(messages(parts)))
 
 
+def test_images_are_generated_by_a_unified_model_alone(parts, mllm, unified):
+    with pytest.raises(NotGenerativeError, match="MLLM, which reads images"):
+        mllm.generate_images("a red square")
+    images = unified.generate_images("a red square", n=2, seed=3, best_of=1)
+    again = unified.generate_images("a red square", n=2, seed=3, best_of=1)
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
+    assert images[0].tobytes() != images[1].tobytes()
+    with pytest.raises(ConfigError, match="at least 1"):
+        unified.generate_images("a red square", n=0)
+
+
 # Messages
 
 
@@ -309,3 +321,260 @@ def test_metrics_of_the_card_are_of_these_weights(parts, trained, tmp_path):
     card = (vlm.save(tmp_path / "b") / "README.md").read_text()
     assert row not in card
     assert "have not been evaluated" in card
+
+
+def test_a_projector_is_replaced_and_saved(parts, trained, tmp_path):
+    vlm = chiasm.load(trained[0], "cpu")
+    wide, narrow = 16, vlm.model.language.config.hidden_size
+    before = len(vlm.processor.encode(conversation_of(messages(parts))))
+    vlm.replace_projector(LinearProjector(LinearConfig(), wide, narrow, 1.0))
+    batch = vlm.processor([messages(parts)])
+    assert batch.ids.shape[1] - before == 4 - 1  # 2 x 2 patches, which were one token
+    again = chiasm.load(vlm.save(tmp_path / "out"), "cpu")
+    assert isinstance(again.model.projector, LinearProjector)
+    assert torch.equal(again(again.processor([messages(parts)])).logits, vlm(batch).logits)
+
+
+class Doubling(Projector):
+    """Two tokens of every feature; `claimed` tokens are said."""
+
+    def __init__(self, vision, language, claimed=2):
+        super().__init__()
+        self.linear, self.claimed = torch.nn.Linear(vision, language), claimed
+
+    def tokens(self, grid):
+        return self.claimed * grid[0] * grid[1]
+
+    def forward(self, features, grids):
+        return self.linear(features).repeat_interleave(2, 0)
+
+
+def test_a_projector_of_ones_own(parts, trained, tmp_path):
+    vlm = chiasm.load(trained[0], "cpu")
+    width = vlm.model.language.config.hidden_size
+    old = vlm.model.projector
+    for wrong, named in (
+        (Doubling(16, width, 3), "expected"),
+        (Doubling(16, width + 1), "width of the language model"),
+        (Doubling(15, width), "cannot take features"),
+        (torch.nn.Linear(16, width), "is no projector"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            vlm.replace_projector(wrong)
+        assert vlm.model.projector is old
+    out = vlm.replace_projector(Doubling(16, width))(vlm.processor([messages(parts)]))
+    out.loss.backward()
+    assert vlm.model.projector.linear.weight.grad.abs().sum() > 0
+    with pytest.raises(ConfigError, match="cannot be saved"):
+        vlm.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_leaves_adapters_in_the_model(parts, tmp_path):
+    pytest.importorskip("peft")
+    recipe = mllm_recipe(parts)
+    model = recipe.model.__class__(
+        **{**vars(recipe.model), "lora": LoRAConfig(rank=2), "frozen_layers": 0}
+    )
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(to_dict(Recipe(model, recipe.stages[:1], recipe.data))))
+    vlm = chiasm.load(file, "cpu")
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    batch = vlm.processor([messages(parts)])
+    before = vlm(batch).logits
+    again = chiasm.load(vlm.save(tmp_path / "out"), "cpu")
+    assert any("lora_B" in name for name, _ in vlm.model.named_parameters())
+    assert torch.equal(vlm(batch).logits, before)
+    torch.testing.assert_close(again(batch).logits, before, atol=1e-4, rtol=1e-4)
+
+
+# The hub
+
+
+class FakeApi:
+    """huggingface_hub.HfApi without a network: the uploaded files of each repository."""
+
+    uploads: dict = {}  # noqa: RUF012
+
+    def __init__(self, token=None):
+        self.token = token
+
+    def create_repo(self, repo_id, private, exist_ok):
+        self.uploads[repo_id] = {"private": private, "token": self.token}
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        files = {f.relative_to(folder_path).as_posix(): f.read_bytes()
+                 for f in Path(folder_path).rglob("*") if f.is_file()}  # fmt: skip
+        self.uploads[repo_id]["files"] = files
+        return f"https://hub/{repo_id}/commit/1"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that gives back what was pushed to it."""
+    import huggingface_hub
+
+    def download(repo, allow_patterns):
+        folder = tmp_path / "cache" / repo.replace("/", "--")
+        for name, content in FakeApi.uploads[repo]["files"].items():
+            assert any(Path(name).match(pattern) for pattern in allow_patterns)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return str(folder)
+
+    monkeypatch.setattr(FakeApi, "uploads", {})
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    return FakeApi.uploads
+
+
+def test_pushed_and_loaded_by_its_id(parts, mllm, hub, capsys):
+    url = mllm.push_to_hub("me/model", private=True, token="t", license="apache-2.0")
+    assert url == "https://hub/me/model/commit/1"
+    assert (hub["me/model"]["private"], hub["me/model"]["token"]) == (True, "t")
+    card = hub["me/model"]["files"]["README.md"].decode()
+    assert 'chiasm.load("me/model")' in card
+    assert str(parts) not in card
+    again = chiasm.load("me/model", "cpu")
+    batch = mllm.processor([messages(parts)])
+    assert torch.equal(again(batch).logits, mllm(batch).logits)
+
+
+def test_commands_take_ids_of_the_hub(parts, mllm, hub, capsys):
+    from chiasm.cli import main
+
+    mllm.push_to_hub("me/model")
+    wanted = mllm.ask(parts / "photo.png", QUESTION, max_tokens=4)
+    main(["chat", "me/model", str(parts / "photo.png"), QUESTION, "--max-tokens", "4"])
+    assert capsys.readouterr().out == wanted + "\n"
+    main(["eval", "me/model", "--task", str(parts / "data"), "--limit", "2"])
+    assert Path("runs/model/predictions-data.jsonl").is_file()
+    assert not Path("me").exists()
+    from chiasm.recipes.serve_command import served
+
+    assert served(Path("me/model")).processor.template is not None
+
+
+def test_without_a_network_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"me/nowhere: neither a folder .*; give a folder"):
+        chiasm.load("me/nowhere")  # HF_HUB_OFFLINE is set (conftest.py)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError, match="no such folder"):
+        chiasm.load("runs/mlm")
+
+
+def test_a_layout_that_does_not_fit_is_refused(mllm, tmp_path):
+    with pytest.raises(ConfigError, match="no published layout"):
+        mllm.save(tmp_path / "out", layout="hf")
+    assert not (tmp_path / "out").exists()
+
+
+# Recipes
+
+
+def test_a_recipe_has_fresh_weights_of_its_seed(parts, tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(to_dict(unified_recipe(parts))))
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    first, second = chiasm.load(file, "cpu"), chiasm.load(str(file), "cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.generate_images("red", best_of=1)[0].size == (32, 32)
+
+
+def test_a_tokenizer_that_is_not_given_is_made_anew(parts, tmp_path):
+    recipe = to_dict(unified_recipe(parts))
+    recipe["model"]["tokenizer"] = None
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    assert chiasm.load(file, "cpu").can_generate_images
+
+
+def test_a_runs_recipe_is_a_recipe(trained, tmp_path):
+    file = trained[0].folder / "recipe.json"
+    assert to_dict(find(str(file))) == json.loads(file.read_text())
+    with pytest.raises(ConfigError, match="--out"):
+        chiasm.train(file)
+    with pytest.raises(ConfigError, match=r"no/recipe\.json: cannot be read"):
+        find("no/recipe.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.json: not JSON"):
+        find(str(tmp_path / "a.json"))
+
+
+def test_only_models_that_talk_are_loaded(parts):
+    for name in ("encoder", "tokenizer"):
+        with pytest.raises(CheckpointError, match="generates no replies"):
+            chiasm.load(parts / name, "cpu")
+
+
+# Training and evaluating
+
+
+def test_callbacks_see_steps_evaluations_and_checkpoints(trained):
+    run, calls = trained
+    assert [step for kind, step, _ in calls if kind == "step"] == [1, 2, 3, 4, 5]
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [value for kind, _, value in calls if kind == "step"] == losses
+    assert [step for kind, step, _ in calls if kind == "evaluate"] == [3, 5]
+    assert all("accuracy" in value for kind, _, value in calls if kind == "evaluate")
+    assert [call[1:] for call in calls if call[0] == "checkpoint"] == [(3, True), (5, True)]
+
+
+def test_an_exception_of_a_callback_ends_the_run(parts, tmp_path):
+    class Failing(chiasm.Callback):
+        def on_step(self, step, metrics):
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        chiasm.train(
+            mllm_recipe(parts), out=tmp_path, device="cpu", callbacks=[Failing()], progress=False
+        )
+    assert not (tmp_path / "model.json").exists()
+
+
+def test_overrides_are_checked_and_the_device_is_put_back(parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHIASM_DEVICE", "auto")
+    with pytest.raises(ConfigError, match=r"did you mean 'stages\.0\.steps'"):
+        chiasm.train(mllm_recipe(parts), out=tmp_path, **{"stages.0.step": 1})
+    with pytest.raises(ConfigError, match="no device"):
+        chiasm.train(mllm_recipe(parts), out=tmp_path, device="abacus")
+    assert chiasm.core.device.os.environ["CHIASM_DEVICE"] == "auto"
+
+
+def test_a_run_and_its_model_score_alike(parts, trained, mllm):
+    data = str(parts / "data")
+    of_run = chiasm.evaluate(trained[0], data, max_tokens=3, device="cpu", progress=False)
+    of_model = chiasm.evaluate(mllm, data, max_tokens=3, progress=False)
+    assert (of_run.accuracy, of_run.interval, of_run.n) == (
+        of_model.accuracy, of_model.interval, of_model.n,
+    )  # fmt: skip
+    again = chiasm.evaluate(trained[0], data, max_tokens=3, device="cpu", progress=False)
+    assert again.resumed == again.n == 12
+    with pytest.raises(ConfigError, match="perplexity is not a score"):
+        chiasm.evaluate(mllm, data, metric="perplexity")
+
+
+def test_a_loader_goes_on_where_it_was(parts, mllm):
+    def loader():
+        return chiasm.data.loader(parts / "data", mllm.processor, batch_tokens=256, seed=3)
+
+    first = loader()
+    passed = [next(first) for _ in range(3)]
+    assert all(batch.ids.shape[1] <= 256 for batch in passed)
+    state = json.loads(json.dumps(first.state_dict()))
+    resumed = loader()
+    resumed.load_state_dict(state)
+    for _ in range(3):
+        one, other = next(first), next(resumed)
+        assert torch.equal(one.ids, other.ids)
+        assert one.names == other.names
+    given = chiasm.data.loader(samples(4), mllm.processor)
+    assert len(next(iter(given)).names) >= 1

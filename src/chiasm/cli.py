@@ -212,7 +212,8 @@ def eval(
     """Ask a model every question of a test set; its score with an interval, parse failures.
 
     Args:
-        run: Folder of a trained model of either route; or a contrastive encoder, ours or one of
+        run: Folder of a trained model of either route, or of one in a published layout, or
+            OWNER/NAME of the Hugging Face hub; or a contrastive encoder, ours or one of
             transformers (CLIP, SigLIP), for zero-shot classification and retrieval.
         task: A benchmark (vqav2, gqa, textvqa, docvqa, chartqa, ai2d, mmmu, mmstar, mmbench, pope,
             ocrbench, screenspot, coco-captions, flickr30k, imagenet, video-mme, geneval),
@@ -364,7 +365,8 @@ def chat(
     """Ask about a picture; without a question, an interactive session.
 
     Args:
-        run: Folder of a trained model of either route.
+        run: Folder of a trained model of either route, or of one in a published layout, or
+            OWNER/NAME of the Hugging Face hub.
         image: A picture.
         question: What to ask about it.
         temperature: 0 is greedy.
@@ -500,8 +502,9 @@ def serve(
     """An OpenAI-compatible API and a page over trained models; ends with SIGTERM or Ctrl-C.
 
     Args:
-        runs: Folders of models of either route, and contrastive encoders; each is asked for by
-            its folder's name.
+        runs: Folders of models of either route, ours or in a published layout, and contrastive
+            encoders, or OWNER/NAME of the Hugging Face hub; each is asked for by its folder's name,
+            or NAME.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port.
         key: What clients must send (default: CHIASM_API_KEY, else a fresh one, printed).

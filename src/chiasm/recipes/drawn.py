@@ -22,6 +22,7 @@ from chiasm.eval.metrics.image import psnr, ssim
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
 from chiasm.eval.zero_shot import batches
 from chiasm.hub.load import layout_of, load, load_as
+from chiasm.hub.source import local_folder
 from chiasm.recipes.asked import Asked
 from chiasm.recipes.jobs.tokenizer import pixels_of
 from chiasm.recipes.talk import responder
@@ -86,15 +87,16 @@ def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
 
 
 def contrastive(run: Path) -> Dual | None:
-    """A contrastive encoder of ours or of transformers (a folder, or a hub id OWNER/NAME where no
-    folder OWNER is), None for anything else."""
+    """A contrastive encoder of ours or of transformers, from a folder or as OWNER/NAME of the hub;
+    None for anything else."""
+    run = local_folder(run)
     if (run / "model.json").exists():
         if current(read_json(run / "model.json").get("kind")) != tag_of(ContrastiveConfig):
             return None
         return OwnDual(*load(run))
     if layout_of(run) is not None:
         return None
-    if (run / "config.json").exists() or (len(run.parts) == 2 and not run.parent.exists()):
+    if (run / "config.json").exists():
         return load_stock_dual(str(run))
     return None
 

@@ -25,6 +25,7 @@ from chiasm.eval.predictions import key_of, run_of
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
+from chiasm.hub.source import is_hub_id, local_folder
 from chiasm.infer.generate import Generator
 from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
@@ -69,6 +70,9 @@ def evaluate_command(
 ) -> None:
     """Evaluate, print the table, keep the predictions. Raises DataError at the end if a question
     could not be asked."""
+    # What is kept of a repository of the hub does not belong into the hub's cache.
+    home = Path("runs") / run.name if is_hub_id(run) else run
+    run = local_folder(run)
     asked = for_runs(asked, [run])
     if export_to is not None:
         check_export(export_to)
@@ -80,14 +84,14 @@ def evaluate_command(
         reconstruct_command(run, asked, judge)
         return
     if (asked.metric or asked.usual_metric()) == "drawing":
-        draw_command(run, asked, out or run / f"drawn-{asked.name}", count, judge)
+        draw_command(run, asked, out or home / f"drawn-{asked.name}", count, judge)
         return
     task = asked.question_task()
     dual = contrastive(run)
     if dual is not None:
         _zero_shot(dual, asked, task, how, prompts, out)
         return
-    results = ask_model(run, asked, task, how, out or run / f"predictions-{task.name}.jsonl")
+    results = ask_model(run, asked, task, how, out or home / f"predictions-{task.name}.jsonl")
     _print(results, majority_baseline(task))
     if export_to is not None:
         rows = [_row(name, result) for name, result in results.items()]
@@ -96,7 +100,7 @@ def evaluate_command(
     failed = sum(len(result.errors) for result in results.values())
     if failed:
         raise DataError(
-            f"{failed} of the questions could not be asked, see {out or run}; mend or remove them"
+            f"{failed} of the questions could not be asked, see {out or home}; mend or remove them"
         )
 
 

@@ -116,7 +116,9 @@ def run_folder(name: str) -> Path:
     run's recipe.json, as that folder holds a run."""
     path = Path(name)
     if path.suffix == ".json":
-        raise ConfigError(f"{name}: the recipe of a run; say where the new run goes, with --out")
+        raise ConfigError(
+            f"{name}: the recipe of a run; say where the new run goes, with --out (out= in Python)"
+        )
     return Path("runs") / path.stem
 
 
