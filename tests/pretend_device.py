@@ -92,6 +92,10 @@ class _Backend(_DummyBackendModule):
         torch.set_rng_state(state)
 
 
+# The first backward pass of a process starts a thread for every device that is registered by then,
+# and a process with such threads cannot be forked and then train (other tests do so). Now there is
+# none; inside `installed()` backward passes run in the calling thread.
+torch.ones(1, requires_grad=True).sum().backward()
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
 
 
@@ -322,7 +326,10 @@ def installed() -> Iterator[torch.device]:
     )
     try:
         # It attends as a CPU does, in groups of segments, so that every bit can be compared.
-        with mock.patch.dict(KERNELS, {NAME: KERNELS["cpu"]}):
+        with (
+            mock.patch.dict(KERNELS, {NAME: KERNELS["cpu"]}),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             yield torch.device(NAME, 0)
     finally:
         (
