@@ -305,8 +305,8 @@ def test_cached_decoding_equals_uncached(family, attention):
     generator = Generator(model, processor)
     choose = generator._choose
 
-    def watched(logits, marks, drawing, session):
-        ids = choose(logits.clone(), marks, drawing, session)
+    def watched(logits, known, session):
+        ids = choose(logits.clone(), known, session)
         for sequence, row, token in zip(session.live, logits, ids.tolist(), strict=True):
             steps[sequence.sample].append((row, token))
         return ids

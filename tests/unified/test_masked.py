@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.errors import ConfigError
+from chiasm.core.protocols import Sampling
 from chiasm.core.vocab import Vocabulary
-from chiasm.infer.paint import _least_sure
+from chiasm.infer.grammar import CODES
+from chiasm.infer.paint import _least_sure, _schedule
 from chiasm.nn.cache import KVCache
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.masked import mask_pictures
@@ -184,10 +186,11 @@ def test_passes_unmask_by_the_cosine_the_surest_first(n, steps, seed):
     sure = torch.rand(2, n)
     unknown = torch.rand(2, n) < 0.7
     count = unknown.sum(1)
+    masked = torch.from_numpy(_schedule([[CODES] * n for n in count.tolist()], steps))
     for step in range(steps):
         before = unknown
         done = (step + 1) / steps
-        unknown = _least_sure(sure, before, count, done, 0.0, random)
+        unknown = _least_sure(sure, before, masked[step], 0.0, Sampling(), random)
         for row in range(2):
             left = 0 if done == 1 else math.floor(math.cos(math.pi / 2 * done) * count[row])
             left = max(0, min(left, int(before[row].sum()) - 1))
