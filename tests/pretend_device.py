@@ -305,6 +305,11 @@ class _Generator(torch.Generator):
         return super().__new__(cls, "cpu" if on_pretend(device) else device)
 
 
+def _without_gradients(mode: bool) -> Any:
+    """Instead of inference mode, in which wrappers (version counters, views) have no place."""
+    return torch.no_grad() if mode else torch.set_grad_enabled(True)
+
+
 @contextmanager
 def installed() -> Iterator[torch.device]:
     """The device, with torch patched so that all of what chiasm uses works on it."""
@@ -314,21 +319,17 @@ def installed() -> Iterator[torch.device]:
         torch.as_tensor,
         torch.utils._device._device_constructors,
         torch.Generator,
-        torch.inference_mode,
     )
     originals = {torch.tensor, torch.as_tensor}
     torch.tensor, torch.as_tensor = _made_on_cpu(torch.tensor), _made_on_cpu(torch.as_tensor)
     torch.utils._device._device_constructors = lambda: constructors | originals
     torch.Generator = _Generator  # type: ignore[misc]
-    # Wrappers have no place in inference mode (version counters, views): gradients are off instead.
-    torch.inference_mode = lambda mode=True: (  # type: ignore[assignment]
-        torch.no_grad() if mode else torch.set_grad_enabled(True)
-    )
     try:
         # It attends as a CPU does, in groups of segments, so that every bit can be compared.
         with (
             mock.patch.dict(KERNELS, {NAME: KERNELS["cpu"]}),
             torch.autograd.set_multithreading_enabled(False),
+            mock.patch.object(torch._C, "_InferenceMode", _without_gradients),
         ):
             yield torch.device(NAME, 0)
     finally:
@@ -337,5 +338,4 @@ def installed() -> Iterator[torch.device]:
             torch.as_tensor,
             torch.utils._device._device_constructors,
             torch.Generator,
-            torch.inference_mode,
         ) = kept

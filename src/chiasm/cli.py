@@ -85,7 +85,6 @@ def train(
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
     """
-    _compute_on(device)
     from chiasm.core.config import leaves
     from chiasm.recipes.recipe import find, run_folder, with_overrides
 
@@ -97,6 +96,7 @@ def train(
             Console().print(f"--{name} [bold]{escape(str(value))}[/bold]", highlight=False)
         return
     folder = out or run_folder(recipe)
+    _compute_on(device)
     from chiasm.recipes.run import run
 
     ledger = run(chosen, folder, resume)
