@@ -127,7 +127,7 @@ def test_the_fast_demo_on_a_device(tmp_path):
     """Its lanes are processes of their own: the device is registered in each as Python starts."""
     tests = Path(__file__).parent.parent
     (tmp_path / "sitecustomize.py").write_text(
-        "import pretend_device\npretend_device.installed().__enter__()\n"
+        "import pretend_device\nkept = pretend_device.installed()\nkept.__enter__()\n"
     )
     paths = os.pathsep.join([str(tmp_path), str(tests), os.environ.get("PYTHONPATH", "")])
     demo = ["demo", "--fast", "--device", "pretend", "--out", str(tmp_path / "demo")]
