@@ -18,12 +18,13 @@ TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 demo: $(STAMP)
 	$(BIN)/chiasm demo $(ARGS)
 
+# A process a core, each of one thread; a debugger needs one: make test ARGS="-n0 --pdb tests/nn".
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 # An empty -m overrides the "not slow" of pyproject.toml.
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest -m "" -n auto --maxprocesses 8 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

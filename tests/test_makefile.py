@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTEST = "python -m pytest -n auto --maxprocesses 8"
 PIN = next(p for p in (ROOT / "constraints.txt").read_text().split() if p.startswith("torch=="))
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -83,7 +84,7 @@ def test_uv_installs_the_build_of_torch_before_the_rest(clone, backend):
     tools = [call.split()[0] for call in calls]
     assert tools == ["pip", "uv", "pip", "pip", "python"]
     assert "uv" in calls[0].split()
-    assert calls[-1] == "python -m pytest -x"
+    assert calls[-1] == f"{PYTEST} -x"
 
 
 def test_without_the_index_of_pytorch_pip_takes_any_build_and_one_line_says_so(clone):
@@ -91,7 +92,7 @@ def test_without_the_index_of_pytorch_pip_takes_any_build_and_one_line_says_so(c
     assert status == 0, printed
     assert torch_calls(calls) == ["uv --torch-backend=auto", f"pip {PIN}"]
     assert printed.count("PyTorch's index cannot be used") == 1
-    assert calls[-1] == "python -m pytest"
+    assert calls[-1] == PYTEST
 
 
 def test_a_named_build_is_never_exchanged_for_another(clone):
@@ -105,15 +106,15 @@ def test_a_named_build_is_never_exchanged_for_another(clone):
 
 def test_later_calls_keep_the_build_and_another_name_changes_it(clone):
     assert clone.make("test", "TORCH_BACKEND=cu130")[0] == 0
-    assert clone.make("test")[1] == ["python -m pytest"]
-    assert clone.make("test", "TORCH_BACKEND=cu130")[1] == ["python -m pytest"]
+    assert clone.make("test")[1] == [PYTEST]
+    assert clone.make("test", "TORCH_BACKEND=cu130")[1] == [PYTEST]
     refused = clone.make("test", "TORCH_BACKEND=gpu", fails=f"uv: pip:{PIN}+gpu")
     assert refused[0] != 0
-    assert clone.make("test")[1] == ["python -m pytest"]
+    assert clone.make("test")[1] == [PYTEST]
     _, calls, _ = clone.make("test", "TORCH_BACKEND=cpu")
     assert torch_calls(calls) == ["uv --torch-backend=cpu"]
     assert "--reinstall-package torch" in " ".join(calls), "uv keeps a torch of the same version"
-    assert clone.make("test")[1] == ["python -m pytest"]
+    assert clone.make("test")[1] == [PYTEST]
 
 
 def test_a_named_interpreter_that_venv_does_not_have_is_refused(clone):
