@@ -12,7 +12,7 @@ TORCH_BACKEND ?= $(or $(patsubst .venv/.torch-%,%,$(wildcard .venv/.torch-*)),au
 TORCH := .venv/.torch-$(TORCH_BACKEND)
 TORCH_PIN := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test test-all lint wheel bench clean same-python
+.PHONY: demo test test-all lint wheel docs bench clean same-python
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -36,12 +36,17 @@ lint: $(STAMP)
 wheel: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
+# The pages of docs/ as a site in site/; `make docs ARGS=--help` lists the options of mkdocs build.
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # runs/ stays: it holds trained models.
 clean:
-	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package of the demo's language model goes without its dependencies: only its file is used.

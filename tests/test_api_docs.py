@@ -1,5 +1,6 @@
-"""docs/api.md: its blocks are run as they are written, one after the other, on toy models."""
+"""docs/api.md, README and the notebook: their code is run as it is written, on toy models."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import chiasm
 from route_toys import make_parts, mllm_recipe, samples, unified_recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "tour.ipynb"
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -59,3 +61,14 @@ def test_the_lines_of_the_readme_run(place):
     exec(compile(block, "README.md", "exec"), names)
     assert len(names["images"]) == 4
     assert 0 <= chiasm.evaluate(names["run"], "my-data", progress=False).accuracy <= 1
+
+
+def test_every_cell_of_the_notebook_runs(place):
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "clear the outputs before a commit"
+    names: dict = {}
+    for number, cell in enumerate(c for c in cells if c["cell_type"] == "code"):
+        exec(compile("".join(cell["source"]), f"tour.ipynb, code cell {number + 1}", "exec"), names)
+    assert names["losses"]
+    assert names["result"].n == 12
+    assert (place / "saved" / "README.md").exists()
