@@ -18,6 +18,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import BoxText, Image, Sample, Text, answer, question
 from chiasm.data.blob import local
 from chiasm.data.boxes import read_box, write_as, written
+from chiasm.data.caption import caption_of
 from chiasm.data.chat import CHATML
 from chiasm.data.convert import convert
 from chiasm.data.formats import forms
@@ -35,6 +36,7 @@ from chiasm.data.splits import split_of
 from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import train_bpe
 from chiasm.data.views import converse, moved
+from chiasm.eval.conversation import questions_of
 from chiasm.eval.tasks.table import prompted, read_table
 from chiasm.recipes import run
 from chiasm.recipes.asked import Asked
@@ -184,19 +186,82 @@ CHAT = [{"from": "human", "value": "<image>\nWhich?"}]
 def test_preference_rows_are_read_with_their_good_reply(folder: Path, row: dict):
     sample = read(row, folder)
     assert told(sample) == [("user", "[a.png]Which?"), ("assistant", "Red.")]
-    assert sample.meta["rejected"]
-    name = next(key for key in row if key.startswith("rejected"))
-    assert unused(row, folder) == {name: 1}
+    assert [turn.text for turn in sample.rejected] == ["Blue."]
+    assert unused(row, folder) == {}
 
 
-@pytest.mark.parametrize("key", ["label", "kto_tag"])
-def test_replies_marked_as_bad_are_refused(folder: Path, key: str):
-    talk = [*TALK[:0], {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    assert len(read({"messages": talk, key: True}, folder).turns) == 2
-    with pytest.raises(DataError, match=f'"{key}" is false: its reply is a bad one'):
-        read({"messages": talk, key: False}, folder)
-    with pytest.raises(DataError, match="is false"):
-        read({"prompt": "?", "completion": "!", key: False}, folder)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rejected": "Red."}, "the same reply"),
+        ({"rejected": [{"role": "user", "content": "What?"},
+                       {"role": "assistant", "content": "Blue."}]}, "differ before"),
+        ({"rejected": [{"role": "assistant", "content": "a"},
+                       {"role": "assistant", "content": "b"}]}, "is 2 messages"),
+        ({"chosen": None}, "no chosen one"),
+        ({"rejected_images": ["b.png"]}, "1 image part but 2 images"),
+        ({"images": []}, "1 image part but 0 images"),
+        ({"desired": "yes"}, "make it true or false"),
+    ],
+)  # fmt: skip
+def test_pairs_that_are_none_are_refused(folder: Path, change: dict, message: str):
+    row = {"prompt": [{"role": "user", "content": "<image>Which?"}], "images": ["a.png"],
+           "chosen": "Red.", "rejected": "Blue."}  # fmt: skip
+    assert read(row, folder).rejected
+    with pytest.raises(DataError, match=message):
+        read({key: value for key, value in (row | change).items() if value is not None}, folder)
+
+
+def test_openai_preferences_are_read(folder: Path):
+    row = {
+        "input": {"messages": [{"role": "system", "content": "Be brief."},
+                               {"role": "user", "content": "Which?"}], "tools": []},
+        "preferred_output": [{"role": "assistant", "content": "Red."}],
+        "non_preferred_output": [{"role": "assistant", "content": "Blue."}],
+    }  # fmt: skip
+    sample = read(row, folder)
+    assert told(sample) == [("system", "Be brief."), ("user", "Which?"), ("assistant", "Red.")]
+    assert [turn.text for turn in sample.rejected] == ["Blue."]
+    assert unused(row, folder) == {}
+    with pytest.raises(DataError, match="offers tools"):
+        read({**row, "input": {**row["input"], "tools": [{"name": "f"}]}}, folder)
+
+
+@pytest.mark.parametrize("key", ["label", "kto_tag", "desired"])
+def test_labels_of_replies_are_read_and_bad_replies_learnt_by_nobody_else(folder: Path, key: str):
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    assert read({"messages": talk}, folder).desired is None
+    assert read({"messages": talk, key: True}, folder).desired is True
+    bad = read({"messages": talk, key: False}, folder)
+    assert bad.desired is False
+    assert read({"prompt": "?", "completion": "!", key: False}, folder).desired is False
+    with pytest.raises(DataError, match="labelled as a bad one"):
+        Processor(template(), None).encode(bad)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="labelled as a bad one"):
+        questions_of(bad, 0)
+    assert caption_of(bad) is None
+
+
+def test_pairs_with_images_on_both_sides_survive_an_import(folder: Path):
+    part = {"type": "image"}
+    row = {"id": "7", "images": ["a.png", "b.png", "a.png"],
+           "messages": [{"role": "user", "content": [part, {"type": "text", "text": "draw it"}]},
+                        {"role": "assistant", "content": [part]}],
+           "rejected": [{"role": "assistant", "content": [part, {"type": "text", "text": "no"}]}],
+           "desired": True}  # fmt: skip
+    first = read(row, folder)
+    assert told(first.replace(turns=first.rejected)) == [("assistant", "[a.png]no")]
+    source = save(folder / "x.jsonl", [row])
+    for to in ("messages", "webdataset", "parquet"):
+        if to == "parquet":
+            pytest.importorskip("pyarrow")
+        convert(str(source), folder / to, to)
+        (back,) = next(iter(open_data(str(folder / to)).values())).samples
+        assert [image.load().size for image in back.all_images] == [
+            image.load().size for image in first.all_images
+        ], to
+        assert [type(part).__name__ for part in back.rejected[0].parts] == ["Image", "Text"], to
+        assert back.desired is True, to
 
 
 def template() -> RoleTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -132,6 +133,9 @@ class Sample:
         user turn, not a dialogue: no pair may see another. Encoded as branches of one trunk, so
         that the pictures are computed once and training equals asking each question alone.
     meta: anything the data set says about the sample (JSON).
+    rejected: of a preference pair the worse reply, in place of the last assistant message, which is
+        the chosen one. desired: of a reply that was judged by itself (KTO) whether it is a good
+        one; None where nobody judged it.
     """
 
     turns: tuple[Turn, ...]
@@ -139,10 +143,18 @@ class Sample:
     source: str = ""
     independent: bool = False
     meta: dict = field(default_factory=dict)
+    rejected: tuple[Turn, ...] = ()
+    desired: bool | None = None
 
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Image))
+
+    @property
+    def all_images(self) -> tuple[Image, ...]:
+        """Those of the conversation, then those of the rejected reply."""
+        rejected = (p for turn in self.rejected for p in turn.parts if isinstance(p, Image))
+        return (*self.images, *rejected)
 
     @property
     def videos(self) -> tuple[Video, ...]:
@@ -160,6 +172,14 @@ class Sample:
 
     def replace(self, **changes) -> Sample:
         return dataclasses.replace(self, **changes)
+
+    def map_parts(self, change: Callable[[Part], Part]) -> Sample:
+        """The sample with every part changed, those of the rejected reply too."""
+        turns, rejected = (
+            tuple(turn.replace(parts=tuple(map(change, turn.parts))) for turn in of)
+            for of in (self.turns, self.rejected)
+        )
+        return self.replace(turns=turns, rejected=rejected)
 
 
 Given = Part | str | Path | bytes | PIL.Image.Image

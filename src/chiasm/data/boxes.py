@@ -46,7 +46,9 @@ def write_as(
 def written(sample: Sample, format: BoxFormat) -> Sample:
     """The sample with its boxes (BoxText) in a model's format. Raises DataError where pixels are
     asked of an image that is not there."""
-    boxes = any(isinstance(p, BoxText) for turn in sample.turns for p in turn.parts)
+    boxes = any(
+        isinstance(p, BoxText) for turn in (*sample.turns, *sample.rejected) for p in turn.parts
+    )
     if format == "thousandths" or not boxes:
         return sample
 
@@ -58,8 +60,7 @@ def written(sample: Sample, format: BoxFormat) -> Sample:
             size = sample.images[one.image].size()
         return BoxText(write_as(one.box, format, size), one.box, one.image)
 
-    turns = (turn.replace(parts=tuple(map(part, turn.parts))) for turn in sample.turns)
-    return sample.replace(turns=tuple(turns))
+    return sample.map_parts(part)
 
 
 def write_box(box: Box, size: tuple[int, int]) -> str:

@@ -10,12 +10,15 @@ PROMPT = "Describe the image."  # what is asked of a picture that comes with not
 def caption_of(sample: Sample) -> str | None:
     """meta.caption; else the first of meta.captions; else what the assistant says; else None.
 
-    A sample whose meta has "caption": null says that none can be known, and has none.
+    A sample whose meta has "caption": null says that none can be known, and has none; what a reply
+    that is labelled as a bad one says is no caption.
     """
     if "caption" in sample.meta:
         return sample.meta["caption"]
     captions = sample.meta.get("captions")
     if captions:
         return captions[0]
+    if sample.desired is False:
+        return None
     said = " ".join(t.text.strip() for t in sample.turns if t.role == "assistant").strip()
     return said or None

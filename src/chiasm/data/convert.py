@@ -95,7 +95,7 @@ def _checked(sample: Sample) -> tuple[Sample, DataError | None]:
 def check_media(sample: Sample) -> None:
     """Decode every picture and look for every clip. Raises DataError for one that fails."""
     check_clips(sample)
-    for image in sample.images:
+    for image in sample.all_images:
         image.load()
 
 

@@ -188,5 +188,4 @@ def _fetched(sample: Sample, folder: str) -> Sample:
             return Fetched.at(f"{folder}/{one.source.as_posix()}", one.where)
         return one
 
-    turns = tuple(turn.replace(parts=tuple(map(part, turn.parts))) for turn in sample.turns)
-    return sample.replace(turns=turns)
+    return sample.map_parts(part)

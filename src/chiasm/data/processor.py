@@ -83,6 +83,7 @@ class Processor:
         """A training sample: its conversation, or its independent questions as branches of one
         trunk. Raises DataError for a sample that cannot be used."""
         _check(sample)
+        _check_desired(sample)
         lines, slots = self._lines([sample], reply=False)
         if not any(line.supervised.any() for line in lines):
             raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
@@ -92,6 +93,7 @@ class Processor:
         """What `encode` would make of a sample, from the headers of its pictures. Raises DataError
         as encode, but for what only decoding would find."""
         _check(sample)
+        _check_desired(sample)
         if sample.videos:  # how many frames a clip has is not in its header
             encoded = self.encode(sample)
             return Size(len(encoded), 0 if encoded.patches is None else len(encoded.patches))
@@ -297,3 +299,11 @@ def _check(sample: Sample) -> None:
     said = [part for turn in sample.turns for part in turn.parts]
     if not said or not any(turn.role == "user" for turn in sample.turns):
         raise DataError(f"{sample.where}: an empty conversation; give it a user turn or remove it")
+
+
+def _check_desired(sample: Sample) -> None:
+    if sample.desired is False:
+        raise DataError(
+            f"{sample.where}: its reply is labelled as a bad one; only a stage with "
+            "preference.loss kto learns from it"
+        )

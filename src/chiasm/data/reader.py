@@ -65,9 +65,7 @@ class Reader:
         return begun.result() if begun else self.samples[turn.index]
 
     def _decoded(self, index: int) -> Sample:
-        sample = self.samples[index]
-        turns = tuple(t.replace(parts=tuple(map(_decoded, t.parts))) for t in sample.turns)
-        return sample.replace(turns=turns)
+        return self.samples[index].map_parts(_decoded)
 
 
 def spare_threads() -> int:

@@ -243,7 +243,7 @@ def moved(view: View, shift: int, mirror: bool = False) -> View:
         seen = view(sample, random)
         if seen is None or not seen.images:
             return seen
-        said = [turn.text for turn in seen.turns]
+        said = [turn.text for turn in (*seen.turns, *seen.rejected)]
         by = shift if movable(said) else 0
         flipped = mirror and mirrorable(said) and random.random() < 0.5
         fresh: dict[int, Image] = {}
@@ -256,8 +256,7 @@ def moved(view: View, shift: int, mirror: bool = False) -> View:
                 fresh[id(p)] = Image(augment(picture, random, by, False), p.where)
             return fresh[id(p)]
 
-        turns = tuple(t.replace(parts=tuple(part(p) for p in t.parts)) for t in seen.turns)
-        return replace(seen, turns=turns)
+        return seen.map_parts(part)
 
     return apply
 

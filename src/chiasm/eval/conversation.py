@@ -34,6 +34,11 @@ def questions_of(sample: Sample, number: int, turns: Turns = "all") -> list[Samp
     """
     if not sample.turns:
         raise DataError(f"{sample.where}: empty conversation; remove the sample")
+    if sample.desired is False:
+        raise DataError(
+            f"{sample.where}: its reply is labelled as a bad one, which is no reference; "
+            "remove the sample"
+        )
     singles = split_independent(sample)
     found = [(single, run) for single in singles for run in _checked(single)]
     result = []

@@ -159,5 +159,4 @@ def decoded(sample: Sample) -> Sample:
     def part(one: Any) -> Any:
         return Image(one.load(), one.where) if isinstance(one, Image) else one
 
-    turns = tuple(t.replace(parts=tuple(map(part, t.parts))) for t in sample.turns)
-    return sample.replace(turns=turns)
+    return sample.map_parts(part)

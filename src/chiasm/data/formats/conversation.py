@@ -110,15 +110,20 @@ def conversation(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn
     Where no placeholder stands for them, images and videos go before the first user's text.
     Raises DataError for a wrong role, order, text or number of placeholders.
     """
+    turns = unordered(said, media, place)
+    check_order(turns)
+    return turns
+
+
+def unordered(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, ...]:
+    """`conversation` whose order of roles may be any."""
     messages = [m for one in said for m in _message(one, place)]
     if not messages:
         raise DataError("no turns; give the conversation or remove the record")
     _find_slots(messages, media)
     _prepend(messages, media)
     _check_counts(messages, media)
-    turns = tuple(_fill(messages, media, place))
-    check_order(turns)
-    return turns
+    return tuple(_fill(messages, media, place))
 
 
 def _message(said: Said, place: Place) -> list[_Message]:

@@ -107,14 +107,21 @@ OBJECTS = Key(
     "names and boxes for `<ref-object>` and `<bbox>` in the text (`bbox_type` real, norm1 or "
     "norm1000, `width`, `height`, `image_id`)",
 )
-CHOSEN = Key(("chosen", "chosen_response"), "the reply where the conversation ends without one")
+CHOSEN = Key(
+    ("chosen", "chosen_response", "preferred_output"),
+    "the reply where the conversation ends without one",
+)
 REJECTED = Key(
-    ("rejected", "rejected_response", "rejected_messages", "rejected_images"),
-    "`meta.rejected`; not learnt, counted as not used",
+    ("rejected", "rejected_response", "rejected_messages", "non_preferred_output"),
+    "the worse reply, which stages with `preference` compare with the chosen one",
+)
+REJECTED_IMAGES = Key(
+    ("rejected_images",), "images of the rejected reply; refused where they differ in the prompt"
 )
 DESIRED = Key(
-    ("kto_tag", "label"),
-    "`false` (a bad reply): the record is refused; `true`: nothing",
+    ("kto_tag", "label", "desired"),
+    "`true` or `false`: whether the reply is a good one (KTO); a bad one is learnt by no other "
+    "objective",
 )
 TOOLS = Key(("tools", "functions"), "refused where it holds tools: tool calls are not read")
 INDEPENDENT = Key(("independent",), "the pairs are separate questions about the same images")
@@ -125,8 +132,8 @@ KEPT = Key(
      "lang", "task", "topic", "difficulty", "image_width", "image_height"),
     "kept in `meta`",
 )  # fmt: skip
-COMMON = (ID, IMAGES, VIDEOS, AUDIO, SYSTEM, OBJECTS, CHOSEN, REJECTED, DESIRED, TOOLS, META,
-          INDEPENDENT, CATEGORY, KEPT)  # fmt: skip
+COMMON = (ID, IMAGES, VIDEOS, AUDIO, SYSTEM, OBJECTS, CHOSEN, REJECTED, REJECTED_IMAGES, DESIRED,
+          TOOLS, META, INDEPENDENT, CATEGORY, KEPT)  # fmt: skip
 
 MESSAGES = Key(("messages",), "the messages")
 CONVERSATIONS = Key(("conversations",), "the messages")

@@ -7,6 +7,8 @@
 The n-th image part of a line stands for the n-th entry of its `images`, the n-th video part for
 the n-th of `videos`. Paths are relative to the folder of the file and stay inside it. A message
 with "loss": false is read, not learnt; a text part with "box" is a box of the image, as fractions.
+"rejected" holds the worse reply of a preference pair, whose image parts stand for the entries of
+`images` after those of the messages; "desired" says whether the reply is a good one (KTO).
 Lines of any other form that rows.py knows are read too.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import DataError
-from chiasm.core.sample import BoxText, Image, Part, Sample, Text, Video
+from chiasm.core.sample import BoxText, Image, Part, Sample, Text, Turn, Video
 from chiasm.data.formats.media import Appearing, image_file, video_file
 from chiasm.data.formats.reading import OnError, Reading, folder_name, json_lines, samples
 from chiasm.data.formats.rows import sample_of
@@ -57,7 +59,7 @@ def write_messages(written: Iterable[Sample], path: Path) -> None:
     """
     with Appearing(path) as temporary, temporary.open("wb") as file:
         for sample in written:
-            images = [image_file(image, path.parent) for image in sample.images]
+            images = [image_file(image, path.parent) for image in sample.all_images]
             videos = [video_file(video, path.parent) for video in videos_of(sample)]
             file.write(json_line(sample, images, videos) + b"\n")
 
@@ -99,23 +101,27 @@ def json_line(sample: Sample, images: list[str], videos: list[str]) -> bytes:
         "id": sample.id,
         "images": images,
         "videos": videos,
-        "messages": [
-            {"role": turn.role, "content": [part_row(part) for part in turn.parts]}
-            | ({} if turn.supervised else {"loss": False})
-            for turn in sample.turns
-        ],
+        "messages": list(map(_turn_row, sample.turns)),
+        "rejected": list(map(_turn_row, sample.rejected)),
         "independent": sample.independent,
         "meta": own_meta(sample),
     }
-    for key in ("videos", "independent", "meta"):
+    for key in ("videos", "rejected", "independent", "meta"):
         if not row[key]:
             del row[key]
+    if sample.desired is not None:
+        row["desired"] = sample.desired
     try:
         text = json.dumps(row, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"{sample.where}: meta is not JSON: {error}; convert or drop it") from None
     # A lone surrogate cannot be UTF-8; as a backslash escape it is still the same JSON.
     return text.encode("utf-8", "backslashreplace")
+
+
+def _turn_row(turn: Turn) -> dict:
+    row = {"role": turn.role, "content": [part_row(part) for part in turn.parts]}
+    return row if turn.supervised else row | {"loss": False}
 
 
 def own_meta(sample: Sample) -> dict:

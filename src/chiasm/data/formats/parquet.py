@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.errors import DataError, MissingExtraError
-from chiasm.core.sample import Sample
+from chiasm.core.sample import Sample, Turn
 from chiasm.data.formats.format import Format, Look, files_of
 from chiasm.data.formats.media import Appearing, image_bytes
 from chiasm.data.formats.messages import own_meta, part_row, videos_of
@@ -86,18 +86,18 @@ def _row(sample: Sample) -> dict:
         raise DataError(f"{sample.where}: meta is not JSON: {error}; convert or drop it") from None
     return {
         "id": sample.id,
-        "images": [{"bytes": image_bytes(image), "path": None} for image in sample.images],
-        "messages": [
-            {
-                "role": turn.role,
-                "content": [part_row(part) for part in turn.parts],
-                "loss": None if turn.supervised else False,
-            }
-            for turn in sample.turns
-        ],
+        "images": [{"bytes": image_bytes(image), "path": None} for image in sample.all_images],
+        "messages": list(map(_message, sample.turns)),
+        "rejected": list(map(_message, sample.rejected)) or None,
+        "desired": sample.desired,
         "independent": sample.independent,
         "meta": meta,
     }
+
+
+def _message(turn: Turn) -> dict:
+    parts = [part_row(part) for part in turn.parts]
+    return {"role": turn.role, "content": parts, "loss": None if turn.supervised else False}
 
 
 def _schema(pyarrow: Any) -> Any:
@@ -109,13 +109,13 @@ def _schema(pyarrow: Any) -> Any:
     part = {"type": value, "text": value, "box": box, "image_number": number}
     content = {"feature": part, "_type": "List"}
     loss = {"dtype": "bool", "_type": "Value"}
+    messages = {"feature": {"role": value, "content": content, "loss": loss}, "_type": "List"}
     features = {
         "id": value,
         "images": {"feature": {"_type": "Image"}, "_type": "List"},
-        "messages": {
-            "feature": {"role": value, "content": content, "loss": loss},
-            "_type": "List",
-        },
+        "messages": messages,
+        "rejected": messages,
+        "desired": loss,
         "independent": {"dtype": "bool", "_type": "Value"},
         "meta": value,
     }
@@ -123,14 +123,14 @@ def _schema(pyarrow: Any) -> Any:
         [("type", text), ("text", text), ("box", many(pyarrow.float64())),
          ("image_number", pyarrow.int64())]
     )  # fmt: skip
+    message = struct([("role", text), ("content", many(part)), ("loss", pyarrow.bool_())])
     return pyarrow.schema(
         [
             ("id", text),
             ("images", many(struct([("bytes", pyarrow.binary()), ("path", text)]))),
-            (
-                "messages",
-                many(struct([("role", text), ("content", many(part)), ("loss", pyarrow.bool_())])),
-            ),
+            ("messages", many(message)),
+            ("rejected", many(message)),
+            ("desired", pyarrow.bool_()),
             ("independent", pyarrow.bool_()),
             ("meta", text),
         ],

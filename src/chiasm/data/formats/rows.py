@@ -24,6 +24,14 @@ from chiasm.data.formats.conversation import Media, Said, conversation
 from chiasm.data.formats.forms import FORMS, Form, Key, Row
 from chiasm.data.formats.grounding import fractions_of, objects_of
 from chiasm.data.formats.media_value import is_image, is_video, listed, spelt
+from chiasm.data.formats.preference import (
+    REJECTED,
+    check_same_prompt,
+    desired_of,
+    openai_pair,
+    pair,
+    rejected_images,
+)
 from chiasm.data.formats.reading import Place, Reading, encodable, identity, shortened, show, typed
 
 EMPTY = "(empty replies)"
@@ -57,6 +65,8 @@ def sample_of(
             "(messages, conversations, texts), question and answer, nor a caption; rename them"
         )
     turns, meta = MAKERS[form.name](row, place)
+    rejected: tuple[Turn, ...] = meta.pop(REJECTED, ())
+    desired = desired_of(row)
     independent = typed(row.values, "independent", bool, None)
     row.used.add("independent")
     sample = Sample(
@@ -65,6 +75,8 @@ def sample_of(
         source,
         _separate(form, turns) if independent is None else independent,
         _meta(row, place) | meta | {"where": where},
+        rejected,
+        desired,
     )
     _check_left(row, place)
     if empty := sum(map(_says_nothing, turns)):
@@ -100,6 +112,7 @@ def normal(values: Mapping[str, Any], columns: Mapping[str, str] | None = None) 
         for name in COLUMNS[what].names:
             row.pop(name, None)
         row[COLUMNS[what].names[0]] = value
+    openai_pair(row)
     body = row.get("body")
     if isinstance(body, Mapping) and "messages" in body:  # a line of an OpenAI batch file
         return normal({"id": row.get("custom_id"), "messages": body["messages"]})
@@ -253,7 +266,7 @@ def _texts(row: Row, place: Place) -> Made:
 
 
 def _preference(row: Row, place: Place) -> Made:
-    """Whole conversations: the good one is read."""
+    """Whole conversations, the chosen and the rejected one."""
     chosen = row.values.get("chosen")
     if not isinstance(chosen, list) or not _listed(chosen):
         raise DataError("a chosen reply without its question; name it prompt")
@@ -271,12 +284,14 @@ def _told(row: Row, said: list[Said], place: Place, meta: dict | None = None) ->
         found = row.find(forms.CHOSEN)
         if found is not None:
             said += _reply(found[1], found[0], place)
-    rejected = dict(row.every(forms.REJECTED))
-    if rejected:
-        meta["rejected"] = next(iter(rejected.values()))
-        for name in rejected:
-            place.reading.unused[name] += 1
-    return conversation(said, _media(row, place), place), meta
+    found = row.find(forms.REJECTED)
+    if found is None:
+        return conversation(said, _media(row, place), place), meta
+    if _listed(found[1]):
+        check_same_prompt(said, _said_of(found[1], found[0], place))
+    rejected, images = _reply(found[1], found[0], place), rejected_images(row)
+    turns, meta[REJECTED] = pair(said, rejected, _media(row, place), images, place)
+    return turns, meta
 
 
 def _reply(value: Any, name: str, place: Place) -> list[Said]:
@@ -400,11 +415,6 @@ def _meta(row: Row, place: Place) -> dict[str, Any]:
     tools = row.get(forms.TOOLS)
     if spelt(tools) if isinstance(tools, str) and spelt(tools) is not None else tools:
         raise DataError("the record offers tools; tool calls are not read: remove the record")
-    for name in forms.DESIRED.names:
-        if name not in row.used and isinstance(row.values.get(name), bool):
-            row.used.add(name)
-            if not row.values[name]:
-                raise DataError(f'"{name}" is false: its reply is a bad one; remove the record')
     own = typed(row.values, "meta", dict, {})
     row.used.add("meta")
     meta: dict[str, Any] = {}

@@ -105,12 +105,12 @@ def write_webdataset(
 def _add(tar: tarfile.TarFile, key: str, sample: Sample) -> None:
     if videos_of(sample):
         raise DataError(f"{sample.where}: a tar of ours holds no videos; import --to messages")
-    single = len(sample.images) == 1
+    single = len(sample.all_images) == 1
     endings = [
         suffix(image)[1:] if single else f"{i}{suffix(image)}"
-        for i, image in enumerate(sample.images)
+        for i, image in enumerate(sample.all_images)
     ]
-    members = [(e, image_bytes(image)) for e, image in zip(endings, sample.images, strict=True)]
+    members = [(e, image_bytes(image)) for e, image in zip(endings, sample.all_images, strict=True)]
     for ending, data in [*members, ("json", json_line(sample, endings, []))]:
         head = tarfile.TarInfo(f"{key}.{ending}")
         head.size = len(data)

@@ -144,7 +144,7 @@ def inspect_data(
             album.add(looks)
             try:
                 check_clips(sample)
-                pictures = tuple(album.picture(image) for image in sample.images)
+                pictures = tuple(album.picture(image) for image in sample.all_images)
             except DataError as error:
                 unusable.append(Unusable(sample.name, "picture or clip", str(error)))
                 continue
@@ -172,7 +172,7 @@ def _ahead(samples: Iterable[Sample], workers: int) -> Iterator[tuple[Sample, li
     def images() -> Iterator[list[Image]]:
         for sample in samples:
             waiting.append(sample)
-            fresh = {_key(image): image for image in sample.images}
+            fresh = {_key(image): image for image in sample.all_images}
             yield [image for key, image in fresh.items() if key not in sent]
             sent.update(fresh)
 

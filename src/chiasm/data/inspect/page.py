@@ -118,7 +118,7 @@ def _alike(found: Inspection) -> str:
     images = {
         p.key: image
         for seen in found.seen
-        for p, image in zip(seen.pictures, seen.sample.images, strict=True)
+        for p, image in zip(seen.pictures, seen.sample.all_images, strict=True)
     }
 
     def halves(group: list[Picture]) -> list[str]:
@@ -243,7 +243,7 @@ def _card(seen: Seen, alike: bool) -> str:
     tags = f"{'odd ' * bool(seen.all_remarks)}{'alike' * alike}".strip()
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in seen.all_remarks)
     sizes = ", ".join(f"{p.width}x{p.height} {p.format}" for p in seen.pictures[:4])
-    pictures = "".join(map(_thumbnail, seen.sample.images[:4]))
+    pictures = "".join(map(_thumbnail, seen.sample.all_images[:4]))
     return (
         f"<article class='card' data-tags='{tags}'><div class='pictures'>{pictures}</div>"
         f"<h3>{escape(seen.name)}</h3><p class='quiet'>{seen.split} · {escape(sizes)} · "

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from chiasm.core.sample import Image, Part, Text
+from chiasm.core.sample import Image, Part, Text, Turn
 from chiasm.data.inspect.measure import Inspection, Seen
 from chiasm.data.inspect.page import spaced, summary
 from chiasm.data.load import detected
@@ -60,10 +60,18 @@ def _as_read(seen: Seen) -> str:
         return f"[video {one.path.name}]"
 
     lines = [f"— {seen.name} ({seen.split})"]
-    for turn in seen.sample.turns[:MOST_TURNS]:
+    labels = {None: "", True: " (good)", False: " (bad)"}
+
+    def line(turn: Turn, note: str = "") -> str:
         text = " ".join("".join(map(part, turn.parts)).split())
-        learnt = "" if turn.supervised else " (not learnt)"
-        lines.append(f"  {turn.role}{learnt}: {text if len(text) <= 300 else text[:300] + '…'}")
+        learnt = note if turn.supervised else " (not learnt)"
+        return f"  {turn.role}{learnt}: {text if len(text) <= 300 else text[:300] + '…'}"
+
+    turns, verdict = seen.sample.turns, labels[seen.sample.desired]
+    notes = [verdict if n == len(turns) - 1 else "" for n in range(len(turns))]
+    told = [line(turn, note) for turn, note in zip(turns, notes, strict=True)]
+    lines += told[:MOST_TURNS]
+    lines += [line(turn, " (rejected)") for turn in seen.sample.rejected]
     return "\n".join(lines)
 
 
