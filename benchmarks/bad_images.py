@@ -1,8 +1,8 @@
-"""What bad pictures cost the training stream, and what it remembers.
+"""What bad images cost the training stream, and what it remembers.
 
-The data: PICTURES JPEGs of 500 x 375 with a question and an answer each, in JSON lines, twice:
-once clean ("peer"), once with one picture in a hundred replaced by a truncated file, by random
-bytes or by a PNG that declares 50,000 x 50,000 pixels ("ours"). Units are good pictures: read,
+The data: IMAGES JPEGs of 500 x 375 with a question and an answer each, in JSON lines, twice:
+once clean ("peer"), once with one image in a hundred replaced by a truncated file, by random
+bytes or by a PNG that declares 50,000 x 50,000 pixels ("ours"). Units are good images: read,
 decoded, fitted to 224 pixels, cut into patches and packed into batches of 2,048 tokens with their
 texts, by one process and one thread. A ratio of 0.97 is a slowdown of 3 %. Every round begins with
 a quarantine of its own, which has to hold exactly the bad samples at its end, on the disk too.
@@ -41,7 +41,7 @@ from chiasm.mllm.projectors import build_projector
 from chiasm.train.meter import memory_in_use
 from chiasm.vision.config import ViTConfig
 
-PICTURES, EVERY, TOKENS = 1000, 100, 2048
+IMAGES, EVERY, TOKENS = 1000, 100, 2048
 CPU = torch.device("cpu")
 
 
@@ -55,9 +55,9 @@ class Folder:
 
 def jpeg(number: int) -> bytes:
     coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
-    picture = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
+    image = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
@@ -74,11 +74,11 @@ def bomb() -> bytes:
 
 
 def make(path: Path, salted: bool) -> Folder:
-    """PICTURES samples in train.jsonl, one in EVERY bad if `salted`."""
+    """IMAGES samples in train.jsonl, one in EVERY bad if `salted`."""
     path.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, 30_000, np.uint8).tobytes()
     lines, bad = [], set()
-    for n in range(PICTURES):
+    for n in range(IMAGES):
         data = jpeg(n)
         if salted and n % EVERY == EVERY // 2:
             data = (data[: len(data) // 2], noise, bomb())[len(bad) % 3]
@@ -87,7 +87,7 @@ def make(path: Path, salted: bool) -> Folder:
         asked = [{"type": "image"}, {"type": "text", "text": f"What is {n}?"}]
         turns = [
             {"role": "user", "content": asked},
-            {"role": "assistant", "content": f"Picture {n}."},
+            {"role": "assistant", "content": f"Image {n}."},
         ]
         lines.append(json.dumps({"id": f"s{n}", "messages": turns, "images": [f"{n}.jpg"]}))
     (path / "train.jsonl").write_text("\n".join(lines) + "\n")
@@ -95,10 +95,10 @@ def make(path: Path, salted: bool) -> Folder:
 
 
 def stream_of(folder: Folder, quarantine: Quarantine) -> SampleStream:
-    """The stream that trains a model of SigLIP-B/16's grid with 49 tokens a picture."""
+    """The stream that trains a model of SigLIP-B/16's grid with 49 tokens an image."""
     vision = ViTConfig(image_size=224, patch_size=16)
     codec = MLLMCodec(vision, build_projector(PixelShuffleConfig(2), 8, 8, 1.0), image_token=7)
-    template = RoleTemplate(train_bpe(["What is picture?"] * 4, 320))
+    template = RoleTemplate(train_bpe(["What is image?"] * 4, 320))
     samples = load_samples(str(folder.path), "train")
     return SampleStream(samples, [converse], Processor(template, codec), TOKENS, 0, quarantine)
 
@@ -112,7 +112,7 @@ def one_pass(folder: Folder, record: Path) -> Run:
         quarantine = Quarantine(file)
         stream, seen = stream_of(folder, quarantine), 0
         batches = iter(stream)
-        while stream.turns.counts[0].cursor < PICTURES:
+        while stream.turns.counts[0].cursor < IMAGES:
             seen += next(batches).images
         lines = file.read_text().splitlines() if file.exists() else []
         if not {json.loads(line)["id"] for line in lines} == set(quarantine.reasons) == folder.bad:
@@ -146,9 +146,9 @@ def main() -> None:
     report(
         "bad_images",
         result(
-            "pictures/s",
+            "images/s",
             measured,
-            bad_of_samples=len(bad.bad) / PICTURES,
+            bad_of_samples=len(bad.bad) / IMAGES,
             MB_added_by_10_000_samples=round_to(added),
         ),
     )

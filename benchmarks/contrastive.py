@@ -2,14 +2,14 @@
 
 SigLIP's B/16 at 224 pixels (open_clip's ViT-B-16-SigLIP): the same vision tower with its attention
 pool, the same text tower of 12 layers, sigmoid loss, all of it trained from random weights, on the
-same pictures and captions of 8 to 24 tokens.
+same images and captions of 8 to 24 tokens.
 
     ours   chiasm.vision.contrastive.DualEncoder; captions as long as the batch's longest
     peer   open_clip's CustomTextCLIP and SigLipLoss; captions padded to the context of 64 tokens,
            as its tokenizer gives them
 
 Both: the same precision (--precision; by default what is faster here), equal threads, AdamW
-(fused), a unit is a picture with its caption. Before timing the
+(fused), a unit is an image with its caption. Before timing the
 two losses are checked to be equal with equal weights, on captions as long as the context: shorter
 ones open_clip reads at the last padding token, and lets it see the padding. GELU is exact in
 open_clip's and tanh's in ours; in the check both are tanh's. A second part has captions of 64
@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Precision, Run, alternate, report, result, training_arguments
 from chiasm.core.allocator import keep_freed_memory
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.vision.config import ContrastiveConfig, ViTConfig
 from chiasm.vision.contrastive import DualEncoder
 from chiasm.vision.patches import patchify
 
-PICTURES = 6
+IMAGES = 6
 SIDE, PATCH = 224, 16
 CONTEXT, VOCABULARY, WIDTH, LAYERS, HEADS = 64, 32_000, 768, 12, 12
 
@@ -80,7 +80,7 @@ BLOCK = {
 
 @torch.no_grad()
 def copy_weights(ours: DualEncoder, peer: nn.Module) -> None:
-    """Give the peer ours. The linear layer that ours has on the pooled picture becomes the
+    """Give the peer ours. The linear layer that ours has on the pooled image becomes the
     identity: the peer has none."""
     ours.image_projection.weight.copy_(torch.eye(WIDTH))
     ours.image_projection.bias.zero_()
@@ -124,20 +124,20 @@ def copy_weights(ours: DualEncoder, peer: nn.Module) -> None:
     theirs["logit_bias"].copy_(mine["bias"])
 
 
-def make_batch(shortest: int, longest: int) -> tuple[PictureBatch, dict[str, Tensor]]:
-    """The same pictures and captions for either side; zero is padding."""
+def make_batch(shortest: int, longest: int) -> tuple[ImageBatch, dict[str, Tensor]]:
+    """The same images and captions for either side; zero is padding."""
     random = np.random.default_rng(0)
-    pixels = random.uniform(-1, 1, (PICTURES, SIDE, SIDE, 3)).astype(np.float32)
-    lengths = torch.from_numpy(random.integers(shortest, longest + 1, PICTURES))
-    texts = torch.zeros(PICTURES, CONTEXT, dtype=torch.int64)
+    pixels = random.uniform(-1, 1, (IMAGES, SIDE, SIDE, 3)).astype(np.float32)
+    lengths = torch.from_numpy(random.integers(shortest, longest + 1, IMAGES))
+    texts = torch.zeros(IMAGES, CONTEXT, dtype=torch.int64)
     for row, length in enumerate(lengths.tolist()):
         texts[row, :length] = torch.from_numpy(random.integers(1, VOCABULARY, length))
-    batch = PictureBatch(
-        torch.from_numpy(np.concatenate([patchify(picture, PATCH) for picture in pixels])),
-        torch.tensor([[SIDE // PATCH] * 2] * PICTURES),
+    batch = ImageBatch(
+        torch.from_numpy(np.concatenate([patchify(image, PATCH) for image in pixels])),
+        torch.tensor([[SIDE // PATCH] * 2] * IMAGES),
         texts[:, : int(lengths.max())],
         lengths,
-        torch.eye(PICTURES, dtype=torch.bool),
+        torch.eye(IMAGES, dtype=torch.bool),
     )
     return batch, {
         "image": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
@@ -165,7 +165,7 @@ def check(ours: DualEncoder, peer: nn.Module) -> None:
         raise SystemExit(f"contrastive: losses differ, ours {mine:.6f}, the peer's {theirs:.6f}")
 
 
-def ours_run(model: DualEncoder, batch: PictureBatch, precision: Precision) -> Run:
+def ours_run(model: DualEncoder, batch: ImageBatch, precision: Precision) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
@@ -174,7 +174,7 @@ def ours_run(model: DualEncoder, batch: PictureBatch, precision: Precision) -> R
         (loss.sum / loss.count).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return PICTURES
+        return IMAGES
 
     return run
 
@@ -188,7 +188,7 @@ def peer_run(model: nn.Module, inputs: dict[str, Tensor], precision: Precision) 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return PICTURES
+        return IMAGES
 
     return run
 
@@ -207,7 +207,7 @@ def main() -> None:
             peer_run(peer.train(), inputs, precision),
             rounds,
         )
-        parts[f"{name}, {precision.name}"] = result("pictures/s", measured)
+        parts[f"{name}, {precision.name}"] = result("images/s", measured)
     worst = min(parts.values(), key=lambda part: part["ratio"])
     report("contrastive", {**worst, "parts": parts})
 

@@ -1,22 +1,22 @@
 """Streaming read, import and inspection of a data set against WebDataset and Hugging Face datasets.
 
-The data: PICTURES photographs-like JPEGs of 500 x 375 with a question and an answer each, as
-messages JSONL and, the same bytes, as tars of 250 samples. Units are pictures.
+The data: IMAGES photographs-like JPEGs of 500 x 375 with a question and an answer each, as
+messages JSONL and, the same bytes, as tars of 250 samples. Units are images.
 
-stream: every sample of the tars once, shuffled, its picture decoded to RGB and handed to the
+stream: every sample of the tars once, shuffled, its image decoded to RGB and handed to the
 training process, with two workers on both sides: threads that read ahead (data/reader.py) against
 processes of torch's DataLoader around webdataset's usual pipeline (shuffled shards, a buffer of
 1,000, its PIL decoder). The processes are started before and live on; what they do is to decode,
-and to pickle the pictures. stream_datasets: the same against `datasets` reading the same tars with
+and to pickle the images. stream_datasets: the same against `datasets` reading the same tars with
 streaming=True and a buffer of 1,000. alone and alone_datasets: the same without workers, one thread
 against one thread, which is little else than the time that PIL takes to decode. Ours shuffles
 across the whole set by index, the peers within a buffer. The index is made before (a read of the
 tars, once for all). Before timing, all sides are checked to give the same samples with the same
-pixels; what is timed ends with the decoded picture.
+pixels; what is timed ends with the decoded image.
 
-import: messages JSONL to parquet with 2 threads, every picture decoded to see that it can be,
+import: messages JSONL to parquet with 2 threads, every image decoded to see that it can be,
 against `datasets` doing the same with 2 processes (map with num_proc=2, then to_parquet). Extra
-keys: pictures a second of `data inspect` with 2 threads; resident memory (MB) that a shuffled read
+keys: images a second of `data inspect` with 2 threads; resident memory (MB) that a shuffled read
 of 20,000 samples adds where there are 10,000 of them in JSON lines, and where there are 100,000.
 
 Needs the extra `bench`.
@@ -56,38 +56,38 @@ from chiasm.data.shards import run_by_workers
 from chiasm.data.turns import Mixed, Turns
 from chiasm.train.meter import memory_in_use
 
-PICTURES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
+IMAGES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
 CPU = torch.device("cpu")
 
 Look = Callable[[PIL.Image.Image], str]
 Pass = Callable[[Look], dict[str, str]]
-"""One pass over the data: what is seen of every sample's picture, by its question."""
+"""One pass over the data: what is seen of every sample's image, by its question."""
 
 
 def make_set(folder: Path) -> None:
     """messages/ and tars/ with the same samples."""
     random = np.random.default_rng(0)
     samples = []
-    for n in range(PICTURES):
+    for n in range(IMAGES):
         coarse = random.integers(0, 256, (12, 16, 3), np.uint8)
-        picture = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
+        image = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        turns = (question(Image(buffer.getvalue()), f"What is {n}?"), answer(f"Picture {n}."))
+        image.save(buffer, "JPEG", quality=85)
+        turns = (question(Image(buffer.getvalue()), f"What is {n}?"), answer(f"Image {n}."))
         samples.append(Sample(turns, f"s{n}"))
     write_messages(samples, folder / "messages" / "train.jsonl")
     write_messages(samples[:1], folder / "messages" / "test.jsonl")
     write_webdataset(samples, folder / "tars", "train", SHARD)
 
 
-def every_pixel(picture: PIL.Image.Image) -> str:
+def every_pixel(image: PIL.Image.Image) -> str:
     """A hash that differs where pixels do; not timed."""
-    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
-def glance(picture: PIL.Image.Image) -> str:
-    """What costs nothing once a picture is decoded, and decodes one that is not."""
-    return str(picture.getpixel((7, 7)))
+def glance(image: PIL.Image.Image) -> str:
+    """What costs nothing once an image is decoded, and decodes one that is not."""
+    return str(image.getpixel((7, 7)))
 
 
 def ours(tars: list[str], workers: int) -> Pass:
@@ -149,7 +149,7 @@ def import_datasets(folder: Path) -> Callable[[], float]:
     import datasets
 
     def decoded(row: dict) -> dict:
-        row["picture"].convert("RGB")
+        row["image"].convert("RGB")
         return {}
 
     def run() -> float:
@@ -160,13 +160,13 @@ def import_datasets(folder: Path) -> Callable[[], float]:
         rows = [
             {
                 "id": sample.id,
-                "picture": str(sample.images[0].source),
+                "image": str(sample.images[0].source),
                 "question": sample.turns[0].text,
                 "answer": sample.turns[1].text,
             }
             for sample in samples
         ]
-        data = datasets.Dataset.from_list(rows).cast_column("picture", datasets.Image())
+        data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
         data.map(decoded, num_proc=WORKERS, load_from_cache_file=False)
         for number in range(len(data) // SHARD):
             data.shard(len(data) // SHARD, number).to_parquet(out / f"{number}.parquet")
@@ -214,22 +214,22 @@ def main() -> None:
                 peer = make(tars, workers)  # its processes end with it
                 for one in (peer, mine):
                     found = one(every_pixel)
-                    if found != (seen := seen or found) or len(found) != PICTURES:
+                    if found != (seen := seen or found) or len(found) != IMAGES:
                         raise SystemExit(f"data: {kind}{name} gives other samples ({len(found)})")
                 parts[kind + name] = alternate(counted(mine), counted(peer), rounds)
         parts["import"] = alternate(import_ours(folder), import_datasets(folder), rounds)
         began = time.perf_counter()
         inspected = inspect_data(str(folder / "messages"), workers=WORKERS)
-        rate = sum(len(s.pictures) for s in inspected.seen) / (time.perf_counter() - began)
+        rate = sum(len(s.images) for s in inspected.seen) / (time.perf_counter() - began)
         added = {}
         for count in (10_000, 100_000):
             # A process of its own: in this one, memory that is free again would hide what it takes.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                 added[count] = fresh.submit(memory, folder / str(count), count).result()
-    said = {name: result("pictures/s", measured) for name, measured in parts.items()}
+    said = {name: result("images/s", measured) for name, measured in parts.items()}
     least = min(said, key=lambda name: said[name]["ratio"])
     extra = {
-        "inspect_pictures_per_second": round_to(rate),
+        "inspect_images_per_second": round_to(rate),
         "MB_added_by_10_000_samples": round_to(added[10_000]),
         "MB_added_by_100_000_samples": round_to(added[100_000]),
     }

@@ -1,16 +1,16 @@
 """Decoding of both routes: chiasm.infer.generate.Generator against transformers' generate.
 
-    unified  eight pictures of 64 codes, each after a short caption. The peer is the same model,
+    unified  eight images of 64 codes, each after a short caption. The peer is the same model,
              exported as Emu3ForConditionalGeneration and read back, on left-padded prompts that end
              in begin-of-image, told to suppress every id that is no code (its documentation's
              prefix_allowed_tokens_fn is slower). Ours writes the two ids around the codes as well.
              Both decode all codes to pixels together, by our tokenizer. A unit is a code.
-    guided   the same with classifier-free guidance, of one picture and of eight. The peer is told
+    guided   the same with classifier-free guidance, of one image and of eight. The peer is told
              guidance_scale and the bare prompt: its UnbatchedClassifierFreeGuidanceLogitsProcessor
              runs that beside the other.
-    mllm     ten questions about one picture of 64 visual tokens, eight new tokens each, with a
+    mllm     ten questions about one image of 64 visual tokens, eight new tokens each, with a
              language model of SmolLM2-135M's shape. Ours is one row with the questions as
-             branches; the peer is ten left-padded rows of inputs_embeds, stock sdpa, its picture
+             branches; the peer is ten left-padded rows of inputs_embeds, stock sdpa, its image
              encoded once and repeated. A unit is a new token.
 
 All: random weights, the same on both sides, fp32, greedy, nothing that stops early. Building
@@ -54,7 +54,7 @@ from chiasm.unified.model import Unified
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
-PICTURES, QUESTIONS, NEW_TOKENS = 8, 10, 8
+IMAGES, QUESTIONS, NEW_TOKENS = 8, 10, 8
 GUIDANCE = 1.5
 Replies = list
 
@@ -80,13 +80,13 @@ class Sides:
         return result(unit, alternate(counted(self.ours), counted(self.peer), rounds))
 
 
-def drawing(samples: Sequence[Sample], pictures: int, guidance: float = 1.0) -> Sides:
+def drawing(samples: Sequence[Sample], images: int, guidance: float = 1.0) -> Sides:
     """So many captions to draw; replies are the pixels."""
     model, processor = build(UnifiedConfig(qk_norm=False), samples)
     vocabulary, codec = model.vocabulary, processor.codec
     peer = _exported(model, processor)
     others = [i for i in range(peer.config.text_config.vocab_size) if not _draws(vocabulary, i)]
-    asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // pictures]]
+    asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // images]]
     rows = [
         [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
     ]
@@ -120,10 +120,10 @@ def drawing(samples: Sequence[Sample], pictures: int, guidance: float = 1.0) -> 
                 pad_token_id=vocabulary.pad,
                 **guided,
             )
-            drawn = codec.decode_all(list(out[:, ids.shape[1] :]), [None] * pictures)
-            return [picture.tobytes() for picture in drawn]
+            drawn = codec.decode_all(list(out[:, ids.shape[1] :]), [None] * images)
+            return [one.tobytes() for one in drawn]
 
-    return Sides(ours, theirs, pictures * codec.codes_per_image)
+    return Sides(ours, theirs, images * codec.codes_per_image)
 
 
 def _exported(model: Unified, processor: Processor) -> Emu3ForConditionalGeneration:
@@ -151,7 +151,7 @@ class Numbers(RoleTemplate):
 
 
 def answering(samples: Sequence[Sample]) -> Sides:
-    """QUESTIONS about one picture; replies are the new ids."""
+    """QUESTIONS about one image; replies are the new ids."""
     model, peer = _mllm()
     bpe = train_bpe([turn.text for s in samples for turn in s.turns], 400)
     codec = MLLMCodec(model.vision.config, model.projector, model.image_token)
@@ -229,9 +229,9 @@ def main() -> None:
     torch.manual_seed(0)
     samples = easy_vqa.load("train")[:100]
     jobs = {
-        "unified": (drawing(samples, PICTURES), "codes/s"),
+        "unified": (drawing(samples, IMAGES), "codes/s"),
         "guided 1": (drawing(samples, 1, GUIDANCE), "codes/s"),
-        f"guided {PICTURES}": (drawing(samples, PICTURES, GUIDANCE), "codes/s"),
+        f"guided {IMAGES}": (drawing(samples, IMAGES, GUIDANCE), "codes/s"),
         "mllm": (answering(samples), "tokens/s"),
     }
     parts = {}

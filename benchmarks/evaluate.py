@@ -1,12 +1,12 @@
 """Evaluation: chiasm.eval.runner against the loop that most scripts are, one question at a time.
 
-    mllm     thirty questions about three easy-VQA pictures with a language model of SmolLM2-135M's
-             shape. The peer prepares each question's picture, encodes it with the same encoder and
+    mllm     thirty questions about three easy-VQA images with a language model of SmolLM2-135M's
+             shape. The peer prepares each question's image, encodes it with the same encoder and
              projector, and calls LlamaForCausalLM.generate on inputs_embeds.
     unified  the same questions with the unified model's default shape. The peer turns each
-             question's picture into codes with the same tokenizer and calls generate on ids.
+             question's image into codes with the same tokenizer and calls generate on ids.
 
-    ... alone  fifteen questions, each about a picture of its own: nothing is shared, what is left
+    ... alone  fifteen questions, each about an image of its own: nothing is shared, what is left
              is what batches bring.
 
 Both: equal random weights, fp32, greedy, eight new tokens, batch 1 for the peer. Ours is the whole
@@ -47,7 +47,7 @@ Reply = Callable[[Sample], list[int]]
 
 
 def tasks_of(samples: Sequence[Sample]) -> dict[str, QuestionTask]:
-    """All questions of few pictures, and one of each of many."""
+    """All questions of few images, and one of each of many."""
     alone = [replace(sample, turns=sample.turns[:2]) for sample in samples]
     return {
         "": QuestionTask("easy-vqa", samples, limit=QUESTIONS),
@@ -91,7 +91,7 @@ def unified(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
     peer = llama(config, vocabulary.size).eval()
     copy_weights(model, peer)
     numbers = Numbers(processor.template.tokenizer)
-    # Each side reads pictures itself: what one has seen the other must not find.
+    # Each side reads images itself: what one has seen the other must not find.
     ours = Processor(numbers, processor.codec)
     never = [i for i, word in enumerate(vocabulary.allow_text("cpu").tolist()) if not word]
     never.append(vocabulary.begin_image)

@@ -1,11 +1,11 @@
 """Training a projector over a frozen encoder with the feature cache against the same without it.
 
-Both: the align-type stage of LLaVA (2304.08485, section 4.2) on easy-VQA's pictures, each described
+Both: the align-type stage of LLaVA (2304.08485, section 4.2) on easy-VQA's images, each described
 by its caption: projector trained, encoder and language model frozen, packed rows of 512 tokens,
 in the precision that the stage measures to be faster here, through chiasm.train.loop. The encoder
 has SigLIP-B/16's blocks at a sixth of its depth, the language model half of SmolLM2-135M's width
-and a fifth of its depth, random weights. A unit is a picture, over the second epoch of PICTURES
-pictures: the cache is warm, as in every epoch but the first. Before timing, what is remembered is
+and a fifth of its depth, random weights. A unit is an image, over the second epoch of IMAGES
+images: the cache is warm, as in every epoch but the first. Before timing, what is remembered is
 checked to be what is encoded.
 
 Extra keys: the same over the first epoch, in which the cache is written (ours / peer below 1 is
@@ -45,7 +45,7 @@ from chiasm.train.stage import Stage
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
-PICTURES, TOKENS = 64, 512
+IMAGES, TOKENS = 64, 512
 ALIGN = Stage("align", 0, lr={"projector": 1e-3})
 
 
@@ -74,7 +74,7 @@ def build() -> tuple[MLLM, list[Batch]]:
     """The model and one epoch of batches."""
     AttentionInterface.register("chiasm", attention)
     torch.manual_seed(0)
-    samples = [s for s in easy_vqa.load("train") if s.meta["caption"]][:PICTURES]
+    samples = [s for s in easy_vqa.load("train") if s.meta["caption"]][:IMAGES]
     bpe = train_bpe(easy_vqa.CAPTIONS, 400)
     vision = ViT(ViTConfig(patch_size=8, width=768, layers=2, heads=12))
     shape = LlamaConfig(
@@ -103,11 +103,11 @@ def build() -> tuple[MLLM, list[Batch]]:
 
 
 def epoch(model: MLLM, batches: list[Batch], place: Path, room: float) -> float:
-    """Train for one epoch with so many gigabytes of cache; how many pictures that were."""
+    """Train for one epoch with so many gigabytes of cache; how many images that were."""
     stage = replace(ALIGN, steps=len(batches), feature_cache=room)
     shutil.rmtree(place / "run", ignore_errors=True)
     train(model, [stage], lambda _: Given(batches), place / "run", show=silent)
-    return float(PICTURES)
+    return float(IMAGES)
 
 
 def check(model: MLLM, batches: list[Batch]) -> None:
@@ -156,7 +156,7 @@ def main() -> None:
     report(
         "feature_cache",
         result(
-            "pictures/s",
+            "images/s",
             warm,
             first_epoch_ratio=round_to(cold.ratio),
             megabytes=round_to(size / 1e6),

@@ -6,7 +6,7 @@
 Trained, asked and judged as `chiasm demo` does (recipes/demo.py), on easy-VQA. --masked trains no
 questions, only captions and drawings, 1,500 steps of them: to draw in any order is more to learn.
 --undrawn: so many captions, spread over colours and shapes,
-whose pictures are answered about and described, but never drawn in training. A run that was stopped
+whose images are answered about and described, but never drawn in training. A run that was stopped
 goes on where it was. It times nothing, so it is no part of python -m benchmarks. Its last line is
 one JSON object.
 """
@@ -47,7 +47,7 @@ SPOT = stage("spot", 150, "spot")
 """Instead of matching, for codes of a codebook: whole captions are compared too late (LOG.md)."""
 
 PASSES = 32
-"""Of masked diffusion over a picture of 64 codes."""
+"""Of masked diffusion over an image of 64 codes."""
 
 
 def undrawn(count: int) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def measured(
 ) -> dict[str, Any]:
     """Train what is not trained yet in a folder, and score it."""
     run(tokenizer, folder / "tokenizer", resume="auto")
-    test = easy_vqa.load("test")[: settings.test_pictures]
+    test = easy_vqa.load("test")[: settings.test_images]
     quality = reconstruction(*load(folder / "tokenizer"), test)
     print(json.dumps(quality), flush=True)
     model = replace(unified.model, tokenizer=str(folder / "tokenizer"))  # type: ignore[arg-type]

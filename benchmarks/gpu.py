@@ -200,7 +200,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageShape:
     """side and patch in pixels; tokens: what one takes in the sequence."""
 
     side: int
@@ -209,24 +209,28 @@ class Picture:
 
 
 def conversation(
-    random: np.random.Generator, picture: Picture, words: int, image_token: int, whole: bool = False
+    random: np.random.Generator,
+    image: ImageShape,
+    words: int,
+    image_token: int,
+    whole: bool = False,
 ) -> tuple[Encoded, np.ndarray]:
-    """A picture and words, the second half of which is supervised; and its pixels. whole: the
-    tokens of the picture see each other."""
-    pixels = random.uniform(-1, 1, (picture.side, picture.side, 3)).astype(np.float32)
+    """An image and words, the second half of which is supervised; and its pixels. whole: the
+    tokens of the image see each other."""
+    pixels = random.uniform(-1, 1, (image.side, image.side, 3)).astype(np.float32)
     text = random.integers(8, image_token, words)
-    ids = np.concatenate([np.full(picture.tokens, image_token), text])
+    ids = np.concatenate([np.full(image.tokens, image_token), text])
     targets = np.full(len(ids), IGNORE)
     targets[-words // 2 : -1] = ids[-words // 2 + 1 :]
     place = np.arange(len(ids))
-    block = np.maximum(place - picture.tokens + 1, 0) if whole else place
-    grid = np.array([[picture.side // picture.patch] * 2])
-    patches = patchify(pixels, picture.patch)
+    block = np.maximum(place - image.tokens + 1, 0) if whole else place
+    grid = np.array([[image.side // image.patch] * 2])
+    patches = patchify(pixels, image.patch)
     return Encoded(ids, targets, block, 0 * ids, place, patches, grid), pixels
 
 
 def drawing(random: np.random.Generator, words: int, codes: int, vocabulary: Any) -> Encoded:
-    """Words and the codes of a picture, which are supervised."""
+    """Words and the codes of an image, which are supervised."""
     ids = random.integers(8, vocabulary.text, words + codes)
     ids[words:] = random.integers(vocabulary.first_code, vocabulary.size, codes)
     targets = np.concatenate([np.full(words - 1, IGNORE), ids[words:], [IGNORE]])
@@ -237,7 +241,7 @@ def drawing(random: np.random.Generator, words: int, codes: int, vocabulary: Any
 def questions(
     random: np.random.Generator, codes: int, branches: int, words: int, vocabulary: Any
 ) -> Encoded:
-    """A picture's codes with questions about it, which do not see each other."""
+    """An image's codes with questions about it, which do not see each other."""
     trunk = random.integers(vocabulary.first_code, vocabulary.size, codes)
     text = random.integers(8, vocabulary.text, (branches, words))
     targets = np.concatenate([text[:, 1:], np.full((branches, 1), IGNORE)], 1)
@@ -282,7 +286,7 @@ class Peer(nn.Module):
         self.layer, self.image_token = layer, token
 
     def forward(self, pixels: Tensor, input_ids: Tensor, **rest: Any) -> Tensor:
-        """The loss of pictures [N 3 H W] and rows of ids."""
+        """The loss of images [N 3 H W] and rows of ids."""
         if self.layer is None:
             features = self.vision(pixels).last_hidden_state
         else:
@@ -323,7 +327,7 @@ def outcome(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype) 
     return Outcome(float(loss.sum.detach()) / loss.count, torch.cat(grads))
 
 
-def toy_mllm(tiny: bool) -> tuple[MLLM, Processor, Picture]:
+def toy_mllm(tiny: bool) -> tuple[MLLM, Processor, ImageShape]:
     torch.manual_seed(0)
     width, layers = (64, 1) if tiny else (256, 4)
     language = language_model(
@@ -342,7 +346,7 @@ def toy_mllm(tiny: bool) -> tuple[MLLM, Processor, Picture]:
     model = MLLM(vision, projector, language, 1024)
     codec = MLLMCodec(vision.config, projector, model.image_token)
     processor = Processor(Numbers(tokenizer()), codec)
-    return model, processor, Picture(64, vision.config.patch_size, side**2)
+    return model, processor, ImageShape(64, vision.config.patch_size, side**2)
 
 
 def tokenizer() -> Any:
@@ -374,12 +378,12 @@ def toy_unified(tiny: bool) -> tuple[Unified, Processor]:
 def equal(job: Job) -> None:
     """Both routes, every kind of row that has a kernel of its own (nn/kernels.py)."""
     torch.backends.cudnn.allow_tf32 = False
-    model, processor, picture = toy_mllm(job.tiny)
+    model, processor, image = toy_mllm(job.tiny)
     random = np.random.default_rng(0)
     tokens = 320 if job.tiny else 1024
     for name, whole in (("mllm, causal", False), ("mllm, images bidirectional", True)):
         row = filled(
-            lambda n, w=whole: conversation(random, picture, n, model.image_token, w)[0], tokens
+            lambda n, w=whole: conversation(random, image, n, model.image_token, w)[0], tokens
         )
         with job.attempt(f"equal: {name}"):
             compare_training(job, name, model, pack_evenly(row, tokens))
@@ -446,7 +450,7 @@ def replies(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[list[str]]:
-    """The ids that each sample is answered with; of pictures the levels of the pixels."""
+    """The ids that each sample is answered with; of images the levels of the pixels."""
     model, processor = copy.deepcopy(model).to(device), copy.deepcopy(processor)
     if isinstance(processor.codec, UnifiedCodec):
         processor.codec.autoencoder.to(device)
@@ -493,10 +497,10 @@ def resume(job: Job) -> None:
 
 
 def _trained_stages(count: int, folder: Path, device: torch.device, tiny: bool) -> None:
-    model, _, picture = toy_mllm(tiny)
+    model, _, image = toy_mllm(tiny)
     random, tokens = np.random.default_rng(0), 320 if tiny else 1024
     rows = [
-        filled(lambda n: conversation(random, picture, n, model.image_token)[0], tokens, seed)
+        filled(lambda n: conversation(random, image, n, model.image_token)[0], tokens, seed)
         for seed in range(4)
     ]
     rates = dict.fromkeys(("vision", "projector", "language"), 1e-3)
@@ -767,7 +771,7 @@ def step_of(job: Job, name: str, shape: Vlm, profiled: bool) -> None:
     grid = torch.tensor([[side, side]])
     with torch.no_grad():
         blank = torch.zeros(side**2, widths[0], device=job.device)
-        picture = Picture(
+        image = ImageShape(
             side * shape.vision["patch_size"],
             shape.vision["patch_size"],
             len(projector(blank, grid)),
@@ -777,7 +781,7 @@ def step_of(job: Job, name: str, shape: Vlm, profiled: bool) -> None:
     random = np.random.default_rng(0)
 
     def make(words: int) -> Encoded:
-        sample, pixels = conversation(random, picture, words, token)
+        sample, pixels = conversation(random, image, words, token)
         seen.append(pixels)
         return sample
 
@@ -795,7 +799,7 @@ def step_of(job: Job, name: str, shape: Vlm, profiled: bool) -> None:
     def ours() -> tuple[Speed, float, float]:
         peer.zero_grad(set_to_none=True)
         peer.load_state_dict(first, strict=False)  # the trained ones, as they began
-        with tempfile.TemporaryDirectory() as folder:  # says nothing of how pictures are normalised
+        with tempfile.TemporaryDirectory() as folder:  # says nothing of how images are normalised
             encoder = adopt_encoder(vision, folder, shape.tower).to(job.device)
         adopted = adopt_language(language.model, language.lm_head, "the benchmark's")
         model = MLLM(encoder, projector, adopted, token)

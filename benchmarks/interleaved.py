@@ -1,11 +1,11 @@
-"""One request, one reply that mixes pictures and words, scored by a judge that saw neither.
+"""One request, one reply that mixes images and words, scored by a judge that saw neither.
 
 The recipe unified_interleaved is trained on easy-VQA into --out (or taken from there) and asked
 PROMPTS times "draw a red circle, then say what you drew, then draw it blue" with other colours and
-shapes. A reply is right in form if it is picture, words, picture, and whole if besides the judge
-(eval/judge.py, trained on real pictures) sees what was asked in both pictures and the words are
-the caption. Also, from the same checkpoint: text -> picture, picture -> text and picture + words ->
-picture, each over PROMPTS requests.
+shapes. A reply is right in form if it is image, words, image, and whole if besides the judge
+(eval/judge.py, trained on real images) sees what was asked in both images and the words are
+the caption. Also, from the same checkpoint: text -> image, image -> text and image + words ->
+image, each over PROMPTS requests.
 
     python -m benchmarks.interleaved --out runs/interleaved      --steps 2 shows only that it runs
 
@@ -62,7 +62,7 @@ def wishes(count: int, seed: int) -> list[Wish]:
 
 
 def replies(respond: Generator, asked: Sequence[Sample], sampling: Sampling) -> list[Reply]:
-    """Each reply as its runs of words and its pictures, in order."""
+    """Each reply as its runs of words and its images, in order."""
     made: list[Reply] = [[] for _ in asked]
     for number, piece in respond(asked, sampling):
         own = made[number]
@@ -99,8 +99,8 @@ def score_documents(judge: Judge, respond: Generator, asked: Sequence[Wish]) -> 
 def score_parts(
     judge: Judge, respond: Generator, asked: Sequence[Wish], shown: Sequence[Sample]
 ) -> dict[str, float]:
-    """text -> picture, picture -> text, picture + words -> picture: shares that are right. shown:
-    real pictures of known colour and shape, one a wish."""
+    """text -> image, image -> text, image + words -> image: shares that are right. shown:
+    real images of known colour and shape, one a wish."""
     drawing = replace(SAMPLING, max_images=1, draw_first=True)
     drawn = replies(respond, [Sample((question(w.caption),)) for w in asked], drawing)
     read = replies(respond, [Sample((question(s.images[0]),)) for s in shown], Sampling())
@@ -127,9 +127,9 @@ def score_parts(
     return {name: sum(values) / len(values) for name, values in right.items()}
 
 
-def sees(judge: Judge, picture: object, color: str, shape: str) -> bool:
-    assert isinstance(picture, PIL.Image.Image)
-    return judge.predict([picture])[0] == {"color": color, "shape": shape}
+def sees(judge: Judge, image: object, color: str, shape: str) -> bool:
+    assert isinstance(image, PIL.Image.Image)
+    return judge.predict([image])[0] == {"color": color, "shape": shape}
 
 
 def trained(out: Path, steps: int, tokenizer: str | None, data: str) -> Generator:

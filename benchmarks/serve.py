@@ -1,26 +1,26 @@
 """chiasm serve: eight clients at once, against one after the other and against transformers serve.
 
-    batching      eight questions about eight pictures at once ("ours") and one after the other
+    batching      eight questions about eight images at once ("ours") and one after the other
                   ("peer"), both asked of chiasm serve: what one batch of all replies brings.
     transformers  the same eight at once, asked of chiasm serve and of transformers serve. Its
-                  continuous batching takes text only, so it answers one picture after the other.
+                  continuous batching takes text only, so it answers one image after the other.
     decode        from token to token, one reply at a time: the engine with weights in half bytes
                   (--weights int4) against `generate` of transformers, both in this process, without
                   HTTP. In tokens a second of that time alone.
-    drawing       as batching, eight pictures of 64 codes by a unified model, without guidance.
+    drawing       as batching, eight images of 64 codes by a unified model, without guidance.
                   A unit is a code; elsewhere it is a new token.
 
 The model of the first two is the published SmolLM2-135M-Instruct behind a SigLIP tower of 22M and a
-projector, both random: 64 visual tokens a picture, 32 new tokens a reply, greedy, fp32. chiasm
+projector, both random: 64 visual tokens an image, 32 new tokens a reply, greedy, fp32. chiasm
 serves the run, transformers serve its export, a stock LLaVA checkpoint; each is a process of its
-own with its command line's defaults, all are asked over HTTP by OpenAI's client. No picture is sent
-twice, so that no cache answers. Before timing, the replies of both servers to the same pictures are
+own with its command line's defaults, all are asked over HTTP by OpenAI's client. No image is sent
+twice, so that no cache answers. Before timing, the replies of both servers to the same images are
 checked to be the same (near-ties of the arithmetic may turn one: three quarters must be).
 
 The table tells how long a client waits for its first token, and from token to token (medians over
 all streams): one client alone, and eight at once, with each kind of weights that the server
 knows, and for `generate` alone. llama.cpp stands beside it (the wheel xllamacpp,
-where it is installed) with the same model, exported as GGUF in fp32, and pictures of the same kind.
+where it is installed) with the same model, exported as GGUF in fp32, and images of the same kind.
 
 The top-level numbers are those of the part with the smallest ratio.
 """
@@ -129,14 +129,16 @@ class Heard:
 
 @dataclass(frozen=True)
 class Asked:
-    """A server: its client, and what it calls the model that reads pictures."""
+    """A server: its client, and what it calls the model that reads images."""
 
     client: openai.OpenAI
     model: str
 
-    def answer(self, question: str, picture: str) -> Heard:
+    def answer(self, question: str, image_url: str) -> Heard:
         began, heard = time.perf_counter(), Heard()
-        for chunk in self.client.chat.completions.create(**_wanted(self.model, question, picture)):
+        for chunk in self.client.chat.completions.create(
+            **_wanted(self.model, question, image_url)
+        ):
             if chunk.choices and chunk.choices[0].delta.content:
                 heard.text += chunk.choices[0].delta.content
                 heard.times.append(time.perf_counter() - began)
@@ -150,9 +152,9 @@ class Asked:
         return self.client.images.generate(**wanted).data[0].b64_json or ""
 
 
-def _wanted(model: str, question: str, picture: str) -> dict:
+def _wanted(model: str, question: str, image_url: str) -> dict:
     parts = [
-        {"type": "image_url", "image_url": {"url": picture}},
+        {"type": "image_url", "image_url": {"url": image_url}},
         {"type": "text", "text": question},
     ]
     messages = [{"role": "user", "content": parts}]
@@ -198,7 +200,7 @@ def _client(url: str) -> openai.OpenAI:
 def _until_it_answers(asked: Asked, running: subprocess.Popen) -> Asked:
     while True:
         try:
-            asked.answer("Hello.", fresh_picture())
+            asked.answer("Hello.", fresh_image())
             return asked
         except openai.APIConnectionError:
             if running.poll() is not None:
@@ -225,8 +227,8 @@ def generated(stock: Path) -> Callable[[str, str], Heard]:
     model = LlavaForConditionalGeneration.from_pretrained(stock, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
 
-    def answer(question: str, picture: str) -> Heard:
-        content = [{"type": "image", "url": picture}, {"type": "text", "text": question}]
+    def answer(question: str, image_url: str) -> Heard:
+        content = [{"type": "image", "url": image_url}, {"type": "text", "text": question}]
         watch, began = Watch(), time.perf_counter()
         told = processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -242,7 +244,7 @@ def generated(stock: Path) -> Callable[[str, str], Heard]:
     return answer
 
 
-def fresh_picture() -> str:
+def fresh_image() -> str:
     """A data URL of noise that was not sent before."""
     pixels = np.random.default_rng(next(numbers)).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     held = io.BytesIO()
@@ -259,15 +261,15 @@ def one_by_one(ask: Callable, *columns: Sequence) -> list:
     return list(map(ask, *columns))
 
 
-def fresh_pictures() -> list[str]:
-    return [fresh_picture() for _ in range(CLIENTS)]
+def fresh_images() -> list[str]:
+    return [fresh_image() for _ in range(CLIENTS)]
 
 
 def counted(way: Callable, asked: Asked, heard: list[Heard]) -> Run:
-    """Eight questions about fresh pictures, whose replies are kept; the number of new tokens."""
+    """Eight questions about fresh images, whose replies are kept; the number of new tokens."""
 
     def run() -> float:
-        new = way(asked.answer, QUESTIONS, fresh_pictures())
+        new = way(asked.answer, QUESTIONS, fresh_images())
         heard.extend(new)
         return sum(reply.tokens for reply in new)
 
@@ -282,8 +284,8 @@ def check(name: str, ours: list, theirs: list) -> None:
 
 def reading(ours: Asked, theirs: Asked, rounds: int) -> tuple[dict[str, dict], list[dict]]:
     """The parts batching and transformers, and the rows of the table."""
-    pictures = fresh_pictures()
-    replies = [at_once(one.answer, QUESTIONS, pictures) for one in (ours, theirs)]
+    images = fresh_images()
+    replies = [at_once(one.answer, QUESTIONS, images) for one in (ours, theirs)]
     check("transformers", *([heard.text for heard in side] for side in replies))
     crowd, alone, peers = [], [], []
     sides = {
@@ -294,7 +296,7 @@ def reading(ours: Asked, theirs: Asked, rounds: int) -> tuple[dict[str, dict], l
     for name, peer in sides.items():
         parts[name] = result("tokens/s", alternate(counted(at_once, ours, crowd), peer, rounds))
         print(f"{name}: {parts[name]}", flush=True)
-    one = one_by_one(theirs.answer, QUESTIONS[:2], fresh_pictures()[:2])
+    one = one_by_one(theirs.answer, QUESTIONS[:2], fresh_images()[:2])
     return parts, [row("chiasm serve", alone, crowd), row("transformers serve", one, peers)]
 
 
@@ -319,9 +321,9 @@ def engine(run: Path, weights: Weights) -> Callable[[str, str], Heard]:
     engine = Engine("bare", Generator(*load(run), weights=weights))
     engine.start()
 
-    def answer(question: str, picture: str) -> Heard:
+    def answer(question: str, image_url: str) -> Heard:
         heard: SimpleQueue = SimpleQueue()
-        image = Image(base64.b64decode(picture.partition(",")[2]))
+        image = Image(base64.b64decode(image_url.partition(",")[2]))
         sample, began = Sample((ask(image, question),)), time.perf_counter()
         engine.submit(Job(sample, Sampling(max_tokens=NEW_TOKENS), heard.put))
         reply = Heard("", NEW_TOKENS)
@@ -340,7 +342,7 @@ def decoding(folder: Path, rounds: int) -> tuple[dict, list[dict]]:
     heard: dict[str, list[Heard]] = {"ours": [], "peer": []}
     for number in range(rounds + 1):
         for side, answer in (("ours", ours), ("peer", bare)):
-            new = one_by_one(answer, QUESTIONS[:2], fresh_pictures()[:2])
+            new = one_by_one(answer, QUESTIONS[:2], fresh_images()[:2])
             heard[side] += new if number else []
     rates = {side: [1 / between([reply]) for reply in found] for side, found in heard.items()}
     part = {side: round_to(float(np.median(rate))) for side, rate in rates.items()}
@@ -359,8 +361,8 @@ def by_weights(folder: Path) -> list[dict]:
     for weights in ("bf16", "int8", "int4"):
         command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--weights", weights]
         with process(command, "mllm") as ours:
-            alone = one_by_one(ours.answer, QUESTIONS[:4], fresh_pictures()[:4])
-            crowd = at_once(ours.answer, QUESTIONS, fresh_pictures())
+            alone = one_by_one(ours.answer, QUESTIONS[:4], fresh_images()[:4])
+            crowd = at_once(ours.answer, QUESTIONS, fresh_images())
         rows.append(row(f"chiasm serve --weights {weights}", alone, crowd))
     return rows
 
@@ -395,7 +397,7 @@ def main() -> None:
         if (folder / "gguf").exists():
             with llama_cpp(folder / "gguf") as beside:
                 ways = [
-                    way(beside.answer, QUESTIONS, fresh_pictures()) for way in (one_by_one, at_once)
+                    way(beside.answer, QUESTIONS, fresh_images()) for way in (one_by_one, at_once)
                 ]
             told.append(row("llama.cpp", *ways))
     smallest = min(parts.values(), key=lambda part: part["ratio"])

@@ -1,7 +1,7 @@
 """A training step of the nanoVLM-222M shape against plain transformers modules with a stock loop.
 
-SigLIP-B/16 at 224 pixels, pixel shuffle 2 (49 tokens a picture), SmolLM2-135M, all of it trained
-from random weights, on the same samples: one picture each, text of log-normal length (median 74
+SigLIP-B/16 at 224 pixels, pixel shuffle 2 (49 tokens an image), SmolLM2-135M, all of it trained
+from random weights, on the same samples: one image each, text of log-normal length (median 74
 tokens, as the mixture "cauldron" of tests/data/test_packing.py), the second half of it supervised.
 
     ours     chiasm.mllm.model.MLLM on one packed row of at most 768 tokens, filled up as the
@@ -87,7 +87,7 @@ class Stock(nn.Module):
         self.image_token = language.vocab_size - 1
 
     def forward(self, pixels: Tensor, input_ids: Tensor, **rest: Tensor) -> Tensor:
-        """The mean loss of pictures [N 3 H W] and rows of ids."""
+        """The mean loss of images [N 3 H W] and rows of ids."""
         features = self.vision(pixels).last_hidden_state
         side = SIDE // PATCH // SHUFFLE
         squares = features.view(len(pixels), side, SHUFFLE, side, SHUFFLE, -1).transpose(2, 3)
@@ -100,7 +100,7 @@ class Stock(nn.Module):
 def ours_of(stock: Stock) -> MLLM:
     """The same weights, another copy of them, put together by this package."""
     parts = copy.deepcopy(stock)
-    with tempfile.TemporaryDirectory() as folder:  # says nothing about how pictures are normalised
+    with tempfile.TemporaryDirectory() as folder:  # says nothing about how images are normalised
         vision = adopt_encoder(parts.vision, folder, TowerOptions(layer=-1, norm=True))
     language = adopt_language(parts.language.model, parts.language.lm_head, "the benchmark's")
     widths = parts.vision.config.hidden_size, parts.language.config.hidden_size
@@ -110,14 +110,14 @@ def ours_of(stock: Stock) -> MLLM:
 
 
 def make_samples(image_token: int) -> tuple[list[Encoded], Tensor]:
-    """Samples that fill a row of TOKENS, and their pictures [N 3 H W]."""
+    """Samples that fill a row of TOKENS, and their images [N 3 H W]."""
     random = np.random.default_rng(0)
     samples: list[Encoded] = []
-    pictures = []
+    images = []
     while True:
         words = int(np.clip(random.lognormal(4.3, 0.9), 8, TOKENS - VISUAL))
         if sum(map(len, samples)) + VISUAL + words > TOKENS:
-            return samples, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            return samples, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         pixels = random.uniform(-1, 1, (SIDE, SIDE, 3)).astype(np.float32)
         ids = np.concatenate([np.full(VISUAL, image_token), random.integers(0, image_token, words)])
         targets = np.full(len(ids), IGNORE)
@@ -125,7 +125,7 @@ def make_samples(image_token: int) -> tuple[list[Encoded], Tensor]:
         place = np.arange(len(ids))
         grid = np.array([[SIDE // PATCH] * 2])
         samples.append(Encoded(ids, targets, place, 0 * ids, place, patchify(pixels, PATCH), grid))
-        pictures.append(pixels)
+        images.append(pixels)
 
 
 def labels_of(sample: Encoded) -> Tensor:
@@ -189,7 +189,7 @@ def peer_turn(name: str, precision: Precision) -> Turn:
 
 
 def unified_turn(precision: Precision) -> Turn:
-    """A step of unified_base's shape: texts of 128 tokens with a picture of 256 codes to draw."""
+    """A step of unified_base's shape: texts of 128 tokens with an image of 256 codes to draw."""
     keep_freed_memory()
     config = unified_base.recipe().model
     assert isinstance(config, UnifiedConfig)

@@ -1,8 +1,8 @@
 """Training the image tokenizer with our quantizers against those of vector-quantize-pytorch.
 
-Both sides are chiasm's convolutional autoencoder with the same weights, pictures, loss and AdamW;
+Both sides are chiasm's convolutional autoencoder with the same weights, images, loss and AdamW;
 only the module between encoder and decoder differs: FSQ 8·8·8, VQ-EMA of 512 codes of 16 channels,
-LFQ of 9 bits, residual VQ of two such codes from one codebook. A unit is a picture of 64×64, a step
+LFQ of 9 bits, residual VQ of two such codes from one codebook. A unit is an image of 64×64, a step
 16 of them, fp32. Before timing, the first loss is checked to be the same. Dead codes are revived on
 neither side (the package decides by another rule).
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Run, alternate, report, result, rounds_argument
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.data import easy_vqa
-from chiasm.hub.autoencoder import picture_processor
+from chiasm.hub.autoencoder import image_processor
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import (
     AutoencoderConfig,
@@ -32,7 +32,7 @@ from chiasm.unified.config import (
 )
 from chiasm.unified.quantizers import Quantized, Quantizer
 
-PICTURES, STEPS = 16, 4
+IMAGES, STEPS = 16, 4
 NEVER = 10**9
 KINDS: dict[str, QuantizerConfig] = {
     "fsq": FSQConfig(),
@@ -97,17 +97,17 @@ def sides(config: QuantizerConfig) -> tuple[Autoencoder, Autoencoder]:
     return mine.train(), peer.train()
 
 
-def pictures() -> list[PictureBatch]:
-    """STEPS batches of PICTURES pictures."""
-    processor = picture_processor(AutoencoderConfig())
-    found = [s.images[0].load() for s in easy_vqa.load("train")[: PICTURES * STEPS]]
+def images() -> list[ImageBatch]:
+    """STEPS batches of IMAGES images."""
+    processor = image_processor(AutoencoderConfig())
+    found = [s.images[0].load() for s in easy_vqa.load("train")[: IMAGES * STEPS]]
     return [
-        PictureBatch(*processor.pictures(found[start : start + PICTURES]))
-        for start in range(0, len(found), PICTURES)
+        ImageBatch(*processor.images(found[start : start + IMAGES]))
+        for start in range(0, len(found), IMAGES)
     ]
 
 
-def training(model: Autoencoder, batches: list[PictureBatch]) -> Run:
+def training(model: Autoencoder, batches: list[ImageBatch]) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def run() -> float:
@@ -125,14 +125,14 @@ def training(model: Autoencoder, batches: list[PictureBatch]) -> Run:
 def main() -> None:
     rounds = rounds_argument(__doc__, 7)
     torch.manual_seed(0)
-    batches, parts = pictures(), {}
+    batches, parts = images(), {}
     for name, config in KINDS.items():
         mine, peer = sides(config)
         found, expected = (float(side.loss(batches[0]).sum.detach()) for side in (mine, peer))
         if abs(found - expected) > 1e-3 * abs(expected):
             raise SystemExit(f"tokenizer: {name}: losses differ, {found:.6f} and {expected:.6f}")
         measured = alternate(training(mine, batches), training(peer, batches), rounds)
-        parts[name] = result("pictures/s", measured)
+        parts[name] = result("images/s", measured)
         print(f"{name}: {parts[name]}", flush=True)
     report("tokenizer", {**min(parts.values(), key=lambda part: part["ratio"]), "parts": parts})
 

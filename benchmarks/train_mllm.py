@@ -1,9 +1,9 @@
 """Training an MLLM against transformers' own LlavaForConditionalGeneration, on the same weights.
 
-Both learn the same conversations about pictures of easy-VQA: every other one is a question and its
-answer, the rest are all questions about the picture, about ten. Padded rows are then 1.7 times what
+Both learn the same conversations about images of easy-VQA: every other one is a question and its
+answer, the rest are all questions about the image, about ten. Padded rows are then 1.7 times what
 is in them, as are random batches of real sets (photographs with a caption, charts and tables with a
-question, receipts with four) at 64 tokens a picture. The encoder is frozen, projector and language
+question, receipts with four) at 64 tokens an image. The encoder is frozen, projector and language
 model are trained (LLaVA's second stage, 2304.08485, section 4.2).
 
     ours   the checkpoint as chiasm.hub.load reads it: the conversations of a step end to end in one
@@ -15,7 +15,7 @@ model are trained (LLaVA's second stage, 2304.08485, section 4.2).
 Both: the same precision (--precision; by default what is faster here), AdamW (fused), gradients
 clipped at 1, CONVERSATIONS a step. The shapes are SmolLM2-135M
 with a tenth of its layers and a tenth of its words, so that the head keeps its share, and
-SigLIP-B/16 with a twelfth of its layers; a picture is 64 tokens. A unit is a conversation. Encoding
+SigLIP-B/16 with a twelfth of its layers; an image is 64 tokens. A unit is a conversation. Encoding
 and collating are not timed; before timing, losses and the norms of the gradients are checked to be
 equal.
 
@@ -155,9 +155,9 @@ def conversations(samples: Sequence[Sample]) -> list[Sample]:
 
 def make_step(folder: Path, samples: Sequence[Sample], processor: Any) -> Step:
     encoded = [processor.encode(sample) for sample in samples]
-    pictures = LlavaProcessor.from_pretrained(folder).image_processor
+    to_pixels = LlavaProcessor.from_pretrained(folder).image_processor
     images = [sample.images[0].load() for sample in samples]
-    pixels = pictures(images, return_tensors="pt")["pixel_values"]
+    pixels = to_pixels(images, return_tensors="pt")["pixel_values"]
     return Step(pack([encoded]), pack([[one] for one in encoded]), collate(encoded, pixels))
 
 

@@ -1,18 +1,18 @@
 """Training the unified model against transformers' LlamaForCausalLM of the same shape.
 
-Both learn the same pairs from the same weights' shape: pictures of easy-VQA with about ten
-questions each, and captions with the picture to draw, half and half as the recipe mixes them.
+Both learn the same pairs from the same weights' shape: images of easy-VQA with about ten
+questions each, and captions with the image to draw, half and half as the recipe mixes them.
 
-    ours   one row of at most 2,048 tokens a step: a picture's codes once, its questions as
+    ours   one row of at most 2,048 tokens a step: an image's codes once, its questions as
            branches; the loss of chiasm.unified.model.Unified (QK-norm and z-loss on, as by
            default), logits only where there is a target
-    peer   the stock way: every question a row of its own with the picture repeated, rows padded
+    peer   the stock way: every question a row of its own with the image repeated, rows padded
            on the right with an attention mask, sdpa, the model's own labels= loss
 
 Both: the same precision (--precision; by default what is faster here), AdamW (fused), gradients
 clipped at 1. A unit is a pair: one question with its answer
-or one caption with its picture. A step teaches both sides the same targets: the peer's repeated
-pictures carry labels in their first row only, and before timing the two losses are checked to be
+or one caption with its image. A step teaches both sides the same targets: the peer's repeated
+images carry labels in their first row only, and before timing the two losses are checked to be
 equal with equal weights (QK-norm, z-loss and image_weight off, which Llama has not). Encoding and
 collating are not timed. Chameleon, which has the QK-norm, cannot be the peer: its stock forward
 sets the logits of all image codes to -inf, so it cannot learn to draw. The peer therefore does
@@ -128,7 +128,7 @@ def _views(samples: Sequence[Sample]) -> Iterator[Sample]:
 def _rows(
     sample: Sample, processor: Processor, vocabulary: Vocabulary
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """ids and labels of every pair by itself; a picture is learnt in its first row only."""
+    """ids and labels of every pair by itself; an image is learnt in its first row only."""
     rows = []
     for number, part in enumerate(split_independent(sample)):
         alone = processor.encode(part)

@@ -54,7 +54,7 @@ def make_parts(folder: Path) -> Path:
     contrastive.save(
         folder / "encoder",
         DualEncoder(dual),
-        contrastive.picture_processor(dual, train_bpe(texts, 300)),
+        contrastive.image_processor(dual, train_bpe(texts, 300)),
     )
     tokens = AutoencoderConfig(image_size=32, decoder_channels=64, decoder_blocks=1)
     autoencoder.save(folder / "tokenizer", Autoencoder(tokens))

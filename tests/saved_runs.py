@@ -35,7 +35,7 @@ def outputs(folder: Path) -> dict[str, Any]:
     """The numbers of a run of any kind: embeddings, codes and pixels, or ids and logits."""
     model, processor = load(folder, "cpu")
     if isinstance(model, DualEncoder):
-        patches, grids = processor.pictures([image()])
+        patches, grids = processor.images([image()])
         ids, lengths = processor.texts(["a red square"])
         return {
             "image": model.embed_images(patches, grids)[0].tolist(),

@@ -77,8 +77,8 @@ def unified(parts):
 
 
 def messages(parts, reply="red"):
-    picture = {"type": "image_url", "image_url": {"url": str(parts / "photo.png")}}
-    asked = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
+    image = {"type": "image_url", "image_url": {"url": str(parts / "photo.png")}}
+    asked = {"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}
     return [asked, {"role": "assistant", "content": reply}] if reply else [asked]
 
 
@@ -164,8 +164,8 @@ def test_what_is_no_image_is_named(mllm):
 
 
 def test_question_takes_images_and_refuses_the_rest(parts):
-    picture = PIL.Image.open(parts / "photo.png")
-    turn = question(parts / "photo.png", picture, picture.tobytes(), "photo.png")
+    image = PIL.Image.open(parts / "photo.png")
+    turn = question(parts / "photo.png", image, image.tobytes(), "photo.png")
     assert [type(part) for part in turn.parts] == [Image, Image, Image, Text]
     assert turn.parts[3].text == "photo.png"
     with pytest.raises(TypeError, match="ndarray"):

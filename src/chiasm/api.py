@@ -30,7 +30,7 @@ from chiasm.core.protocols import Task as TaskProtocol
 from chiasm.core.sample import Sample
 from chiasm.data.formats.chat import Messages, conversation_of
 from chiasm.data.processor import Processor
-from chiasm.eval.conversation import picture_key
+from chiasm.eval.conversation import group_key
 from chiasm.eval.identity import weights_hash
 from chiasm.eval.runner import Result
 from chiasm.eval.runner import evaluate as run_evaluation
@@ -418,7 +418,7 @@ def evaluate(
 
 
 def _evaluate_task(vlm: VLM, task: TaskProtocol, sampling: Sampling, progress: bool) -> Result:
-    groups = [picture_key(sample) for sample in task.samples()]
+    groups = [group_key(sample) for sample in task.samples()]
     show = Bar if progress else silent
     result = run_evaluation(task, vlm.generator, sampling, show=show, groups=groups)
     vlm.remember(result)

@@ -116,7 +116,7 @@ def precompute(
     workers: int = 1,
     device: Device = "",
 ) -> None:
-    """Encode a data set's training pictures once: as codes, for train unified_nano --model.tokens
+    """Encode a data set's training images once: as codes, for train unified_nano --model.tokens
     OUT, or as features, for CHIASM_CACHE=OUT chiasm train mllm_smol. What is complete in OUT
     already is left alone.
 
@@ -163,10 +163,10 @@ def plan(
         mfu: Share of the data sheet's peak that a run reaches.
         price: US dollars an hour and GPU.
         words: Tokens of text a sample, half of them a reply.
-        picture: Width and height of the pictures.
-        pictures: Pictures a sample.
-        plot: Draw the learning rate of every stage, in the terminal and as a picture.
-        out: The picture, an SVG (default RECIPE-rates.svg).
+        picture: Width and height of the images.
+        pictures: Images a sample.
+        plot: Draw the learning rate of every stage, in the terminal and as an image.
+        out: The image, an SVG (default RECIPE-rates.svg).
     """
     from chiasm.plan.hardware import parse
     from chiasm.recipes.outline import Assumed
@@ -219,10 +219,10 @@ def eval(
             ocrbench, screenspot, coco-captions, flickr30k, imagenet, video-mme, geneval),
             "easy-vqa", hf:ORG/NAME, or a file or folder in any format that train reads: its test
             half, or all of a file that the model was not trained on.
-        limit: At most this many questions, whole pictures drawn by the seed; 0 for all.
+        limit: At most this many questions, whole images drawn by the seed; 0 for all.
         seed: Seed of that draw.
-        ablate: Ask once more with less to see: blind (no picture), shuffled (the picture of
-            another question), resolution (pictures at half, a quarter, an eighth of their size).
+        ablate: Ask once more with less to see: blind (no image), shuffled (the image of
+            another question), resolution (images at half, a quarter, an eighth of their size).
         batch: Questions handed over at once; 0 for as many as fit. Replies do not depend on it.
         max_tokens: Longest reply.
         precision: bfloat16 is faster on some machines; the share of replies that then depend on
@@ -248,8 +248,8 @@ def eval(
         labels: File with one label or class name a line (default classes.txt beside the data, else
             the test set's answers).
         prompts: For zero-shot, texts with {} for the class's name (default CLIP's ensemble of 7).
-        count: Pictures a prompt, for tasks that are drawn.
-        judge: A contrastive encoder that gives drawn pictures a CLIPScore, and a Fréchet distance
+        count: Images a prompt, for tasks that are drawn.
+        judge: A contrastive encoder that gives drawn images a CLIPScore, and a Fréchet distance
             from real ones.
         turns: all: every assistant turn of a conversation is a question; last: its last one only.
         history: Between the questions of a conversation stand its own answers (gold) or the model's
@@ -362,12 +362,12 @@ def chat(
     max_tokens: int = 64,
     device: Device = "",
 ) -> None:
-    """Ask about a picture; without a question, an interactive session.
+    """Ask about an image; without a question, an interactive session.
 
     Args:
         run: Folder of a trained model of either route, or of one in a published layout, or
             OWNER/NAME of the Hugging Face hub.
-        image: A picture.
+        image: An image.
         question: What to ask about it.
         temperature: 0 is greedy.
         top_k: Choose among the k likeliest tokens only (0: all).
@@ -445,35 +445,35 @@ def draw(
     steps: int = 12,
     device: Device = "",
 ) -> None:
-    """Draw a picture from text with a unified model, or change one (--edit).
+    """Draw an image from text with a unified model, or change one (--edit).
 
     Args:
         run: Folder of a trained unified model.
         text: What to draw.
-        out: The picture; with a count above 1, a row of pictures.
+        out: The image; with a count above 1, a row of images.
         count: How many.
-        best_of: Draw anew, at most so often, until the model itself would describe the picture so,
+        best_of: Draw anew, at most so often, until the model itself would describe the image so,
             and show the one that comes nearest; 1 shows the first.
-        temperature: 0 is greedy: the same picture every time.
+        temperature: 0 is greedy: the same image every time.
         top_k: Choose among the k likeliest codes only (0: all).
         top_p: Choose among the likeliest codes that make up this probability.
         guidance: Scale of classifier-free guidance; 1 is none.
-        seed: Another seed, another picture.
-        edit: A picture to change. Alone it is shown to the model beside the text, which says how
+        seed: Another seed, another image.
+        edit: An image to change. Alone it is shown to the model beside the text, which says how
             ("make it blue"); with --mask or --vary the text says what is to be seen.
-        mask: A picture that is white where --edit is to be drawn anew; the rest keeps its codes.
+        mask: An image that is white where --edit is to be drawn anew; the rest keeps its codes.
         vary: Draw this share of --edit anew, at random places.
         grid: Rows and columns of codes, for models that draw several sizes.
-        steps: Passes a picture, for models that draw by masked diffusion.
+        steps: Passes an image, for models that draw by masked diffusion.
     """
     _compute_on(device)
     from chiasm.core.protocols import Sampling
-    from chiasm.recipes.talk import Change, draw_pictures
+    from chiasm.recipes.talk import Change, draw_images
 
     if count < 1 or best_of < 1:
         raise ConfigError(f"--count {count} --best-of {best_of}: both must be at least 1")
     if (mask or vary) and not edit:
-        raise ConfigError("--mask and --vary change a picture: give it with --edit")
+        raise ConfigError("--mask and --vary change an image: give it with --edit")
     if (mask and vary) or not 0 <= vary <= 1 or steps < 1:
         raise ConfigError(
             f"--vary {vary} --steps {steps}: give --mask or a --vary from 0 to 1, and --steps of "
@@ -483,7 +483,7 @@ def draw(
         temperature, top_k, top_p, guidance=guidance, seed=seed, grid=grid, image_steps=steps
     )
     change = Change(edit, mask, vary) if edit else None
-    draw_pictures(run, text, out, count, best_of, sampling, change)
+    draw_images(run, text, out, count, best_of, sampling, change)
 
 
 @app.command
@@ -511,7 +511,7 @@ def serve(
         slots: Replies of one model that are computed together; a guided drawing takes two.
         waiting: Requests of one model that may wait beside them; more are told to come back.
         drain: Seconds that requests under way have to end after SIGTERM.
-        fetch: Names of hosts that pictures may be fetched from; by default they must come with the
+        fetch: Names of hosts that images may be fetched from; by default they must come with the
             request.
         weights: What models are held in (default: bf16 on a GPU that has it, else fp32). On a CPU
             "fp32" answers as `chiasm eval` does; the others hold language models, are faster and

@@ -41,7 +41,7 @@ def test_padding_has_segment_minus_one_and_no_target():
     assert torch.equal(batch.targets == IGNORE, padding)
 
 
-def test_pictures_run_over_all_rows_in_reading_order():
+def test_images_run_over_all_rows_in_reading_order():
     rows = [[sample(1, 2, 2, "a"), sample(2, 2, 0, "b")], [sample(3, 2, 1, "c")]]
     batch = pack(rows)
     assert batch.patches is not None

@@ -24,14 +24,14 @@ def encoded(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
-def test_load_gives_rgb_from_a_file_from_bytes_and_from_a_picture(tmp_path: Path, kind: str):
+def test_load_gives_rgb_from_a_file_from_bytes_and_from_an_image(tmp_path: Path, kind: str):
     data = encoded(kind)
     file = tmp_path / "x"
     file.write_bytes(data)
     decoded = PIL.Image.open(io.BytesIO(data))
-    pictures = [Image(source).load() for source in (file, data, decoded)]
-    assert {p.mode for p in pictures} == {"RGB"}
-    assert len({p.tobytes() for p in pictures}) == 1
+    images = [Image(source).load() for source in (file, data, decoded)]
+    assert {p.mode for p in images} == {"RGB"}
+    assert len({p.tobytes() for p in images}) == 1
 
 
 def test_a_missing_file_is_named_with_its_place_and_remedy(tmp_path: Path):
@@ -43,7 +43,7 @@ def test_a_missing_file_is_named_with_its_place_and_remedy(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not a picture", encoded("PNG")[:60], encoded("JPEG")[:300], encoded("GIF")[:40]]
+    "data", [b"", b"not an image", encoded("PNG")[:60], encoded("JPEG")[:300], encoded("GIF")[:40]]
 )
 def test_a_corrupt_or_truncated_file_is_one_line_with_place_and_remedy(tmp_path: Path, data: bytes):
     file = tmp_path / "bad.png"
@@ -56,7 +56,7 @@ def test_a_corrupt_or_truncated_file_is_one_line_with_place_and_remedy(tmp_path:
     assert "\n" not in message
 
 
-def test_a_folder_in_place_of_a_picture_is_a_data_error(tmp_path: Path):
+def test_a_folder_in_place_of_an_image_is_a_data_error(tmp_path: Path):
     with pytest.raises(DataError, match="not a readable image"):
         Image(tmp_path).load()
 
@@ -69,7 +69,7 @@ def test_damage_never_raises_anything_but_a_data_error(kind: str, data: st.DataO
     for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=4)):
         damaged[place] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(damaged)))
-    # A damaged header may promise a huge picture, which this test need not wait for.
+    # A damaged header may promise a huge image, which this test need not wait for.
     with patch.object(PIL.Image, "MAX_IMAGE_PIXELS", 10_000), suppress(DataError):
         assert Image(bytes(damaged[:cut])).load().mode == "RGB"
 
@@ -113,14 +113,14 @@ def test_digest_of_a_decoded_palette_image_is_of_its_colours(transparency):
     assert len(digests) == len(loaded) == (2 if transparency is None else 3)
 
 
-def test_split_independent_asks_each_question_of_the_first_turns_pictures():
-    picture = Image(b"x")
+def test_split_independent_asks_each_question_of_the_first_turns_images():
+    image = Image(b"x")
     system = Turn("system", (Text("Be brief."),))
-    turns = (system, question(picture, "q0"), answer("a0"), question("q1"), answer("a1"))
+    turns = (system, question(image, "q0"), answer("a0"), question("q1"), answer("a1"))
     whole = Sample(turns, "s", "set", True, {"where": "train.jsonl:2"})
     first, second = split_independent(whole)
-    assert first.turns == (system, question(picture, "q0"), answer("a0"))
-    assert second.turns == (system, question(picture, "q1"), answer("a1"))
+    assert first.turns == (system, question(image, "q0"), answer("a0"))
+    assert second.turns == (system, question(image, "q1"), answer("a1"))
     assert (first.id, second.id) == ("s/0", "s/1")
     assert not first.independent
     assert second.where == "train.jsonl:2"

@@ -70,7 +70,7 @@ def test_coordinates_stay_where_they_are(text):
     assert len({seen.tobytes() for seen in views_of(sample("a dog")[0], 9, shift=2)}) > 1
 
 
-def test_all_pictures_of_a_sample_are_mirrored_alike():
+def test_all_images_of_a_sample_are_mirrored_alike():
     one, pixels = sample("a dog")
     two = one.replace(
         turns=(

@@ -19,10 +19,10 @@ from chiasm.core.sample import Image
 from chiasm.data.convert import convert
 from chiasm.data.filters.run import filter_data
 from chiasm.data.formats import reading
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.inspect.page import write_page
 from chiasm.data.load import load_samples
-from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.shard_import import ImportPlan
@@ -35,9 +35,9 @@ from chiasm.data.views import converse
 GOOD = 70
 
 
-def encoded(picture: PIL.Image.Image, kind: str, **options) -> bytes:
+def encoded(image: PIL.Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -66,7 +66,7 @@ def bomb() -> bytes:
 JPEG, PNG = encoded(scene(0), "JPEG"), encoded(scene(1), "PNG")
 SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 
-BAD_PICTURES: dict[str, tuple[bytes, str]] = {
+BAD_IMAGES: dict[str, tuple[bytes, str]] = {
     "truncated-jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "truncated-png": (PNG[: len(PNG) // 2], "truncated"),
     "broken-png": (PNG[:60] + bytes(40) + PNG[100:], "broken"),
@@ -77,7 +77,7 @@ BAD_PICTURES: dict[str, tuple[bytes, str]] = {
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "holds a PostScript"),
     "noise": (bytes(np.random.default_rng(0).integers(0, 256, 999, np.uint8)), "cannot identify"),
     "bomb": (bomb(), "decompression bomb"),
-    "text": (b"not a picture at all", "cannot identify"),
+    "text": (b"not an image at all", "cannot identify"),
 }
 
 
@@ -120,7 +120,7 @@ BAD_LINES: dict[str, tuple[bytes | dict, str]] = {
 
 
 @cache
-def kept_pictures() -> dict[str, tuple[bytes, str]]:
+def kept_images() -> dict[str, tuple[bytes, str]]:
     """Odd but good ones, with the remark that inspection makes."""
     exif, broken = PIL.Image.Exif(), b"Exif\0\0II*\0\xff\xff\xff\xff"
     exif[0x0112] = 6  # the camera was turned: show it turned by 90 degrees clockwise
@@ -160,7 +160,7 @@ def salted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if i < len(BAD_LINES):
             line = list(BAD_LINES.values())[i][0]
             lines.append(line if isinstance(line, bytes) else json.dumps(line).encode())
-    for name, (data, _) in {**BAD_PICTURES, **kept_pictures()}.items():
+    for name, (data, _) in {**BAD_IMAGES, **kept_images()}.items():
         (folder / f"{name}.jpg").write_bytes(data)
         add(name)
     (folder / "folder.jpg").mkdir()
@@ -169,7 +169,7 @@ def salted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.mkfifo(folder / "pipe.jpg")
     for name in OTHER_BAD:
         add(name)
-    add("g0")  # an id twice, of the same picture
+    add("g0")  # an id twice, of the same image
     (folder / "g1-again.jpg").write_bytes(encoded(scene(101), "JPEG", quality=95, subsampling=0))
     add("g1-again")
     (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -184,7 +184,7 @@ OTHER_BAD = {
     "dangling": "no such image",
     "pipe": "is not a file",
 }
-BAD_KEYS = {*BAD_PICTURES, *OTHER_BAD}
+BAD_KEYS = {*BAD_IMAGES, *OTHER_BAD}
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def bad_places(folder: Path) -> set[str]:
 
 
 def test_there_are_enough_kinds():
-    assert len(BAD_LINES) + len(BAD_KEYS) + len(kept_pictures()) >= 30 + 15
+    assert len(BAD_LINES) + len(BAD_KEYS) + len(kept_images()) >= 30 + 15
 
 
 def test_inspection_reports_all_of_it(salted: Path, tmp_path: Path):
@@ -211,7 +211,7 @@ def test_inspection_reports_all_of_it(salted: Path, tmp_path: Path):
         BAD_LINES.items(), strict=True,
     ):  # fmt: skip
         assert words in reasons[place], name
-    for name, words in [*((n, w) for n, (_, w) in BAD_PICTURES.items()), *OTHER_BAD.items()]:
+    for name, words in [*((n, w) for n, (_, w) in BAD_IMAGES.items()), *OTHER_BAD.items()]:
         assert words in reasons[name], name
         assert f"{name}.jpg" in reasons[name]
         assert "train.jsonl:" in reasons[name]
@@ -219,7 +219,7 @@ def test_inspection_reports_all_of_it(salted: Path, tmp_path: Path):
     kinds = {u.key: u.kind for u in found.unusable}
     assert sorted(kinds.values()).count("placeholders") == 2
     remarks = {s.name: " ".join(s.all_remarks) for s in found.seen}
-    for name, (_, words) in kept_pictures().items():
+    for name, (_, words) in kept_images().items():
         assert words in remarks[name], name
     assert "id is not unique" in remarks["g0"]
     assert remarks["g2"] == ""
@@ -258,7 +258,7 @@ def test_what_is_kept_looks_as_it_was_meant(salted: Path):
 
 def test_import_keeps_the_good_and_lists_the_bad(salted: Path, tmp_path: Path):
     done = convert(str(salted), tmp_path / "out")
-    kept = GOOD + len(kept_pictures()) + 2
+    kept = GOOD + len(kept_images()) + 2
     assert done.counts == {"train": kept, "test": 1}
     assert {*done.quarantine.reasons} == BAD_KEYS | bad_places(salted)
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
@@ -289,8 +289,8 @@ def test_bad_items_that_share_an_id_are_told_apart(tmp_path: Path, how: str):
         done = run_shards(ImportPlan(data, size=100).work(), out) or []
         quarantine = Quarantine(reasons=done[0]["unusable"])
     else:
-        stream = PictureStream(
-            load_samples(data, "train"), PictureProcessor(32, 8), 2, 0, quarantine=quarantine
+        stream = ImageStream(
+            load_samples(data, "train"), ImageProcessor(32, 8), 2, 0, quarantine=quarantine
         )
         for _ in zip(range(8), stream, strict=False):  # several epochs: each is still told once
             pass
@@ -307,10 +307,10 @@ class Codec:
     codes_per_image = 0
 
     def __init__(self, most: int | None):
-        self.pictures = PictureProcessor(32, 8, most)
+        self.images = ImageProcessor(32, 8, most)
 
     def encode(self, images):
-        pairs = [self.pictures.patches(image) for image in images]
+        pairs = [self.images.patches(image) for image in images]
         return [Slot(np.full(len(p), 7), p, grid) for p, grid in pairs]
 
 
@@ -324,8 +324,8 @@ def test_both_training_streams_leave_out_the_same(salted: Path, tmp_path: Path, 
             processor = Processor(template, Codec(most))  # type: ignore[arg-type]
             stream = SampleStream(samples, [converse], processor, 600, 0, quarantine)
         else:
-            stream = PictureStream(
-                samples, PictureProcessor(32, 8, most), 8, seed=0, quarantine=quarantine
+            stream = ImageStream(
+                samples, ImageProcessor(32, 8, most), 8, seed=0, quarantine=quarantine
             )
         batches = iter(stream)
         while stream.turns.counts[0].cursor < len(samples):
@@ -335,12 +335,12 @@ def test_both_training_streams_leave_out_the_same(salted: Path, tmp_path: Path, 
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("chiasm.core.picture.MOST_BYTES", 100)
+    monkeypatch.setattr("chiasm.core.image.MOST_BYTES", 100)
     (tmp_path / "a.png").write_bytes(PNG)
     for source in (tmp_path / "a.png", PNG):
         with pytest.raises(DataError, match="more than the 100 allowed"):
             Image(source).load()
     monkeypatch.undo()
-    monkeypatch.setattr("chiasm.core.picture.MOST_PIXELS", 100)
+    monkeypatch.setattr("chiasm.core.image.MOST_PIXELS", 100)
     with pytest.raises(DataError, match="48x32, more than the 100 pixels allowed"):
         Image(PNG).load()

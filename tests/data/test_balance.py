@@ -12,13 +12,13 @@ from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.balance import answer_rarity
 from chiasm.data.views import at_most, converse, match, spot
 
-PICTURE = Image(PIL.Image.new("RGB", (8, 8)))
+IMAGE = Image(PIL.Image.new("RGB", (8, 8)))
 
 
 def asked(pairs, caption=None):
     turns = []
     for number, (words, reply) in enumerate(pairs):
-        turns += [question(*([PICTURE] if number == 0 else []), words), answer(reply)]
+        turns += [question(*([IMAGE] if number == 0 else []), words), answer(reply)]
     meta = {} if caption is None else {"caption": caption}
     return Sample(tuple(turns), "s", independent=True, meta=meta)
 
@@ -65,7 +65,7 @@ def test_match_asks_of_its_own_caption_and_of_others():
         assert words[1::2] == ["yes"] * 3 + ["no"] * (len(words) // 2 - 3)
         assert seen.independent
         assert len(seen.images) == 1
-        assert seen.turns[0].parts[0] is PICTURE
+        assert seen.turns[0].parts[0] is IMAGE
 
 
 def test_spot_asks_of_what_tells_captions_apart():
@@ -84,7 +84,7 @@ def test_spot_asks_of_what_tells_captions_apart():
     assert seen["p"] == pytest.approx(seen["x"], rel=0.2)
 
 
-def test_spot_needs_a_picture_and_a_telling_word():
+def test_spot_needs_an_image_and_a_telling_word():
     view, random = spot(["a cat", "a dog"]), np.random.default_rng(0)
     assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
     assert view(asked([("what?", "cat")], "a"), random) is None
@@ -103,8 +103,8 @@ def test_every_other_stranger_is_a_near_one():
     assert shared[1] > 1.5 * shared[0]
 
 
-def test_match_needs_a_picture_and_a_caption():
+def test_match_needs_an_image_and_a_caption():
     view = match(["a cat"])
     random = np.random.default_rng(0)
     assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
-    assert view(Sample((question(PICTURE, "what?"),), "silent"), random) is None
+    assert view(Sample((question(IMAGE, "what?"),), "silent"), random) is None

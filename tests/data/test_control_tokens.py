@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Text, Turn, answer, question
 from chiasm.data.chat import CHAT_TEMPLATES
-from chiasm.data.pictures import PictureProcessor
+from chiasm.data.images import ImageProcessor
 from chiasm.data.template import ChatTemplate, PublishedTemplate
 from chiasm.data.text import train_bpe
 
@@ -134,18 +134,18 @@ def test_text_without_such_words_is_tokenized_in_one_call():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_stay_where_they_are(kind):
+def test_images_stay_where_they_are(kind):
     template = ChatTemplate(tokenizer(kind))
-    picture = Image(b"")
-    parts = (Text("is <image> "), picture, Text(" right, or <ima"), Text("ge>"), picture)
+    image = Image(b"")
+    parts = (Text("is <image> "), image, Text(" right, or <ima"), Text("ge>"), image)
     ids = template.render([Turn("user", parts), answer("no")], reply=False).ids
     assert ids.count(template.marker) == 2
     text = template.tokenizer.decode(ids)
-    assert "".join(text.split()).count("<image>") == 4  # two of them pictures
+    assert "".join(text.split()).count("<image>") == 4  # two of them images
 
 
 @pytest.mark.parametrize("chat", ["plain", "vicuna", "paligemma"])
-def test_templates_that_look_for_pictures_in_words(chat):
+def test_templates_that_look_for_images_in_words(chat):
     template = ChatTemplate(tokenizer(chat=chat))
     asked = question(Image(b""), "is <image> or </s> right?")
     ids = template.render([asked, answer("no")], reply=False).ids
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_has_no_other_word_for_it_refuses():
 
 def test_captions_are_words():
     words = byte_level()
-    made = PictureProcessor(16, 8, tokenizer=words, context=64)
+    made = ImageProcessor(16, 8, tokenizer=words, context=64)
     ids, lengths = made.texts(["a </s> b"])
     assert words.token_to_id("</s>") not in ids
     assert words.decode(ids[0, : lengths[0]].tolist()) == "a </s> b"

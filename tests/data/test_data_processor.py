@@ -62,7 +62,7 @@ def role():
 
 
 class Codec:
-    """Pictures as `width // 8` placeholders with patches, or as codes without."""
+    """Images as `width // 8` placeholders with patches, or as codes without."""
 
     vocabulary = None
     codes_per_image = 0
@@ -91,7 +91,7 @@ def processor(template=None, continuous=True, marker=900, **options):
     return Processor(template or role(), Codec(marker, continuous), **options)
 
 
-def picture(value=0, width=16):
+def image(value=0, width=16):
     return Image(PIL.Image.new("RGB", (width, 8), (value, 0, 0)))
 
 
@@ -177,9 +177,9 @@ def test_chat_template_supervises_the_assistants_words_and_the_first_end(pairs, 
 CHATS = {"plain": chat(), "trimmed": chat(trim=True), "bare": chat(BARE)}
 
 
-def test_chat_template_puts_markers_where_pictures_are():
+def test_chat_template_puts_markers_where_images_are():
     template = chat()
-    turns = [question("left ", picture(), " right ", picture()), answer("red")]
+    turns = [question("left ", image(), " right ", image()), answer("red")]
     tokens = template.render(turns, reply=False)
     assert tokens.ids.count(template.marker) == 2
     text = template.tokenizer.decode(tokens.ids)
@@ -204,7 +204,7 @@ def test_chat_template_refuses_what_it_cannot_do():
 
 def test_targets_are_the_next_supervised_ids():
     maker = processor()
-    turns = (question(picture(), "what?"), answer("it is red"), question("is it?"), answer("yes"))
+    turns = (question(image(), "what?"), answer("it is red"), question("is it?"), answer("yes"))
     encoded = maker.encode(Sample(turns, "s"))
     tokens = maker.template.render(turns, reply=False)
     place = tokens.ids.index(-1)
@@ -223,8 +223,8 @@ def test_targets_are_the_next_supervised_ids():
 @pytest.mark.parametrize("supervise", [False, True])
 def test_codes_are_learned_where_the_assistant_draws_and_elsewhere_by_choice(supervise):
     maker = processor(continuous=False, supervise_images=supervise)
-    read = maker.encode(Sample((question(picture(), "what?"), answer("red"))))
-    drawn = maker.encode(Sample((question("red"), answer(picture()))))
+    read = maker.encode(Sample((question(image(), "what?"), answer("red"))))
+    drawn = maker.encode(Sample((question("red"), answer(image()))))
     assert ({1000, 1001} <= set(read.targets)) == supervise
     assert {1000, 1001} <= set(drawn.targets)
     assert read.patches is drawn.patches is None
@@ -234,7 +234,7 @@ def test_independent_questions_are_branches_that_equal_single_conversations():
     maker = processor(continuous=False)
     sample = Sample(
         (
-            question("say ", picture(3)),
+            question("say ", image(3)),
             answer("red"),
             question("shape?"),
             answer("a circle"),
@@ -272,10 +272,10 @@ def assert_branches_equal_single_prompts(maker, samples):
         assert placeholders == patches
 
 
-def test_prompts_of_neighbours_with_the_same_picture_share_it():
+def test_prompts_of_neighbours_with_the_same_image_share_it():
     maker = processor()
     asked = [
-        Sample((question(picture(n), text),))
+        Sample((question(image(n), text),))
         for n, text in (
             (1, "what?"),
             (1, "red?"),
@@ -291,13 +291,13 @@ def test_prompts_of_neighbours_with_the_same_picture_share_it():
     assert_branches_equal_single_prompts(maker, asked)
 
 
-def test_prompts_without_pictures_or_with_several_stay_alone():
+def test_prompts_without_images_or_with_several_stay_alone():
     maker = processor()
     asked = [
         Sample((question("what?"),)),
         Sample((question("what?"),)),
-        Sample((question(picture(1), picture(2), "?"),)),
-        Sample((question(picture(1), picture(2), "?"),)),
+        Sample((question(image(1), image(2), "?"),)),
+        Sample((question(image(1), image(2), "?"),)),
     ]
     assert [members for _, members in maker.prompts(asked)] == [[0], [1], [2], [3]]
 
@@ -306,29 +306,29 @@ def test_prompts_without_pictures_or_with_several_stay_alone():
     "pair",
     [
         (
-            Sample((question("what is ", picture(1), "?"),)),
-            Sample((question("is ", picture(1), "?"),)),
+            Sample((question("what is ", image(1), "?"),)),
+            Sample((question("is ", image(1), "?"),)),
         ),
-        (Sample((question(picture(1), "a"),)), Sample((question("b ", picture(1)),))),
+        (Sample((question(image(1), "a"),)), Sample((question("b ", image(1)),))),
         (
-            Sample((Turn("system", question("be brief").parts), question(picture(1), "a"))),
-            Sample((question(picture(1), "a"),)),
+            Sample((Turn("system", question("be brief").parts), question(image(1), "a"))),
+            Sample((question(image(1), "a"),)),
         ),
         (
-            Sample((question("hello"), answer("hi"), question(picture(1), "a"))),
-            Sample((question(picture(1), "a"),)),
+            Sample((question("hello"), answer("hi"), question(image(1), "a"))),
+            Sample((question(image(1), "a"),)),
         ),
     ],
 )
-def test_neighbours_that_differ_before_the_picture_do_not_share_it(pair):
-    """Their trunk would end before the picture, and each branch would need its own."""
+def test_neighbours_that_differ_before_the_image_do_not_share_it(pair):
+    """Their trunk would end before the image, and each branch would need its own."""
     assert_branches_equal_single_prompts(processor(), list(pair))
 
 
-def test_a_dialogue_and_a_question_about_the_same_picture_share_it():
+def test_a_dialogue_and_a_question_about_the_same_image_share_it():
     pair = [
-        Sample((question(picture(1), "a"),)),
-        Sample((question(picture(1), "a"), answer("b"), question("c"))),
+        Sample((question(image(1), "a"),)),
+        Sample((question(image(1), "a"), answer("b"), question("c"))),
     ]
     maker = processor()
     assert [members for _, members in maker.prompts(pair)] == [[0, 1]]
@@ -336,7 +336,7 @@ def test_a_dialogue_and_a_question_about_the_same_picture_share_it():
 
 
 def test_the_longest_conversation_loses_its_later_turns():
-    turns = [question(picture(), "what?"), answer("red")]
+    turns = [question(image(), "what?"), answer("red")]
     for n in range(5):
         turns += [question(f"and {n}?"), answer("it is red")]
     whole = processor().encode(Sample(tuple(turns)))
@@ -348,12 +348,12 @@ def test_the_longest_conversation_loses_its_later_turns():
     assert len(processor(max_length=len(whole)).encode(Sample(tuple(turns)))) == len(whole)
 
 
-def test_what_does_not_fit_is_an_error_and_never_a_lost_picture():
-    sample = Sample((question(picture(width=80), "what?"), answer("red")), "s3")
+def test_what_does_not_fit_is_an_error_and_never_a_lost_image():
+    sample = Sample((question(image(width=80), "what?"), answer("red")), "s3")
     length = len(processor().encode(sample))
     with pytest.raises(DataError, match=f"'s3'.*{length} tokens, more than the {length - 1} all"):
         processor(max_length=length - 1).encode(sample)
-    wide = question(picture(width=80))
+    wide = question(image(width=80))
     late = Sample((question("hello"), answer("yes"), wide, answer("red")), "s4")
     with pytest.raises(DataError, match=r"'s4'.*more than the 20 allowed"):
         processor(max_length=20).encode(late)
@@ -373,10 +373,10 @@ def test_nothing_to_learn_is_an_error():
         processor().encode(Sample((question("what?"),), "s"))
 
 
-def test_pictures_are_remembered_by_content():
+def test_images_are_remembered_by_content():
     maker = processor(remember=True)
     for value in (1, 2, 1, 1):
-        maker.encode(Sample((question(picture(value), "a"), answer("b"))))
+        maker.encode(Sample((question(image(value), "a"), answer("b"))))
     assert maker.codec.calls == 2
 
 
@@ -386,7 +386,7 @@ def test_pictures_are_remembered_by_content():
 def captioned(n=0, caption="a red circle"):
     return Sample(
         (
-            question(picture(n), "q0"),
+            question(image(n), "q0"),
             answer("a0"),
             question("q1"),
             answer("a1"),
@@ -416,7 +416,7 @@ def test_describe_and_draw_are_each_others_mirror():
     assert converse(sample, rng()) is sample
 
 
-def test_describe_and_draw_need_a_caption_and_a_picture():
+def test_describe_and_draw_need_a_caption_and_an_image():
     for view in (describe, draw):
         assert view(captioned(caption=None), rng()) is None
         assert view(Sample((question("a"), answer("b"))), rng()) is None
@@ -432,7 +432,7 @@ def test_drop_leaves_out_the_caption_as_often_as_said():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 99), st.booleans())
-def test_at_most_keeps_whole_pairs_in_order_and_the_picture_first(count, seed, system):
+def test_at_most_keeps_whole_pairs_in_order_and_the_image_first(count, seed, system):
     sample = captioned()
     if system:
         sample = sample.replace(turns=(Turn("system", question("brief").parts), *sample.turns))
@@ -469,7 +469,7 @@ def test_without_leaves_out_the_captions_it_is_told():
     assert without(converse, ("a red circle",))(captioned(caption=None), rng()) is not None
 
 
-def test_moved_moves_each_picture_once_and_nothing_else():
+def test_moved_moves_each_image_once_and_nothing_else():
     pixels = rng().integers(0, 256, (8, 8, 3), np.uint8)
     image = Image(PIL.Image.fromarray(pixels), "there")
     sample = Sample((question(image, "a"), answer("b"), question(image, "c"), answer("d")))
@@ -517,7 +517,7 @@ def assert_batches_equal(a, b):
 
 
 def noisy(count=9):
-    """Samples whose pictures tell them and their shifts apart."""
+    """Samples whose images tell them and their shifts apart."""
     made = []
     for n in range(count):
         pixels = rng(n).integers(0, 256, (8, 16, 3), np.uint8)
@@ -592,10 +592,10 @@ def test_batches_stay_within_the_budget_and_lose_nothing():
 @pytest.mark.parametrize("kind", [SampleStream, KnapsackStream])
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.sampled_from([60, 150, 400]))
-def test_text_and_any_number_of_pictures_mixed_lose_no_sample(kind, pictures, tokens):
-    """Each sample once an epoch, with all of its pictures."""
+def test_text_and_any_number_of_images_mixed_lose_no_sample(kind, images, tokens):
+    """Each sample once an epoch, with all of its images."""
     made = []
-    for number, count in enumerate(pictures):
+    for number, count in enumerate(images):
         image = Image(PIL.Image.new("RGB", (8, 8), (20 * number, 0, 0)))
         shown = question(*[image] * count, "which colour is it?")
         made.append(Sample((shown, answer("a dark one")), f"s{number}"))
@@ -603,7 +603,7 @@ def test_text_and_any_number_of_pictures_mixed_lose_no_sample(kind, pictures, to
     names: list[str] = []
     while len(names) < 2 * len(made):
         batch = next(iter(source))
-        assert batch.images == sum(pictures[int(name[1:])] for name in batch.names)
+        assert batch.images == sum(images[int(name[1:])] for name in batch.names)
         names += batch.names
     state = source.state_dict()  # what is chosen and still to come
     places = [place for row in state.get("rows", ()) for place in row]
@@ -643,7 +643,7 @@ def test_mostly_bad_data_is_an_error(tmp_path):
 
 def test_a_view_that_suits_no_sample_is_an_error():
     plain = [
-        Sample((question(picture(n), "a"), answer("b")), f"s{n}", meta={"caption": None})
+        Sample((question(image(n), "a"), answer("b")), f"s{n}", meta={"caption": None})
         for n in range(4)
     ]
     with pytest.raises(DataError, match="captions are needed to describe or draw"):

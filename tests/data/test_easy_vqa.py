@@ -43,7 +43,7 @@ def test_counts_of_the_official_splits(train: list[Sample], test: list[Sample]):
     assert sum(len(s.turns) for s in test) == 2 * 9673
 
 
-def test_samples_are_independent_questions_on_one_picture(train: list[Sample]):
+def test_samples_are_independent_questions_on_one_image(train: list[Sample]):
     assert all(s.independent and len(s.images) == 1 for s in train)
     assert all([t.role for t in s.turns] == ["user", "assistant"] * (len(s.turns) // 2)
                for s in train)  # fmt: skip

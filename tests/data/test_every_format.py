@@ -18,13 +18,13 @@ from chiasm.data.load import load_samples, open_data
 from shared_data import SHARED
 
 Rows = list[tuple[str, bytes, str, str, str]]
-"""(id, the picture's file, its suffix, question, answer)"""
+"""(id, the image's file, its suffix, question, answer)"""
 
 
 def saved(folder: Path, rows: Rows) -> list[str]:
-    """The pictures as files; their names."""
-    (folder / "pictures").mkdir(parents=True)
-    names = [f"pictures/{name}{ending}" for name, _, ending, *_ in rows]
+    """The images as files; their names."""
+    (folder / "images").mkdir(parents=True)
+    names = [f"images/{name}{ending}" for name, _, ending, *_ in rows]
     for file, row in zip(names, rows, strict=True):
         (folder / file).write_bytes(row[1])
     return names
@@ -175,8 +175,8 @@ def made() -> Rows:
     random = np.random.default_rng(0)
     samples = []
     for n, words in enumerate(('red, "quoted"', "zwei\tWörter", "漢字 <b>", "a\nb")):
-        picture = PIL.Image.fromarray(random.integers(0, 256, (9, 7, 3), np.uint8))
-        samples.append(Sample((question(Image(picture), f"what, {n}?"), answer(words))))
+        image = PIL.Image.fromarray(random.integers(0, 256, (9, 7, 3), np.uint8))
+        samples.append(Sample((question(Image(image), f"what, {n}?"), answer(words))))
     return rows_of(samples)
 
 

@@ -27,14 +27,14 @@ def scene(seed: int, size: tuple[int, int] = (128, 96)) -> PIL.Image.Image:
     return PIL.Image.fromarray(blocks).resize(size, PIL.Image.Resampling.BICUBIC)
 
 
-def jpeg(picture: PIL.Image.Image) -> PIL.Image.Image:
+def jpeg(image: PIL.Image.Image) -> PIL.Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return PIL.Image.open(buffer)
 
 
-def ask(picture: PIL.Image.Image | None, words: str, reply: str, name: str = "x") -> Sample:
-    shown = [Image(picture)] if picture else []
+def ask(image: PIL.Image.Image | None, words: str, reply: str, name: str = "x") -> Sample:
+    shown = [Image(image)] if image else []
     return Sample((question(*shown, words), answer(reply)), name)
 
 
@@ -63,7 +63,7 @@ def test_near_duplicates():
         "near-duplicate",
         ask(scene(0), "What is shown?", long),
         ask(jpeg(scene(0)), "What is shown?", f"{long}!".title()),
-        ask(scene(0), "How many blocks are there in the picture?", "48"),
+        ask(scene(0), "How many blocks are there in the image?", "48"),
         ask(scene(1), "What is shown?", long),
         ask(None, "What is shown?", long),
         ask(None, "what is shown", long.upper()),
@@ -72,16 +72,16 @@ def test_near_duplicates():
 
 
 def table(numbers: list[int]) -> PIL.Image.Image:
-    """The same table with other numbers: pictures that differ in little else."""
-    picture = PIL.Image.new("RGB", (240, 160), "white")
-    draw = PIL.ImageDraw.Draw(picture)
+    """The same table with other numbers: images that differ in little else."""
+    image = PIL.Image.new("RGB", (240, 160), "white")
+    draw = PIL.ImageDraw.Draw(image)
     font = PIL.ImageFont.load_default(18)
     draw.rectangle((0, 0, 239, 38), fill="#3a7")
     for row, number in enumerate(numbers):
         draw.line((0, 40 * row + 39, 239, 40 * row + 39), "#555")
         draw.text((12, 40 * row + 8), ("Day", "Monday", "Tuesday", "Friday")[row], "black", font)
         draw.text((170, 40 * row + 8), str(number), "black", font)
-    return picture
+    return image
 
 
 def test_tables_of_other_numbers_are_no_doubles():
@@ -111,7 +111,7 @@ def test_fingerprints_are_near_for_copies_and_far_for_others():
     assert fingerprint(red).near(fingerprint(jpeg(red)))
 
 
-def test_sizes_aspects_and_blank_pictures():
+def test_sizes_aspects_and_blank_images():
     sizes = [ask(scene(0, size), "?", "!") for size in ((15, 100), (16, 16), (100, 9), (200, 100))]
     assert verdicts("size:least=16,most=150", *sizes) == [True, False, True, True]
     assert verdicts("aspect:most=4", *sizes) == [True, False, True, False]
@@ -152,7 +152,7 @@ def test_languages():
         "Cyrillic script", "Han script", "Latin script"
     )  # fmt: skip
     german = ask(None, "Was ist auf diesem Bild zu sehen?", "Ein Hund läuft über die Wiese.")
-    english = ask(None, "What is shown in this picture?", "A dog is running over the meadow.")
+    english = ask(None, "What is shown in this image?", "A dog is running over the meadow.")
     short = ask(None, "?", "9")
     assert verdicts("language:keep=Cyrillic script", german, english) == [True, True]
     assert verdicts("language:keep=Latin script", german, english, short) == [False] * 3
@@ -164,13 +164,13 @@ def test_languages():
 def test_agreement_asks_the_given_score():
     asked: list[str] = []
 
-    def score(picture: PIL.Image.Image, text: str) -> float:
+    def score(image: PIL.Image.Image, text: str) -> float:
         asked.append(text)
         return {"good": 0.5, "bad": 0.1}[text]
 
     rule = Agreement(least=0.3, score=score)
     assert rule.reason(ask(scene(0), "?", "good")) is None
-    assert rule.reason(ask(scene(0), "?", "bad")) == "caption and picture agree by 0.100, under 0.3"
+    assert rule.reason(ask(scene(0), "?", "bad")) == "caption and image agree by 0.100, under 0.3"
     assert rule.reason(ask(None, "?", "bad")) is None
     assert asked == ["good", "bad"]
     with pytest.raises(ConfigError, match="write agreement:model=RUNS/ENCODER"):
@@ -183,7 +183,7 @@ def test_contamination(tmp_path: Path):
     write_messages(test, tmp_path / "test.jsonl")
     rule = Contamination(str(tmp_path))
     assert rule.reason(ask(jpeg(scene(0)), "Other?", "!")) == (
-        "shows the picture of the test sample t0"
+        "shows the image of the test sample t0"
     )
     assert "t1" in (rule.reason(ask(None, "?", f"Now: {secret.upper()}.")) or "")
     assert rule.reason(ask(scene(1), "What is the total?", "9")) is None
@@ -213,7 +213,7 @@ def test_wrong_rules_are_explained(text: str, message: str):
 
 def test_every_drop_is_counted_and_listed(tmp_path: Path):
     src = tmp_path / "src"
-    kept = [ask(scene(i), f"What is in picture {i}?", f"blocks {i}", f"k{i}") for i in range(4)]
+    kept = [ask(scene(i), f"What is in image {i}?", f"blocks {i}", f"k{i}") for i in range(4)]
     bad = [kept[0].replace(id="again"), ask(scene(9, (60, 3)), "?", "a strip", "strip"),
            ask(scene(10), "?", "", "silent")]  # fmt: skip
     write_messages([*kept, *bad], src / "train.jsonl")
@@ -235,7 +235,7 @@ def test_every_drop_is_counted_and_listed(tmp_path: Path):
     assert (report["kept"], report["unusable"]) == ({"train": 4, "test": 1}, 1)
     back = read_messages(tmp_path / "out")
     assert [s.id for s in back] == [s.id for s in kept]
-    # Pictures are copied as they are, not encoded again.
+    # Images are copied as they are, not encoded again.
     assert {s.images[0].encoded() for s in back} <= {*before.values()}
     with pytest.raises(DataError, match="no sample passes"):
         filter_data(str(src), tmp_path / "none", [rule_of("length:least=999")])

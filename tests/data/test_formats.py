@@ -63,7 +63,7 @@ def save(path: Path, value: Any) -> Path:
     return path
 
 
-def pictures(folder: Path) -> Path:
+def images(folder: Path) -> Path:
     for i, colour in enumerate(COLOURS):
         save(folder / f"{i}.png", png(colour))
     return folder
@@ -71,7 +71,7 @@ def pictures(folder: Path) -> Path:
 
 # The LLaVA family: one data set in five spellings
 
-TALKS = [  # (pictures, system, [(question with placeholders, answer), ...])
+TALKS = [  # (images, system, [(question with placeholders, answer), ...])
     (["0.png"], "", [("<image>\nWhich colour?", "Red."), ("And again?", "Still red.")]),
     (["1.png"], "Be brief.", [("Which colour?\n<image>", "Green.")]),
     (["2.png", "3.png"], "", [("<image>\n<image>\nSame <colour>?", "No.")]),
@@ -102,7 +102,7 @@ def llava(folder: Path) -> Path:
         if names:
             row["image"] = names[0] if len(names) == 1 else names
         rows.append(row)
-    return save(pictures(folder) / "llava.json", rows)
+    return save(images(folder) / "llava.json", rows)
 
 
 def sharegpt(folder: Path) -> Path:
@@ -110,7 +110,7 @@ def sharegpt(folder: Path) -> Path:
         {"id": str(i), "conversations": from_value(pairs), "images": names, "system": system}
         for i, (names, system, pairs) in enumerate(TALKS)
     ]
-    return save(pictures(folder) / "sharegpt.json", rows)
+    return save(images(folder) / "sharegpt.json", rows)
 
 
 def factory(folder: Path) -> Path:
@@ -118,7 +118,7 @@ def factory(folder: Path) -> Path:
         {"id": i, "messages": role_content(system, pairs), "images": names}
         for i, (names, system, pairs) in enumerate(TALKS)
     ]
-    return save(pictures(folder) / "mllm_demo.json", rows)
+    return save(images(folder) / "mllm_demo.json", rows)
 
 
 def factory_renamed(folder: Path) -> Path:
@@ -136,7 +136,7 @@ def factory_renamed(folder: Path) -> Path:
         "tags": {"role_tag": "who", "content_tag": "what"},
     }  # fmt: skip
     save(folder / "dataset_info.json", {"other": {"file_name": "x"}, "mine": entry})
-    return save(pictures(folder) / "own.jsonl", rows)
+    return save(images(folder) / "own.jsonl", rows)
 
 
 def swift(folder: Path) -> Path:
@@ -144,11 +144,11 @@ def swift(folder: Path) -> Path:
         {"id": str(i), "messages": role_content(system, pairs), "images": names}
         for i, (names, system, pairs) in enumerate(TALKS)
     ]
-    return save(pictures(folder) / "swift.jsonl", rows)
+    return save(images(folder) / "swift.jsonl", rows)
 
 
 class Codec:
-    """Pictures as three placeholders with their mean colour as patches."""
+    """Images as three placeholders with their mean colour as patches."""
 
     vocabulary = None
     codes_per_image = 0
@@ -200,12 +200,12 @@ def test_a_placeholder_is_where_it_stands_and_its_line_break_is_none_of_the_word
     ]
 
 
-def test_swift_query_and_unplaced_pictures(tmp_path: Path):
+def test_swift_query_and_unplaced_images(tmp_path: Path):
     rows = [
         {"query": "Which?", "response": "Red.", "history": [["Hi", "Hello"]], "images": ["0.png"]},
         {"query": "<image>?", "response": "Red.", "images": [{"path": "0.png"}]},
     ]
-    first, second = read(save(pictures(tmp_path) / "q.jsonl", rows))
+    first, second = read(save(images(tmp_path) / "q.jsonl", rows))
     assert [type(p) for p in first.turns[0].parts] == [Image, Text]
     assert [t.text for t in first.turns] == ["Hi", "Hello", "Which?", "Red."]
     assert [type(p) for p in second.turns[0].parts] == [Image, Text]
@@ -214,7 +214,7 @@ def test_swift_query_and_unplaced_pictures(tmp_path: Path):
 def test_llama_factory_alpaca(tmp_path: Path):
     rows = [{"instruction": "<image>Which?", "input": "In one word.", "output": "red",
              "system": "Be.", "history": [["a", "b"], ["c", "d"]], "images": "0.png"}]  # fmt: skip
-    (sample,) = read(save(pictures(tmp_path) / "alpaca.json", rows))
+    (sample,) = read(save(images(tmp_path) / "alpaca.json", rows))
     assert [t.text for t in sample.turns] == [
         "Be.", "a", "b", "c", "d", "Which?\nIn one word.", "red"
     ]  # fmt: skip
@@ -238,7 +238,7 @@ def test_llama_factory_alpaca(tmp_path: Path):
 )
 def test_a_bad_record_is_named_and_the_others_are_read(tmp_path: Path, change: dict, message: str):
     good = {"id": "g", "image": "0.png", "conversations": from_value([("<image>?", "!")])}
-    path = save(pictures(tmp_path / "set") / "x.json", [good, {**good, **change}, good])
+    path = save(images(tmp_path / "set") / "x.json", [good, {**good, **change}, good])
     found: list = []
     samples = read(path, "llava", on_error=lambda *pair: found.append(pair))
     assert len(samples) == 2
@@ -287,13 +287,13 @@ def test_a_giant_line_is_left_out_without_being_read_whole(
     assert "a line of more than 1,000 bytes" in str(second[1])
 
 
-# Pictures with captions
+# Images with captions
 
 
 def test_a_table_with_a_cell_beyond_all_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reading, "LONGEST", 1000)
     text = "file_name,text\n0.png,red\n1.png," + "x" * 5000 + "\n2.png,blue\n"
-    save(pictures(tmp_path / "a") / "metadata.csv", text.encode())
+    save(images(tmp_path / "a") / "metadata.csv", text.encode())
     found: list = []
     kept = list(read(tmp_path / "a", on_error=lambda *pair: found.append(pair)))
     assert [s.turns[1].text for s in kept] == ["red", "blue"]
@@ -301,7 +301,7 @@ def test_a_table_with_a_cell_beyond_all_bounds(tmp_path: Path, monkeypatch: pyte
 
 
 def test_coco_captions(tmp_path: Path):
-    pictures(tmp_path / "val2017")
+    images(tmp_path / "val2017")
     whole = {
         "info": {}, "images": [{"id": 5, "file_name": "0.png"}, {"id": 6, "file_name": "1.png"},
                                {"id": 7, "file_name": "2.png"}],
@@ -324,23 +324,23 @@ def test_coco_captions(tmp_path: Path):
 
 
 def test_a_plain_folder(tmp_path: Path):
-    pictures(tmp_path)
+    images(tmp_path)
     save(tmp_path / "0.txt", "A red square.\n\nAll red.\n")
     save(tmp_path / "1.txt", b"\xff\xfe bad")
     save(tmp_path / "2.txt", " \n")
-    save(tmp_path / "5.txt", "A picture of a kind that is not read.")
+    save(tmp_path / "5.txt", "An image of a kind that is not read.")
     found: list = []
     (sample,) = read(tmp_path, on_error=lambda *pair: found.append(pair))
     assert (sample.id, sample.meta["captions"]) == ("0", ["A red square.", "All red."])
     messages = [str(error) for _, error in found]
     for name, words in (("1.png", "not UTF-8"), ("2.png", "an empty caption"),
                         ("3.png", "no readable 3.txt"), ("4.png", "no readable"),
-                        ("5.txt", "no picture of its name")):  # fmt: skip
+                        ("5.txt", "no image of its name")):  # fmt: skip
         assert any(name in m and words in m for m in messages), (name, messages)
 
 
 def test_image_folders(tmp_path: Path):
-    save(pictures(tmp_path / "a") / "metadata.jsonl", [
+    save(images(tmp_path / "a") / "metadata.jsonl", [
         {"file_name": "0.png", "text": "red"},
         {"file_name": "1.png", "question": "Which?", "answer": "green", "level": 3},
         {"file_names": ["2.png", "3.png"], "question": "Which?", "answers": ["blue", "black"]},
@@ -350,7 +350,7 @@ def test_image_folders(tmp_path: Path):
     assert (two.turns[0].text, two.turns[1].text, two.meta["level"]) == ("Which?", "green", 3)
     assert len(three.images) == 2
     assert three.meta["answers"] == ["blue", "black"]
-    save(pictures(tmp_path / "b") / "metadata.csv", 'file_name,text\n0.png,"red, all of it"\n')
+    save(images(tmp_path / "b") / "metadata.csv", 'file_name,text\n0.png,"red, all of it"\n')
     assert read(tmp_path / "b")[0].turns[1].text == "red, all of it"
 
 
@@ -388,7 +388,7 @@ def test_vlmevalkit(tmp_path: Path):
 
 def some(folder: Path) -> list[Sample]:
     """Samples that need everything of a format."""
-    pictures(folder)
+    images(folder)
     return [
         Sample((question(Image(folder / "0.png"), "Which?"), answer("Red.")), "a", "", False,
                {"n": 1, "deep": {"x": [1, None]}, "text": "é"}),
@@ -398,7 +398,7 @@ def some(folder: Path) -> list[Sample]:
         Sample((question("Words only"), answer("漢字")), "c"),
         Sample((question(Image(PIL.Image.new("RGB", (4, 4), "teal")), "?"), answer("x")), ""),
         Sample((question(*(Image(png(c)) for c in COLOURS), *(Image(png(c, 9)) for c in COLOURS),
-                         Image(png("teal"))), answer("11 pictures")), "m"),
+                         Image(png("teal"))), answer("11 images")), "m"),
     ]  # fmt: skip
 
 
@@ -482,16 +482,16 @@ def test_foreign_tars(tmp_path: Path):
 def test_parquet_of_others(tmp_path: Path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet_module = pytest.importorskip("pyarrow.parquet")
-    picture = {"bytes": png("red"), "path": "red.png"}
+    image = {"bytes": png("red"), "path": "red.png"}
     tables = {
-        "cauldron": [{"images": [picture], "texts": [
+        "cauldron": [{"images": [image], "texts": [
             {"user": "Which?", "assistant": "Red.", "source": "x"},
             {"user": "Sure?", "assistant": "Yes.", "source": "x"}]}],
-        "vqa": [{"image": picture, "question": "Which?", "answers": ["red", "Red"], "n": 1}],
-        "captions": [{"image": picture, "caption": "a red square"}],
-        "mmmu": [{"question": "<image 1>?", "answer": "A", "image_1": picture, "image_2": picture,
+        "vqa": [{"image": image, "question": "Which?", "answers": ["red", "Red"], "n": 1}],
+        "captions": [{"image": image, "caption": "a red square"}],
+        "mmmu": [{"question": "<image 1>?", "answer": "A", "image_1": image, "image_2": image,
                   "image_3": {"bytes": None, "path": None}}],
-        "llava": [{"id": "7", "image": picture, "conversations": from_value([("<image>?", "!")])}],
+        "llava": [{"id": "7", "image": image, "conversations": from_value([("<image>?", "!")])}],
     }  # fmt: skip
     for name, rows in tables.items():
         folder = tmp_path / name / "data"
@@ -588,7 +588,7 @@ def test_a_file_of_two_spellings_is_read_by_both(tmp_path: Path):
         {"image": "0.png", "conversations": from_value([("<image>?", "!")])},
         {"images": ["1.png"], "conversations": from_value([("<image>?", "!")])},
     ]
-    path = save(pictures(tmp_path) / "mixed.json", mixed)
+    path = save(images(tmp_path) / "mixed.json", mixed)
     assert detect(path).name == "llava"
     assert len(read(path, "sharegpt")) == len(read(path, "llava")) == 2
     assert len(load_samples(f"llava:{path}", "test")) == 1
@@ -608,7 +608,7 @@ def test_what_is_no_format_says_what_is_known(tmp_path: Path):
 
 def test_images_elsewhere(tmp_path: Path):
     path = llava(tmp_path / "json")
-    pictures(tmp_path / "photos")
+    images(tmp_path / "photos")
     for i in range(5):
         (tmp_path / "json" / f"{i}.png").unlink()
     with pytest.raises(DataError, match="none of 4 records"):
@@ -621,7 +621,7 @@ def test_images_elsewhere(tmp_path: Path):
 def test_an_absolute_path_inside_the_root_is_taken(tmp_path: Path):
     rows = [{"messages": role_content("", [("<image>?", "!")]),
              "images": [str(tmp_path / "0.png")]}]  # fmt: skip
-    (sample,) = read(save(pictures(tmp_path) / "a.jsonl", rows))
+    (sample,) = read(save(images(tmp_path) / "a.jsonl", rows))
     assert sample.images[0].load().size == (8, 8)
 
 

@@ -724,8 +724,8 @@ def test_a_chat_template_leaves_excluded_replies_out_of_the_loss():
 
 
 def test_views_keep_what_is_excluded_from_the_loss():
-    picture = Image(PIL.Image.new("RGB", (8, 8)))
-    sample = Sample((question(picture, "?"), answer("!").replace(supervised=False)))
+    image = Image(PIL.Image.new("RGB", (8, 8)))
+    sample = Sample((question(image, "?"), answer("!").replace(supervised=False)))
     seen = moved(converse, 1)(sample, np.random.default_rng(0))
     assert seen is not None
     assert [turn.supervised for turn in seen.turns] == [True, False]

@@ -32,8 +32,8 @@ def cache(tmp_path, monkeypatch):
 def made(count):
     random = np.random.default_rng(0)
     for n in range(count):
-        picture = PIL.Image.fromarray(random.integers(0, 256, (6, 5, 3), np.uint8))
-        yield Sample((question(Image(picture), f"where is ü{n}?"), answer("x" * (n % 7))), f"s{n}")
+        image = PIL.Image.fromarray(random.integers(0, 256, (6, 5, 3), np.uint8))
+        yield Sample((question(Image(image), f"where is ü{n}?"), answer("x" * (n % 7))), f"s{n}")
 
 
 def said(sample):
@@ -130,7 +130,7 @@ def test_a_file_that_shrinks_meanwhile_is_told(tmp_path):
 
 def test_large_files_are_divided_as_small_ones(tmp_path, monkeypatch):
     first = list(made(30))
-    again = [s.replace(id=f"again {s.id}") for s in first]  # about the same pictures
+    again = [s.replace(id=f"again {s.id}") for s in first]  # about the same images
     write_messages([*first, *again], tmp_path / "set" / "all.jsonl")
     whole = {s: load.load_samples(str(tmp_path / "set"), s) for s in ("train", "test")}
     assert isinstance(whole["train"], list)

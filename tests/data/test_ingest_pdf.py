@@ -86,11 +86,11 @@ def test_boxes_hold_the_ink_of_their_line_and_of_no_other(rotate, tmp_path):
     for part, question, reply in asked(page):
         if not question.startswith("Where is the text"):
             continue
-        picture = part.images[0].load()
-        assert picture.size == ((400, 600) if rotate else (600, 400))
+        image = part.images[0].load()
+        assert image.size == ((400, 600) if rotate else (600, 400))
         line = LINES.index(re.fullmatch(r"Where is the text '(.*)'\? .*", question)[1])
-        pixels = np.asarray(picture).astype(int)
-        left, top, right, bottom = read_box(reply, picture.size)
+        pixels = np.asarray(image).astype(int)
+        left, top, right, bottom = read_box(reply, image.size)
         for n in range(len(LINES)):
             rows, columns = np.nonzero((np.abs(pixels - RGB[n]).max(-1)) < 40)
             inside = (
@@ -310,5 +310,5 @@ def test_nothing_usable_is_an_error(tmp_path):
 
 
 def test_a_scanned_copy_is_a_jpeg_file(page):
-    with PIL.Image.open(io.BytesIO(page[2].images[0].source)) as picture:
-        assert picture.format == "JPEG"
+    with PIL.Image.open(io.BytesIO(page[2].images[0].source)) as image:
+        assert image.format == "JPEG"

@@ -134,11 +134,11 @@ def test_a_long_page_ends_before_the_paragraph_that_the_window_cuts(running, tmp
     lines = "".join(f"<p style='margin:0;height:50px'>Line number {n}</p>" for n in range(40))
     (tmp_path / "long.html").write_text(f"<body style='margin:0'>{lines}")
     samples = read(running, tmp_path / "long.html", width=400, height=308)
-    picture = samples[1].images[0].load()
+    image = samples[1].images[0].load()
     shown = samples[1].turns[1].text.split("\n")
     assert shown == [f"Line number {n}" for n in range(len(shown))]
     assert len(shown) in (6, 7)
-    assert picture.size == (400, 300 if len(shown) == 6 else 308)
+    assert image.size == (400, 300 if len(shown) == 6 else 308)
 
 
 def test_fold_keeps_whole_texts_only():

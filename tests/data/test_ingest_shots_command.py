@@ -32,7 +32,7 @@ def test_a_folder_with_bad_pages_keeps_the_good_and_names_the_rest(tmp_path, cap
         (site / f"p{n}.html").write_text(PAGE.replace("Harbour", f"Harbour{n}"))
     (site / "copy.html").write_bytes((site / "p0.html").read_bytes())
     (site / "blank.html").write_text("")
-    (site / "picture.html").write_bytes(bytes(range(256)))
+    (site / "image.html").write_bytes(bytes(range(256)))
     (site / "slow.html").write_text("<p>text<script>while (true) {}</script>")
     cli.main(["data", "shots", str(site), "-o", str(out), "--wait", "5"])
     said = capsys.readouterr()

@@ -41,8 +41,8 @@ def write_video(path: Path, seconds: int = 4, shade: int = 0) -> None:
             container.mux(packet)
 
 
-def color_of(picture) -> int:
-    middle = np.asarray(picture)[picture.height // 2, picture.width // 2].astype(int)
+def color_of(image) -> int:
+    middle = np.asarray(image)[image.height // 2, image.width // 2].astype(int)
     distance = [np.abs(middle - color).max() for color in COLORS]
     assert min(distance) < 60
     return int(np.argmin(distance))
@@ -51,11 +51,11 @@ def color_of(picture) -> int:
 def test_frames_are_those_of_the_middles_of_equal_parts(tmp_path):
     write_video(tmp_path / "v.mp4")
     frames = sample_frames(tmp_path / "v.mp4", Caption("x"), 4, 48)
-    assert [color_of(picture) for _, picture in frames] == [0, 1, 2, 3]
+    assert [color_of(image) for _, image in frames] == [0, 1, 2, 3]
     assert np.allclose([second for second, _ in frames], [0.5, 1.5, 2.5, 3.5], atol=1 / RATE)
-    assert {picture.size for _, picture in frames} == {(48, 32)}
+    assert {image.size for _, image in frames} == {(48, 32)}
     third = sample_frames(tmp_path / "v.mp4", Caption("x", 2.0, 3.0), 2, 48)
-    assert [color_of(picture) for _, picture in third] == [2, 2]
+    assert [color_of(image) for _, image in third] == [2, 2]
     (one,) = sample_frames(tmp_path / "v.mp4", Caption("x", 3.5, 9.0), 1, 96)
     assert color_of(one[1]) == 3
     few = sample_frames(tmp_path / "v.mp4", Caption("x", 0.0, 1.0), 50, 96)

@@ -16,16 +16,16 @@ from chiasm.data.inspect.page import write_page
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Eight samples, one picture of the test half is a smaller copy of one in training."""
+    """Eight samples, one image of the test half is a smaller copy of one in training."""
     folder = tmp_path_factory.mktemp("page")
     random = np.random.default_rng(0)
     samples = []
     for n in range(8):
         blocks = random.integers(0, 256, (6, 8, 3), np.uint8)
-        picture = PIL.Image.fromarray(blocks).resize((160, 120), PIL.Image.Resampling.BICUBIC)
+        image = PIL.Image.fromarray(blocks).resize((160, 120), PIL.Image.Resampling.BICUBIC)
         if n == 7:
-            picture = samples[2].images[0].source.resize((80, 60))
-        turns = (question(Image(picture), f"which {n}? " + "w" * 300), answer(f"answer {n}"))
+            image = samples[2].images[0].source.resize((80, 60))
+        turns = (question(Image(image), f"which {n}? " + "w" * 300), answer(f"answer {n}"))
         samples.append(Sample(turns, f"s{n}"))
     write_messages(samples[:6], folder / "set" / "train.jsonl")
     write_messages(samples[6:], folder / "set" / "test.jsonl")
@@ -34,7 +34,7 @@ def page(tmp_path_factory):
     return found, folder / "page.html"
 
 
-def test_a_picture_in_both_halves_is_told(page):
+def test_an_image_in_both_halves_is_told(page):
     found, file = page
     assert [len(group) for group in found.alike] == [2]
     assert found.leaked == 1

@@ -16,7 +16,7 @@ from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
 
 
-class NoPictures:
+class NoImages:
     vocabulary = None
     codes_per_image = 0
 
@@ -27,7 +27,7 @@ class NoPictures:
 @pytest.fixture
 def processor():
     return Processor(
-        RoleTemplate(train_bpe(["what colour is it? red circle yes"], 300)), NoPictures()
+        RoleTemplate(train_bpe(["what colour is it? red circle yes"], 300)), NoImages()
     )
 
 
@@ -111,4 +111,4 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "1 of 2 samples teach nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*command[:4], "--model", "encoder"])
-    assert "learns from pictures alone" in capsys.readouterr().err
+    assert "learns from images alone" in capsys.readouterr().err

@@ -224,11 +224,11 @@ def test_the_folder_of_a_relative_path_is_named(tmp_path: Path, monkeypatch: pyt
 
 # Writing
 
-PICTURES = [png(color) for color in ("red", "green", "blue")]
+IMAGES = [png(color) for color in ("red", "green", "blue")]
 
 texts = st.builds(Text, st.text(max_size=12))
 media = st.one_of(
-    st.builds(Image, st.sampled_from([Path("images/0.png"), Path("images/1.png"), *PICTURES])),
+    st.builds(Image, st.sampled_from([Path("images/0.png"), Path("images/1.png"), *IMAGES])),
     st.builds(Video, st.just(Path("v.mp4"))),
 )
 
@@ -262,8 +262,8 @@ def rooted(sample: Sample, root: Path) -> Sample:
 def furnish(root: Path) -> None:
     (root / "images").mkdir()
     for name, data in (
-        ("images/0.png", PICTURES[0]),
-        ("images/1.png", PICTURES[1]),
+        ("images/0.png", IMAGES[0]),
+        ("images/1.png", IMAGES[1]),
         ("v.mp4", b"v"),
     ):
         (root / name).write_bytes(data)
@@ -296,11 +296,11 @@ def test_files_inside_are_named_in_place_and_not_opened(tmp_path: Path):
 def test_everything_else_is_saved_once_by_its_content(tmp_path: Path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "a.PNG").write_bytes(PICTURES[0])
+    (outside / "a.PNG").write_bytes(IMAGES[0])
     (outside / "v.mp4").write_bytes(b"clip")
     decoded = PIL.Image.new("RGBA", (4, 4), (1, 2, 3, 4))
-    pictures = [Image(outside / "a.PNG"), Image(PICTURES[0]), Image(PICTURES[1]), Image(decoded)]
-    sample = Sample((question(*pictures, *pictures, Video(outside / "v.mp4")),), "1")
+    images = [Image(outside / "a.PNG"), Image(IMAGES[0]), Image(IMAGES[1]), Image(decoded)]
+    sample = Sample((question(*images, *images, Video(outside / "v.mp4")),), "1")
     write_messages([sample, sample], tmp_path / "set" / "train.jsonl")
     assert len(list((tmp_path / "set/images").iterdir())) == 3
     assert len(list((tmp_path / "set/videos").iterdir())) == 1
@@ -310,10 +310,10 @@ def test_everything_else_is_saved_once_by_its_content(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "F", "YCbCr"])
-def test_a_decoded_picture_of_any_mode_keeps_its_rgb_pixels(tmp_path: Path, mode: str):
-    picture = Image(PIL.Image.new("RGB", (4, 4), "teal").convert(mode))
-    write_messages([Sample((question(picture),))], tmp_path / "train.jsonl")
-    assert read_messages(tmp_path)[0].images[0].load().tobytes() == picture.load().tobytes()
+def test_a_decoded_image_of_any_mode_keeps_its_rgb_pixels(tmp_path: Path, mode: str):
+    image = Image(PIL.Image.new("RGB", (4, 4), "teal").convert(mode))
+    write_messages([Sample((question(image),))], tmp_path / "train.jsonl")
+    assert read_messages(tmp_path)[0].images[0].load().tobytes() == image.load().tobytes()
 
 
 def test_the_place_of_reading_is_not_written(tmp_path: Path):
@@ -412,7 +412,7 @@ def test_samples_of_one_id_are_held_out_together(tmp_path: Path):
     assert not set(ids(file, "test")) & set(ids(file, "train"))
 
 
-def test_samples_about_one_picture_are_held_out_together(tmp_path: Path):
+def test_samples_about_one_image_are_held_out_together(tmp_path: Path):
     for n in range(20):
         (tmp_path / f"{n}.png").write_bytes(b"")
     asked = {"role": "user", "content": [{"type": "image"}]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.batch import Encoded
 from chiasm.core.errors import DataError
-from chiasm.core.picture import header_size
+from chiasm.core.image import header_size
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.packing import Budget, Size, fill, usefulness
 from chiasm.data.stream import KnapsackStream, SampleStream
@@ -33,11 +33,11 @@ def test_rows_hold_every_sample_once_and_keep_to_the_budget(sizes, tokens, patch
 
 
 def mixture(kind, n, random):
-    """Lengths as data sets have them: text tokens log-normal, pictures of one size or in tiles."""
-    if kind == "llava":  # one picture of 576 tokens with a conversation, or text alone
+    """Lengths as data sets have them: text tokens log-normal, images of one size or in tiles."""
+    if kind == "llava":  # one image of 576 tokens with a conversation, or text alone
         text = random.lognormal(5.2, 0.7, n).astype(int).clip(20, 1400)
         seen = np.where(random.random(n) < 0.94, 576, 0)
-    elif kind == "cauldron":  # one to four pictures of 64 tokens, short questions
+    elif kind == "cauldron":  # one to four images of 64 tokens, short questions
         text = random.lognormal(4.3, 0.9, n).astype(int).clip(8, 1500)
         seen = 64 * random.integers(1, 5, n)
     elif kind == "tiles":  # up to 17 tiles of 64 tokens
@@ -63,7 +63,7 @@ def test_97_percent_of_the_tokens_are_useful_and_rows_cost_alike(kind, tokens):
         waiting = [sizes[i] for i in left]
         assert sum(s.tokens for s in waiting) < 6 * tokens
     assert min(useful) >= 0.97, useful
-    if kind != "mixed":  # a text of 3,000 tokens leaves no room for pictures, whatever is done
+    if kind != "mixed":  # a text of 3,000 tokens leaves no room for images, whatever is done
         assert np.std(loads) < 0.25 * np.mean(loads)
     sizes = mixture(kind, 2048, random)
     rows, used = [[]], 0
@@ -152,19 +152,19 @@ def test_the_order_of_old_streams_is_the_same_as_ever():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
 @pytest.mark.parametrize("turned", [1, 6])
 def test_the_header_says_what_decoding_finds(tmp_path, kind, turned):
-    picture = PIL.Image.fromarray(
+    image = PIL.Image.fromarray(
         np.random.default_rng(0).integers(0, 255, (300, 401, 3), dtype=np.uint8)
     )
     exif = PIL.Image.Exif()
     exif[0x0112] = turned
     file = tmp_path / f"a.{kind.lower()}"
-    picture.save(file, kind, **({} if kind == "GIF" else {"exif": exif}))
+    image.save(file, kind, **({} if kind == "GIF" else {"exif": exif}))
     assert header_size(file) == Image(file).load().size == Image(file).size()
     assert Image(file.read_bytes()).size() == Image(file).size()
 
 
-def test_a_picture_without_a_size_is_refused_as_when_it_is_read(tmp_path):
+def test_an_image_without_a_size_is_refused_as_when_it_is_read(tmp_path):
     file = tmp_path / "a.jpg"
-    file.write_bytes(b"no picture")
+    file.write_bytes(b"no image")
     with pytest.raises(DataError, match="not a readable image"):
         Image(file).size()

@@ -11,8 +11,8 @@ from chiasm.core.batch import Slot
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data import reader
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.mixture import Ingredient, Mixture
-from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import Reader, spare_threads
@@ -24,7 +24,7 @@ from chiasm.data.views import converse
 
 
 def part(folder, name, count):
-    """Samples of one picture each on the disk; the third of them is broken."""
+    """Samples of one image each on the disk; the third of them is broken."""
     random, samples = np.random.default_rng(0), []
     for n in range(count):
         file = folder / f"{name}{n}.png"
@@ -46,10 +46,10 @@ def data(tmp_path):
 class Codec:
     vocabulary = None
     codes_per_image = 0
-    pictures = PictureProcessor(32, 8)
+    images = ImageProcessor(32, 8)
 
     def encode(self, images):
-        pairs = [self.pictures.patches(image) for image in images]
+        pairs = [self.images.patches(image) for image in images]
         return [Slot(np.full(len(p), 7), p, grid) for p, grid in pairs]
 
     def outline(self, size):
@@ -57,10 +57,8 @@ class Codec:
 
 
 def stream(kind, data, quarantine, threads):
-    if kind is PictureStream:
-        return PictureStream(
-            data, PictureProcessor(32, 8), 4, 0, 1, True, quarantine, threads=threads
-        )
+    if kind is ImageStream:
+        return ImageStream(data, ImageProcessor(32, 8), 4, 0, 1, True, quarantine, threads=threads)
     words = RoleTemplate(train_bpe(["which answer"] * 4, 320))
     more = {"window": 8} if kind is KnapsackStream else {}
     return kind(
@@ -73,7 +71,7 @@ def seen(batch):
     return {k: v.tolist() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
 
 
-@pytest.mark.parametrize("kind", [SampleStream, KnapsackStream, PictureStream])
+@pytest.mark.parametrize("kind", [SampleStream, KnapsackStream, ImageStream])
 def test_threads_change_nothing(kind, data):
     found = {}
     for threads in (0, 1, 3):
@@ -96,7 +94,7 @@ def test_threads_change_nothing(kind, data):
     assert {"a2", "b2"} >= {*found[0][3]} != set()
 
 
-def test_the_pictures_to_come_are_decoded_by_threads(data, monkeypatch):
+def test_the_images_to_come_are_decoded_by_threads(data, monkeypatch):
     """Those asked for are there already, and no more are held than asked to."""
     where = []
     load = Image.load

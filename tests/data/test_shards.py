@@ -118,7 +118,7 @@ def data(folder: Path, count: int = 11) -> Path:
 
 def test_an_import_by_shards_gives_all_samples(tmp_path):
     source = data(tmp_path / "in")
-    (source / "images" / "bad.png").write_bytes(b"no picture")
+    (source / "images" / "bad.png").write_bytes(b"no image")
     with (source / "train.jsonl").open("a") as out:
         asked = {"role": "user", "content": [{"type": "image"}]}
         said = {"role": "assistant", "content": "a"}

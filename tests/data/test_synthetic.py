@@ -1,4 +1,4 @@
-"""Made pictures: answers recomputed from the recorded contents, boxes against the pixels, halves
+"""Made images: answers recomputed from the recorded contents, boxes against the pixels, halves
 that share nothing, the same bytes for any number of workers."""
 
 import json
@@ -302,7 +302,7 @@ def thing_asked(kind: str, sample: Sample, asked: str, reply: str) -> str:
 
 
 def ink(sample: Sample) -> np.ndarray:
-    """[H W] where a picture differs from its top left pixel."""
+    """[H W] where an image differs from its top left pixel."""
     pixels = np.asarray(sample.images[0].load()).astype(int)
     return np.abs(pixels - pixels[0, 0]).max(-1) > 8
 
@@ -313,7 +313,7 @@ def is_clean(sample: Sample) -> bool:
 
 @pytest.mark.parametrize("kind", ["charts", "tables", "receipts", "forms", "documents"])
 def test_nothing_is_clipped(kind, samples):
-    """The rim of a clean picture is empty paper."""
+    """The rim of a clean image is empty paper."""
     clean = [sample for sample in samples[kind] if is_clean(sample)]
     assert len(clean) >= 2
     for sample in clean:

@@ -28,7 +28,7 @@ def codec(seed=0, text=10, **changes):
     return UnifiedCodec(model, Vocabulary(text, model.quantizer.codes, 0, 1, 2, 3, 4))
 
 
-def pictures(count):
+def make_images(count):
     random = np.random.default_rng(0)
     return [
         Image(PIL.Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)))
@@ -37,7 +37,7 @@ def pictures(count):
 
 
 def write_tokens(folder, images, maker, size=10_000):
-    """How many pictures are stored, and the reasons for those that are not."""
+    """How many images are stored, and the reasons for those that are not."""
     samples = [Sample((question(image),)) for image in images]
     done = run_shards(Codes(samples, maker, size), folder)
     bad = {where: why for one in done for where, why in one["unusable"].items()}
@@ -47,7 +47,7 @@ def write_tokens(folder, images, maker, size=10_000):
 @pytest.mark.parametrize("quantizer", [FSQConfig((4, 4)), ResidualVQConfig(16, 4, 3)])
 @pytest.mark.parametrize("shard", [2, 100])
 def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantizer, shard):
-    maker, images = codec(quantizer=quantizer), pictures(5)
+    maker, images = codec(quantizer=quantizer), make_images(5)
     expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
     assert write_tokens(tmp_path / "t", [*images, images[0]], maker, shard) == (5, {})
     # Another text vocabulary: codes do not depend on it, ids do.
@@ -63,8 +63,8 @@ def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantize
     assert all(ids.dtype == np.int64 for ids in found)
 
 
-def test_unknown_pictures_are_encoded_in_their_place(tmp_path):
-    maker, images = codec(), pictures(4)
+def test_unknown_images_are_encoded_in_their_place(tmp_path):
+    maker, images = codec(), make_images(4)
     expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
     write_tokens(tmp_path / "t", [images[1], images[3]], maker)
     maker.stored = read_tokens(tmp_path / "t", maker)
@@ -74,7 +74,7 @@ def test_unknown_pictures_are_encoded_in_their_place(tmp_path):
 
 def test_files_are_small_and_mapped(tmp_path):
     maker = codec()
-    write_tokens(tmp_path / "t", pictures(3), maker)
+    write_tokens(tmp_path / "t", make_images(3), maker)
     stored = np.load(tmp_path / "t" / "shard-00000.codes.npy", mmap_mode="r")
     assert isinstance(stored, np.memmap)
     assert stored.dtype == np.uint16
@@ -83,7 +83,7 @@ def test_files_are_small_and_mapped(tmp_path):
 
 
 def test_another_tokenizers_codes_are_refused(tmp_path):
-    write_tokens(tmp_path / "t", pictures(2), codec(0))
+    write_tokens(tmp_path / "t", make_images(2), codec(0))
     for other in (codec(1), codec(0, image_size=32)):
         with pytest.raises(CheckpointError, match="precompute them again with this tokenizer"):
             read_tokens(tmp_path / "t", other)
@@ -101,16 +101,16 @@ def test_a_decoder_tuned_later_does_not_spoil_the_codes(tmp_path):
     assert maker.fingerprint != before
 
 
-def test_broken_folders_and_pictures(tmp_path):
+def test_broken_folders_and_images(tmp_path):
     maker, bad = codec(), Image(tmp_path / "missing.png", "data.jsonl:3")
     with pytest.raises(CheckpointError, match="chiasm precompute"):
         read_tokens(tmp_path, maker)
-    count, skipped = write_tokens(tmp_path / "t", [*pictures(2), bad], maker, 2)
+    count, skipped = write_tokens(tmp_path / "t", [*make_images(2), bad], maker, 2)
     assert count == 2
     assert list(skipped) == ["data.jsonl:3"]
     assert "no such image" in skipped["data.jsonl:3"]
     with pytest.raises(CheckpointError, match="made by other weights, settings or data"):
-        write_tokens(tmp_path / "t", [*pictures(2), bad], codec(1), 2)
+        write_tokens(tmp_path / "t", [*make_images(2), bad], codec(1), 2)
     (tmp_path / "t" / "shard-00000.codes.npy").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="precompute the codes again"):
         read_tokens(tmp_path / "t", maker)

@@ -56,7 +56,7 @@ def clip(tmp_path_factory):
 
 
 def assert_shown(footage, path):
-    """The pictures are those that decoding all of the file finds at their times."""
+    """The images are those that decoding all of the file finds at their times."""
     with av.open(str(path)) as container:
         every = {round(f.time, 4): f.to_ndarray(format="rgb24") for f in container.decode(video=0)}
     for frame, time in zip(footage.frames, footage.times, strict=True):
@@ -228,7 +228,7 @@ def test_broken_files_are_one_line_each(tmp_path):
     mkv = write(tmp_path / "c.mkv").read_bytes()
     cases = {
         "empty.mp4": (b"", r"an empty file \(0 bytes\)"),
-        "headless.mp4": (without(mp4, 0.6), "no pictures in it, or it is truncated"),
+        "headless.mp4": (without(mp4, 0.6), "no images in it, or it is truncated"),
         "cut.mp4": (without(early, 0.7), r"its header says 3.0 seconds but its frames end after"),
         "cut.mkv": (without(mkv, 0.4), r"its header says 3.0 seconds but its frames end after"),
         # Two hours: the one duration of a Matroska file, all of them in an MP4.
@@ -240,7 +240,7 @@ def test_broken_files_are_one_line_each(tmp_path):
             two_hours(mp4),
             r"says 7200.0 seconds but its frames end after 3.0",
         ),
-        "words.mp4": (b"these are words, not pictures" * 40, "not a readable video"),
+        "words.mp4": (b"these are words, not images" * 40, "not a readable video"),
     }
     for name, (data, message) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -273,7 +273,7 @@ def test_sound_alone_is_no_video(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DataError, match="no pictures in it, only sound"):
+    with pytest.raises(DataError, match="no images in it, only sound"):
         read_footage(tmp_path / "sound.mkv", VideoConfig())
 
 
@@ -390,15 +390,15 @@ def test_of_codes_the_first_of_neighbours_stands_for_all(clip, budget, shown):
     assert torch.isfinite(loss.sum)
 
 
-def test_packed_clips_pictures_and_words_equal_each_alone(clip, llama):
+def test_packed_clips_images_and_words_equal_each_alone(clip, llama):
     model, processor = model_of(llama, VideoConfig(frames=5, max_tokens=40))
-    picture = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
+    image = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
     several = Sample(
         (question(Video(clip), "what?"), answer("red"), question("is it?"), answer("no")),
         "branches",
         independent=True,
     )
-    mixed = Sample((question(picture, "or", Video(clip), picture, "?"), answer("it")), "mixed")
+    mixed = Sample((question(image, "or", Video(clip), image, "?"), answer("it")), "mixed")
     texts = Sample((question("what?"), answer("red")), "text")
     encoded = [processor.encode(s) for s in (asked(clip), several, texts, mixed)]
     alone = sum(model.loss(pack([[e]])).sum for e in encoded)
@@ -411,11 +411,11 @@ def test_packed_clips_pictures_and_words_equal_each_alone(clip, llama):
     torch.testing.assert_close(model.loss(pack([[encoded[1]]])).sum, apart)
 
 
-def test_prompts_with_the_same_picture_and_other_clips_stay_apart(clip, llama, tmp_path):
+def test_prompts_with_the_same_image_and_other_clips_stay_apart(clip, llama, tmp_path):
     _, processor = model_of(llama, VideoConfig(frames=2))
-    picture = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
+    image = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
     other = write(tmp_path / "other.mp4", 12)
-    pair = [Sample((question(picture, "or", Video(path)),)) for path in (clip, other)]
+    pair = [Sample((question(image, "or", Video(path)),)) for path in (clip, other)]
     prompts = processor.prompts(pair)
     assert [members for _, members in prompts] == [[0], [1]]
     assert not np.array_equal(prompts[0][0].patches, prompts[1][0].patches)

@@ -28,9 +28,9 @@ WORDS = "what colour is it? is there a red circle or a blue square in the pictur
 
 
 def samples(count=200):
-    """No, one or two pictures of many sizes, some shared by neighbours."""
+    """No, one or two images of many sizes, some shared by neighbours."""
     random = np.random.default_rng(0)
-    pictures = [
+    images = [
         Image(
             PIL.Image.fromarray(random.integers(0, 256, (*random.integers(4, 33, 2), 3), np.uint8))
         )
@@ -39,7 +39,7 @@ def samples(count=200):
     found = []
     for i in range(count):
         words = " ".join(random.choice(WORDS.split(), random.integers(1, 24)))
-        shown = (pictures[i // 4], pictures[(i // 4 + 7) % 60])[: (1, 1, 0, 2, 1)[i % 5]]
+        shown = (images[i // 4], images[(i // 4 + 7) % 60])[: (1, 1, 0, 2, 1)[i % 5]]
         turn = Turn("user", (*shown, Text(words)))
         found.append(Sample((turn, answer("yes")), f"id{i}"))
     return found
@@ -68,7 +68,7 @@ def llama(folder):
         model.lm_head.weight[words.eos_token_id] *= 2
     model.save_pretrained(folder)
     words.save_pretrained(folder)
-    # Pictures of many sizes take as many tokens each.
+    # Images of many sizes take as many tokens each.
     vision = ViT(ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2))
     images = NativeConfig(max_num_patches=36)
     return mllm.build(

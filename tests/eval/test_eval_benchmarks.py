@@ -54,7 +54,7 @@ def tsv(path: Path, rows: list[dict]) -> None:
 
 
 def scores(name: str, samples, replies: list[str], compat=None) -> list[float]:
-    """What each reply scores by the benchmark's metric; its pictures must be readable."""
+    """What each reply scores by the benchmark's metric; its images must be readable."""
     own = find_benchmark(name).metric
     metric = harness_metric(own, name) if compat else find_metric(own)
     task = MeasuredTask(name, samples, metric)
@@ -501,7 +501,7 @@ def test_metrics_by_name(metric, meta, reply, correct):
     assert find_metric(metric).score(meta, reply)["correct"] == pytest.approx(correct)
 
 
-def test_pictures_of_a_benchmark_are_not_opened_while_it_is_read(tmp_path):
+def test_images_of_a_benchmark_are_not_opened_while_it_is_read(tmp_path):
     row = {"image_id": "missing", "question_id": 1, "question": "?", "answers": ["x"] * 10}
     put(tmp_path / "TextVQA_0.5.1_val.json", {"data": [row]})
     (sample,) = read_benchmark("textvqa", tmp_path)

@@ -78,7 +78,7 @@ def test_clean_shapes_of_any_size_and_a_stray_pixel_beside_them(shape, points, p
     assert name_of(cut) == shape
 
 
-def test_real_pictures_are_read_as_their_labels():
+def test_real_images_are_read_as_their_labels():
     pytest.importorskip("easy_vqa")
     from chiasm.data import easy_vqa
 

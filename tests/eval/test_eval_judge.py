@@ -91,7 +91,7 @@ def test_samples_without_an_attribute(judge):
     accuracy = judge_accuracy(judge, [*toy(), partial])
     assert (accuracy["n"], accuracy["color"]) == (24, 1)
     train_judge([*toy(), partial], ATTRIBUTES, steps=1, size=16)
-    with pytest.raises(DataError, match="no picture has all of: color, shape"):
+    with pytest.raises(DataError, match="no image has all of: color, shape"):
         judge_accuracy(judge, [partial])
     with pytest.raises(DataError, match="labelled with color or shape"):
         train_judge([partial.replace(meta={})], ATTRIBUTES)
@@ -102,10 +102,10 @@ def test_samples_without_an_attribute(judge):
 def test_save_and_load(judge, tmp_path):
     judge.save(tmp_path / "deep" / "judge.safetensors")
     again = Judge.load(tmp_path / "deep" / "judge.safetensors")
-    pictures = [draw("red", "bar", 3), draw("blue", "square", 5).resize((40, 40))]
+    images = [draw("red", "bar", 3), draw("blue", "square", 5).resize((40, 40))]
     assert again.attributes == judge.attributes
-    assert again.predict(pictures) == judge.predict(pictures)
-    assert judge.predict(pictures)[0] == {"color": "red", "shape": "bar"}
+    assert again.predict(images) == judge.predict(images)
+    assert judge.predict(images)[0] == {"color": "red", "shape": "bar"}
     (tmp_path / "bad").write_bytes(b"nonsense")
     for name in ("bad", "absent"):
         with pytest.raises(CheckpointError, match=f"{name}: not a saved judge") as caught:

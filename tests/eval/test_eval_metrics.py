@@ -153,7 +153,7 @@ def test_psnr_is_its_formula():
         psnr(a, b[:4])
 
 
-def test_distinct_counts_different_pictures():
+def test_distinct_counts_different_images():
     black, white = (PIL.Image.new("RGB", (4, 4), c) for c in ("black", "white"))
     assert distinct([black, white, black]) == (2, pytest.approx(2 / 3))
     assert distinct([black]) == (1, 0.0)

@@ -131,8 +131,8 @@ def test_fractions_are_compared_by_bootstrap_and_unanswered_questions_left_out()
     assert found.pairs[0].difference == pytest.approx(0.5 / 3)
 
 
-def test_questions_of_one_picture_count_as_one():
-    """A lead that all stands on one picture is significant to McNemar's test, not to us."""
+def test_questions_of_one_image_count_as_one():
+    """A lead that all stands on one image is significant to McNemar's test, not to us."""
     first = contender("a", [0.0] * 30 + [1.0] * 30)
     second = contender("b", [1.0] * 60)
     for side in (first, second):
@@ -157,7 +157,7 @@ def test_no_question_in_common_is_told():
         compare([contender("a", [1.0]), Contender("b", {})])
 
 
-def test_the_page_of_a_comparison_stands_alone_and_shows_pictures(tmp_path):
+def test_the_page_of_a_comparison_stands_alone_and_shows_images(tmp_path):
     PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "p.png")
     rng = np.random.default_rng(0)
     sides = [
@@ -219,10 +219,10 @@ def test_a_run_off_its_budget_is_named():
 
 
 def test_intervals_of_a_duel_cover_the_truth_as_often_as_they_say():
-    """Seeds and pictures drawn anew: 95 % intervals of the difference hold it about as often."""
+    """Seeds and images drawn anew: 95 % intervals of the difference hold it about as often."""
     rng, held, rounds = np.random.default_rng(0), 0, 200
     for _ in range(rounds):
-        ease = np.repeat(rng.normal(0, 0.5, 60), 3)  # of pictures, shared by both arms
+        ease = np.repeat(rng.normal(0, 0.5, 60), 3)  # of images, shared by both arms
         runs = []
         for arm, level in (("a", 0.0), ("b", 0.4)):
             for seed in range(3):

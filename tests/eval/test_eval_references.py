@@ -51,11 +51,11 @@ def test_cider_is_the_captioning_evaluations(seed):
 
 
 def test_cider_by_hand():
-    """Two pictures, one reference each: only words of one picture weigh (log 2), and a reply equal
+    """Two images, one reference each: only words of one image weigh (log 2), and a reply equal
     to its reference scores 10 in every order it is long enough for."""
     ours = cider(["a b c d", "x"], [["a b c d"], ["e f g h"]])
     assert ours == [pytest.approx(10), 0]
-    assert cider(["a b c d"], [["a b c d"]]) == [0]  # a single picture: log 1
+    assert cider(["a b c d"], [["a b c d"]]) == [0]  # a single image: log 1
     # Repeating gains nothing: clipped 1·1 over |2|·|1|, three words too many for the penalty.
     repeated = cider(["a a", "x"], [["a"], ["b"]])[0]
     assert repeated == pytest.approx(10 * 0.5 * math.exp(-1 / 72) / 4)
@@ -254,13 +254,13 @@ def test_flat_shapes_are_found_with_colour_and_place():
     import PIL.Image
     import PIL.ImageDraw
 
-    picture = PIL.Image.new("RGB", (64, 64), (240, 240, 255))
-    draw = PIL.ImageDraw.Draw(picture)
+    image = PIL.Image.new("RGB", (64, 64), (240, 240, 255))
+    draw = PIL.ImageDraw.Draw(image)
     draw.rectangle((5, 5, 24, 14), fill="red")
     draw.ellipse((35, 5, 60, 30), fill="teal")
     draw.polygon([(20, 60), (40, 60), (30, 40)], fill="black")
     draw.point((60, 60), fill="black")
-    found = {seen.name: seen for seen in find_shapes(picture)}
+    found = {seen.name: seen for seen in find_shapes(image)}
     assert {name: seen.color for name, seen in found.items()} == {
         "circle": "teal",
         "rectangle": "red",

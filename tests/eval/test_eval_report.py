@@ -59,8 +59,8 @@ def route(accuracy: float, n: int = 200) -> dict:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
-    picture = PIL.Image.new("RGB", (8, 8), "red")
-    picture.save(tmp_path / "photo.png")
+    image = PIL.Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "photo.png")
     unified = {
         **route(0.91),
         "psnr": 28.5,
@@ -135,8 +135,8 @@ def full(tmp_path: Path) -> Path:
         )
     (tmp_path / "unified" / "drawings").mkdir()
     for i in range(11):
-        picture.save(tmp_path / "unified" / "drawings" / f"a-red-circle-{i}.png")
-    picture.save(tmp_path / "tokenizer" / "reconstructions.png")
+        image.save(tmp_path / "unified" / "drawings" / f"a-red-circle-{i}.png")
+    image.save(tmp_path / "tokenizer" / "reconstructions.png")
     return tmp_path
 
 
@@ -193,7 +193,7 @@ def test_hostile_data_stays_text(full):
 def test_the_filter_knows_what_went_wrong(full):
     page = Page(render(full).read_text())
     tags = [attrs["data-tags"].split() for _, attrs in page.seen if "data-tags" in attrs]
-    assert len(tags) == 6  # four wrong, one failed, one right one of the single picture
+    assert len(tags) == 6  # four wrong, one failed, one right one of the single image
     assert sum("wrong" in one for one in tags) == 5
     assert sum("disagree" in one for one in tags) == 5
     shown = {a["data-show"] for _, a in page.seen if "data-show" in a}
@@ -231,7 +231,7 @@ def test_damaged_files_become_notes(full):
         "1 unreadable line skipped",
         "mllm/ledger.json is not a ledger",
         "reconstructions.png could not be read",
-        "1 picture could not be read",
+        "1 image could not be read",
     ):
         assert note in text
 

@@ -115,7 +115,7 @@ def test_what_failed_is_asked_again(tmp_path):
     assert (second.errors, second.n) == ({}, 5)
 
 
-def test_the_key_follows_the_question_its_pictures_and_the_files_state(tmp_path):
+def test_the_key_follows_the_question_its_images_and_the_files_state(tmp_path):
     file = tmp_path / "a.png"
     PIL.Image.new("RGB", (4, 4)).save(file)
 
@@ -174,19 +174,19 @@ def test_flip_rate_counts_replies_that_depend_on_company():
     assert flip_rate([], respond, Sampling()) == 0
 
 
-def pictured(count=6):
+def image_task(count=6):
     random = np.random.default_rng(0)
-    pictures = [
+    images = [
         Image(PIL.Image.fromarray(random.integers(0, 255, (8, 40, 3), np.uint8))) for _ in range(3)
     ]
     samples = [
-        Sample((question(pictures[i % 3], f"q{i}"), answer("yes")), f"id{i}") for i in range(count)
+        Sample((question(images[i % 3], f"q{i}"), answer("yes")), f"id{i}") for i in range(count)
     ]
     return QuestionTask("toy", samples)
 
 
-def test_ablations_change_the_pictures_and_nothing_else():
-    task = pictured()
+def test_ablations_change_the_images_and_nothing_else():
+    task = image_task()
     found = {v.name: v.task for v in variants(task, ("blind", "shuffled", "resolution"), 0)}
     assert list(found) == ["", "blind", "shuffled", *SCALES]
     for changed in found.values():
@@ -204,8 +204,8 @@ def test_ablations_change_the_pictures_and_nothing_else():
     assert len({key_of(v.samples()[0]) for v in found.values()}) == len(found)
 
 
-def test_ablations_need_pictures():
-    with pytest.raises(DataError, match="no pictures"):
+def test_ablations_need_images():
+    with pytest.raises(DataError, match="no images"):
         variants(many(), ("blind",), 0)
 
 

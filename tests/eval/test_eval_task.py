@@ -4,20 +4,20 @@ import pytest
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Task
 from chiasm.core.sample import Image, Sample, answer, question
-from chiasm.eval.conversation import picture_key
+from chiasm.eval.conversation import group_key
 from chiasm.eval.runner import majority_baseline
 from chiasm.eval.task import QuestionTask, blind
 
 ANSWERS = ("yes", "no", "red", "blue")
 
 
-def picture(n: int) -> Image:
+def image(n: int) -> Image:
     return Image(PIL.Image.new("RGB", (2, 2), (n, n, n)))
 
 
 def sample(n: int, *replies: str) -> Sample:
-    """One picture with a question for each reply."""
-    turns = [question(picture(n), f"question 0 about {n}?"), answer(replies[0])]
+    """One image with a question for each reply."""
+    turns = [question(image(n), f"question 0 about {n}?"), answer(replies[0])]
     for i, reply in enumerate(replies[1:], 1):
         turns += [question(f"question {i} about {n}?"), answer(reply)]
     return Sample(tuple(turns), f"s{n}", "toy", True, {"number": n})
@@ -50,7 +50,7 @@ def test_scores():
 
 
 def test_a_dialogue_keeps_its_earlier_turns():
-    turns = (question(picture(0), "a?"), answer("x"), question("b?"), answer("y"))
+    turns = (question(image(0), "a?"), answer("x"), question("b?"), answer("y"))
     (asked,) = QuestionTask("toy", [Sample(turns, "d")], turns="last").samples()
     assert [t.text for t in asked.turns] == ["a?", "x", "b?"]
     assert asked.meta["reference"] == "y"
@@ -67,7 +67,7 @@ def test_bad_samples_are_named():
         QuestionTask("toy", [])
 
 
-def test_a_subset_is_seeded_and_keeps_pictures_together():
+def test_a_subset_is_seeded_and_keeps_images_together():
     def numbers(limit, seed):
         asked = QuestionTask("toy", toy(40), ANSWERS, limit=limit, seed=seed).samples()
         return [s.meta["number"] for s in asked]
@@ -80,7 +80,7 @@ def test_a_subset_is_seeded_and_keeps_pictures_together():
     assert len(numbers(1000, 1)) == 120
 
 
-def test_separate_questions_of_one_picture_become_adjacent(tmp_path):
+def test_separate_questions_of_one_image_become_adjacent(tmp_path):
     def one(n, i):
         turns = (question(Image(tmp_path / f"{n}.png"), f"{i}?"), answer("yes"))
         return Sample(turns, f"{n}-{i}")
@@ -90,27 +90,27 @@ def test_separate_questions_of_one_picture_become_adjacent(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_blind_is_a_derangement_by_picture(seed):
+def test_blind_is_a_derangement_by_image(seed):
     task = QuestionTask("toy", toy(7), ANSWERS)
     before, after = task.samples(), task.blinded(seed).samples()
     assert [s.turns[-1].text for s in before] == [s.turns[-1].text for s in after]
     assert [s.meta for s in before] == [s.meta for s in after]
-    moved = {picture_key(a): picture_key(b) for a, b in zip(before, after, strict=True)}
-    pairs = {(picture_key(a), picture_key(b)) for a, b in zip(before, after, strict=True)}
-    assert len(pairs) == 7  # questions of one picture share its wrong picture
+    moved = {group_key(a): group_key(b) for a, b in zip(before, after, strict=True)}
+    pairs = {(group_key(a), group_key(b)) for a, b in zip(before, after, strict=True)}
+    assert len(pairs) == 7  # questions of one image share its wrong image
     assert all(a != b for a, b in moved.items())
     assert sorted(map(str, moved)) == sorted(map(str, moved.values()))
-    keys = [picture_key(s) for s in after]
+    keys = [group_key(s) for s in after]
     assert len([k for i, k in enumerate(keys) if not i or keys[i - 1] != k]) == 7
 
 
-def test_blind_needs_two_pictures_and_leaves_the_original_alone():
-    with pytest.raises(DataError, match="two different pictures, found 1"):
+def test_blind_needs_two_images_and_leaves_the_original_alone():
+    with pytest.raises(DataError, match="two different images, found 1"):
         blind([sample(0, "yes"), sample(0, "no")], 0)
     task = QuestionTask("toy", toy(3), ANSWERS)
-    before = [picture_key(s) for s in task.samples()]
+    before = [group_key(s) for s in task.samples()]
     task.blinded(0)
-    assert [picture_key(s) for s in task.samples()] == before
+    assert [group_key(s) for s in task.samples()] == before
 
 
 def test_majority():

@@ -14,7 +14,7 @@ from chiasm.core.progress import silent
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Image, Sample, Turn, answer, question
 from chiasm.eval.compare import Contender, compare
-from chiasm.eval.conversation import picture_key, questions_of, with_replies
+from chiasm.eval.conversation import group_key, questions_of, with_replies
 from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.compared import render_comparison
 from chiasm.eval.runner import evaluate
@@ -25,7 +25,7 @@ from chiasm.infer.generate import Generator
 FIELDS = ("company", "date", "address", "total")
 
 
-def picture(n: int) -> Image:
+def image(n: int) -> Image:
     pixels = np.random.default_rng(n).integers(0, 256, (8 + n % 5, 9, 3), np.uint8)
     return Image(PIL.Image.fromarray(pixels))
 
@@ -34,7 +34,7 @@ def receipt(n: int, shown: bool = True, **meta) -> Sample:
     """One scan, four questions, as the receipts sets have them."""
     turns = []
     for field in FIELDS:
-        first = (picture(n),) if shown and not turns else ()
+        first = (image(n),) if shown and not turns else ()
         turns += [question(*first, f"{field}?"), answer(f"{field} {n}")]
     return Sample(tuple(turns), f"r{n}", meta=meta)
 
@@ -49,19 +49,19 @@ def test_every_assistant_turn_is_a_question_after_the_gold_history():
     assert [s.meta["reference"] for s in asked[:4]] == [f"{field} 0" for field in FIELDS]
     assert words(asked[2]) == ["company?", "company 0", "date?", "date 0", "address?"]
     assert len({s.id for s in asked}) == 8
-    assert len({picture_key(s) for s in asked}) == 2
+    assert len({group_key(s) for s in asked}) == 2
     last = QuestionTask("receipts", [receipt(0), receipt(1)], turns="last").samples()
     assert [(s.id, s.meta["reference"]) for s in last] == [("r0", "total 0"), ("r1", "total 1")]
     assert words(last[0]) == words(asked[3])
 
 
-def test_questions_about_no_picture_stand_together_too():
+def test_questions_about_no_image_stand_together_too():
     asked = QuestionTask("t", [receipt(0, False), receipt(1, False)]).samples()
-    assert len({picture_key(s) for s in asked}) == 2
+    assert len({group_key(s) for s in asked}) == 2
 
 
 def test_which_turns_are_questions():
-    hello, look = answer("Hello!"), Turn("assistant", (picture(0),))
+    hello, look = answer("Hello!"), Turn("assistant", (image(0),))
     turns = (hello, question("a?"), answer("x"), answer("y"), question("b?"), look, question("c?"))
     first, second = questions_of(Sample((*turns, answer("z")), "s"), 0)
     assert (words(first), first.meta["reference"]) == (["Hello!", "a?"], "x\ny")
@@ -169,7 +169,7 @@ def test_models_are_compared_turn_by_turn(tmp_path):
     assert "turn 4 (n 8)" in page
 
 
-def test_turns_share_the_picture_and_reply_as_if_asked_alone(tmp_path):
+def test_turns_share_the_image_and_reply_as_if_asked_alone(tmp_path):
     model, processor = llama(tmp_path / "llama")
     torch.manual_seed(0)
     task = QuestionTask("receipts", [receipt(n) for n in range(6)])

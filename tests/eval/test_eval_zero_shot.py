@@ -52,10 +52,10 @@ def words():
 
 
 class ColorDual:
-    """Pictures and the names of their colours as the same vector."""
+    """Images and the names of their colours as the same vector."""
 
-    def embed_pictures(self, pictures):
-        rows = [np.asarray(p, np.float32).mean((0, 1)) for p in pictures]
+    def embed_images(self, images):
+        rows = [np.asarray(p, np.float32).mean((0, 1)) for p in images]
         return F.normalize(torch.tensor(np.array(rows)), dim=-1)
 
     def embed_texts(self, texts):
@@ -91,7 +91,7 @@ def test_retrieval_of_a_dual_that_knows():
         for s in colored(list(COLORS))
     ]
     found = retrieval(ColorDual(), samples, (1, 2), silent)
-    # The two captions of a picture are the same vector, and both are right.
+    # The two captions of an image are the same vector, and both are right.
     assert found == {
         f"{way} R@{k}": 1 for way in ("image to text", "text to image") for k in (1, 2)
     }
@@ -106,7 +106,7 @@ def own_dual():
         vision=ViTConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2),
         embedding=8, text_width=16, text_layers=1, vocabulary=290, context=8,
     )  # fmt: skip
-    return DualEncoder(config).eval(), contrastive.picture_processor(config, words())
+    return DualEncoder(config).eval(), contrastive.image_processor(config, words())
 
 
 def test_our_encoder_agrees_with_its_own_zero_shot_weights():
@@ -119,7 +119,7 @@ def test_our_encoder_agrees_with_its_own_zero_shot_weights():
     expected = zero_shot_weights(model, pairs)
     torch.testing.assert_close(class_vectors(dual, classes, prompts), expected)
     scores = classify(dual, colored(list(COLORS)), classes, prompts, silent)
-    images = model.embed_images(*processor.pictures([plain(c).load() for c in COLORS.values()]))
+    images = model.embed_images(*processor.images([plain(c).load() for c in COLORS.values()]))
     np.testing.assert_allclose(scores, (images @ expected.T).detach().numpy(), atol=1e-6)
 
 
@@ -148,19 +148,21 @@ def stock(request, tmp_path_factory):
 
 @torch.no_grad()
 def test_stock_models_embed_as_their_own_forward(stock):
-    folder, model, images, tokenizer = stock
+    folder, model, processor, tokenizer = stock
     dual = load_stock_dual(str(folder))
-    pictures = [PIL.Image.new("RGB", (20, 31), c) for c in COLORS.values()]
+    images = [PIL.Image.new("RGB", (20, 31), c) for c in COLORS.values()]
     texts = ["a photo of red", "dog"]
     padding = True if model.config.model_type == "clip" else "max_length"
     inputs = tokenizer(texts, padding=padding, max_length=12, truncation=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     if model.config.model_type != "clip":
         inputs.pop("attention_mask")
-    out = model(**inputs, pixel_values=images(images=pictures, return_tensors="pt")["pixel_values"])
-    torch.testing.assert_close(dual.embed_pictures(pictures), out.image_embeds)
+    out = model(
+        **inputs, pixel_values=processor(images=images, return_tensors="pt")["pixel_values"]
+    )
+    torch.testing.assert_close(dual.embed_images(images), out.image_embeds)
     torch.testing.assert_close(dual.embed_texts(texts), out.text_embeds)
-    assert dual.embed_pictures(pictures).norm(dim=-1) == pytest.approx(1)
+    assert dual.embed_images(images).norm(dim=-1) == pytest.approx(1)
 
 
 def test_folders_that_are_no_contrastive_model(tmp_path, stock):
@@ -263,8 +265,8 @@ def prompt(text: str, shape: str, color: str) -> Sample:
 
 def test_prompts_are_drawn_into_genevals_folders_and_scored(talker, tmp_path):
     samples = [prompt("a red circle", "circle", "red"), prompt("a photo", "triangle", "blue")]
-    pictures = draw_prompts(talker, samples, tmp_path, 2, Sampling(temperature=1.0), silent)
-    assert [len(p) for p in pictures] == [2, 2]
+    images = draw_prompts(talker, samples, tmp_path, 2, Sampling(temperature=1.0), silent)
+    assert [len(p) for p in images] == [2, 2]
     record = json.loads((tmp_path / "00001/metadata.jsonl").read_text())
     assert record == {"tag": "colors", "include": samples[1].meta["include"], "prompt": "a photo"}
     assert PIL.Image.open(tmp_path / "00001/samples/0001.png").size == (8, 8)
@@ -357,7 +359,7 @@ def test_labels_by_likelihood_on_tables_qa_with_a_toy_model(tmp_path, talker):
 
 def test_a_model_that_cannot_draw_says_so(tmp_path):
     def reader(samples, *_):
-        raise NotGenerativeError("this model reads pictures but cannot draw them")
+        raise NotGenerativeError("this model reads images but cannot draw them")
         yield
 
     with pytest.raises(NotGenerativeError):

@@ -24,7 +24,7 @@ SIDE, PATCH = 28, 7
 SQUARE = {"height": SIDE, "width": SIDE}
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 
-# As published for LLaVA 1.5 in spirit: parts, pictures first, nothing at the end of a reply.
+# As published for LLaVA 1.5 in spirit: parts, images first, nothing at the end of a reply.
 LISTED = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
@@ -98,7 +98,7 @@ def gemma(tokenizer, kind):
     return hf.Gemma2Config(**shape, sliding_window=4096, query_pre_attn_scalar=8)
 
 
-def llava(kind="clip", pictures=None, layer=-2, strategy=None, **language):
+def llava(kind="clip", images=None, layer=-2, strategy=None, **language):
     """(model, processor) of LLaVA with this tower."""
     tokenizer = words()
     strategy = strategy or ("default" if kind == "clip" else "full")
@@ -110,10 +110,10 @@ def llava(kind="clip", pictures=None, layer=-2, strategy=None, **language):
         vision_feature_select_strategy=strategy,
         image_seq_length=16,
     )
-    if pictures is None and kind == "clip":
-        pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+    if images is None and kind == "clip":
+        images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE)
     processor = hf.LlavaProcessor(
-        pictures or SiglipImageProcessorPil(size=SQUARE),
+        images or SiglipImageProcessorPil(size=SQUARE),
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy=strategy,
@@ -125,7 +125,7 @@ def llava(kind="clip", pictures=None, layer=-2, strategy=None, **language):
 
 def padded():
     return llava(
-        pictures=LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": SIDE}, crop_size=SQUARE)
+        images=LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": SIDE}, crop_size=SQUARE)
     )
 
 
@@ -154,8 +154,8 @@ def llava_next(kind="clip"):
 
 def paligemma(kind="gemma"):
     tokenizer = words(begins=False)
-    pictures = SiglipImageProcessorPil(size=SQUARE, image_seq_length=16)
-    processor = hf.PaliGemmaProcessor(pictures, tokenizer)  # adds <loc…> and <seg…>
+    images = SiglipImageProcessorPil(size=SQUARE, image_seq_length=16)
+    processor = hf.PaliGemmaProcessor(images, tokenizer)  # adds <loc…> and <seg…>
     config = hf.PaliGemmaConfig(
         vision_config=tower("siglip"),
         text_config=gemma(tokenizer, kind),
@@ -236,7 +236,7 @@ def noise(width, height, seed=0):
 
 
 @lru_cache(1)
-def ten_pictures():
+def ten_images():
     """Real ones where they are, else made."""
     sets = ("photos-captions", "charts-qa", "receipts", "screenshots", "tables-qa")
     if DATA.exists():

@@ -148,13 +148,13 @@ def test_neighbours_turn_as_halves_did():
 
 def test_what_llama_cpp_cannot_say_is_named(folders, tmp_path):
     _, _, run = saved(folders, tmp_path, images=ResizeConfig())
-    with pytest.raises(ConfigError, match="in the way of GGUF: pictures shown by ResizeConfig"):
+    with pytest.raises(ConfigError, match="in the way of GGUF: images shown by ResizeConfig"):
         export(run, tmp_path / "out", "gguf")
     model, processor, _ = build(folders, projector=MLPConfig(merge=2))
     assert any("MLPConfig" in line for line in GGUFFormat().obstacles(model, processor))
 
 
-def llama_cpp_says(folder, picture, words, count, forced):
+def llama_cpp_says(folder, image, words, count, forced):
     """Ids and log-probabilities of the likeliest first tokens of llama.cpp's reply. The reply
     itself is the word `forced`: of one that is the end, or half a character, it tells nothing."""
     import xllamacpp
@@ -165,7 +165,7 @@ def llama_cpp_says(folder, picture, words, count, forced):
     params.cpuparams.n_threads = 1
     server = xllamacpp.Server(params)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": words}]
     said = server.handle_chat_completions(
@@ -192,12 +192,12 @@ def test_llama_cpp_says_the_same(folders, language, norm, tmp_path):
     layer = -1 if norm else -2
     model, processor, run = saved(folders, tmp_path, language=language, layer=layer, norm=norm)
     export(run, tmp_path / "out", "gguf")
-    # A picture of the encoder's size: llama.cpp's resizing filters are its own.
+    # An image of the encoder's size: llama.cpp's resizing filters are its own.
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    picture = PIL.Image.fromarray(pixels)
+    image = PIL.Image.fromarray(pixels)
     (word,) = processor.template.tokenizer("r").input_ids
-    theirs = llama_cpp_says(tmp_path / "out", picture, "what colour?", 10, word)
-    ((asked, _),) = processor.prompts([Sample((question(Image(picture), "what colour?"),))])
+    theirs = llama_cpp_says(tmp_path / "out", image, "what colour?", 10, word)
+    ((asked, _),) = processor.prompts([Sample((question(Image(image), "what colour?"),))])
     ours = model.logits(model(pack([[asked]])))[0, -1].log_softmax(-1)
     assert ours.topk(5).indices.tolist() == list(theirs)[:5]
     for token, value in theirs.items():

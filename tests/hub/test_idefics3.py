@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors import safe_open
-from stock_toys import ten_pictures
+from stock_toys import ten_images
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -47,7 +47,7 @@ WORDS = [
     "<end_of_utterance>",
     *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),
 ]
-# As the published one: a colon and a space, unless a picture comes first.
+# As the published one: a colon and a space, unless an image comes first.
 CHAT = (
     "<|im_start|>{% for m in messages %}{{ m.role | capitalize }}"
     "{{ ':' if m.content[0].type == 'image' else ': ' }}"
@@ -95,7 +95,7 @@ def save_stock(folder, kind, tied=False, dtype=torch.float32):
         "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id,
     }
-    config_class, model_class, pictures = KINDS[kind]
+    config_class, model_class, images = KINDS[kind]
     config = config_class(
         text_config=LlamaConfig(**text).to_dict(),
         vision_config={**shape, "image_size": TILE, "patch_size": PATCH},
@@ -104,7 +104,7 @@ def save_stock(folder, kind, tied=False, dtype=torch.float32):
         tie_word_embeddings=tied,
     )
     model_class(config).to(dtype).save_pretrained(folder)
-    seen = pictures(size={"longest_edge": LONGEST}, max_image_size={"longest_edge": TILE})
+    seen = images(size={"longest_edge": LONGEST}, max_image_size={"longest_edge": TILE})
     seen.save_pretrained(folder)
     words.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
@@ -119,15 +119,15 @@ def stocks(tmp_path_factory):
     return {kind: save_stock(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
-def picture(width, height, seed=0):
+def image(width, height, seed=0):
     """Noise in broad strokes, so that filters matter."""
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), np.uint8)
     return PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 TALKS = [
-    [picture(50, 20), "what colour is it?", picture(8, 8, 1), "red?"],
-    [picture(19, 40, 2), "it"],
+    [image(50, 20), "what colour is it?", image(8, 8, 1), "red?"],
+    [image(19, 40, 2), "it"],
 ]
 
 
@@ -147,19 +147,19 @@ def asked_of_theirs(folder, talks, side="left"):
     stock = reader(folder)
     stock.tokenizer.padding_side = side
     texts = [stock.apply_chat_template(told(parts), add_generation_prompt=True) for parts in talks]
-    pictures = [[p for p in parts if not isinstance(p, str)] for parts in talks]
+    images = [[p for p in parts if not isinstance(p, str)] for parts in talks]
     return stock(
-        text=texts, images=pictures, padding=True, add_special_tokens=False, return_tensors="pt"
+        text=texts, images=images, padding=True, add_special_tokens=False, return_tensors="pt"
     )
 
 
 @both
 def test_inputs_are_the_stock_processors(stocks, kind):
-    """Ids and pixels of pictures of all shapes, and of ten real ones where they are."""
+    """Ids and pixels of images of all shapes, and of ten real ones where they are."""
     model, processor = load(stocks[kind])
     sizes = [(32, 32), (64, 64), (7, 90), (90, 7), (33, 31), (64, 40), (1, 1), (128, 300)]
-    made = [picture(*size, seed) for seed, size in enumerate(sizes)]
-    for shown in [*made, *ten_pictures()]:
+    made = [image(*size, seed) for seed, size in enumerate(sizes)]
+    for shown in [*made, *ten_images()]:
         parts = [shown, "what?"]
         theirs = asked_of_theirs(stocks[kind], [parts])
         ((ours, _),) = processor.prompts([sample(parts)])
@@ -175,7 +175,7 @@ def test_inputs_are_the_stock_processors(stocks, kind):
 @both
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_and_gradients_are_theirs(stocks, kind, side):
-    """Two conversations of several pictures in tiles, padded there, packed here."""
+    """Two conversations of several images in tiles, padded there, packed here."""
     model, processor = load(stocks[kind])
     theirs = AutoModelForImageTextToText.from_pretrained(stocks[kind])
     inputs = asked_of_theirs(stocks[kind], TALKS, side)

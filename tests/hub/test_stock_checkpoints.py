@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stock_toys import STOCK, hub_layout, noise, relaid, ten_pictures, v5_layout, write
+from stock_toys import STOCK, hub_layout, noise, relaid, ten_images, v5_layout, write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from chiasm.cli import main
@@ -38,11 +38,11 @@ def both(request, tmp_path_factory):
     return request.param, folder, stock, theirs, *load(folder)
 
 
-def asked(name, theirs, pictures, words):
+def asked(name, theirs, images, words):
     """What is said to the stock model: a prompt as its processor takes it."""
-    parts = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": words}]
+    parts = [{"type": "image"} for _ in images] + [{"type": "text", "text": words}]
     if name.startswith("paligemma"):
-        return "<image>" * len(pictures) + words
+        return "<image>" * len(images) + words
     return theirs.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
@@ -55,17 +55,15 @@ def samples():
 
 
 def prompts(processor, said):
-    made = [Sample((question(*map(Image, pictures), words),)) for pictures, words in said]
+    made = [Sample((question(*map(Image, images), words),)) for images, words in said]
     return [encoded for encoded, _ in processor.prompts(made)]
 
 
 def test_prompts_and_pixels_are_the_stock_processors(both):
     name, _, _, theirs, model, processor = both
-    for picture in ten_pictures():
-        given = theirs(
-            text=asked(name, theirs, [picture], ONE), images=[picture], return_tensors="pt"
-        )
-        ours = prompts(processor, [([picture], ONE)])[0]
+    for image in ten_images():
+        given = theirs(text=asked(name, theirs, [image], ONE), images=[image], return_tensors="pt")
+        ours = prompts(processor, [([image], ONE)])[0]
         assert ours.ids.tolist() == given["input_ids"][0].tolist()
         config = model.vision.config
         h, w = ours.grids[0]
@@ -77,12 +75,12 @@ def test_prompts_and_pixels_are_the_stock_processors(both):
         np.testing.assert_allclose(((tiles + 1) / 2 - mean) / deviation, pixels, atol=1e-5)
 
 
-def test_logits_and_gradients_with_padding_and_several_pictures(both):
+def test_logits_and_gradients_with_padding_and_several_images(both):
     name, _, stock, theirs, model, processor = both
     said = samples()
     inputs = theirs(
         text=[asked(name, theirs, *one) for one in said],
-        images=[pictures for pictures, _ in said],
+        images=[images for images, _ in said],
         padding=True,
         return_tensors="pt",
     )
@@ -132,15 +130,13 @@ def stock_name(key):
 
 def test_greedy_tokens(both):
     name, _, stock, theirs, model, processor = both
-    for pictures, words in samples():
-        inputs = theirs(
-            text=asked(name, theirs, pictures, words), images=pictures, return_tensors="pt"
-        )
+    for images, words in samples():
+        inputs = theirs(text=asked(name, theirs, images, words), images=images, return_tensors="pt")
         inputs.pop("labels", None)
         start = inputs["input_ids"].shape[1]
         written = stock.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
         expected = theirs.tokenizer.decode(written, skip_special_tokens=True)
-        sample = Sample((question(*map(Image, pictures), words),))
+        sample = Sample((question(*map(Image, images), words),))
         pieces = Generator(model, processor)([sample], Sampling(max_tokens=12))
         assert "".join(piece.text for _, piece in pieces) == expected
         assert len(written) > 1
@@ -195,11 +191,9 @@ def test_what_is_exported_is_read_alike(name, tmp_path):
     model, report = AutoModelForImageTextToText.from_pretrained(back, output_loading_info=True)
     assert not any(report.values())
     again = AutoProcessor.from_pretrained(back)
-    picture = noise(40, 90)
-    text = asked(name, theirs, [picture], ONE)
-    inputs, twice = (
-        one(text=text, images=[picture], return_tensors="pt") for one in (theirs, again)
-    )
+    image = noise(40, 90)
+    text = asked(name, theirs, [image], ONE)
+    inputs, twice = (one(text=text, images=[image], return_tensors="pt") for one in (theirs, again))
     inputs.pop("labels", None)
     twice.pop("labels", None)
     assert inputs.keys() == twice.keys()
@@ -207,7 +201,7 @@ def test_what_is_exported_is_read_alike(name, tmp_path):
         torch.testing.assert_close(value, twice[key])
     torch.testing.assert_close(model(**twice).logits, stock(**inputs).logits)
     if not name.startswith("paligemma"):
-        assert asked(name, again, [picture], ONE) == text
+        assert asked(name, again, [image], ONE) == text
     config = json.loads((back / "config.json").read_text())
     assert config["torch_dtype"] == config["dtype"] == "float32"
     assert config["text_config"]["rope_theta"] == 10000.0

@@ -18,7 +18,7 @@ from transformers import (
     Emu3ForConditionalGeneration,
 )
 
-from chiasm.core.batch import PictureBatch, pack
+from chiasm.core.batch import ImageBatch, pack
 from chiasm.core.errors import CheckpointError, ChiasmError, ConfigError, NotGenerativeError
 from chiasm.core.sample import Image, Sample, question
 from chiasm.data.text import train_bpe
@@ -81,7 +81,7 @@ def build(tokenizer=TOKENIZER, **changes):
     return shaken(model), processor
 
 
-def picture(seed=0, size=(20, 24)):
+def image(seed=0, size=(20, 24)):
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
@@ -91,7 +91,7 @@ def asked(image):
 
 
 def logits(model, processor, image):
-    """[T V] of a question about a picture, and its ids [T]."""
+    """[T V] of a question about an image, and its ids [T]."""
     encoded = processor.prompts([asked(image)])[0][0]
     batch = pack([[encoded]])
     with torch.no_grad():
@@ -120,13 +120,13 @@ def test_chameleons_class_computes_the_same_from_pixels(tmp_path, changes):
     stock = ChameleonProcessor.from_pretrained(tmp_path, local_files_only=True)
     found = []
     for seed in range(2):
-        expected, ids = logits(model, processor, picture(seed))
+        expected, ids = logits(model, processor, image(seed))
         content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
         turns = [{"role": "user", "content": content}]
         # This processor's class takes no template of its own; its tokenizer's is the same.
         template = stock.tokenizer.chat_template
         text = stock.apply_chat_template(turns, chat_template=template, tokenize=False)
-        inputs = stock(images=picture(seed), text=text, return_tensors="pt")
+        inputs = stock(images=image(seed), text=text, return_tensors="pt")
         with torch.no_grad():
             codes = theirs.model.get_image_tokens(inputs["pixel_values"])
             hidden = theirs.eval().model(**inputs).last_hidden_state
@@ -151,14 +151,14 @@ def test_emu3s_class_computes_the_same_from_pixels(tmp_path, changes):
     rows, columns = processor.codec.grid
     found = []
     for seed in range(2):
-        expected, ids = logits(model, processor, picture(seed))
+        expected, ids = logits(model, processor, image(seed))
         first = int((ids == model.vocabulary.begin_image).nonzero()) + 1
         place = theirs.config.image_token_id
         row = [place] * (columns + 1)
         words = torch.tensor([[*ids[:first], *row * rows, *ids[first + rows * columns :]]])
         mask = torch.ones_like(words)
         mask[0, first + columns : first + rows * (columns + 1) : columns + 1] = 0
-        pixels = torch.from_numpy(np.asarray(picture(seed).resize((16, 16), 3), np.float32))
+        pixels = torch.from_numpy(np.asarray(image(seed).resize((16, 16), 3), np.float32))
         pixels = pixels.permute(2, 0, 1)[None] / 127.5 - 1
         sizes = torch.tensor([[16, 16]])
         with torch.no_grad():
@@ -180,7 +180,7 @@ def test_emu3s_class_computes_the_same_from_pixels(tmp_path, changes):
 
 @pytest.mark.parametrize("size", [(20, 24), (5, 90), (200, 7), (16, 16)])
 def test_auto_processor_prompts_an_emu3_with_row_ends(tmp_path, size):
-    """From a picture of any shape to the same logits through transformers alone."""
+    """From an image of any shape to the same logits through transformers alone."""
     tokenizer = replace(TOKENIZER, image_size=16, multipliers=(1, 1, 1, 1))
     model, processor = build(tokenizer, qk_norm=False, row_ends=True)
     EMU3.export(model, processor, tmp_path)
@@ -189,7 +189,7 @@ def test_auto_processor_prompts_an_emu3_with_row_ends(tmp_path, size):
     reader = AutoProcessor.from_pretrained(tmp_path)
     content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
     inputs = reader(
-        images=[picture(size=size)],
+        images=[image(size=size)],
         text=reader.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         ),
@@ -198,7 +198,7 @@ def test_auto_processor_prompts_an_emu3_with_row_ends(tmp_path, size):
     theirs = Emu3ForConditionalGeneration.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         found = theirs(**inputs).logits[0]
-    expected, ids = logits(model, processor, picture(size=size))
+    expected, ids = logits(model, processor, image(size=size))
     assert inputs["pixel_values"].shape[-2:] == (16, 16)
     assert len(ids) == len(found)
     torch.testing.assert_close(found[:, : expected.shape[1]], expected, atol=1e-4, rtol=1e-4)
@@ -218,8 +218,8 @@ def test_an_emu3_with_a_processor_needs_our_files_to_be_read_again(tmp_path):
     model, processor = build(tokenizer, qk_norm=False, row_ends=True)
     EMU3.export(model, processor, tmp_path)
     again, reader = EMU3.load(tmp_path)
-    expected, ids = logits(model, processor, picture())
-    found, others = logits(again, reader, picture())
+    expected, ids = logits(model, processor, image())
+    found, others = logits(again, reader, image())
     assert torch.equal(ids, others)
     torch.testing.assert_close(found, expected)
     shutil.rmtree(tmp_path / "chiasm")
@@ -256,7 +256,7 @@ def test_published_networks_can_be_trained():
         },
     )
     pixels = torch.rand(2 * 64, 12)
-    batch = PictureBatch(pixels, torch.tensor([[8, 8]] * 2))
+    batch = ImageBatch(pixels, torch.tensor([[8, 8]] * 2))
     for networks, width in ((EMU3_NETWORKS, 4), (chameleon, 5)):
         config = AutoencoderConfig(FSQConfig((3,) * width), 16, stock=networks, decoder_channels=64)
         made = Autoencoder(config).train()
@@ -346,8 +346,8 @@ def test_an_export_comes_back_as_it_was(chameleon, tmp_path):
     again, words = load(folder)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    expected, ids = logits(model, processor, picture())
-    found, same = logits(again, words, picture())
+    expected, ids = logits(model, processor, image())
+    found, same = logits(again, words, image())
     assert torch.equal(ids, same)
     torch.testing.assert_close(found, expected)
     drawn = words.codec.decode(ids[(ids >= model.vocabulary.text)])
@@ -369,9 +369,9 @@ def test_a_published_chameleon_is_read(chameleon, tmp_path):
     model, processor, folder = chameleon
     theirs = published(folder, tmp_path / "p")
     found, words = load(theirs)
-    expected, _ = logits(model, processor, picture())
-    got, same = logits(found, words, picture())
-    mine, read = (p.codec.codes([picture()])[0] for p in (processor, words))
+    expected, _ = logits(model, processor, image())
+    got, same = logits(found, words, image())
+    mine, read = (p.codec.codes([image()])[0] for p in (processor, words))
     np.testing.assert_array_equal(read, mine)
     shared = model.vocabulary.text
     torch.testing.assert_close(got[:, :shared], expected[:, :shared], atol=1e-4, rtol=0)
@@ -381,7 +381,7 @@ def test_a_published_chameleon_is_read(chameleon, tmp_path):
         words.codec.decode(same[same >= found.vocabulary.text])
     unified.save(tmp_path / "run", found, words)  # it is a model like others from here on
     again, more = load(tmp_path / "run")
-    torch.testing.assert_close(logits(again, more, picture())[0], got)
+    torch.testing.assert_close(logits(again, more, image())[0], got)
 
 
 def test_codes_numbered_in_the_middle_are_read(chameleon, tmp_path):
@@ -413,8 +413,8 @@ def test_codes_numbered_in_the_middle_are_read(chameleon, tmp_path):
     words["added_tokens"].sort(key=lambda t: t["id"])
     (theirs / "tokenizer.json").write_text(json.dumps(words))
     found, reader = load(theirs)
-    expected, _ = logits(model, processor, picture())
-    got, _ = logits(found, reader, picture())
+    expected, _ = logits(model, processor, image())
+    got, _ = logits(found, reader, image())
     torch.testing.assert_close(got[:, :first], expected[:, :first], atol=1e-4, rtol=0)
 
 
@@ -425,8 +425,8 @@ def test_a_published_emu3_is_read_with_its_decoder(tmp_path):
     theirs = published(tmp_path / "out", tmp_path / "p")
     (theirs / "preprocessor_config.json").write_text('{"size": {"height": 16, "width": 16}}')
     found, words = load(theirs)
-    expected, ids = logits(model, processor, picture())
-    got, same = logits(found, words, picture())
+    expected, ids = logits(model, processor, image())
+    got, same = logits(found, words, image())
     shared = model.vocabulary.text
     torch.testing.assert_close(got[:, :shared], expected[:, :shared], atol=1e-4, rtol=0)
     mine, drawn = (

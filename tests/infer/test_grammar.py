@@ -20,7 +20,7 @@ from chiasm.hub import unified
 from chiasm.infer.draw import draw, redraw
 from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import WORDS, WORDS_OR_PICTURE, Edit, Grammar, Row
+from chiasm.infer.grammar import WORDS, WORDS_OR_IMAGE, Edit, Grammar, Row
 from chiasm.infer.sampling import choose
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.unified.autoencoder import Autoencoder
@@ -48,7 +48,7 @@ KINDS = {
 
 
 def build(seed=1, **changes):
-    """A random model, lively enough to end replies and begin pictures by itself."""
+    """A random model, lively enough to end replies and begin images by itself."""
     torch.manual_seed(seed)
     words = train_bpe(["what colour is it? red circle user assistant"] * 4, 290)
     config = dataclasses.replace(SHAPE, **changes)
@@ -71,7 +71,7 @@ def kind(request, models):
     return models[request.param]
 
 
-def picture(seed, width=8, height=8):
+def image(seed, width=8, height=8):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
@@ -79,9 +79,9 @@ def picture(seed, width=8, height=8):
 def mixed():
     return [
         Sample((question("what is it?"),)),
-        Sample((question(Image(picture(0)), "what colour?"),)),
-        Sample((question(Image(picture(0)), "a circle, is it?"),)),
-        Sample((question(Image(picture(1, 24, 8)), Image(picture(2, 8, 24)), "which?"),)),
+        Sample((question(Image(image(0)), "what colour?"),)),
+        Sample((question(Image(image(0)), "a circle, is it?"),)),
+        Sample((question(Image(image(1, 24, 8)), Image(image(2, 8, 24)), "which?"),)),
         Sample((question("a red circle"),)),
     ]
 
@@ -103,12 +103,12 @@ def letters(vocabulary, tokens):
 
 
 def language(vocabulary, grids):
-    """What a reply may look like: words, and pictures of one of the grids, never cut short."""
+    """What a reply may look like: words, and images of one of the grids, never cut short."""
     row = "r" if vocabulary.row_end is not None else ""
-    pictures = [
+    images = [
         (f"<{h}><{w}>" if vocabulary.sides else "") + f"(?:c{{{w}}}{row}){{{h}}}" for h, w in grids
     ]
-    return re.compile(f"t*(?:b(?:{'|'.join(pictures)})e|t)*")
+    return re.compile(f"t*(?:b(?:{'|'.join(images)})e|t)*")
 
 
 def sizes(count):
@@ -162,14 +162,14 @@ def test_what_is_ahead_is_what_comes():
     assert not state.drawing
 
 
-def test_a_picture_that_does_not_fit_is_not_begun():
+def test_an_image_that_does_not_fit_is_not_begun():
     v = Vocabulary(20, 5, 0, 1, 2, 3, 4)
     grammar = Grammar(v, [(2, 3)])
     assert grammar.length((2, 3)) == 8
     state = grammar.start(Sampling(max_images=2), room=9)
-    assert state.allowed() == WORDS_OR_PICTURE
+    assert state.allowed() == WORDS_OR_IMAGE
     state.take(7)
-    assert state.allowed() == WORDS_OR_PICTURE
+    assert state.allowed() == WORDS_OR_IMAGE
     state.take(7)
     assert state.allowed() == WORDS
 
@@ -209,8 +209,8 @@ def replies(model, processor, samples, sampling, **options):
     return [tuple(r) for r in result]
 
 
-def test_a_thousand_random_replies_have_no_invalid_id_and_whole_pictures(models, said):
-    count = pictures = 0
+def test_a_thousand_random_replies_have_no_invalid_id_and_whole_images(models, said):
+    count = images = 0
     for name, (model, processor) in models.items():
         pattern = language(model.vocabulary, processor.codec.grids)
         for seed in range(6):
@@ -230,9 +230,9 @@ def test_a_thousand_random_replies_have_no_invalid_id_and_whole_pictures(models,
                 assert pattern.fullmatch(letters(model.vocabulary, tokens)), name
                 assert not state.drawing
             count += len(said)
-            pictures += sum(len(own) for _, own, _ in found)
+            images += sum(len(own) for _, own, _ in found)
     assert count >= 1000
-    assert pictures > 100
+    assert images > 100
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -242,7 +242,7 @@ def test_greedy_batches_equal_single_replies(kind, guidance):
         Sampling(draw_first=True, guidance=guidance, image_steps=3),
     ):
         together = replies(*kind, mixed(), sampling)
-        assert all(len(pictures) == 1 for _, pictures, _ in together) or not sampling.draw_first
+        assert all(len(images) == 1 for _, images, _ in together) or not sampling.draw_first
         assert together == [replies(*kind, [sample], sampling)[0] for sample in mixed()]
 
 
@@ -254,7 +254,7 @@ def test_guidance_of_one_is_none(kind):
 
 
 def record_codes(processor, monkeypatch):
-    """The ids of every picture that is decoded."""
+    """The ids of every image that is decoded."""
     drawn, decode = [], processor.codec.decode_all
 
     def keep(ids, grids):
@@ -271,8 +271,8 @@ def test_inpainting_keeps_the_given_codes_exactly(kind, guidance, monkeypatch):
     drawn = record_codes(processor, monkeypatch)
     mask = PIL.Image.new("L", (8, 8))
     mask.paste(255, (4, 4, 8, 8))  # one of the four codes of a square
-    edits = [inpaint(processor.codec, picture(9), mask), None]
-    edits.append(variation(processor.codec, picture(8), 0.5, 3))
+    edits = [inpaint(processor.codec, image(9), mask), None]
+    edits.append(variation(processor.codec, image(8), 0.5, 3))
     samples, fresh = [mixed()[0], mixed()[4], mixed()[1]], set()
     for seed in range(4):
         drawn.clear()
@@ -303,16 +303,16 @@ def test_a_size_can_be_asked_for(models):
 # Codecs of several sizes, edits, sampling.
 
 
-def test_pictures_are_squeezed_to_the_nearest_grid_and_come_back_in_it(models):
+def test_images_are_squeezed_to_the_nearest_grid_and_come_back_in_it(models):
     codec = models["rows"][1].codec
     v = codec.vocabulary
     for size, grid in {(8, 8): (2, 2), (30, 10): (1, 3), (80, 121): (3, 2), (9, 4): (1, 2)}.items():
-        (slot,) = codec.encode([picture(0, *size)])
+        (slot,) = codec.encode([image(0, *size)])
         assert slot.grid == grid
         assert language(v, [grid]).fullmatch(letters(v, slot.ids))
         codes = [int(i) for i in slot.ids if i >= v.text]
         assert codec.decode(torch.tensor(codes), grid).size == (4 * grid[1], 4 * grid[0])
-    many = [picture(n, *size) for n, size in enumerate([(8, 8), (30, 10), (9, 9), (60, 20)])]
+    many = [image(n, *size) for n, size in enumerate([(8, 8), (30, 10), (9, 9), (60, 20)])]
     for slot, one in zip(codec.encode(many), many, strict=True):
         assert slot.ids.tolist() == codec.encode([one])[0].ids.tolist()
 
@@ -344,7 +344,7 @@ def test_a_code_is_drawn_anew_if_any_of_its_pixels_is_marked(width, height, seed
     light = np.random.default_rng(seed).random((height, width)) < 0.1
     light.flat[seed % light.size] = True
     mask = PIL.Image.fromarray((light * 255).astype(np.uint8))
-    edit = inpaint(codec_of(depth), picture(0), mask)
+    edit = inpaint(codec_of(depth), image(0), mask)
     assert edit.grid == (2, 2 * depth)
     for r in range(2):
         for c in range(2):
@@ -363,21 +363,21 @@ def test_a_code_is_drawn_anew_if_any_of_its_pixels_is_marked(width, height, seed
 
 def test_a_variation_draws_the_share_that_was_asked_for(models):
     codec = models["one size"][1].codec
-    assert [sum(variation(codec, picture(0), s, 0).keep) for s in (0.01, 0.5, 1.0)] == [3, 2, 0]
-    assert len({variation(codec, picture(0), 0.5, seed).keep for seed in range(20)}) > 1
+    assert [sum(variation(codec, image(0), s, 0).keep) for s in (0.01, 0.5, 1.0)] == [3, 2, 0]
+    assert len({variation(codec, image(0), 0.5, seed).keep for seed in range(20)}) > 1
 
 
 def test_edits_that_cannot_be_are_refused(models):
     codec = models["one size"][1].codec
     with pytest.raises(DataError, match="marks nothing"):
-        inpaint(codec, picture(0), PIL.Image.new("L", (4, 4), 127))
+        inpaint(codec, image(0), PIL.Image.new("L", (4, 4), 127))
     with pytest.raises(DataError, match="at most 1"):
-        variation(codec, picture(0), 1.5, 0)
+        variation(codec, image(0), 1.5, 0)
     with pytest.raises(NotGenerativeError):
-        variation(MLLMCodec.__new__(MLLMCodec), picture(0), 0.5, 0)
+        variation(MLLMCodec.__new__(MLLMCodec), image(0), 0.5, 0)
 
 
-def test_draw_takes_edits_and_redraw_shows_the_picture(models, monkeypatch):
+def test_draw_takes_edits_and_redraw_shows_the_image(models, monkeypatch):
     model, processor = models["one size"]
     respond, sampling = Generator(model, processor), Sampling(1.0)
     everything = Edit((model.vocabulary.first_code + 5,) * 4, (True,) * 4, (2, 2))
@@ -386,7 +386,7 @@ def test_draw_takes_edits_and_redraw_shows_the_picture(models, monkeypatch):
     assert [one.best.tobytes() for one in drawn] == [expected] * 2
     asked, prompts = [], processor.prompts
     monkeypatch.setattr(processor, "prompts", lambda s: (asked.extend(s), prompts(s))[1])
-    assert len(redraw(respond, Image(picture(0)), ["red", "make it blue"], sampling)) == 2
+    assert len(redraw(respond, Image(image(0)), ["red", "make it blue"], sampling)) == 2
     assert [len(sample.images) for sample in asked] == [1, 1]
 
 

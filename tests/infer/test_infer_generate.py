@@ -49,7 +49,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def drawing():
-    """A random unified model, lively enough to end replies and begin pictures by itself."""
+    """A random unified model, lively enough to end replies and begin images by itself."""
     model, processor = unified.build(SHAPE, words(), Autoencoder(TOKENS))
     vocabulary = model.vocabulary
     torch.manual_seed(1)
@@ -101,20 +101,20 @@ def reading(tmp_path_factory):
     return reading_model(tmp_path_factory.mktemp("llama"))
 
 
-def picture(seed):
+def image(seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return Image(PIL.Image.fromarray(pixels))
 
 
 def mixed():
-    """No picture, one, two, a dialogue; and questions that share a picture, side by side."""
+    """No image, one, two, a dialogue; and questions that share an image, side by side."""
     return [
         Sample((question("what is it?"),)),
-        Sample((question(picture(0), "what colour?"),)),
-        Sample((question(picture(0), "a circle, is it?"),)),
-        Sample((question(picture(0), "red"),)),
-        Sample((question(picture(1), picture(2), "which?"),)),
-        Sample((question(picture(3), "what?"), answer("red"), question("really?"))),
+        Sample((question(image(0), "what colour?"),)),
+        Sample((question(image(0), "a circle, is it?"),)),
+        Sample((question(image(0), "red"),)),
+        Sample((question(image(1), image(2), "which?"),)),
+        Sample((question(image(3), "what?"), answer("red"), question("really?"))),
         Sample((question("a red circle"),)),
         Sample((question("is it a circle or is it red, what colour is it, what is it?"),)),
     ]
@@ -124,7 +124,7 @@ def mixed():
 
 
 def full_logits(model, ids, like):
-    """Logits after a causal sequence of ids; `like` carries the pictures' patches."""
+    """Logits after a causal sequence of ids; `like` carries the images' patches."""
     T = len(ids)
     encoded = Encoded(
         np.array(ids),
@@ -156,12 +156,12 @@ def grammar(vocabulary, codes_per_image, sampling, state):
 
 @torch.no_grad()
 def naive(model, processor, sample, sampling, unconditional=None):
-    """(text, pictures, finish) of a greedy reply; unconditional: ids of the twin's prompt."""
+    """(text, images, finish) of a greedy reply; unconditional: ids of the twin's prompt."""
     ((prompt, _),) = processor.prompts([sample])
     ids, twin = prompt.ids.tolist(), unconditional
     vocabulary = processor.codec.vocabulary
     state = {"drawing": False, "codes": [], "images": 0}
-    said, pictures = [], []
+    said, images = [], []
     while True:
         logits = full_logits(model, ids, prompt)
         if twin is not None and state["drawing"]:
@@ -183,21 +183,21 @@ def naive(model, processor, sample, sampling, unconditional=None):
             state.update(drawing=True, codes=[])
         elif vocabulary is not None and token == vocabulary.end_image:
             state.update(drawing=False, images=state["images"] + 1)
-            pictures.append(processor.codec.decode(torch.tensor(state["codes"])))
+            images.append(processor.codec.decode(torch.tensor(state["codes"])))
             if sampling.draw_first and state["images"] == max(1, sampling.max_images):
-                return processor.template.decode(said), pictures, "stop"
+                return processor.template.decode(said), images, "stop"
         elif state["drawing"]:
             state["codes"].append(token)
         elif token in processor.template.stop:
-            return processor.template.decode(said), pictures, "stop"
+            return processor.template.decode(said), images, "stop"
         else:
             said.append(token)
             if len(said) == sampling.max_tokens:
-                return processor.template.decode(said), pictures, "length"
+                return processor.template.decode(said), images, "length"
 
 
 def replies(model, processor, samples, sampling, **options):
-    """What the generator yields, as (text, pictures, finish) a sample; checks the finish flags."""
+    """What the generator yields, as (text, images, finish) a sample; checks the finish flags."""
     result = [["", [], None] for _ in samples]
     for n, piece in Generator(model, processor, **options)(samples, sampling):
         assert result[n][2] is None, "a piece after the last one"
@@ -218,7 +218,7 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("route", ["drawing", "reading"])
 @pytest.mark.parametrize("tokens", [4096, 60, 1])
 def test_greedy_replies_equal_a_naive_loop(route, tokens, request):
-    """Text answers of mixed prompts, some sharing a picture, in batches of every size."""
+    """Text answers of mixed prompts, some sharing an image, in batches of every size."""
     model, processor = request.getfixturevalue(route)
     sampling = Sampling(max_tokens=12)
     expected = [naive(model, processor, s, sampling) for s in mixed()]
@@ -235,9 +235,9 @@ def test_greedy_replies_equal_a_naive_loop(route, tokens, request):
         Sampling(draw_first=True, max_images=2, max_tokens=5),
     ],
 )
-def test_greedy_replies_with_pictures_equal_a_naive_loop(drawing, sampling):
+def test_greedy_replies_with_images_equal_a_naive_loop(drawing, sampling):
     expected = [naive(*drawing, s, sampling) for s in mixed()]
-    assert any(pictures for _, pictures, _ in expected)
+    assert any(images for _, images, _ in expected)
     assert_same(replies(*drawing, mixed(), sampling), expected)
 
 
@@ -267,7 +267,7 @@ def test_finished_rows_leave_the_batch_and_change_nothing(drawing, monkeypatch, 
         samples = [Sample((question(text),)) for text in texts]
         twins = [bare_prompt(drawing[1], s) if guidance != 1 else None for s in samples]
         got = replies(*drawing, samples, sampling)
-        drawn += sum(len(pictures) for _, pictures, _ in got)
+        drawn += sum(len(images) for _, images, _ in got)
         assert_same(
             got, [naive(*drawing, s, sampling, t) for s, t in zip(samples, twins, strict=True)]
         )
@@ -277,7 +277,7 @@ def test_finished_rows_leave_the_batch_and_change_nothing(drawing, monkeypatch, 
 
 
 def lone():
-    """Prompts of which no two share a picture."""
+    """Prompts of which no two share an image."""
     return [s for n, s in enumerate(mixed()) if n not in (2, 3)]
 
 
@@ -293,12 +293,12 @@ def lone():
 def test_guided_drawing_equals_a_naive_loop_of_two_passes(drawing, sampling):
     expected = [naive(*drawing, s, sampling, bare_prompt(drawing[1], s)) for s in lone()]
     plain = [naive(*drawing, s, sampling) for s in lone()]
-    a, b = ([p.tobytes() for _, pictures, _ in r for p in pictures] for r in (expected, plain))
+    a, b = ([p.tobytes() for _, images, _ in r for p in images] for r in (expected, plain))
     assert a != b
     assert_same(replies(*drawing, lone(), sampling), expected)
 
 
-def test_guided_drawings_that_share_a_picture_equal_single_ones(drawing):
+def test_guided_drawings_that_share_an_image_equal_single_ones(drawing):
     sampling = Sampling(draw_first=True, guidance=2.0)
     expected = [naive(*drawing, s, sampling, bare_prompt(drawing[1], s)) for s in mixed()[1:4]]
     assert_same(replies(*drawing, mixed()[1:4], sampling), expected)
@@ -323,7 +323,7 @@ def test_drawings_in_a_batch_equal_single_ones(drawing):
 
 @pytest.mark.parametrize("max_images", [0, 1, 2])
 @pytest.mark.parametrize("draw_first", [False, True])
-def test_every_drawn_picture_is_complete(drawing, max_images, draw_first, monkeypatch):
+def test_every_drawn_image_is_complete(drawing, max_images, draw_first, monkeypatch):
     model, processor = drawing
     vocabulary, drawn = processor.codec.vocabulary, []
     decode = processor.codec.decode_all
@@ -343,10 +343,10 @@ def test_every_drawn_picture_is_complete(drawing, max_images, draw_first, monkey
             draw_first=draw_first,
             guidance=1.0 + seed % 2,
         )
-        for text, pictures, _ in replies(model, processor, mixed(), sampling):
-            count += len(pictures)
-            assert draw_first <= len(pictures) <= max(max_images, draw_first)
-            assert all(p.size == (8, 8) and p.mode == "RGB" for p in pictures)
+        for text, images, _ in replies(model, processor, mixed(), sampling):
+            count += len(images)
+            assert draw_first <= len(images) <= max(max_images, draw_first)
+            assert all(p.size == (8, 8) and p.mode == "RGB" for p in images)
             assert "<image>" not in text
             assert "</image>" not in text
     assert len(drawn) == count
@@ -356,11 +356,11 @@ def test_every_drawn_picture_is_complete(drawing, max_images, draw_first, monkey
         assert bool(vocabulary.is_code(ids).all())
 
 
-def test_same_seed_same_picture_other_seed_another(drawing):
+def test_same_seed_same_image_other_seed_another(drawing):
     def draw(seed):
         sampling = Sampling(temperature=1.0, draw_first=True, seed=seed)
-        ((_, pictures, _),) = replies(*drawing, [Sample((question("red"),))], sampling)
-        return pictures[0].tobytes()
+        ((_, images, _),) = replies(*drawing, [Sample((question("red"),))], sampling)
+        return images[0].tobytes()
 
     assert draw(3) == draw(3)
     assert len({draw(seed) for seed in range(5)}) > 1
@@ -368,11 +368,11 @@ def test_same_seed_same_picture_other_seed_another(drawing):
 
 def test_samples_of_one_text_differ(drawing):
     sampling = Sampling(temperature=1.0, draw_first=True)
-    pictures = replies(*drawing, [Sample((question("red"),))] * 6, sampling)
-    assert len({p[0].tobytes() for _, p, _ in pictures}) > 1
+    images = replies(*drawing, [Sample((question("red"),))] * 6, sampling)
+    assert len({p[0].tobytes() for _, p, _ in images}) > 1
 
 
-def test_a_picture_comes_as_one_piece_that_ends_the_drawing(drawing):
+def test_an_image_comes_as_one_piece_that_ends_the_drawing(drawing):
     pieces = list(Generator(*drawing)([mixed()[0]], Sampling(draw_first=True)))
     assert len(pieces) == 1
     assert pieces[0][1].finish == "stop"
@@ -385,8 +385,8 @@ def test_the_mllm_says_that_it_cannot_draw(reading):
             next(iter(Generator(*reading)([mixed()[0]], sampling)))
 
 
-def test_the_picture_marker_is_never_said(reading):
-    """Its id would ask the encoder for a picture that is not there."""
+def test_the_image_marker_is_never_said(reading):
+    """Its id would ask the encoder for an image that is not there."""
     model, processor = reading
     marker = processor.template.marker
     weight = model.head.weight
@@ -480,7 +480,7 @@ DRAW = Sampling(temperature=1.0, guidance=1.5, seed=3)
 def test_likelihood_is_the_sum_over_the_reply(drawing, tokens):
     model, processor = drawing
     samples = [
-        Sample((question(picture(5), "what?"), answer("red"))),
+        Sample((question(image(5), "what?"), answer("red"))),
         Sample((question("what colour is it?"), answer("a red circle"))),
         Sample((question("is it?"), answer("red"), question("is it?"), answer("a circle"))),
     ]
@@ -506,14 +506,14 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
     rounds = [draw(respond, texts, dataclasses.replace(DRAW, seed=seed)) for seed in seeds]
     assert all(one.best is one.first and one.tries == 1 for one in rounds[0])
     for number, text in enumerate(texts):
-        pictures = [one[number].best for one in rounds]
-        sides = [side for p in pictures for side in (p, PIL.ImageOps.mirror(p))]
+        images = [one[number].best for one in rounds]
+        sides = [side for p in images for side in (p, PIL.ImageOps.mirror(p))]
         read = reply_log_likelihood(
             respond, [Sample((question(Image(p)), answer(text))) for p in sides]
         )
         values = np.reshape(read, (3, 2)).mean(1).tolist()
-        assert chosen[number].best.tobytes() == pictures[values.index(max(values))].tobytes()
-        assert chosen[number].first.tobytes() == pictures[0].tobytes()
+        assert chosen[number].best.tobytes() == images[values.index(max(values))].tobytes()
+        assert chosen[number].first.tobytes() == images[0].tobytes()
         assert chosen[number].tries == 3  # random weights are never sure
         assert chosen[number].score == pytest.approx(max(values), abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""Any-to-any from one checkpoint: a tiny model learns a document that mixes text and pictures, and
+"""Any-to-any from one checkpoint: a tiny model learns a document that mixes text and images, and
 writes it from one request."""
 
 import dataclasses
@@ -54,7 +54,7 @@ def learned(steps=160, **changes):
     torch.manual_seed(0)
     words = train_bpe([REQUEST, "a red circle", "make it blue"] * 4, 300)
     autoencoder = Autoencoder(TOKENS)
-    with torch.no_grad():  # so that pictures differ in their codes
+    with torch.no_grad():  # so that images differ in their codes
         autoencoder.encoder.conv_out.weight.mul_(20)
     config = dataclasses.replace(SHAPE, **changes)
     model, processor = unified.build(config, words, autoencoder)
@@ -77,7 +77,7 @@ def learned(steps=160, **changes):
 
 
 def parts(respond, sample, sampling):
-    """A reply as runs of words and pictures' bytes, in order, and how it ended."""
+    """A reply as runs of words and images' bytes, in order, and how it ended."""
     said, finish = [], None
     for _, piece in respond([sample], sampling):
         if piece.image is not None:
@@ -91,7 +91,7 @@ def parts(respond, sample, sampling):
 
 
 def restored(respond, sample):
-    """The bytes of a sample's picture, through the tokenizer."""
+    """The bytes of a sample's image, through the tokenizer."""
     codec = respond.processor.codec
     (slot,) = codec.encode([sample.images[0].load()])
     ids = torch.from_numpy(slot.ids)
@@ -125,7 +125,7 @@ def test_pairs_keep_the_shape_and_change_the_colour():
     assert pairs.other(RED.replace(meta={"shape": ["list"], "color": 3}), random) is None
 
 
-def test_an_edit_shows_the_picture_and_asks_for_another_colour():
+def test_an_edit_shows_the_image_and_asks_for_another_colour():
     view, random = edit(Pairs([RED, BLUE])), np.random.default_rng(0)
     asked = set()
     for _ in range(50):

@@ -11,7 +11,7 @@ from chiasm.infer.replies import Reply, Session
 from chiasm.infer.steps import Steps
 
 V = Vocabulary(10, 4, pad=0, begin=1, end=2, begin_image=3, end_image=4, mask=9)
-CODES, PICTURES = 16, 600
+CODES, IMAGES = 16, 600
 
 
 class Forgetful:
@@ -42,16 +42,16 @@ class Known:
 
 
 def painted(conditionals, steps):
-    """Codes [PICTURES CODES], numbered from 0."""
+    """Codes [IMAGES CODES], numbered from 0."""
     grammar = Grammar(V, [(4, 4)])
     replies = []
-    for row in range(PICTURES):
+    for row in range(IMAGES):
         state = grammar.start(Sampling(draw_first=True, max_images=1))
         state.take(V.begin_image)
         replies.append(Reply(row, row, 0, 1, state, pending=[V.begin_image]))
     sampling = Sampling(1.0, image_steps=steps)
     random = torch.Generator().manual_seed(0)
-    session = Session(replies, PICTURES, False, Forgetful(), sampling, random)
+    session = Session(replies, IMAGES, False, Forgetful(), sampling, random)
     steps_of = Steps(Known(conditionals), torch.device("cpu"))
     ids = torch.tensor(paint(steps_of, grammar, replies, session))
     assert (ids[:, -1] == V.end_image).all()
@@ -68,7 +68,7 @@ def test_what_is_rare_stays_as_rare_as_the_model_says(steps):
         assert (found - share[kind]).abs().max() < 0.02
 
 
-def test_with_a_pass_a_code_pictures_are_as_coherent_as_the_model():
+def test_with_a_pass_a_code_images_are_as_coherent_as_the_model():
     """Every code has a partner that is the same; of which kind they are is open."""
 
     def conditionals(codes):

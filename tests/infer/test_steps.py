@@ -7,7 +7,7 @@ import warnings
 import PIL.Image
 import pytest
 import torch
-from test_grammar import GRIDS, build, mixed, picture
+from test_grammar import GRIDS, build, image, mixed
 from test_infer_generate import reading_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -215,8 +215,8 @@ def others(model, processor):
     if respond.codes_per_image:
         mask = PIL.Image.new("L", (8, 8))
         mask.paste(255, (4, 4, 8, 8))
-        edits = [inpaint(processor.codec, picture(9), mask), None]
-        edits.append(variation(processor.codec, picture(8), 0.5, 3))
+        edits = [inpaint(processor.codec, image(9), mask), None]
+        edits.append(variation(processor.codec, image(8), 0.5, 3))
         sampling = Sampling(1.0, draw_first=True, guidance=2.0, image_steps=2)
         found.append(replies(respond, mixed()[:3], sampling, edits))
         drawn = draw(respond, ["red", "a circle"], sampling, candidates=3)

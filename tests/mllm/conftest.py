@@ -28,7 +28,7 @@ CHATML = (
 )
 
 
-def picture(width=24, height=24, seed=0):
+def image(width=24, height=24, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image(PIL.Image.fromarray(pixels))
 
@@ -52,23 +52,23 @@ class Toy:
         return model.eval(), processor
 
     def samples(self):
-        """A dialogue, plain text, independent questions, two pictures of which one is later."""
+        """A dialogue, plain text, independent questions, two images of which one is later."""
         dialogue = (
-            question(picture(20, 24), "what colour?"),
+            question(image(20, 24), "what colour?"),
             answer("red"),
             question("shape?"),
             answer("a circle"),
         )
         apart = (
-            question(picture(24, 8, 1), "what?"),
+            question(image(24, 8, 1), "what?"),
             answer("blue"),
             question("is it?"),
             answer("yes it is red"),
         )
         two = (
-            question(picture(8, 8, 2), "what?"),
+            question(image(8, 8, 2), "what?"),
             answer("it"),
-            question("and ", picture(16, 24, 3), "?"),
+            question("and ", image(16, 24, 3), "?"),
             answer("red circle"),
         )
         return [

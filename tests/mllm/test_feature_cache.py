@@ -1,4 +1,4 @@
-"""Frozen features: the same losses, one encoding a picture, and nothing old or broken is read."""
+"""Frozen features: the same losses, one encoding an image, and nothing old or broken is read."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.progress import silent
 from chiasm.data.stream import SampleStream
 from chiasm.data.views import converse
@@ -26,7 +26,7 @@ from chiasm.train.stage import Stage
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
-PICTURES = 4  # in toy.samples()
+IMAGES = 4  # in toy.samples()
 FROZEN = Stage("s", 12, lr={"projector": 1e-2, "language": 1e-3}, autocast="none", log_every=1)
 GRIDS = torch.tensor([[3, 3], [2, 4], [3, 3]])
 
@@ -38,7 +38,7 @@ def place(tmp_path, monkeypatch):
 
 
 class Counted(ViT):
-    """Notes how many pictures it was given at a time."""
+    """Notes how many images it was given at a time."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -55,7 +55,7 @@ def encoder(seed=0, **settings):
     return Counted(ViTConfig(**settings)).eval()
 
 
-def pictures(seed=0):
+def images(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(int(GRIDS.prod(1).sum()), 48, generator=generator)
 
@@ -65,7 +65,7 @@ def close(features, expected):
 
 
 def run(toy, folder, stages, **settings):
-    """(losses, FLOPs, pictures encoded, model) of a training on the toy samples."""
+    """(losses, FLOPs, images encoded, model) of a training on the toy samples."""
     model, processor = toy.build(**settings)
     seen = []
     inner = model.vision.forward
@@ -81,12 +81,12 @@ def run(toy, folder, stages, **settings):
     return [line["loss"] for line in lines], ledger.flops, sum(seen), model
 
 
-def test_the_loss_curve_is_the_same_and_every_picture_is_encoded_once(toy, tmp_path):
+def test_the_loss_curve_is_the_same_and_every_image_is_encoded_once(toy, tmp_path):
     plain = run(toy, tmp_path / "plain", [replace(FROZEN, feature_cache=0.0)])
     cached = run(toy, tmp_path / "cached", [FROZEN])
-    assert plain[2] > 4 * PICTURES  # several epochs
-    assert cached[2] == PICTURES
-    # In other company a picture's features differ by rounding in the last bit.
+    assert plain[2] > 4 * IMAGES  # several epochs
+    assert cached[2] == IMAGES
+    # In other company an image's features differ by rounding in the last bit.
     assert cached[0] == pytest.approx(plain[0], rel=1e-5)
     torch.testing.assert_close(cached[3].state_dict(), plain[3].state_dict(), atol=1e-4, rtol=1e-3)
     assert cached[1] < plain[1]
@@ -99,17 +99,17 @@ def test_with_recomputed_blocks_and_in_bfloat16_too(toy, tmp_path):
     stage = replace(FROZEN, recompute=True, autocast="bfloat16")
     plain = run(toy, tmp_path / "plain", [replace(stage, feature_cache=0.0)])
     cached = run(toy, tmp_path / "cached", [stage])
-    assert cached[2] == PICTURES
-    # Pictures that are encoded in other company are rounded otherwise.
+    assert cached[2] == IMAGES
+    # Images that are encoded in other company are rounded otherwise.
     assert cached[0] == pytest.approx(plain[0], rel=0.02)
     exact = run(toy, tmp_path / "exact", [FROZEN])
-    assert exact[2] == PICTURES  # rounded weights are other weights
+    assert exact[2] == IMAGES  # rounded weights are other weights
 
 
 def test_a_stage_that_trains_the_encoder_remembers_nothing(toy, tmp_path, place):
     lr = {"vision": 1e-3, "projector": 1e-2}
     _, _, seen, _ = run(toy, tmp_path / "run", [replace(FROZEN, lr=lr)])
-    assert seen > 4 * PICTURES
+    assert seen > 4 * IMAGES
     assert not place.exists()
 
 
@@ -122,27 +122,27 @@ def test_after_a_stage_that_trained_it_the_encoder_is_another(toy, tmp_path, pla
 
 @torch.no_grad()
 def test_features_come_back_as_they_were(place):
-    tower, patches = encoder(), pictures()
+    tower, patches = encoder(), images()
     expected = tower(patches, GRIDS)
     cache = open_cache(tower, 1e9)
     for _ in range(3):
-        assert torch.equal(cache(tower, PictureBatch(patches, GRIDS)), expected)
+        assert torch.equal(cache(tower, ImageBatch(patches, GRIDS)), expected)
     assert tower.given == [3, 3]
     assert len(cache.encoded) == 0
     twice = torch.cat([patches, patches]), torch.cat([GRIDS, GRIDS])
     fresh = FeatureCache(place / "other", 1e9)
     (place / "other").mkdir()
-    assert torch.equal(fresh(tower, PictureBatch(*twice)), torch.cat([expected, expected]))
+    assert torch.equal(fresh(tower, ImageBatch(*twice)), torch.cat([expected, expected]))
     assert tower.given[-1] == 3  # twice in a batch is once encoded
 
 
 @torch.no_grad()
 def test_other_weights_preprocessing_or_pixels_are_encoded_anew():
-    patches = pictures()
+    patches = images()
 
     def encoded(tower, patches, grids=GRIDS):
         before = sum(tower.given)
-        result = open_cache(tower, 1e9)(tower, PictureBatch(patches, grids))
+        result = open_cache(tower, 1e9)(tower, ImageBatch(patches, grids))
         close(result, tower(patches, grids))
         tower.given.pop()
         return sum(tower.given) - before
@@ -164,10 +164,10 @@ def test_other_weights_preprocessing_or_pixels_are_encoded_anew():
 
 
 def filled(place):
-    """A cache with three pictures: its folder, data file and index file."""
+    """A cache with three images: its folder, data file and index file."""
     tower = encoder()
     cache = open_cache(tower, 1e9)
-    cache(tower, PictureBatch(pictures(), GRIDS))
+    cache(tower, ImageBatch(images(), GRIDS))
     cache.close()
     (data,), (index,) = cache.folder.glob("*.data"), cache.folder.glob("*.index")
     return tower, data, index
@@ -179,7 +179,7 @@ def test_an_index_cut_anywhere_leaves_the_whole_records(place, cut):
     tower, _, index = filled(place)
     index.write_bytes(index.read_bytes()[:cut])
     cache = open_cache(tower, 1e9)
-    close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
+    close(cache(tower, ImageBatch(images(), GRIDS)), tower(images(), GRIDS))
     assert len(cache.encoded) == 3 - cut // RECORD.size
 
 
@@ -199,7 +199,7 @@ def test_harmed_features_are_encoded_again(place, harm):
         data.write_bytes(changed[harm])
     for expected in ({"cut": 2, "flip": 1}.get(harm, 3), 0):
         cache = open_cache(tower, 1e9)
-        close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
+        close(cache(tower, ImageBatch(images(), GRIDS)), tower(images(), GRIDS))
         assert len(cache.encoded) == expected
         cache.close()
 
@@ -210,24 +210,22 @@ def test_two_writers_at_once_do_not_harm_each_other(place):
     one, two = open_cache(tower, 1e9), open_cache(tower, 1e9)
     for seed in range(4):
         for cache in (one, two):
-            cache(tower, PictureBatch(pictures(seed), GRIDS))
+            cache(tower, ImageBatch(images(seed), GRIDS))
     tower.given.clear()
     last = open_cache(tower, 1e9)
     for seed in range(4):
-        assert torch.equal(
-            last(tower, PictureBatch(pictures(seed), GRIDS)), tower(pictures(seed), GRIDS)
-        )
+        assert torch.equal(last(tower, ImageBatch(images(seed), GRIDS)), tower(images(seed), GRIDS))
     assert tower.given == [3] * 4  # the references alone
 
 
 @torch.no_grad()
 def test_a_full_cache_encodes_the_rest_every_time(place):
     tower = encoder()
-    cache = open_cache(tower, 1500)  # two pictures of 9 and 8 patches of 16 numbers
+    cache = open_cache(tower, 1500)  # two images of 9 and 8 patches of 16 numbers
     with pytest.warns(UserWarning, match="the feature cache is full"):
-        cache(tower, PictureBatch(pictures(), GRIDS))
+        cache(tower, ImageBatch(images(), GRIDS))
     for _ in range(2):
-        close(cache(tower, PictureBatch(pictures(), GRIDS)), tower(pictures(), GRIDS))
+        close(cache(tower, ImageBatch(images(), GRIDS)), tower(images(), GRIDS))
         assert len(cache.encoded) == 1
     assert sum(f.stat().st_size for f in cache.folder.iterdir()) <= 1500
 
@@ -236,7 +234,7 @@ def test_the_encoder_used_longest_ago_makes_room(place):
     for number in range(3):
         tower = encoder(number)
         cache = open_cache(tower, 1e9)
-        cache(tower, PictureBatch(pictures(), GRIDS))
+        cache(tower, ImageBatch(images(), GRIDS))
         os.utime(cache.folder, (number, number))
     open_cache(encoder(0), 4000)  # each holds 1,784 bytes
     held = {folder.name.split("-")[0] for folder in place.iterdir()}
@@ -246,11 +244,11 @@ def test_the_encoder_used_longest_ago_makes_room(place):
 KILLED = """
 import os, signal, sys, torch
 sys.path.insert(0, {here!r})
-from test_feature_cache import GRIDS, PictureBatch, encoder, open_cache, pictures
+from test_feature_cache import GRIDS, ImageBatch, encoder, open_cache, images
 torch.set_grad_enabled(False)
 tower = encoder()
 cache = open_cache(tower, 1e9)
-cache(tower, PictureBatch(pictures(0), GRIDS))
+cache(tower, ImageBatch(images(0), GRIDS))
 
 class Dying:
     def __init__(self, file):
@@ -264,7 +262,7 @@ class Dying:
 files = list(cache._files)
 files[{which}] = Dying(files[{which}])
 cache._files = tuple(files)
-cache(tower, PictureBatch(pictures(1), GRIDS))
+cache(tower, ImageBatch(images(1), GRIDS))
 """
 
 
@@ -276,12 +274,8 @@ def test_a_writer_killed_in_the_middle_loses_what_it_was_writing(place, which):
     tower = encoder()
     for expected in (3, 0):
         cache = open_cache(tower, 1e9)
-        assert torch.equal(
-            cache(tower, PictureBatch(pictures(0), GRIDS)), tower(pictures(0), GRIDS)
-        )
+        assert torch.equal(cache(tower, ImageBatch(images(0), GRIDS)), tower(images(0), GRIDS))
         assert len(cache.encoded) == 0
-        assert torch.equal(
-            cache(tower, PictureBatch(pictures(1), GRIDS)), tower(pictures(1), GRIDS)
-        )
+        assert torch.equal(cache(tower, ImageBatch(images(1), GRIDS)), tower(images(1), GRIDS))
         assert len(cache.encoded) == expected
         cache.close()

@@ -1,7 +1,7 @@
 """Every encoder with every projector with every language model: forward, backward, an overfit.
 
-Two pictures are asked the same question and have different answers, so the loss goes to zero only
-where the pictures reach the language model.
+Two images are asked the same question and have different answers, so the loss goes to zero only
+where the images reach the language model.
 """
 
 import json
@@ -147,11 +147,11 @@ def folders(tmp_path_factory):
 def samples(swapped=False):
     # Night and day: what a random encoder can tell apart before it has learned anything.
     noise = np.random.default_rng(0).integers(0, 40, (2, 32, 24, 3), np.uint8)
-    pictures = [Image(PIL.Image.fromarray(pixels)) for pixels in (noise[0], 255 - noise[1])]
+    images = [Image(PIL.Image.fromarray(pixels)) for pixels in (noise[0], 255 - noise[1])]
     replies = ["b", "a"] if swapped else ["a", "b"]
     return [
-        Sample((question(picture, "?"), answer(reply)), reply)
-        for picture, reply in zip(pictures, replies, strict=True)
+        Sample((question(image, "?"), answer(reply)), reply)
+        for image, reply in zip(images, replies, strict=True)
     ]
 
 
@@ -221,8 +221,8 @@ def test_overfit(folders, row):
 
 
 def overfit(folders, *row):
-    """20 steps to near nothing (who cannot tell the pictures apart stays above ln 2 / 2 = 0.35),
-    for the right pictures only."""
+    """20 steps to near nothing (who cannot tell the images apart stays above ln 2 / 2 = 0.35),
+    for the right images only."""
     model, processor = build(folders, *row)
     batch = batch_of(processor)
     set_trained(model, Stage("all", 20, lr=dict.fromkeys(model.groups(), 1.0)))

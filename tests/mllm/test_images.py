@@ -1,4 +1,4 @@
-"""Every way of showing pictures against the stock processor of the model it comes from."""
+"""Every way of showing images against the stock processor of the model it comes from."""
 
 import dataclasses
 import re
@@ -90,15 +90,15 @@ MODES = {
 }
 
 
-def picture(width, height, seed=0):
+def make_image(width, height, seed=0):
     """Coarse noise enlarged: edges, but none that only one resampling shows."""
     pixels = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
     return PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BILINEAR)
 
 
-def pictures():
+def make_images():
     """Ten: of every shape, and real ones where they are."""
-    made = [picture(w, h, n) for n, (w, h) in enumerate(SIZES)]
+    made = [make_image(w, h, n) for n, (w, h) in enumerate(SIZES)]
     sets = ("photos-captions", "charts-qa", "receipts", "screenshots", "tables-qa")
     real = [sorted((DATA / name / "images").glob("*"))[:2] for name in sets if DATA.exists()]
     return made + [PIL.Image.open(path).convert("RGB") for paths in real for path in paths]
@@ -136,7 +136,7 @@ def codec(images, config=None, projector=LINEAR, words=None):
 
 
 def split_words(text):
-    """Every picture's id, and one for all that is between two."""
+    """Every image's id, and one for all that is between two."""
     return [IMAGE if part == "<image>" else 1 for part in re.split("(<image>)", text) if part]
 
 
@@ -175,7 +175,7 @@ def assert_same_pixels(slot, config, expected):
 )
 def test_one_square_is_the_stock_processors(images, stock):
     ours = codec(images, encoder(resample=int(stock.resample)))
-    for image in pictures():
+    for image in make_images():
         (slot,) = ours.encode([image])
         expected = stock(image, return_tensors="np")["pixel_values"]
         assert_same_pixels(slot, ours.config, expected)
@@ -189,7 +189,7 @@ def test_native_resolution_is_naflexs(images):
     limits = {"max_patches": 20, "image_size": 20 * PATCH} if naflex else {}
     ours = codec(images, encoder(resample=2, **limits))
     stock = Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=20, **COLOURS)
-    for image in pictures():
+    for image in make_images():
         (slot,) = ours.encode([image])
         expected = stock(image, return_tensors="np")
         rows, columns = expected["spatial_shapes"][0]
@@ -212,7 +212,7 @@ def test_anyres_is_llava_nexts():
         stock, tokenizer(), PATCH, "default", num_additional_image_tokens=1
     )
     ours = codec(AnyResConfig(PINPOINTS))
-    for image in pictures():
+    for image in make_images():
         (slot,) = ours.encode([image])
         assert_same_pixels(slot, ours.config, stock(image, return_tensors="np")["pixel_values"][0])
         ids = processor(images=image, text="<image>")["input_ids"][0]
@@ -234,7 +234,7 @@ def test_split_is_idefics3s(stock, name):
     marker = words.convert_tokens_to_ids("<image>")
     made = build_projector(PixelShuffleConfig(2), 8, 6, 0.1)
     ours = MLLMCodec(encoder(resample=1), made, marker, images, words_of(words))
-    for image in pictures():
+    for image in make_images():
         (slot,) = ours.encode([image])
         expected = processor(images=[image], text="<image>", add_special_tokens=False)
         assert slot.ids.tolist() == expected["input_ids"][0]
@@ -270,7 +270,7 @@ def test_anyres_tokens_stand_where_llava_next_puts_them():
     projector.layers[0].load_state_dict(theirs.linear_1.state_dict())
     projector.layers[1].load_state_dict(theirs.linear_2.state_dict())
     ours = MLLMCodec(encoder(), projector, IMAGE, AnyResConfig(PINPOINTS))
-    for image in pictures()[:9]:
+    for image in make_images()[:9]:
         (slot,) = ours.encode([image])
         inputs = torch.from_numpy(pixels(slot, ours.config)).float()
         sizes = torch.tensor([[image.height, image.width]])
@@ -319,7 +319,7 @@ FILTERS = st.sampled_from([1, 2, 3])  # Lanczos, bilinear, bicubic
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 90), FILTERS)
 def test_padding_equals_a_padded_square_resized(width, height, side, resample):
-    image, whole = picture(width, height), max(width, height)
+    image, whole = make_image(width, height), max(width, height)
     square = PIL.Image.new("RGB", (whole, whole), COLOUR)
     square.paste(image, ((whole - width) // 2, (whole - height) // 2))
     expected = np.asarray(square.resize((side, side), PIL.Image.Resampling(resample)), np.int16)
@@ -329,7 +329,7 @@ def test_padding_equals_a_padded_square_resized(width, height, side, resample):
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 90), FILTERS)
 def test_a_crop_equals_the_middle_of_the_whole_resized(width, height, side, resample):
-    image, shorter = picture(width, height), min(width, height)
+    image, shorter = make_image(width, height), min(width, height)
     sizes = [int(side * edge / shorter) for edge in (width, height)]
     whole = image.resize(sizes, PIL.Image.Resampling(resample))
     left, top = ((edge - side) // 2 for edge in sizes)
@@ -371,7 +371,7 @@ def test_pinpoints_must_be_whole_tiles():
 
 
 def test_frames_of_a_clip_are_never_cut():
-    image = picture(300, 71)
+    image = make_image(300, 71)
     for images in MODES.values():
         (slot,) = codec(images).frames.encode([image])
         assert slot.tiles == 1
@@ -423,8 +423,8 @@ def model_of(folders, images, projector=MERGED, **settings):
 
 
 def samples():
-    """Two turns with a picture each, no picture, two pictures in one turn, branches."""
-    first, second, third = (Image(picture(*size)) for size in ((40, 17), (10, 30), (64, 64)))
+    """Two turns with an image each, no image, two images in one turn, branches."""
+    first, second, third = (Image(make_image(*size)) for size in ((40, 17), (10, 30), (64, 64)))
     return [
         Sample(
             (question(first, "what?"), answer("red"), question("and ", second), answer("it")), "2"
@@ -464,7 +464,7 @@ def test_packed_with_text_equals_alone_and_is_restored(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", IN_MODEL)
-def test_a_batch_without_pictures_gives_the_eyes_no_gradient(name, folders):
+def test_a_batch_without_images_gives_the_eyes_no_gradient(name, folders):
     model, processor, _ = model_of(folders, IN_MODEL[name])
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language": 1.0}))
     seeing = [*model.vision.parameters(), *model.projector.parameters()]
@@ -481,7 +481,7 @@ def test_a_batch_without_pictures_gives_the_eyes_no_gradient(name, folders):
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(list(IN_MODEL)), st.integers(1, 400), st.integers(0, 3), st.booleans())
-def test_truncation_never_cuts_a_picture(made, name, limit, which, ask):
+def test_truncation_never_cuts_an_image(made, name, limit, which, ask):
     model, processor = made[name]
     sample = samples()[which]
     whole = processor.encode(sample)
@@ -580,7 +580,7 @@ def test_a_model_with_class_tokens_trains(images, folders):
         images=images, max_length=4096,
     )  # fmt: skip
     model, processor = hub.build(config, load_encoder(str(folders["clip"]), options))
-    slot = processor.codec.encode([picture(32, 32)])[0]
+    slot = processor.codec.encode([make_image(32, 32)])[0]
     tiles = 1 if isinstance(images, ResizeConfig) else slot.tiles
     assert len(slot.place) == 17 * tiles
     batch = pack([[processor.encode(sample) for sample in samples()]])

@@ -91,7 +91,7 @@ def test_packed_loss_and_gradients_equal_separate_ones(toy, projector, family):
 @torch.no_grad()
 @every_kind
 @both_families
-def test_other_samples_and_their_pictures_change_exactly_nothing(toy, projector, family):
+def test_other_samples_and_their_images_change_exactly_nothing(toy, projector, family):
     model, processor = build(toy, projector, family)
     encoded = [processor.encode(s) for s in toy.samples()]
     batch = pack([encoded])
@@ -109,12 +109,12 @@ def test_other_samples_and_their_pictures_change_exactly_nothing(toy, projector,
 
 @torch.no_grad()
 @every_kind
-def test_a_picture_reaches_later_text_of_its_sample_only(toy, projector):
+def test_an_image_reaches_later_text_of_its_sample_only(toy, projector):
     model, processor = build(toy, projector)
     two = processor.encode(toy.samples()[3])
     second = int(two.grids[0].prod())
     patches = two.patches.copy()
-    patches[second:] += 1  # the later picture, asked about in the second turn
+    patches[second:] += 1  # the later image, asked about in the second turn
     before, after = model(pack([[two]])), model(pack([[replace(two, patches=patches)]]))
     slots = np.flatnonzero(two.ids == model.image_token)
     first = int(slots[-model.projector.tokens(tuple(two.grids[1]))])

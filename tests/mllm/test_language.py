@@ -136,20 +136,20 @@ def build(folder, **settings):
     return model.eval(), processor
 
 
-def picture(seed, width=16):
+def image(seed, width=16):
     pixels = np.random.default_rng(seed).integers(0, 256, (16, width, 3), np.uint8)
     return Image(PIL.Image.fromarray(pixels))
 
 
 def samples():
-    """A dialogue about a picture, plain text, independent questions about one picture."""
+    """A dialogue about an image, plain text, independent questions about one image."""
     return [
         Sample(
-            (question(picture(0), "what?"), answer("red"), question("so?"), answer("a circle")), "a"
+            (question(image(0), "what?"), answer("red"), question("so?"), answer("a circle")), "a"
         ),
         Sample((question("is it red?"), answer("no, it is a circle")), "b"),
         Sample(
-            (question(picture(1), "what?"), answer("it"), question("is it?"), answer("yes")),
+            (question(image(1), "what?"), answer("it"), question("is it?"), answer("yes")),
             "c",
             independent=True,
         ),
@@ -297,8 +297,8 @@ def test_cached_decoding_equals_uncached(family, attention):
     _, folder = family
     model, processor = build(folder, attention=attention)
     asked = [
-        Sample((question(picture(0), "what?"),)),
-        Sample((question(picture(0), "a circle, is it?"),)),
+        Sample((question(image(0), "what?"),)),
+        Sample((question(image(0), "a circle, is it?"),)),
         Sample((question("red"), answer("it is"), question("so?"))),
     ]
     steps = [[] for _ in asked]
@@ -343,11 +343,11 @@ def test_blocks_of_a_prefix_lm(supervised):
         assert block[t] <= t
 
 
-def test_questions_of_a_prefix_lm_repeat_their_picture_and_equal_single_ones(folders):
+def test_questions_of_a_prefix_lm_repeat_their_image_and_equal_single_ones(folders):
     model, processor = build(folders("llama"), attention="prefix")
     together = samples()[2]
     one = Sample(together.turns[:2])
-    two = Sample((question(picture(1), "is it?"), answer("yes")))
+    two = Sample((question(image(1), "is it?"), answer("yes")))
     with torch.no_grad():
         whole = model.loss(pack([[processor.encode(together)]]))
         alone = [model.loss(pack([[processor.encode(s)]])) for s in (one, two)]
@@ -430,8 +430,8 @@ def test_attention_is_in_autocasts_precision(kind, folders, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "llama"])
-def test_pictures_enter_as_large_as_words(kind, folders):
-    """Gemma multiplies words by sqrt(width) in its embedding; pictures come behind that, once."""
+def test_images_enter_as_large_as_words(kind, folders):
+    """Gemma multiplies words by sqrt(width) in its embedding; images come behind that, once."""
     model, processor = build(folders(kind))
     words = model.language.get_input_embeddings()(torch.arange(200))
     tokens = model.projector(torch.randn(400, 16), torch.tensor([[20, 20]]))

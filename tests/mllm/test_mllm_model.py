@@ -22,7 +22,7 @@ from transformers import (
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.errors import CheckpointError, ConfigError, NotGenerativeError
 from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
-from chiasm.data.pictures import PictureStream
+from chiasm.data.images import ImageStream
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
@@ -130,17 +130,17 @@ def build(folder, lora=None, merge=2, projector=None, **settings):
     return model.eval(), processor
 
 
-def picture(width=24, height=24, seed=0):
+def image(width=24, height=24, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image(PIL.Image.fromarray(pixels))
 
 
 def samples():
-    """A picture with two turns, plain text, independent questions, two pictures in one turn."""
+    """An image with two turns, plain text, independent questions, two images in one turn."""
     return [
         Sample(
             (
-                question(picture(20, 24), "what colour?"),
+                question(image(20, 24), "what colour?"),
                 answer("red"),
                 question("shape?"),
                 answer("a circle"),
@@ -150,7 +150,7 @@ def samples():
         Sample((question("is it red?"), answer("no")), "text"),
         Sample(
             (
-                question(picture(24, 8, 1), "what?"),
+                question(image(24, 8, 1), "what?"),
                 answer("blue"),
                 question("is it?"),
                 answer("yes"),
@@ -158,7 +158,7 @@ def samples():
             "branches",
             independent=True,
         ),
-        Sample((question(picture(8, 8, 2), " or ", picture(16, 24, 3), "?"), answer("it")), "two"),
+        Sample((question(image(8, 8, 2), " or ", image(16, 24, 3), "?"), answer("it")), "two"),
     ]
 
 
@@ -226,7 +226,7 @@ def test_an_accelerators_kernels_give_the_same_loss_and_gradients(llama, functio
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_other_samples_and_their_pictures_change_nothing(family, request):
+def test_other_samples_and_their_images_change_nothing(family, request):
     model, processor = build(request.getfixturevalue(family))
     encoded = [processor.encode(s) for s in samples()]
     # GPT-2 adds what MLLM gives as positions to the embeddings: they too must restart.
@@ -367,7 +367,7 @@ def test_a_stage_trains_exactly_its_groups(llama, names):
     assert found == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_batches_without_pictures_train_and_give_the_encoder_no_gradient(llama):
+def test_batches_without_images_train_and_give_the_encoder_no_gradient(llama):
     model, processor = build(llama)
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language": 1.0}))
     loss = model.loss(pack([[processor.encode(samples()[1])]]))
@@ -457,7 +457,7 @@ def test_a_saved_language_model_is_a_stock_checkpoint(llama, tmp_path):
     [("vision", "projector", "language"), ("projector",), ("projector", "adapter"), ("vision",)],
 )
 def test_cost_is_what_torch_counts(llama, trained):
-    """Unpadded pictures and text, a target on every token, through the plain kernel."""
+    """Unpadded images and text, a target on every token, through the plain kernel."""
     model, processor = build(llama, LORA if "adapter" in trained else None)
     encoded = processor.encode(samples()[0])
     batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
@@ -495,8 +495,8 @@ def test_cost_with_frozen_layers_is_what_torch_counts(llama, frozen, trained):
 def test_cost_of_the_alignment_is_what_torch_counts(llama):
     """But for the words' own matrix, which is as small as captions are short."""
     model, processor = build(llama)
-    said = [Sample((question(picture(24, 24, n)),), f"s{n}", meta={"caption": "r"}) for n in (0, 1)]
-    batch = next(iter(PictureStream(said, hub.word_processor(model, processor), 2, seed=0)))
+    said = [Sample((question(image(24, 24, n)),), f"s{n}", meta={"caption": "r"}) for n in (0, 1)]
+    batch = next(iter(ImageStream(said, hub.word_processor(model, processor), 2, seed=0)))
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0}))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
@@ -515,18 +515,18 @@ def test_frozen_layers_stay_and_the_rest_learns(llama):
         build(llama, frozen_layers=3)
 
 
-def test_alignment_brings_pictures_to_their_words(llama):
-    """The loss of pictures with captions reaches projector and encoder, not the language model,
+def test_alignment_brings_images_to_their_words(llama):
+    """The loss of images with captions reaches projector and encoder, not the language model,
     and following it makes each visual token's nearest word its own."""
-    model, processor = build(llama, merge=6)  # one visual token a picture
-    pictures = [picture(24, 24, seed) for seed in range(2)]
+    model, processor = build(llama, merge=6)  # one visual token an image
+    images = [image(24, 24, seed) for seed in range(2)]
     captions = ["r", "c"]
     said = [
         Sample((question(p),), f"s{n}", meta={"caption": c})
-        for n, (p, c) in enumerate(zip(pictures, captions, strict=True))
+        for n, (p, c) in enumerate(zip(images, captions, strict=True))
     ]
     words = hub.word_processor(model, processor)
-    batch = next(iter(PictureStream(said, words, 2, seed=0)))
+    batch = next(iter(ImageStream(said, words, 2, seed=0)))
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0}))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(60):
@@ -537,7 +537,7 @@ def test_alignment_brings_pictures_to_their_words(llama):
         optimizer.step()
     assert all(p.grad is None for p in model.language.parameters())
     table = torch.nn.functional.normalize(model.language.get_input_embeddings().weight, dim=-1)
-    patches, grids = words.pictures([p.load() for p in pictures])
+    patches, grids = words.images([p.load() for p in images])
     nearest = (torch.nn.functional.normalize(model.see(patches, grids), dim=-1) @ table.T).argmax(1)
     assert nearest.tolist() == words.texts(captions)[0][:, 0].tolist()
     assert model.cost(batch).flops > 0
@@ -569,7 +569,7 @@ def test_the_codec_cannot_draw(llama):
 
 def test_slots_are_placeholders_and_patches(llama):
     model, processor = build(llama)
-    small, wide = processor.codec.encode([picture(24, 24).load(), picture(48, 12).load()])
+    small, wide = processor.codec.encode([image(24, 24).load(), image(48, 12).load()])
     for slot in (small, wide):
         assert slot.grid[0] * slot.grid[1] == len(slot.patches) <= VISION.max_patches
         assert len(slot.ids) == model.projector.tokens(slot.grid)

@@ -87,11 +87,11 @@ def config_of(parts, names):
 
 def samples():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), np.uint8)
-    picture = Image(PIL.Image.fromarray(pixels))
+    image = Image(PIL.Image.fromarray(pixels))
     return [
-        Sample((question(picture, "what colour?"), answer("red")), "a"),
+        Sample((question(image, "what colour?"), answer("red")), "a"),
         Sample((question("shape?"), answer("a circle")), "b"),
-        Sample((question(picture, "is it", picture, "?"), answer("no")), "c"),
+        Sample((question(image, "is it", image, "?"), answer("no")), "c"),
     ]
 
 
@@ -144,7 +144,7 @@ def test_what_an_encoder_is_given_as(parts, tmp_path):
     settings = ContrastiveConfig(vision, text_layers=1, vocabulary=290)
     words = train_bpe(["red circle"] * 4, 290)
     dual = DualEncoder(settings)
-    contrastive.save(tmp_path / "ours", dual, contrastive.picture_processor(settings, words))
+    contrastive.save(tmp_path / "ours", dual, contrastive.image_processor(settings, words))
     asked = []
 
     def given_or_prepared(given, name):

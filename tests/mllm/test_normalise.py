@@ -107,7 +107,7 @@ def test_the_unified_route_weighs_examples_too():
     assert loss.sum.item() == pytest.approx(sum(by_numpy(model.eval(), encoded)), rel=1e-5)
 
 
-def test_a_stage_of_pictures_alone_refuses_to_weigh_replies():
+def test_a_stage_of_images_alone_refuses_to_weigh_replies():
     context = Context(SimpleNamespace(), [], [], None, None, None)
     with pytest.raises(ConfigError, match="stage 's': normalise 'sample' weighs replies"):
-        context.pictures(Stage("s", 1, normalise="sample"), None)
+        context.images(Stage("s", 1, normalise="sample"), None)

@@ -85,7 +85,7 @@ def test_as_many_tokens_as_it_says(config, grid):
 
 @torch.no_grad()
 @everything
-def test_a_picture_is_the_same_alone_and_in_company(config):
+def test_an_image_is_the_same_alone_and_in_company(config):
     projector = build(config)
     if config == LinearConfig(zero_init=True):
         torch.nn.init.normal_(projector.linear.weight)
@@ -140,7 +140,7 @@ def test_tokens_start_as_large_as_words(config):
         return
     grids = [(6, 6)] * 20
     projector = build(config, 64)
-    # Neighbouring features are alike: half of each is the whole picture's.
+    # Neighbouring features are alike: half of each is the whole image's.
     common = torch.randn(20, 1, VISION).expand(-1, 36, -1).flatten(0, 1)
     tokens = projector((common + features(grids)) / 2**0.5, torch.tensor(grids))
     size = tokens.square().mean().sqrt().item() / SCALE

@@ -188,7 +188,7 @@ def test_cache_grows_and_selects_rows():
     assert torch.equal(keys[:, :, :200], k[[2, 0]])
 
 
-def test_visible_draws_the_picture_of_the_docstring():
+def test_visible_draws_the_diagram_of_the_docstring():
     segment = torch.tensor([[0, 0, 0, 0, 0, 1, 1]])
     block = torch.tensor([[0, 0, 0, 1, 2, 0, 1]])
     index = Index(segment, block, torch.zeros_like(block))

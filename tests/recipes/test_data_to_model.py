@@ -46,9 +46,7 @@ def stages(count: int, **settings: object) -> list[str]:
 def language(tmp_path_factory) -> Path:
     """A language model of two layers with words of its own."""
     folder = tmp_path_factory.mktemp("language")
-    bpe = train_bpe(
-        [" ".join(WORDS), "what is the total? describe the picture in a few words"], 400
-    )
+    bpe = train_bpe([" ".join(WORDS), "what is the total? describe the image in a few words"], 400)
     words = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -150,7 +148,7 @@ def test_fifty_pdfs_become_two_models(language, parts, tmp_path):
 @pytest.mark.skipif(not SHARED.exists(), reason="shared/data is absent")
 @pytest.mark.parametrize("name", ["cifar10-zeroshot", "video-clips"])
 def test_sets_of_one_half_are_divided(name, language, parts, tmp_path):
-    """Small pictures and clips come as a test half alone; here they are trained on as well."""
+    """Small images and clips come as a test half alone; here they are trained on as well."""
     data = looked_over(SHARED / name, tmp_path)
     (data / "test.jsonl").rename(data / "all.jsonl")
     beside = str(SHARED / "screenshots") if name == "video-clips" else ""

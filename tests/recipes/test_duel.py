@@ -46,7 +46,7 @@ def test_a_budget_just_above_it_still_works():
 
 @pytest.fixture
 def data(tmp_path):
-    """Pictures that are red or blue, and a question about it."""
+    """Images that are red or blue, and a question about it."""
     random = np.random.default_rng(0)
     samples = []
     for n in range(24):

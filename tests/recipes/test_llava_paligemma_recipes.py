@@ -116,7 +116,7 @@ def test_the_published_model_is_what_the_recipe_builds(name, parts, size, projec
 
 
 def test_batches_are_the_published_numbers_of_examples():
-    """A picture with about 100 words beside it for LLaVA's captions, 30 for VQAv2's questions."""
+    """An image with about 100 words beside it for LLaVA's captions, 30 for VQAv2's questions."""
     align, tune = find("llava15_7b").stages
     assert align.batch * align.accumulate == 256 * 680
     assert tune.batch * tune.accumulate == 128 * 1024

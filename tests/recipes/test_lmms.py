@@ -14,11 +14,11 @@ from chiasm.core.protocols import Piece
 from chiasm.recipes import lmms as adapter
 
 RED, BLUE = (PIL.Image.new("RGB", (8, 8), name) for name in ("red", "blue"))
-DOCS = [{"picture": RED, "asked": "what colour?"}, {"picture": BLUE, "asked": "which?"}]
+DOCS = [{"image": RED, "asked": "what colour?"}, {"image": BLUE, "asked": "which?"}]
 
 
 def messages(doc):
-    content = [{"type": "image", "url": doc["picture"]}, {"type": "text", "text": doc["asked"]}]
+    content = [{"type": "image", "url": doc["image"]}, {"type": "text", "text": doc["asked"]}]
     return [{"role": "user", "content": content}]
 
 
@@ -63,7 +63,7 @@ def test_likelihoods_are_losses_of_the_right_document(model, monkeypatch):
     monkeypatch.setattr(adapter, "reply_log_likelihood", likelihood)
     made.respond = lambda samples, sampling: iter([(0, Piece("it is red", finish="stop"))])
     asked = [
-        SimpleNamespace(args=("which?", text, lambda doc: [doc["picture"]], doc, "toy", "test"))
+        SimpleNamespace(args=("which?", text, lambda doc: [doc["image"]], doc, "toy", "test"))
         for text in (" it is red", "no")
         for doc in (0, 1)
     ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chiasm import cli
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import CheckpointError
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.formats.messages import write_messages
@@ -43,7 +43,7 @@ def encoder(folder, seed=0):
     vision = replace(ContrastiveConfig().vision, width=32, layers=1, heads=2)
     config = replace(ContrastiveConfig(), vision=vision)
     words = train_bpe(["noise"] * 4, config.vocabulary)
-    contrastive.save(folder, DualEncoder(config), contrastive.picture_processor(config, words))
+    contrastive.save(folder, DualEncoder(config), contrastive.image_processor(config, words))
     return folder
 
 
@@ -59,16 +59,16 @@ def test_training_finds_the_features_of_its_own_encoder_only(tmp_path, data, mon
     monkeypatch.setenv("CHIASM_CACHE", str(out))
     dual, processor = load(tmp_path / "e")
     images = [s.images[0].load() for s in load_samples(str(data), "train")]
-    patches, grids = processor.pictures(images)
+    patches, grids = processor.images(images)
     for parameter in dual.vision.parameters():
         parameter.requires_grad_(False)
     cache = open_cache(dual.vision, 1e9)
-    found = cache(dual.vision, PictureBatch(patches, grids))
+    found = cache(dual.vision, ImageBatch(patches, grids))
     assert len(cache.encoded) == 0
     torch.testing.assert_close(found, dual.vision(patches, grids), atol=1e-5, rtol=1e-5)
     other, _ = load(encoder(tmp_path / "other", 1))
     cache = open_cache(other.vision, 1e9)
-    cache(other.vision, PictureBatch(patches, grids))
+    cache(other.vision, ImageBatch(patches, grids))
     cache.close()
     assert len(cache.encoded) == 7
 
@@ -88,7 +88,7 @@ def test_an_array_of_commands_makes_what_one_makes(tmp_path, data, capsys):
                   "--autocast", "none", *more])  # fmt: skip
         return capsys.readouterr().out
 
-    assert "4 shards, 7 pictures, 0 unusable" in run(tmp_path / "one")
+    assert "4 shards, 7 images, 0 unusable" in run(tmp_path / "one")
     said = [run(tmp_path / "two", "--array-index", i, "--array-count", "2") for i in "10"]
     assert "others are not yet" in said[0]
     assert "complete, 4 shards" in said[1]

@@ -72,7 +72,7 @@ def test_every_group_of_every_stage_is_there(name):
         assert trained == set(stage.lr)
 
 
-def test_nanovlm_has_222_million_parameters_and_49_tokens_a_picture():
+def test_nanovlm_has_222_million_parameters_and_49_tokens_an_image():
     recipe = find("nanovlm_222m")
     model = on_paper(recipe)
     assert millions(model) == pytest.approx(222, abs=0.5)

@@ -25,7 +25,7 @@ def test_curves_run_over_all_stages_and_are_zero_where_frozen():
     assert [rate for _, rate in found["projector"]] == pytest.approx(expected)
 
 
-def test_the_picture_draws_the_curves_to_scale():
+def test_the_image_draws_the_curves_to_scale():
     tree = ElementTree.fromstring(svg(STAGES))
     lines = [e for e in tree.iter() if e.tag.endswith("polyline")]
     found = curves(STAGES)
@@ -52,13 +52,13 @@ def test_the_terminal_shows_one_line_a_group():
 
 
 def test_the_command_draws_a_recipe_with_its_overrides(tmp_path, capsys):
-    picture = tmp_path / "rates.svg"
+    image = tmp_path / "rates.svg"
     schedule = ["--stages.0.schedule", "wsd", "--stages.0.steps", "40"]
-    main(["plan", "tokenizer", "--plot", "--out", str(picture), *schedule])
+    main(["plan", "tokenizer", "--plot", "--out", str(image), *schedule])
     said = capsys.readouterr().out
     assert "40 steps" in said
     assert "wsd" in said
     assert re.search("encoder .*█.* peak 0.002", said)
-    assert picture.read_text().startswith("<svg")
+    assert image.read_text().startswith("<svg")
     main(["plan", "tokenizer", "--out", str(tmp_path / "none.svg")])
     assert not (tmp_path / "none.svg").exists()

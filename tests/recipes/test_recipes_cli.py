@@ -73,12 +73,12 @@ def runs(*arguments: object) -> None:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A user's own folder: twelve pictures with a question each."""
+    """A user's own folder: twelve images with a question each."""
     random = np.random.default_rng(0)
     samples = []
     for n in range(12):
-        picture = PIL.Image.fromarray(random.integers(0, 255, (48, 40, 3), dtype=np.uint8))
-        turns = (question(Image(picture), f"what is number {n}?"), answer(f"it is {n}"))
+        image = PIL.Image.fromarray(random.integers(0, 255, (48, 40, 3), dtype=np.uint8))
+        turns = (question(Image(image), f"what is number {n}?"), answer(f"it is {n}"))
         samples.append(Sample(turns, f"s{n}", meta={"caption": f"noise {n % 3}"}))
     write_messages(samples, tmp_path / "own" / "train.jsonl")
     write_messages(samples[:4], tmp_path / "own" / "test.jsonl")
@@ -110,14 +110,14 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
     assert "accuracy" in capsys.readouterr().out
     predictions = (tiny_run / "predictions-own.jsonl").read_text().splitlines()
     assert len(predictions) == 4
-    picture = next((data / "images").iterdir())
-    runs("chat", tiny_run, picture, "what is it?", "--max-tokens", "4")
+    image = next((data / "images").iterdir())
+    runs("chat", tiny_run, image, "what is it?", "--max-tokens", "4")
     runs("draw", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--count", "2")
     assert PIL.Image.open(tmp_path / "drawn.png").size == (128, 64)
     PIL.Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
     for change in ((), ("--mask", tmp_path / "mask.png"), ("--vary", "0.5")):
         changed = tmp_path / "changed.png"
-        runs("draw", tiny_run, "noise 1", "-o", changed, "--edit", picture, *change)
+        runs("draw", tiny_run, "noise 1", "-o", changed, "--edit", image, *change)
         assert PIL.Image.open(changed).size == (64, 64)
         changed.unlink()
     assert "give it with --edit" in fails(capsys, "draw", tiny_run, "x", "--vary", "0.5")
@@ -134,10 +134,10 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
 
 
 def test_interactive_session_answers_until_the_input_ends(tiny_run, data, monkeypatch, capsys):
-    picture = next((data / "images").iterdir())
+    image = next((data / "images").iterdir())
     lines = iter(["what is it?", "/image /nowhere.png", "and now?", ""])
     monkeypatch.setattr("rich.console.Console.input", lambda *_: next(lines))
-    runs("chat", tiny_run, picture, "--max-tokens", "3")
+    runs("chat", tiny_run, image, "--max-tokens", "3")
     assert "no such image" in capsys.readouterr().out
 
 
@@ -179,32 +179,32 @@ def test_own_recipe_file(data, tmp_path):
 
 
 def test_bad_checkpoints_are_one_line(capsys, tiny_run, data, tmp_path):
-    picture = next((data / "images").iterdir())
+    image = next((data / "images").iterdir())
     assert "no such folder" in fails(capsys, "eval", tmp_path / "rnu")
-    assert "model.json" in fails(capsys, "chat", tmp_path, picture, "?")
-    assert "does not talk" in fails(capsys, "chat", tmp_path / "tokenizer", picture, "?")
+    assert "model.json" in fails(capsys, "chat", tmp_path, image, "?")
+    assert "does not talk" in fails(capsys, "chat", tmp_path / "tokenizer", image, "?")
     weights = tiny_run / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "unreadable" in fails(capsys, "chat", tiny_run, picture, "?")
+    assert "unreadable" in fails(capsys, "chat", tiny_run, image, "?")
     weights.write_bytes(whole)
     config = json.loads((tiny_run / "model.json").read_text())
     (tiny_run / "model.json").write_text(json.dumps(config | {"width": 64}))
-    assert "does not fit" in fails(capsys, "chat", tiny_run, picture, "?")
+    assert "does not fit" in fails(capsys, "chat", tiny_run, image, "?")
     (tiny_run / "model.json").write_text(json.dumps(config | {"widht": 64}))
-    assert "did you mean 'width'" in fails(capsys, "chat", tiny_run, picture, "?")
+    assert "did you mean 'width'" in fails(capsys, "chat", tiny_run, image, "?")
     (tiny_run / "model.json").write_text("{")
-    assert "unreadable" in fails(capsys, "chat", tiny_run, picture, "?")
+    assert "unreadable" in fails(capsys, "chat", tiny_run, image, "?")
 
 
-def test_bad_pictures_are_one_line_when_asked(capsys, tiny_run, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+def test_bad_images_are_one_line_when_asked(capsys, tiny_run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     assert "not a readable image" in fails(capsys, "chat", tiny_run, tmp_path / "bad.png", "?")
     assert "no such image" in fails(capsys, "chat", tiny_run, tmp_path / "none.png", "?")
 
 
 def test_bad_samples_are_quarantined_while_training(data, tmp_path, capsys):
-    """Missing and corrupt pictures, a wrong placeholder count, an empty conversation, not JSON."""
+    """Missing and corrupt images, a wrong placeholder count, an empty conversation, not JSON."""
     images = sorted((data / "images").iterdir())
     images[0].unlink()
     images[1].write_bytes(b"corrupt")
@@ -322,13 +322,13 @@ def test_both_recipes_train_on_tables_qa(name, tmp_path):
     runs("eval", tmp_path / name, "--task", SHARED / "tables-qa", "--limit", "8")
 
 
-def test_eval_takes_pictures_away_exports_and_ends_badly_where_a_question_failed(
+def test_eval_takes_images_away_exports_and_ends_badly_where_a_question_failed(
     tiny_run, data, tmp_path, capsys, monkeypatch
 ):
     table = tmp_path / "table.md"
     asked = ["eval", tiny_run, "--task", data, "--max-tokens", "4", "--export", table]
     runs(*asked, "--ablate", "blind", "shuffled", "resolution")
-    assert "without pictures" in capsys.readouterr().out
+    assert "without images" in capsys.readouterr().out
     assert [line.split(" | ")[1] for line in table.read_text().splitlines()[2:]] == [
         "as they are",
         "blind",
@@ -366,7 +366,7 @@ def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, t
     said = capsys.readouterr().out
     assert "CLIPScore (judge)" in said
     assert "Fréchet distance (judge)" in said
-    # Equal captions of two samples are drawn as two pictures.
+    # Equal captions of two samples are drawn as two images.
     drawn = [p.read_bytes() for p in sorted((tmp_path / "drawn").glob("*/samples/0000.png"))]
     assert len(drawn) == 4
     assert drawn[0] != drawn[3]

@@ -118,7 +118,7 @@ def test_monitors_change_nothing_and_reach_the_log_and_the_page(tmp_path):
         (folder.parent / "summary.json").write_text("{}")
         page = render(folder.parent).read_text()
         assert ("largest attention logit" in page) is bool(every)
-        assert ("gradient norm of pictures" in page) is bool(every)
+        assert ("gradient norm of images" in page) is bool(every)
     for a, b in zip(*weights, strict=True):
         assert torch.equal(a, b)
 
@@ -138,8 +138,8 @@ def test_the_toy_world_is_what_it_says():
     noise = (grid - padded[:-1, 1:] - padded[1:, :-1] - words[:SIDE, None]) % CODES
     assert set(noise.flatten()) <= {0, 1, 2}
     assert (words < WORDS).all()
-    pictures = batch("image")
-    assert bool(VOCABULARY.is_code(pictures.targets[pictures.targets != IGNORE]).all())
+    images = batch("image")
+    assert bool(VOCABULARY.is_code(images.targets[images.targets != IGNORE]).all())
 
 
 def test_sensitivity_is_the_papers():
@@ -189,9 +189,9 @@ def test_the_sweep_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
             )["outcome"]["start"]
             assert row["sensitivity"][seed] == pytest.approx(sensitivity(losses, [starts] * 2))
             assert row["log_z_drift"][seed] is not None
-    picture = (tmp_path / "s" / "stability.svg").read_text()
-    assert picture.count("<polyline") == 3
-    assert "qk-norm, d 16" in picture
+    image = (tmp_path / "s" / "stability.svg").read_text()
+    assert image.count("<polyline") == 3
+    assert "qk-norm, d 16" in image
     removed = next((tmp_path / "s" / "trials").glob("*qk*seed1.json"))
     before = removed.read_text()
     removed.unlink()

@@ -1,4 +1,4 @@
-"""Pictures in terminals: what is printed says the picture, in each terminal's own words."""
+"""Images in terminals: what is printed says the image, in each terminal's own words."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ from chiasm.recipes.terminal import CHUNK, COLUMNS, escaped, way_of
         ({}, None),
     ],
 )
-def test_how_a_terminal_shows_pictures(environment, way):
+def test_how_a_terminal_shows_images(environment, way):
     assert way_of(environment, True) == way
     assert way_of(environment, False) is None
 
@@ -38,34 +38,34 @@ def noise(size):
 
 
 def test_kitty_gets_the_file_in_chunks_of_which_the_last_says_so():
-    picture = noise((64, 48))
-    told = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", escaped(picture, "kitty"))
+    image = noise((64, 48))
+    told = re.findall("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\", escaped(image, "kitty"))
     heads, parts = zip(*told, strict=True)
     assert len(parts) > 1
     assert max(map(len, parts)) <= CHUNK
     assert heads[0] == "a=T,f=100,m=1"
     assert [head[-3:] for head in heads[1:]] == ["m=1"] * (len(heads) - 2) + ["m=0"]
     read = PIL.Image.open(io.BytesIO(base64.b64decode("".join(parts))))
-    assert read.tobytes() == picture.tobytes()
+    assert read.tobytes() == image.tobytes()
     small = escaped(PIL.Image.new("RGB", (2, 2)), "kitty")
     assert "a=T,f=100,m=0;" in small
 
 
 def test_iterm_gets_the_file_whole():
-    picture = noise((20, 10))
+    image = noise((20, 10))
     (size, content), *rest = re.findall(
-        "File=inline=1;size=(\\d+):([^\x07]*)\x07", escaped(picture, "iterm")
+        "File=inline=1;size=(\\d+):([^\x07]*)\x07", escaped(image, "iterm")
     )
     assert not rest
     assert len(base64.b64decode(content)) == int(size)
-    assert PIL.Image.open(io.BytesIO(base64.b64decode(content))).tobytes() == picture.tobytes()
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(content))).tobytes() == image.tobytes()
 
 
 def test_blocks_are_two_pixels_a_cell():
-    picture = PIL.Image.new("RGB", (2, 2))
+    image = PIL.Image.new("RGB", (2, 2))
     colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12)]
-    picture.putdata(colours)
-    line, end = escaped(picture, "blocks").split("\n")
+    image.putdata(colours)
+    line, end = escaped(image, "blocks").split("\n")
     assert end == ""
     cells = re.findall("38;2;(\\d+);(\\d+);(\\d+);48;2;(\\d+);(\\d+);(\\d+)m▀", line)
     found = [tuple(map(int, cell)) for cell in cells]

@@ -29,8 +29,8 @@ def data(tmp_path_factory):
     random = np.random.default_rng(0)
     samples = []
     for n in range(8):
-        picture = PIL.Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
-        turns = (question(Image(picture), "what is this?"), answer(f"no {n}"))
+        image = PIL.Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
+        turns = (question(Image(image), "what is this?"), answer(f"no {n}"))
         samples.append(Sample(turns, str(n), meta={"caption": f"no {n}"}))
     write_messages(samples, folder / "train.jsonl")
     write_messages(samples[:2], folder / "test.jsonl")

@@ -27,7 +27,7 @@ def test_undrawn_captions_are_seen_but_never_a_target(tmp_path):
     tokens = AutoencoderConfig(FSQConfig((4, 4)), 16, multipliers=(1, 1, 1))
     torch.manual_seed(0)
     made = Autoencoder(tokens)
-    with torch.no_grad():  # so that pictures differ in their codes
+    with torch.no_grad():  # so that images differ in their codes
         made.encoder.conv_out.weight.mul_(20)  # type: ignore[union-attr,operator]
     autoencoder.save(tmp_path, made)
     recipe = find("unified_interleaved")

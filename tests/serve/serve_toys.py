@@ -1,4 +1,4 @@
-"""Toy models of both routes and an encoder, pictures, and a real server on a free port."""
+"""Toy models of both routes and an encoder, images, and a real server on a free port."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ def words():
 
 
 def drawing_toy(**settings):
-    """A random unified model, lively enough to end replies and begin pictures by itself."""
+    """A random unified model, lively enough to end replies and begin images by itself."""
     tokens = AutoencoderConfig(
         quantizer=FSQConfig((4, 3)),
         image_size=8,
@@ -95,7 +95,7 @@ def reading_toy(folder, projector=None, **settings):
     model, processor = mllm.build(config, ViT(VIT))
     with torch.no_grad():
         for name, parameter in model.projector.named_parameters():
-            if "gate" in name:  # closed at first: pictures would not be seen
+            if "gate" in name:  # closed at first: images would not be seen
                 parameter.fill_(1.0)
     return Generator(model.eval(), processor)
 
@@ -105,7 +105,7 @@ def embedding_toy():
         vision=VIT, embedding=8, text_width=16, text_layers=1, text_heads=2, vocabulary=300
     )
     torch.manual_seed(2)
-    return OwnDual(DualEncoder(config), contrastive.picture_processor(config, words()))
+    return OwnDual(DualEncoder(config), contrastive.image_processor(config, words()))
 
 
 def pixels(seed, size=(8, 8)):
@@ -113,7 +113,7 @@ def pixels(seed, size=(8, 8)):
     return PIL.Image.fromarray(array)
 
 
-def picture(seed):
+def image(seed):
     return Image(pixels(seed))
 
 

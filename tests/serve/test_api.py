@@ -52,7 +52,7 @@ def test_models(client):
 
 
 @pytest.mark.parametrize("model", ["draws", "reads"])
-def test_chat_about_a_picture_equals_the_generator_s_reply(model, client, toys):
+def test_chat_about_an_image_equals_the_generator_s_reply(model, client, toys):
     image = pixels(3, (12, 10))
     reply = client.chat.completions.create(
         model=model, messages=asked(image_part(image), words("what colour?")), max_tokens=12
@@ -143,7 +143,7 @@ def test_json_object_and_schema(client):
     assert isinstance(json.loads(reply.choices[0].message.content)["red"], bool)
 
 
-def test_pictures_in_an_answer(client, toys):
+def test_images_in_an_answer(client, toys):
     wanted = {
         "model": "draws",
         "messages": say("a red circle"),
@@ -163,7 +163,7 @@ def test_pictures_in_an_answer(client, toys):
     assert progress == list(range(1, toys["draws"].codes_per_image + 1)) or progress[0] == 0
 
 
-def test_a_picture_is_shown_while_it_is_drawn(client, toys):
+def test_an_image_is_shown_while_it_is_drawn(client, toys):
     """Row by row of its codes: what is drawn is opaque, the rest is not there yet."""
     asked = {"modalities": ["image"], "progress": True}
     wanted = {"model": "draws", "messages": say("red"), "seed": 1, "extra_body": asked}
@@ -243,7 +243,7 @@ def test_the_pixels_of_a_clip_are_counted_before_they_are_decoded(toys):
                 strict.client().chat.completions.create(model="reads", **wanted)
 
 
-def test_a_drawn_picture_goes_back_into_the_conversation(client):
+def test_a_drawn_image_goes_back_into_the_conversation(client):
     wanted = {"model": "draws", "extra_body": {"modalities": ["text", "image"]}, "seed": 1}
     first = client.chat.completions.create(messages=say("draw red"), **wanted)
     message = first.choices[0].message.model_dump(exclude_none=True)
@@ -261,11 +261,11 @@ def test_image_generation(kind, client, toys):
     found = [
         decoded(item.url if item.url else f",{item.b64_json}").tobytes() for item in reply.data
     ]
-    for i, picture in enumerate(found):
+    for i, image in enumerate(found):
         sampling = Sampling(
             1.0, 0, 0.95, guidance=1.5, max_tokens=1, max_images=1, draw_first=True, seed=4 + i
         )
-        assert alone(toys["draws"], Sample((question("red"),)), sampling)[1] == [picture]
+        assert alone(toys["draws"], Sample((question("red"),)), sampling)[1] == [image]
     assert reply.size == "8x8"
     assert reply.usage.output_tokens == 2 * (toys["draws"].codes_per_image + 2)
 
@@ -397,7 +397,7 @@ def test_a_full_queue_is_told_with_when_to_come_back(toys):
 
 
 def test_32_requests_at_once_equal_their_single_runs(running, toys):
-    """Text and pictures, streamed or not, both routes and embeddings, all side by side."""
+    """Text and images, streamed or not, both routes and embeddings, all side by side."""
     client = running.client()
 
     def text(i):
@@ -476,7 +476,7 @@ def test_metrics_count_what_clients_saw(running, client):
 def test_the_page_and_its_files_come_without_a_key(running):
     page = http.get(running.url + "/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    for name in ("app.js", "api.js", "camera.js", "pictures.js", "style.css", "icon.svg"):
+    for name in ("app.js", "api.js", "camera.js", "images.js", "style.css", "icon.svg"):
         assert http.get(f"{running.url}/static/{name}").status_code == 200
     assert http.get(f"{running.url}/static/../app.py").status_code in (401, 404)
     assert "://" not in page.text.replace("http://www.w3.org", "")
@@ -496,7 +496,7 @@ def test_image_edits_are_forms_and_equal_the_generator_s(masked, client, toys):
     given = {"mask": ("mask.png", encoded(mask), "image/png")} if masked else {}
     reply = client.images.edit(
         model="draws",
-        image=("picture.png", encoded(image), "image/png"),
+        image=("image.png", encoded(image), "image/png"),
         prompt="red",
         n=2,
         extra_body={"seed": 4},
@@ -516,7 +516,7 @@ def test_image_edits_are_forms_and_equal_the_generator_s(masked, client, toys):
         assert [decoded(f",{item.b64_json}").tobytes()] == expected
 
 
-def test_several_pictures_to_edit_and_what_is_refused(client, running):
+def test_several_images_to_edit_and_what_is_refused(client, running):
     files = [("a.png", encoded(pixels(i)), "image/png") for i in range(2)]
     reply = client.images.edit(model="draws", image=files, prompt="both")
     assert reply.usage.input_tokens_details.image_tokens > 0
@@ -525,7 +525,7 @@ def test_several_pictures_to_edit_and_what_is_refused(client, running):
     assert caught.value.code == "not_generative"
     for wrong in (
         {"image": files, "mask": files[0]},
-        {"image": [("a.png", b"no picture", "image/png")]},
+        {"image": [("a.png", b"no image", "image/png")]},
         {"image": files * 9},
         {"image": files[0], "mask": ("m.png", encoded(PIL.Image.new("L", (8, 8))), "image/png")},
     ):

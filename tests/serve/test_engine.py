@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from serve_toys import drawing_toy, picture, pixels
+from serve_toys import drawing_toy, image, pixels
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, answer, question
@@ -25,9 +25,9 @@ from chiasm.serve.stops import StopStrings
 
 SAMPLES = [
     Sample((question("what is it?"),)),
-    Sample((question(picture(0), "what colour?"),)),
-    Sample((question(picture(1), picture(2), "which?"),)),
-    Sample((question(picture(3), "what?"), answer("red"), question("really?"))),
+    Sample((question(image(0), "what colour?"),)),
+    Sample((question(image(1), image(2), "which?"),)),
+    Sample((question(image(3), "what?"), answer("red"), question("really?"))),
     Sample((question("is it a circle or is it red, what colour is it, what is it?"),)),
 ]
 WARM = Sampling(temperature=1.0, max_tokens=14)
@@ -37,7 +37,7 @@ TEXT = [
     replace(WARM, top_k=5, seed=3),
     replace(WARM, top_p=0.8, max_tokens=30, seed=4),
 ]
-PICTURES = [
+IMAGES = [
     Sampling(max_tokens=6, max_images=1),
     replace(WARM, draw_first=True, max_images=1, seed=5),
     replace(WARM, draw_first=True, max_images=1, guidance=2.0, seed=6),
@@ -113,7 +113,7 @@ def together(engine, asked):
 @pytest.mark.parametrize("name", ["draws", "reads", "draws-2d", "reads-across"])
 def test_replies_in_company_equal_those_alone(name, toys, more_toys):
     respond = model(name, toys, more_toys)
-    kinds = TEXT + (PICTURES if respond.codes_per_image else [])
+    kinds = TEXT + (IMAGES if respond.codes_per_image else [])
     asked = [(sample, sampling) for sample in SAMPLES for sampling in kinds]
     random.Random(0).shuffle(asked)
     asked = asked if name in toys else asked[:12]
@@ -257,7 +257,7 @@ def test_a_failing_step_is_told_and_survived(monkeypatch):
 def test_a_reading_model_refuses_to_draw(toys):
     engine = Engine("reads", toys["reads"])
     with pytest.raises(NotGenerativeError, match="cannot draw"):
-        engine.submit(Heard(SAMPLES[0], PICTURES[1]).job)
+        engine.submit(Heard(SAMPLES[0], IMAGES[1]).job)
 
 
 def test_stop_strings_end_a_reply_and_are_not_shown(engine):
@@ -289,7 +289,7 @@ def test_scores_are_log_probabilities_of_what_was_said(engine):
         assert sum(torch.tensor([p for _, p in score.top]).exp()) <= 1 + 1e-5
 
 
-def test_usage_counts_pictures_on_both_sides(engine):
+def test_usage_counts_images_on_both_sides(engine):
     heard = Heard(SAMPLES[2], replace(WARM, draw_first=True, max_images=1))
     engine.submit(heard.job)
     engine.start()
@@ -334,7 +334,7 @@ def test_json_keeps_to_its_schema(name, temperature, toys):
     assert complete or temperature == 0  # a greedy toy may write one number for ever
 
 
-def test_pictures_seen_lately_are_not_encoded_again(toys):
+def test_images_seen_lately_are_not_encoded_again(toys):
     respond = toys["reads"]
     engine = Engine("reads", respond)
     engine.start()
@@ -368,16 +368,16 @@ def test_what_was_used_longest_ago_is_forgotten_first():
 def test_remembered_features_equal_the_encoder_s(toys):
     vision = toys["reads"].model.vision
     processor = contrastive_patches(vision)
-    patches, grids = processor.pictures([pixels(0), pixels(1), pixels(0)])
+    patches, grids = processor.images([pixels(0), pixels(1), pixels(0)])
     memory = RecentFeatures(1e6)
     with torch.no_grad():
         expected = vision(patches, grids)
         for _ in range(2):
-            torch.testing.assert_close(memory(vision, PictureBatch(patches, grids)), expected)
+            torch.testing.assert_close(memory(vision, ImageBatch(patches, grids)), expected)
     assert len(memory.held) == 2
 
 
 def contrastive_patches(vision):
-    from chiasm.data.pictures import PictureProcessor
+    from chiasm.data.images import ImageProcessor
 
-    return PictureProcessor(vision.config.image_size, vision.config.patch_size)
+    return ImageProcessor(vision.config.image_size, vision.config.patch_size)

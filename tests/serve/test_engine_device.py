@@ -4,7 +4,7 @@ import random
 
 import pytest
 from serve_toys import drawing_toy
-from test_engine import PICTURES, SAMPLES, TEXT, Heard, alone, together
+from test_engine import IMAGES, SAMPLES, TEXT, Heard, alone, together
 
 from chiasm.core.sample import Sample, answer, question
 from chiasm.infer.generate import Generator
@@ -30,7 +30,7 @@ def moved(pretend):
 @pytest.mark.parametrize("name", ["draws", "reads"])
 def test_replies_in_company_equal_those_of_a_cpu(name, toys, moved):
     respond = toys[name]
-    kinds = TEXT[1:3] + (PICTURES[1:3] if respond.codes_per_image else [])
+    kinds = TEXT[1:3] + (IMAGES[1:3] if respond.codes_per_image else [])
     asked = [(sample, sampling) for sample in SAMPLES[:4] for sampling in kinds]
     random.Random(0).shuffle(asked)
     expected = [alone(respond, *pair) for pair in asked]
@@ -58,7 +58,7 @@ def test_a_prompt_goes_on_from_an_earlier_one(toys, moved):
 def test_a_step_fetches_once_for_all_jobs(moved, monkeypatch):
     """With text, drawings, guidance and scores side by side."""
     engine = Engine("draws", moved(drawing_toy()), slots=8)
-    asked = [(SAMPLES[i], (TEXT + PICTURES)[i + 2]) for i in range(4)]
+    asked = [(SAMPLES[i], (TEXT + IMAGES)[i + 2]) for i in range(4)]
     heard = [Heard(*pair, top=3 * (i == 1)) for i, pair in enumerate(asked)]
     step, decode = StaticStep.__call__, engine.respond.processor.codec.decode_all
 

@@ -1,4 +1,4 @@
-"""The server's greedy answers are those that chiasm eval gave of the same pictures."""
+"""The server's greedy answers are those that chiasm eval gave of the same images."""
 
 import json
 import os
@@ -22,13 +22,13 @@ COLOURS = {"red": (255, 0, 0), "circle": (0, 0, 255), "what colour": (0, 255, 0)
 
 
 def pairs(folder):
-    """Two questions about each of six pictures: to learn from, and as a file to be asked from."""
+    """Two questions about each of six images: to learn from, and as a file to be asked from."""
     samples, lines = [], []
     for number, (word, colour) in enumerate([*COLOURS.items()] * 2):
         file = folder / f"{number}.png"
-        picture = pixels(number, (8, 8))
-        picture.paste(colour, (0, 0, 8, 8 - number))
-        picture.save(file)
+        image = pixels(number, (8, 8))
+        image.paste(colour, (0, 0, 8, 8 - number))
+        image.save(file)
         asked = ("what is it?", word), ("red?", str(word == "red").lower())
         turns = [question(Image(file), asked[0][0]), answer(asked[0][1])]
         turns += [question(asked[1][0]), answer(asked[1][1])]
@@ -84,8 +84,8 @@ def evaluated(run, task, file):
 
 def asked_of_the_server(run, rows):
     def ask(row):
-        picture = image_part(Image(Path(row["image"])).load())
-        parts = [picture, {"type": "text", "text": row["question"]}]
+        image = image_part(Image(Path(row["image"])).load())
+        parts = [image, {"type": "text", "text": row["question"]}]
         wanted = {"messages": [{"role": "user", "content": parts}], "max_tokens": 32}
         return client.chat.completions.create(model="it", **wanted).choices[0].message.content
 

@@ -148,9 +148,9 @@ def test_of_a_gif_of_many_frames_one_is_decoded(running):
     assert seen(running, url).status_code == 200
 
 
-def test_too_many_pictures_are_refused_before_any_is_decoded(running):
+def test_too_many_images_are_refused_before_any_is_decoded(running):
     error = refused(seen(running, *["data:image/png;base64,AAAA"] * 100))
-    assert "100 pictures" in error["message"]
+    assert "100 images" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ def test_a_large_schema_does_not_hold_the_server_up(running):
     assert time.monotonic() - began < 60
 
 
-def test_decoded_pictures_have_a_budget(running, monkeypatch):
+def test_decoded_images_have_a_budget(running, monkeypatch):
     monkeypatch.setattr(running.server.budget, "limit", 100_000)
     error = refused(seen(running, data_url(pixels(0, (200, 200)))), 429)
     assert error["code"] == "server_busy"
 
 
 def test_a_crowd_of_the_largest_requests_is_held_within_the_budget(running, monkeypatch):
-    """32 at once of 4 pictures, unpacked 16 MB each request and 512 MB together."""
+    """32 at once of 4 images, unpacked 16 MB each request and 512 MB together."""
     monkeypatch.setattr(running.server.budget, "limit", 50_000_000)
     flat = data_url(PIL.Image.new("RGB", (1000, 1000), "red"))
     with ThreadPoolExecutor(32) as pool:

@@ -8,13 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from serve_toys import KEY, http, image_part, picture, pixels
+from serve_toys import KEY, http, image, image_part, pixels
 
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.sample import Sample, question
 from chiasm.infer.look import STEPS, Look, look, worth
 
-SAMPLE = Sample((question(picture(1), picture(2), "which is red?"),))
+SAMPLE = Sample((question(image(1), image(2), "which is red?"),))
 ROUTES = ["draws", "draws-2d", "reads", "reads-across"]
 
 
@@ -31,29 +31,29 @@ def likelihood(respond, encoded, seen):
 
 
 def way_of(respond, encoded):
-    """The pictures as they enter the model, and each as the mean of its places."""
+    """The images as they enter the model, and each as the mean of its places."""
     with torch.no_grad():
-        picture = respond.model.seen(pack([[encoded]]))
-        halves = picture.chunk(2)
-        return picture, torch.cat([half.mean(0, keepdim=True).expand_as(half) for half in halves])
+        image = respond.model.seen(pack([[encoded]]))
+        halves = image.chunk(2)
+        return image, torch.cat([half.mean(0, keepdim=True).expand_as(half) for half in halves])
 
 
-def test_shares_are_what_a_place_adds_on_the_way_to_the_picture(respond, request):
+def test_shares_are_what_a_place_adds_on_the_way_to_the_image(respond, request):
     if "reads-across" in request.node.name:
         pytest.skip("a random one looks too little for differences in fp32")
     found = look(respond.model, respond.processor, SAMPLE, "red circle")
     assert len(found) == 2
     encoded = respond.processor.alternatives(SAMPLE, ["red circle"])
-    picture, blank = way_of(respond, encoded)
-    told = np.zeros(len(picture))
+    image, blank = way_of(respond, encoded)
+    told = np.zeros(len(image))
     with torch.no_grad():
         for step in range(STEPS):
-            at = blank + (step + 0.5) / STEPS * (picture - blank)
-            for place in range(len(picture)):
+            at = blank + (step + 0.5) / STEPS * (image - blank)
+            for place in range(len(image)):
                 ends = []
                 for ahead in (-0.03, 0.03):
                     changed = at.clone()
-                    changed[place] += ahead * (picture - blank)[place]
+                    changed[place] += ahead * (image - blank)[place]
                     ends.append(likelihood(respond, encoded, changed))
                 told[place] += float(ends[1] - ends[0]) / 0.06
     for one, own in zip(found, np.split(told.clip(0), 2), strict=True):
@@ -63,11 +63,11 @@ def test_shares_are_what_a_place_adds_on_the_way_to_the_picture(respond, request
         assert one.share.sum() == pytest.approx(1)
 
 
-def test_the_places_together_are_worth_what_the_picture_is(respond):
+def test_the_places_together_are_worth_what_the_image_is(respond):
     encoded = respond.processor.alternatives(SAMPLE, ["red circle"])
-    picture, blank = way_of(respond, encoded)
+    image, blank = way_of(respond, encoded)
     with torch.no_grad():
-        whole = likelihood(respond, encoded, picture) - likelihood(respond, encoded, blank)
+        whole = likelihood(respond, encoded, image) - likelihood(respond, encoded, blank)
     found = worth(respond.model, encoded)
     # Steps leave a little: of what the places say, for and against.
     assert float(found.sum()) == pytest.approx(float(whole), abs=0.03 * float(found.abs().sum()))
@@ -81,7 +81,7 @@ def test_nothing_is_left_behind(respond):
     assert look(respond.model, respond.processor, Sample((question("red?"),)), "true") == []
 
 
-def test_the_picture_shown_is_tinted_where_the_share_is_high():
+def test_the_image_shown_is_tinted_where_the_share_is_high():
     grey = PIL.Image.new("RGB", (64, 32), (100, 100, 100))
     share = np.zeros((2, 4), np.float32)
     share[0, 3] = 1.0
@@ -93,7 +93,7 @@ def test_the_picture_shown_is_tinted_where_the_share_is_high():
     assert blue < 60
 
 
-def test_a_codec_shows_pictures_as_the_model_sees_them(toys):
+def test_a_codec_shows_images_as_the_model_sees_them(toys):
     for respond in (toys["draws"], toys["reads"]):
         codec = respond.processor.codec
         encoded = respond.processor.alternatives(SAMPLE, ["red"])
@@ -116,11 +116,11 @@ def asked(running, key=KEY, **changes):
 
 
 @pytest.mark.parametrize("model", ["draws", "reads"])
-def test_the_route_answers_with_a_picture_and_shares(model, running, toys):
+def test_the_route_answers_with_an_image_and_shares(model, running, toys):
     answer = asked(running, model=model)
     assert answer.status_code == 200
     (one,) = answer.json()["data"]
-    sample = Sample((question(picture(1), "what colour?"),))
+    sample = Sample((question(image(1), "what colour?"),))
     (expected,) = look(toys[model].model, toys[model].processor, sample, "red")
     np.testing.assert_allclose(one["share"], expected.share, atol=1e-4)
     kind, _, content = one["image_url"]["url"].partition(",")

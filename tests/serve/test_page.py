@@ -1,4 +1,4 @@
-"""The page in a headless browser: ask about pictures, draw, stop, switch models."""
+"""The page in a headless browser: ask about images, draw, stop, switch models."""
 
 import os
 import shutil
@@ -76,25 +76,25 @@ def test_the_key_leaves_the_address(page):
     assert page.input_value("#model") == "draws"
 
 
-def test_a_dropped_and_a_pasted_picture_are_sent_and_answered(page):
+def test_a_dropped_and_a_pasted_image_are_sent_and_answered(page):
     for script, argument in (
         (DROP, ["a.png", list(encoded(pixels(1, (60, 40))))]),
         (PASTE, list(encoded(pixels(2, (40, 60))))),
     ):
-        before = page.locator("#pictures li").count()
+        before = page.locator("#images li").count()
         page.evaluate(script, argument)
-        page.locator("#pictures li").nth(before).wait_for()
+        page.locator("#images li").nth(before).wait_for()
     shot(page, "light-asking")
     send(page, "what colour?")
     answered(page, 1)
     assert page.locator(".turn.user img").count() == 2
-    assert page.locator("#pictures li").count() == 0
+    assert page.locator("#images li").count() == 0
     assert page.text_content(".turn.assistant .bubble")
     assert page.text_content("#said")
     shot(page, "light-answered")
 
 
-def test_a_picture_is_drawn_and_drawn_again(page):
+def test_an_image_is_drawn_and_drawn_again(page):
     page.check("#draw")
     send(page, "a red circle")
     answered(page, 1)
@@ -108,7 +108,7 @@ def test_a_picture_is_drawn_and_drawn_again(page):
     shot(page, "dark-drawn")
 
 
-def test_a_picture_is_seen_while_it_is_drawn(page):
+def test_an_image_is_seen_while_it_is_drawn(page):
     page.evaluate("""() => {
       window.sketches = [];
       new MutationObserver(() => {
@@ -120,7 +120,7 @@ def test_a_picture_is_seen_while_it_is_drawn(page):
     send(page, "a red circle")
     answered(page, 1)
     assert page.evaluate("sketches.length") >= 1
-    assert page.locator(".canvas").count() == 0  # the finished picture is in its place
+    assert page.locator(".canvas").count() == 0  # the finished image is in its place
 
 
 def test_two_models_answer_side_by_side(page):
@@ -128,7 +128,7 @@ def test_two_models_answer_side_by_side(page):
     page.on("request", lambda r: asked.append(r.post_data_json) if r.method == "POST" else None)
     page.select_option("#other", "reads")
     page.evaluate(DROP, ["a.png", list(encoded(pixels(1, (60, 40))))])
-    page.wait_for_selector("#pictures li")
+    page.wait_for_selector("#images li")
     send(page, "what colour?")
     answered(page, 2)
     boxes = [page.locator(".turn.assistant").nth(i).bounding_box() for i in range(2)]
@@ -153,9 +153,9 @@ def test_where_each_model_looked_is_shown_and_hidden(page):
     page.select_option("#other", "reads")
     send(page, "what is it?")
     answered(page, 2)
-    assert page.locator("text=Where it looked").count() == 0  # there is no picture
+    assert page.locator("text=Where it looked").count() == 0  # there is no image
     page.evaluate(DROP, ["a.png", list(encoded(pixels(1, (60, 40))))])
-    page.wait_for_selector("#pictures li")
+    page.wait_for_selector("#images li")
     send(page, "what colour?")
     answered(page, 4)
     said = page.locator(".turn.assistant .bubble").all_text_contents()[2:]
@@ -164,7 +164,7 @@ def test_where_each_model_looked_is_shown_and_hidden(page):
     assert page.locator(".look").count() == sum(map(bool, said)) > 0
     shown = page.locator(".look img").first
     assert shown.get_attribute("src").startswith("data:image/png")
-    assert "looked in picture 1" in shown.get_attribute("alt")
+    assert "looked in image 1" in shown.get_attribute("alt")
     shot(page, "light-looked")
     page.click("text=Where it looked")
     assert page.locator(".look").count() == 0
@@ -180,16 +180,16 @@ def rolling(page):
     pytest.fail("the camera shows nothing")
 
 
-def test_a_picture_is_taken_by_the_camera(page):
+def test_an_image_is_taken_by_the_camera(page):
     page.click("#camera")
     rolling(page)
     shot(page, "light-camera")
     page.click("#camera-dialog >> text=Cancel")
-    assert page.locator("#pictures li").count() == 0
+    assert page.locator("#images li").count() == 0
     page.click("#camera")
     rolling(page)
     page.click("#camera-dialog >> text=Take")
-    page.wait_for_selector("#pictures li")
+    page.wait_for_selector("#images li")
     send(page, "what is it?")
     answered(page, 1)
     assert page.locator(".turn.user img").count() == 1
@@ -272,7 +272,7 @@ def test_at_a_phone_s_width_nothing_runs_over(browser, running, scheme):
     page.wait_for_selector("#model option", state="attached")
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     page.evaluate(DROP, ["a.png", list(encoded(pixels(1, (300, 200))))])
-    page.wait_for_selector("#pictures li")
+    page.wait_for_selector("#images li")
     send(page, "what is it, and " + "averyverylongword" * 8)
     answered(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from serve_toys import drawing_toy, picture, reading_toy
+from serve_toys import drawing_toy, image, reading_toy
 from test_engine import Heard, alone
 
 from chiasm.core.batch import pack
@@ -17,19 +17,19 @@ RULES = Turn("system", (Text(LONG),))
 
 def numbered(*turns):
     """(prompt, how many of its tokens an earlier one of the list has computed: "none", "words" up
-    to the picture, "picture" with it)"""
+    to the image, "image" with it)"""
     return Sample(turns)
 
 
 DIALOGUES = [
-    (numbered(RULES, question(picture(1), LONG)), "none"),
-    (numbered(RULES, question(picture(1), LONG)), "picture"),
-    (numbered(RULES, question(picture(1), "red?")), "picture"),
-    (numbered(RULES, question(picture(2), LONG)), "words"),
+    (numbered(RULES, question(image(1), LONG)), "none"),
+    (numbered(RULES, question(image(1), LONG)), "image"),
+    (numbered(RULES, question(image(1), "red?")), "image"),
+    (numbered(RULES, question(image(2), LONG)), "words"),
     (numbered(RULES, question(LONG)), "words"),
-    (numbered(RULES, question(picture(1), LONG), answer("red"), question("why?")), "picture"),
-    (numbered(RULES, question(picture(2), LONG), answer("red"), question(picture(1))), "picture"),
-    (numbered(question(picture(1), LONG)), "none"),
+    (numbered(RULES, question(image(1), LONG), answer("red"), question("why?")), "image"),
+    (numbered(RULES, question(image(2), LONG), answer("red"), question(image(1))), "image"),
+    (numbered(question(image(1), LONG)), "none"),
 ]
 
 
@@ -48,9 +48,9 @@ def test_a_continued_prompt_has_the_logits_of_a_whole_one(name, models):
         ((prompt, _),) = respond.processor.prompts([sample])
         rest, cache = engine.prefixes.split(prompt)
         start = len(prompt) - len(rest)
-        slots = engine._pictured(prompt.ids)
+        slots = engine._is_image(prompt.ids)
         first = int(slots.argmax()) if slots.any() else len(prompt)
-        assert {"none": start == 0, "words": 16 <= start <= first, "picture": start > first}[kind]
+        assert {"none": start == 0, "words": 16 <= start <= first, "image": start > first}[kind]
         with torch.inference_mode():
             made = cache or respond.model.new_cache()
             continued = respond.model(pack([[rest]]), made)[0, -1]
@@ -63,7 +63,7 @@ def test_a_continued_prompt_has_the_logits_of_a_whole_one(name, models):
 
 @pytest.mark.parametrize("name", ["draws", "reads", "reads-across"])
 def test_replies_are_those_without(name, models):
-    """Cross-attention keeps pictures beside keys and values: there only words are taken over."""
+    """Cross-attention keeps images beside keys and values: there only words are taken over."""
     respond, sampling = models[name], Sampling(temperature=1.0, max_tokens=8)
     expected = [alone(respond, sample, sampling) for sample, _ in DIALOGUES]
     engine = Engine(name, respond, slots=4)
@@ -83,7 +83,7 @@ def test_replies_are_those_without(name, models):
 def test_the_oldest_are_forgotten(toys):
     engine = Engine("reads", toys["reads"], remember=100_000)
     for number in range(40):
-        sample = numbered(question(picture(number), LONG))
+        sample = numbered(question(image(number), LONG))
         ((prompt, _),) = engine.respond.processor.prompts([sample])
         cache = engine.respond.model.new_cache()
         with torch.inference_mode():

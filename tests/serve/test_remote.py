@@ -1,4 +1,4 @@
-"""Addresses of pictures: named hosts only, connected to where the name was checked to lead."""
+"""Addresses of images: named hosts only, connected to where the name was checked to lead."""
 
 import base64
 import http.server
@@ -52,15 +52,15 @@ def port():
 
 
 def remote(**settings):
-    """Leads the name pictures.example to this machine, and lets it."""
+    """Leads the name images.example to this machine, and lets it."""
     found = {"resolve": lambda *_: ["127.0.0.1"], "permits": lambda _: True, "bytes": 100_000}
-    return Remote(frozenset({"pictures.example"}), seconds=1.0, **(found | settings))
+    return Remote(frozenset({"images.example"}), seconds=1.0, **(found | settings))
 
 
 def test_a_named_host_is_asked_by_its_name_at_the_checked_address(port):
-    url = f"http://pictures.example:{port}/a.png"
+    url = f"http://images.example:{port}/a.png"
     assert remote().fetch(url, "x") == encoded(pixels(1))
-    assert Host.asked[-1] == ("/a.png", f"pictures.example:{port}")
+    assert Host.asked[-1] == ("/a.png", f"images.example:{port}")
 
 
 @pytest.mark.parametrize("path", ["/redirect", "/large", "/slow", "/short"])
@@ -68,7 +68,7 @@ def test_what_a_host_may_not_do(port, path):
     began = time.monotonic()
     bytes_ = 300_000 if path == "/short" else 100_000
     with pytest.raises(ApiError):
-        remote(bytes=bytes_).fetch(f"http://pictures.example:{port}{path}", "x")
+        remote(bytes=bytes_).fetch(f"http://images.example:{port}{path}", "x")
     assert time.monotonic() - began < 5
     assert Host.asked[-1][0] == path  # a redirect is not followed
 
@@ -82,14 +82,14 @@ def test_a_name_is_resolved_once_and_all_it_leads_to_must_be_public(port):
         return next(answers)
 
     before = len(Host.asked)
-    found = Remote(frozenset({"pictures.example"}), seconds=0.3, resolve=rebinding)
+    found = Remote(frozenset({"images.example"}), seconds=0.3, resolve=rebinding)
     with pytest.raises(ApiError, match="could not be fetched"):  # this test has no such network
-        found.fetch(f"http://pictures.example:{port}/a.png", "x")
+        found.fetch(f"http://images.example:{port}/a.png", "x")
     assert len(calls) == 1
     for mixed in (["93.184.216.34", "127.0.0.1"], ["::ffff:10.0.0.1"], ["fe80::1"], []):
-        found = Remote(frozenset({"pictures.example"}), resolve=lambda *_, m=mixed: m)
+        found = Remote(frozenset({"images.example"}), resolve=lambda *_, m=mixed: m)
         with pytest.raises(ApiError, match="open internet"):
-            found.fetch(f"http://pictures.example:{port}/a.png", "x")
+            found.fetch(f"http://images.example:{port}/a.png", "x")
     assert len(Host.asked) == before
 
 
@@ -110,9 +110,9 @@ def test_addresses_that_are():
 
 @pytest.mark.parametrize(
     "url",
-    ["http://other.example/a.png", "http://127.0.0.1/a.png", "http://2130706433/", "ftp://pictures.example/a",
-     "http://pictures.example@127.0.0.1/", "http://127.0.0.1\\@pictures.example/", "http://pictures.example:99999/",
-     "http://pictures.example\t/", "http://pıctures.example/", "http://[::1]/", "http://pictures.example./a"],
+    ["http://other.example/a.png", "http://127.0.0.1/a.png", "http://2130706433/", "ftp://images.example/a",
+     "http://images.example@127.0.0.1/", "http://127.0.0.1\\@images.example/", "http://images.example:99999/",
+     "http://images.example\t/", "http://ımages.example/", "http://[::1]/", "http://images.example./a"],
 )  # fmt: skip
 def test_only_named_hosts_are_asked(url):
     before = len(Host.asked)
@@ -124,7 +124,7 @@ def test_only_named_hosts_are_asked(url):
 def test_a_server_that_was_told_a_host(toys, port):
     limits = Limits(remote=remote(), pixels=1_000_000)
     with Background({"reads": toys["reads"]}, limits) as running:
-        url = f"http://pictures.example:{port}"
+        url = f"http://images.example:{port}"
         answered = seen(running, f"{url}/a.png")
         assert answered.status_code == 200
         data = "data:image/png;base64," + base64.b64encode(encoded(pixels(1))).decode()

@@ -87,8 +87,8 @@ def test_sigterm_finishes_what_was_begun(runs):
             process.send_signal(signal.SIGTERM)
             chunks += stream
             assert chunks[-1].choices[0].finish_reason == "stop"
-            pictures = sum(bool(getattr(c.choices[0].delta, "images", None)) for c in chunks)
-            assert pictures >= 1  # begun before the signal, whole after it
+            images = sum(bool(getattr(c.choices[0].delta, "images", None)) for c in chunks)
+            assert images >= 1  # begun before the signal, whole after it
             assert process.wait(120) in (0, -signal.SIGTERM)
             assert re.search(r"API +http://127.0.0.1:\d+/v1", process.stdout.read())
             with pytest.raises(openai.APIConnectionError):

@@ -45,10 +45,10 @@ class Client(threading.Thread):
 
     def ask(self, turn):
         fresh = self.number * 100_000 + turn
-        picture = image_part(pixels(fresh if turn % 2 else turn % 5, (12, 10)))
+        image = image_part(pixels(fresh if turn % 2 else turn % 5, (12, 10)))
         wanted = {
             "model": ("reads", "draws")[self.number % 2],
-            "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "what?"}]}],
+            "messages": [{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}],
             "max_tokens": 8,
             "temperature": 1.0,
             "seed": fresh,

@@ -39,16 +39,16 @@ def alone(respond, *turns):
     return "".join(piece.text for _, piece in pieces)
 
 
-def test_a_conversation_is_told_whole_and_a_new_picture_begins_another(typed, toys, tmp_path):
+def test_a_conversation_is_told_whole_and_a_new_image_begins_another(typed, toys, tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(encoded(pixels(1)))
     printed = typed("reads", "what?", "really?", f"/image {file}", "red?", image=file)
-    respond, picture = toys["reads"], Image(file)
-    first = alone(respond, question(picture, "what?"))
+    respond, image = toys["reads"], Image(file)
+    first = alone(respond, question(image, "what?"))
     second = alone(
-        respond, question(picture, "what?"), answer(*[first] if first else []), question("really?")
+        respond, question(image, "what?"), answer(*[first] if first else []), question("really?")
     )
-    third = alone(respond, question(picture, "red?"))
+    third = alone(respond, question(image, "red?"))
     assert printed.endswith(f"{first}\n{second}\n{third}\n")
 
 

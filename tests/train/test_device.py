@@ -14,7 +14,7 @@ from test_ranks import assert_same_training
 from test_ranks import run as run_ranks
 from test_resume import BUILDERS
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.progress import silent
 from chiasm.train.checkpoint import newest, read_json
 from chiasm.train.evaluation import EvalResult
@@ -139,7 +139,7 @@ def test_every_quantizer_learns_as_on_the_cpu(quantizer, pretend):
         model = Autoencoder(AutoencoderConfig(quantizer, 16, decoder_channels=64, decoder_blocks=1))
         model.train().to(device)
         patches = torch.rand(8, 192, generator=torch.Generator().manual_seed(1)) * 2 - 1
-        batch = PictureBatch(patches, torch.full((2, 2), 2)).to(device)
+        batch = ImageBatch(patches, torch.full((2, 2), 2)).to(device)
         for seed in range(2):
             torch.manual_seed(seed)
             loss = model.loss(batch)

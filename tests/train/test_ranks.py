@@ -68,12 +68,12 @@ def unified():
 
 
 class Mixed(ToyStream):
-    """Packs of samples with no, one or several pictures of uneven grids: most strands of a step
+    """Packs of samples with no, one or several images of uneven grids: most strands of a step
     differ in how many, and about one in three has none."""
 
-    def __init__(self, pictures):
+    def __init__(self, images):
         super().__init__()
-        self.pictures = pictures
+        self.images = images
 
     def __iter__(self):
         while True:
@@ -84,7 +84,7 @@ class Mixed(ToyStream):
             yield pack([[self.sample(random, int(n)) for n in counts]])
 
     def sample(self, random, count):
-        grids = random.integers(1, 4, (count if self.pictures else 0, 2))
+        grids = random.integers(1, 4, (count if self.images else 0, 2))
         slots = int(grids.prod(1).sum())
         words = random.integers(5, 20, int(random.integers(4, 12)))
         ids = np.concatenate([np.full(slots, IMAGE), words])

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.progress import silent
 from chiasm.core.sample import Image, Sample, answer, question
-from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.stream import SampleStream
 from chiasm.data.text import train_bpe
 from chiasm.data.views import converse, describe, draw, moved
@@ -38,9 +38,9 @@ def samples(count=7):
     random = np.random.default_rng(0)
     made = []
     for n in range(count):
-        picture = PIL.Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+        image = PIL.Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8))
         turns = (
-            question(Image(picture), f"what is number {n}?"),
+            question(Image(image), f"what is number {n}?"),
             answer("it is red " * (n % 3 + 1)),
         )
         made.append(Sample(turns, f"s{n}", meta={"caption": f"noise {n % 3}"}))
@@ -99,20 +99,20 @@ def build_encoder(_folder):
     config = ContrastiveConfig(
         vision=VISION, text_width=16, text_layers=1, text_heads=2, vocabulary=290, embedding=8
     )
-    processor = PictureProcessor(16, 8, tokenizer=train_bpe(WORDS, 290))
+    processor = ImageProcessor(16, 8, tokenizer=train_bpe(WORDS, 290))
     stages = {
         "vision": {"vision": 1e-2},
         "all": {"vision": 1e-2, "text": 1e-2, "temperature": 1e-2},
     }
-    return DualEncoder(config), stages, lambda _: PictureStream(samples(), processor, 3, 3, 2, True)
+    return DualEncoder(config), stages, lambda _: ImageStream(samples(), processor, 3, 3, 2, True)
 
 
 def build_tokenizer(_folder):
     """Its codebook is made of buffers, drawn and moved at random."""
     torch.manual_seed(1)
-    processor = PictureProcessor(16, CODES.stride)
+    processor = ImageProcessor(16, CODES.stride)
     stages = {"decoder": {"decoder": 1e-2}, "all": {"encoder": 1e-2, "decoder": 1e-2}}
-    return Autoencoder(CODES), stages, lambda _: PictureStream(samples(), processor, 3, 3, 2)
+    return Autoencoder(CODES), stages, lambda _: ImageStream(samples(), processor, 3, 3, 2)
 
 
 class KilledError(Exception):

@@ -25,8 +25,8 @@ def build(shared):
 
 
 def batch_of(processor):
-    picture = Image(PIL.Image.new("RGB", (16, 16), (200, 30, 60)))
-    sample = Sample((question("a red circle"), answer(picture)))
+    image = Image(PIL.Image.new("RGB", (16, 16), (200, 30, 60)))
+    sample = Sample((question("a red circle"), answer(image)))
     return pack([[processor.encode(sample)]])
 
 

@@ -17,7 +17,7 @@ from chiasm.infer.grammar import CODES
 from chiasm.infer.paint import _least_sure, _schedule
 from chiasm.nn.cache import KVCache
 from chiasm.unified.config import UnifiedConfig
-from chiasm.unified.masked import mask_pictures
+from chiasm.unified.masked import mask_images
 from chiasm.unified.model import Unified
 
 V = Vocabulary(20, 12, pad=0, begin=1, end=2, begin_image=3, end_image=4, mask=19)
@@ -36,7 +36,7 @@ def model(**changes):
 
 
 def conversation(*parts, start=0):
-    """Parts are ("text" | "draw" | "see", length): text and drawn pictures are learned, seen ones
+    """Parts are ("text" | "draw" | "see", length): text and drawn images are learned, seen ones
     not. Positions from `start`."""
     random = np.random.default_rng(len(parts) + sum(n for _, n in parts))
     ids, learn = [1], [False]
@@ -59,7 +59,7 @@ PARTS = st.lists(
 )
 
 
-def pictures(ids):
+def images(ids):
     """(first, one past the last) of each run of codes in a list of ids, codes being 20 and up."""
     runs, start = [], None
     for place, i in enumerate([*ids, 0]):
@@ -73,15 +73,15 @@ def pictures(ids):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(PARTS, min_size=1, max_size=3), st.integers(0, 10**6))
-def test_only_codes_of_drawn_pictures_are_masked_and_learned(rows, seed):
+def test_only_codes_of_drawn_images_are_masked_and_learned(rows, seed):
     torch.manual_seed(seed)
     batch = pack([[conversation(*parts)] for parts in rows])
-    masked = mask_pictures(batch, V)
+    masked = mask_images(batch, V)
     for row in range(len(rows)):
         ids, targets = batch.ids[row].tolist(), batch.targets[row].tolist()
         new, wanted = masked.ids[row].tolist(), masked.targets[row].tolist()
         expected = [IGNORE if t >= 20 else t for t in targets]
-        for first, end in pictures(ids):
+        for first, end in images(ids):
             expected[first:end] = [IGNORE] * (end - first)
             hidden = [t for t in range(first, end) if new[t] != ids[t]]
             if targets[first - 1] >= 20:  # drawn
@@ -101,11 +101,11 @@ def test_how_many_are_masked_follows_the_cosine():
     torch.manual_seed(0)
     n, rows = 16, 4000
     one = conversation(("draw", n))
-    counts = (mask_pictures(pack([[one]] * rows), V).ids == V.mask).sum(1).numpy()
+    counts = (mask_images(pack([[one]] * rows), V).ids == V.mask).sum(1).numpy()
     levels = np.ceil(np.cos(np.pi / 2 * np.random.default_rng(0).random(rows)) * n)
     for low in range(0, n, 3):
         assert abs((counts > low).mean() - (levels > low).mean()) < 0.04
-    where = (mask_pictures(pack([[one]] * rows), V).ids == V.mask).float().mean(0)[2 : 2 + n]
+    where = (mask_images(pack([[one]] * rows), V).ids == V.mask).float().mean(0)[2 : 2 + n]
     assert where.max() - where.min() < 0.08  # every place as likely
 
 
@@ -118,7 +118,7 @@ def test_loss_equals_a_loop_over_the_targets(rows, seed, packed):
     torch.manual_seed(seed)
     loss = made.loss(batch)
     torch.manual_seed(seed)
-    masked = mask_pictures(batch, V)
+    masked = mask_images(batch, V)
     with torch.no_grad():
         chances = made.logits(made(masked)).log_softmax(-1)
     sums, counts = {False: 0.0, True: 0.0}, {False: 0, True: 0}
@@ -137,7 +137,7 @@ def test_loss_equals_a_loop_over_the_targets(rows, seed, packed):
 
 @pytest.mark.parametrize("rope", ["1d", "2d"])
 @torch.no_grad()
-def test_codes_see_their_whole_picture_and_text_sees_nothing_later(rope):
+def test_codes_see_their_whole_image_and_text_sees_nothing_later(rope):
     made = model(rope=rope).eval()
     batch = pack([[conversation(("text", 3), ("draw", 6), ("text", 3))]])
     first = batch.ids[0].tolist().index(3) + 1
@@ -152,7 +152,7 @@ def test_codes_see_their_whole_picture_and_text_sees_nothing_later(rope):
 @pytest.mark.parametrize("rope", ["1d", "2d"])
 @torch.no_grad()
 def test_cached_painting_equals_one_pass(rope):
-    """Prompt, two passes that are forgotten, the finished picture with its end, one more word."""
+    """Prompt, two passes that are forgotten, the finished image with its end, one more word."""
     made = model(rope=rope).eval()
     whole = pack([[conversation(("text", 3), ("draw", 6), ("text", 2))]])
     begin = whole.ids[0].tolist().index(3)

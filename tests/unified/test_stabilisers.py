@@ -21,9 +21,9 @@ from chiasm.nn.rope import rotate, rotation, rotation_2d
 from chiasm.train.optim import make_optimizer, set_trained
 from chiasm.train.stage import Stage
 from chiasm.unified.config import UnifiedConfig
+from chiasm.unified.image_layout import given_images_whole, grid_positions
 from chiasm.unified.local_heads import look_nearby
 from chiasm.unified.model import Unified
-from chiasm.unified.picture_layout import given_pictures_whole, grid_positions
 
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
 CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
@@ -52,8 +52,8 @@ def model(**changes):
 
 
 def tokens(*parts, drawn=False, start=0):
-    """A causal sample: numbers are text, "image" is begin, six codes, end. All are targets, of a
-    picture only when it is drawn."""
+    """A causal sample: numbers are text, "image" is begin, six codes, end. All are targets, of an
+    image only when it is drawn."""
     ids, learn = [], []
     random = np.random.default_rng(len(parts))
     for part in parts:
@@ -184,10 +184,10 @@ def rows_of_sight(block):
     return (block[None, :] <= block[:, None]).int().tolist()
 
 
-def test_given_pictures_are_seen_whole_and_drawn_ones_are_not():
+def test_given_images_are_seen_whole_and_drawn_ones_are_not():
     given, drawn = tokens(1, "image", 5, "image", 6), tokens(7, "image", drawn=True)
     batch = pack([[given, drawn]])
-    block = given_pictures_whole(batch, VOCABULARY)[0]
+    block = given_images_whole(batch, VOCABULARY)[0]
     expected = batch.block[0].clone()
     expected[2:8], expected[11:17] = 2, 11
     assert torch.equal(block, expected)
@@ -198,7 +198,7 @@ def test_given_pictures_are_seen_whole_and_drawn_ones_are_not():
 
 
 @torch.no_grad()
-def test_later_codes_reach_earlier_ones_in_given_pictures_only():
+def test_later_codes_reach_earlier_ones_in_given_images_only():
     made = model(image_attention="bidirectional")
     for drawn, reaches in ((False, True), (True, False)):
         a = tokens(1, "image", 6, drawn=drawn)
@@ -255,7 +255,7 @@ def slices(batch, *cuts):
 @torch.no_grad()
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_cached_equals_uncached(switch):
-    """Prompt at once, then token by token through a drawn picture; a row leaves on the way."""
+    """Prompt at once, then token by token through a drawn image; a row leaves on the way."""
     made = model(**switch)
     samples = [tokens(1, "image", 5 + n, 9) for n in range(2)]
     drawn = [tokens("image", 8, drawn=True, start=len(samples[0])) for _ in range(2)]

@@ -63,7 +63,7 @@ def said(lengths, start, ids):
 
 
 def prompted(made):
-    """A cache that holds prompts of uneven lengths, each ending in the begin of a picture."""
+    """A cache that holds prompts of uneven lengths, each ending in the begin of an image."""
     random, cache = np.random.default_rng(0), made.new_cache()
     ids = [[*random.integers(5, 20, length - 1).tolist(), 3] for length in PROMPTS]
     made(said(PROMPTS, [0] * len(PROMPTS), ids), cache)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import ConfigError
 from chiasm.hub import autoencoder as hub
 from chiasm.hub.load import load
@@ -46,13 +46,13 @@ def tiny(**changes):
     return Autoencoder(dataclasses.replace(TINY, **changes))
 
 
-def batch_of(pictures, stride=4):
-    patches = [patchify(x.permute(1, 2, 0).numpy(), stride) for x in pictures]
-    grids = torch.tensor([[x.shape[1] // stride, x.shape[2] // stride] for x in pictures])
-    return PictureBatch(torch.from_numpy(np.concatenate(patches)), grids)
+def batch_of(images, stride=4):
+    patches = [patchify(x.permute(1, 2, 0).numpy(), stride) for x in images]
+    grids = torch.tensor([[x.shape[1] // stride, x.shape[2] // stride] for x in images])
+    return ImageBatch(torch.from_numpy(np.concatenate(patches)), grids)
 
 
-def pictures(count=4, seed=0):
+def images(count=4, seed=0):
     torch.manual_seed(seed)
     return torch.rand(count, 3, 16, 16) * 2 - 1
 
@@ -93,14 +93,14 @@ def test_the_vit_learns_everywhere_and_its_loss_falls(quantizer):
 
 
 def test_cost_of_the_vit_is_what_torch_counts():
-    model, batch = tiny(vit=VIT), batch_of(list(pictures()))
+    model, batch = tiny(vit=VIT), batch_of(list(images()))
     with FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
     assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_absolute_error():
-    model, x = tiny(detail=0.0, pixel_loss="l1"), pictures(2)
+    model, x = tiny(detail=0.0, pixel_loss="l1"), images(2)
     again = model.decoder(model.quantizer.lookup(model.encode(x)).movedim(-1, 1))
     expected = (again - x).abs().flatten(1).mean(1).sum()
     torch.testing.assert_close(model.loss(batch_of(list(x))).sum, expected, atol=1e-5, rtol=1e-4)
@@ -109,11 +109,11 @@ def test_absolute_error():
 def test_perceptual_distance_equals_the_encoder_by_hand():
     eye = encoder()
     measure = Perceptual(eye)
-    a, b = pictures(2, 0), pictures(2, 1)
+    a, b = images(2, 0), images(2, 1)
     for k, distance in enumerate(measure(a, b)):
         sides = []
-        for picture in (a[k], b[k]):
-            patches = torch.from_numpy(patchify(picture.permute(1, 2, 0).numpy(), 8))
+        for image in (a[k], b[k]):
+            patches = torch.from_numpy(patchify(image.permute(1, 2, 0).numpy(), 8))
             sides.append(F.normalize(eye(patches, torch.tensor([[2, 2]])), dim=-1))
         torch.testing.assert_close(distance, (sides[0] - sides[1]).square().sum(-1).mean())
     assert measure(a, a).abs().max() < 1e-6
@@ -123,7 +123,7 @@ def test_perceptual_distance_equals_the_encoder_by_hand():
 def test_the_perceptual_loss_adds_its_weight_and_trains_the_autoencoder_only():
     plain, watched = tiny(), tiny(perceptual=0.5)
     watched.watch(encoder())
-    batch = batch_of(list(pictures()))
+    batch = batch_of(list(images()))
     a, b = plain.loss(batch), watched.loss(batch)
     assert (b.sum - a.sum).item() == pytest.approx(0.5 * b.numbers()["perceptual"][0], rel=1e-4)
     b.sum.backward()
@@ -134,8 +134,8 @@ def test_the_perceptual_loss_adds_its_weight_and_trains_the_autoencoder_only():
 
 
 def test_the_two_sides_of_the_contest_have_disjoint_gradients():
-    judge, real = Discriminator(), pictures(2)
-    drawn = pictures(2, 1).requires_grad_()
+    judge, real = Discriminator(), images(2)
+    drawn = images(2, 1).requires_grad_()
     judge.fooled(drawn).backward()
     assert drawn.grad.abs().sum() > 0
     assert all(p.grad is None for p in judge.parameters())
@@ -165,10 +165,10 @@ def test_the_discriminator_starts_when_it_is_told_and_leaves_with_the_training(t
     model = tiny(adversarial=0.5, adversarial_start=3, vit=VIT)
     before = [p.clone() for p in model.discriminator.parameters()]
 
-    class Pictures:
+    class Images:
         def __iter__(self):
             while True:
-                yield batch_of(list(pictures()))
+                yield batch_of(list(images()))
 
         def state_dict(self):
             return {}
@@ -178,7 +178,7 @@ def test_the_discriminator_starts_when_it_is_told_and_leaves_with_the_training(t
 
     rates = {"encoder": 1e-3, "decoder": 1e-3, "discriminator": 1e-3}
     stage = Stage("both", 5, rates, schedule="constant", warmup=0.0, autocast="none", log_every=1)
-    train(model, [stage], lambda _: Pictures(), tmp_path / "run")
+    train(model, [stage], lambda _: Images(), tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert ["hinge" in line for line in lines] == [False, False, False, True, True]
     assert all('"code_usage"' in line and '"dead_codes"' in line for line in lines)
@@ -188,14 +188,14 @@ def test_the_discriminator_starts_when_it_is_told_and_leaves_with_the_training(t
     hub.save(tmp_path / "saved", model)
     again, _ = load(tmp_path / "saved")
     assert again.discriminator is None
-    assert torch.equal(again.encode(pictures()), model.encode(pictures()))
+    assert torch.equal(again.encode(images()), model.encode(images()))
 
 
 def test_a_contest_pulls_drawings_towards_what_looks_real():
     """A step of the autoencoder along the whole gradient raises the verdict of a fixed judge."""
     torch.manual_seed(0)
     model = tiny(adversarial=10.0, vit=VIT)
-    batch = batch_of(list(pictures()))
+    batch = batch_of(list(images()))
     loss = model.loss(batch)
     loss.sum.backward()
     fooled = loss.numbers()["fooled"][0]

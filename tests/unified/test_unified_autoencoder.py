@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.vocab import Vocabulary
 from chiasm.unified.autoencoder import Autoencoder, codebook_use, details, to_pixels
 from chiasm.unified.codec import UnifiedCodec
@@ -32,11 +32,11 @@ def tiny(**changes):
     return Autoencoder(dataclasses.replace(TINY, **changes))
 
 
-def batch_of(pictures, stride=4):
-    """[3 H W] pictures of any sizes as the loop's batch."""
-    patches = [patchify(x.permute(1, 2, 0).numpy(), stride) for x in pictures]
-    grids = torch.tensor([[x.shape[1] // stride, x.shape[2] // stride] for x in pictures])
-    return PictureBatch(torch.from_numpy(np.concatenate(patches)), grids)
+def batch_of(images, stride=4):
+    """[3 H W] images of any sizes as the loop's batch."""
+    patches = [patchify(x.permute(1, 2, 0).numpy(), stride) for x in images]
+    grids = torch.tensor([[x.shape[1] // stride, x.shape[2] // stride] for x in images])
+    return ImageBatch(torch.from_numpy(np.concatenate(patches)), grids)
 
 
 @torch.no_grad()
@@ -72,16 +72,16 @@ def test_to_pixels_undoes_patchify(count, h, w, size):
     assert torch.equal(again, pixels)
 
 
-def test_loss_of_mixed_grids_is_the_sum_of_each_picture_alone():
+def test_loss_of_mixed_grids_is_the_sum_of_each_image_alone():
     model = tiny()
-    pictures = [torch.rand(3, h, w) * 2 - 1 for h, w in ((16, 16), (8, 12), (16, 16), (4, 8))]
-    together = model.loss(batch_of(pictures))
-    alone = [model.loss(batch_of([x])) for x in pictures]
+    images = [torch.rand(3, h, w) * 2 - 1 for h, w in ((16, 16), (8, 12), (16, 16), (4, 8))]
+    together = model.loss(batch_of(images))
+    alone = [model.loss(batch_of([x])) for x in images]
     assert together.count == 4
     torch.testing.assert_close(together.sum, torch.stack([a.sum for a in alone]).sum())
     apart = sum(a.numbers()["mse"][0] for a in alone)
     assert together.numbers()["mse"][0] == pytest.approx(apart, 1e-4)
-    used = {int(c) for x in pictures for c in model.encode(x[None]).unique()}
+    used = {int(c) for x in images for c in model.encode(x[None]).unique()}
     assert together.numbers()["codes_in_batch"] == (len(used), 1)
 
 
@@ -149,11 +149,11 @@ def test_codec_slots_are_begin_codes_end():
 
 @torch.no_grad()
 def test_codec_decodes_what_the_autoencoder_does():
-    maker, picture = codec(), noise(16, 16)
-    (slot,) = maker.encode([picture])
+    maker, image = codec(), noise(16, 16)
+    (slot,) = maker.encode([image])
     drawn = maker.decode(torch.from_numpy(slot.ids[1:-1]))
     assert drawn.size == (16, 16)
-    pixels = torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     again = maker.autoencoder.decode(maker.autoencoder.encode(pixels))[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(np.asarray(drawn), (again + 1) * 127.5, atol=0.51)
 
@@ -184,8 +184,8 @@ def test_codebook_use_equals_numpy(codes):
     assert found["codebook_perplexity"] == pytest.approx(np.exp(entropy))
 
 
-def test_details_are_where_a_picture_changes():
-    """A flat picture has none; of a square on a flat ground, its edge is all there is."""
+def test_details_are_where_an_image_changes():
+    """A flat image has none; of a square on a flat ground, its edge is all there is."""
     flat = torch.full((1, 3, 24, 24), 0.8)
     assert details(flat).sum() == 0
     square = flat.clone()

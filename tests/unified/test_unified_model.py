@@ -200,10 +200,10 @@ def route():
 
 def asked():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    picture = Image(PIL.Image.fromarray(pixels))
+    image = Image(PIL.Image.fromarray(pixels))
     return Sample(
         (
-            question(picture, "what colour?"),
+            question(image, "what colour?"),
             answer("red"),
             question("shape"),
             answer("a circle"),
@@ -216,10 +216,10 @@ def asked():
 
 
 def text_outside(encoded, processor):
-    """Only the targets that are words: neither codes nor what stands around a picture."""
+    """Only the targets that are words: neither codes nor what stands around an image."""
     vocabulary = processor.codec.vocabulary
-    picture = np.isin(encoded.targets, [vocabulary.begin_image, vocabulary.end_image])
-    words = ~picture & (encoded.targets < vocabulary.text)
+    image = np.isin(encoded.targets, [vocabulary.begin_image, vocabulary.end_image])
+    words = ~image & (encoded.targets < vocabulary.text)
     return dataclasses.replace(encoded, targets=np.where(words, encoded.targets, IGNORE))
 
 
@@ -239,7 +239,7 @@ def test_questions_as_branches_equal_questions_asked_separately(route, supervise
     whole = made.loss(pack([[joint]]))
     whole.sum.backward()
     together = gradients(made)
-    # The trunk's picture is learned once, each question's words as if it were asked alone.
+    # The trunk's image is learned once, each question's words as if it were asked alone.
     pieces = [image_only(single[0], processor)] + [text_outside(s, processor) for s in single]
     alone = [made.loss(pack([[piece]])) for piece in pieces]
     total = torch.stack([loss.sum for loss in alone]).sum()

@@ -100,16 +100,16 @@ def folders(tmp_path_factory):
     return made
 
 
-def picture(width=SIZE, height=SIZE, seed=0):
+def make_image(width=SIZE, height=SIZE, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
 
-def seen(config, *pictures):
+def seen(config, *images):
     """(patches, grids) as the codec makes them."""
     arrays = [
         to_array(fit(p, config.image_size, config.patch_size, config.max_patches, config.resample))
-        for p in pictures
+        for p in images
     ]
     size = config.patch_size
     rows = [patchify(array, size) for array in arrays]
@@ -140,7 +140,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("name", STOCK)
 def test_features_are_the_stock_hidden_states_of_the_stock_pixels(name, layer, folders):
     tower = load_encoder(str(folders[name]), TowerOptions(layer))
-    image = picture()
+    image = make_image()
     states = stock(name, folders[name])(
         **stock_inputs(name, image), output_hidden_states=True
     ).hidden_states
@@ -156,7 +156,7 @@ def test_features_are_the_stock_hidden_states_of_the_stock_pixels(name, layer, f
 def test_the_last_layer_with_norm_is_the_last_hidden_state(name, folders):
     """CLIP's has seen no norm: post_layernorm is for its class token."""
     tower = load_encoder(str(folders[name]), TowerOptions(-1, norm=True))
-    image = picture()
+    image = make_image()
     model = stock(name, folders[name])
     expected = model(**stock_inputs(name, image)).last_hidden_state[0, SPECIAL[name] :]
     close(
@@ -167,10 +167,10 @@ def test_the_last_layer_with_norm_is_the_last_hidden_state(name, folders):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["siglip", "siglip2"])
-def test_a_picture_is_resized_as_the_stock_processor_does(name, folders):
+def test_an_image_is_resized_as_the_stock_processor_does(name, folders):
     """SigLIP squeezes with the bicubic, NaFlex keeps the aspect with the bilinear filter."""
     tower = load_encoder(str(folders[name]), TowerOptions())
-    image = picture(50, 50 if name == "siglip2" else 41)
+    image = make_image(50, 50 if name == "siglip2" else 41)
     states = stock(name, folders[name])(
         **stock_inputs(name, image), output_hidden_states=True
     ).hidden_states
@@ -181,7 +181,7 @@ def test_a_picture_is_resized_as_the_stock_processor_does(name, folders):
 def test_naflex_keeps_the_aspect(folders):
     tower = load_encoder(str(folders["siglip2"]), TowerOptions())
     assert tower.config.max_patches == 16
-    image = picture(5 * PATCH, 3 * PATCH)  # as many patches as fit, for both
+    image = make_image(5 * PATCH, 3 * PATCH)  # as many patches as fit, for both
     inputs = stock_inputs("siglip2", image)
     patches, grids = seen(tower.config, image)
     assert inputs["spatial_shapes"].tolist() == grids.tolist() == [[3, 5]]
@@ -209,11 +209,11 @@ def test_another_grid_than_trained_is_interpolated_as_the_family_does(name, fold
 @torch.no_grad()
 @pytest.mark.parametrize("name", STOCK)
 @pytest.mark.parametrize("sizes", [[(32, 32), (32, 32)], [(32, 32), (16, 40), (8, 8), (16, 40)]])
-def test_pictures_together_equal_each_alone(name, sizes, folders):
+def test_images_together_equal_each_alone(name, sizes, folders):
     tower = load_encoder(str(folders[name]), TowerOptions(max_patches=16))
     parts = [
         (
-            torch.from_numpy(patchify(to_array(picture(*size, n)), PATCH)),
+            torch.from_numpy(patchify(to_array(make_image(*size, n)), PATCH)),
             (size[1] // 8, size[0] // 8),
         )
         for n, size in enumerate(sizes)
@@ -229,7 +229,7 @@ def test_pictures_together_equal_each_alone(name, sizes, folders):
 def test_gradients_reach_every_block_and_the_pixels(name, folders):
     tower = load_encoder(str(folders[name]), TowerOptions()).train()
     assert len(tower.layers) == LAYERS - 1  # what comes after the features is not there
-    patches, grids = seen(tower.config, picture())
+    patches, grids = seen(tower.config, make_image())
     again = tower(patches, grids)
     assert torch.equal(tower(patches, grids), again)  # in training too
     tower(patches.requires_grad_(), grids).square().sum().backward()
@@ -245,7 +245,7 @@ def test_gradients_reach_every_block_and_the_pixels(name, folders):
 def test_bfloat16_is_near(name, frozen, folders):
     """As the trainer runs it: under autocast, what is frozen held in bfloat16."""
     tower = load_encoder(str(folders[name]), TowerOptions()).requires_grad_(not frozen)
-    inputs = seen(tower.config, picture())
+    inputs = seen(tower.config, make_image())
     expected = tower(*inputs).detach()
     LoweredWeights(tower, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -262,7 +262,7 @@ def test_saved_and_restored_is_the_same(name, layer, folders, tmp_path):
     save_encoder(tmp_path, encoder)
     config = from_dict(EncoderConfig, json.loads(json.dumps(to_dict(encoder.config))))
     assert config == encoder.config
-    inputs = seen(config, picture(), picture(seed=1))
+    inputs = seen(config, make_image(), make_image(seed=1))
     assert torch.equal(restore_encoder(tmp_path, config)(*inputs), encoder(*inputs))
 
 
@@ -275,7 +275,7 @@ def test_what_is_saved_is_a_stock_checkpoint(name, folders, tmp_path):
         tmp_path, output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    image = picture()
+    image = make_image()
     states = model.eval()(**stock_inputs(name, image), output_hidden_states=True).hidden_states
     close(tower(*seen(tower.config, image)), states[-1][0, SPECIAL[name] :])
 
@@ -287,7 +287,7 @@ def test_two_encoders_are_fused_on_the_channels(folders):
     assert fused.config.width == first.config.width + second.config.width == 2 * WIDTH
     assert len(fused.layers) == len(first.layers) + len(second.layers)
     assert fused.config.mixing == 2 * WIDTH * (LAYERS - 1)
-    patches, grids = seen(fused.config, picture(), picture(seed=1))
+    patches, grids = seen(fused.config, make_image(), make_image(seed=1))
     expected = torch.cat([first(patches, grids), second(patches, grids)], -1)
     assert torch.equal(fused(patches, grids), expected)
 
@@ -336,7 +336,7 @@ def test_the_visual_half_of_a_pair_is_found(name, kind, settings, whole, tmp_pat
         vision.save_pretrained(tmp_path)
     STOCK[name][2].save_pretrained(tmp_path)
     tower = load_encoder(str(tmp_path), TowerOptions(-1))
-    image = picture()
+    image = make_image()
     states = model.vision_model(
         **stock_inputs(name, image), output_hidden_states=True
     ).hidden_states
@@ -354,7 +354,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(folders, tmp_path, mo
     tower = load_encoder("someone/siglip", TowerOptions())
     assert tower.config.source == "someone/siglip"
     assert tower.config.mean == tuple(ODD["image_mean"])
-    inputs = seen(tower.config, picture())
+    inputs = seen(tower.config, make_image())
     folder = load_encoder(str(folders["siglip"]), TowerOptions())
     assert torch.equal(tower(*inputs), folder(*inputs))
     with pytest.raises(CheckpointError, match="no visual encoder") as error:
@@ -362,7 +362,7 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(folders, tmp_path, mo
     assert "\n" not in str(error.value)
     for file in (repository / "snapshots" / commit).glob("*processor_config.json"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="how pictures are normalised"):
+    with pytest.raises(CheckpointError, match="how images are normalised"):
         load_encoder("someone/siglip", TowerOptions())
 
 
@@ -373,7 +373,7 @@ def test_a_resolution_that_patches_do_not_divide_is_cut_as_the_convolution_does(
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
     (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "image_size": 35}))
     tower = load_encoder(str(tmp_path / "odd"), TowerOptions())
-    image = picture(35, 35)
+    image = make_image(35, 35)
     processor = SiglipImageProcessorPil(size={"height": 35, "width": 35}, **ODD)
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     states = stock("siglip", tmp_path / "odd")(pixels, output_hidden_states=True).hidden_states

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.vision.config import ContrastiveConfig, ViTConfig
 from chiasm.vision.contrastive import DualEncoder, zero_shot_weights
 from chiasm.vision.patches import fit, from_array, patchify, to_array
@@ -101,7 +101,7 @@ def test_patchify_refuses_what_it_cannot_divide():
 
 
 @torch.no_grad()
-def test_mixed_grids_equal_each_picture_alone():
+def test_mixed_grids_equal_each_image_alone():
     torch.manual_seed(0)
     vit, head = ViT(TINY), AttentionPool(TINY)
     parts = [
@@ -117,7 +117,7 @@ def test_mixed_grids_equal_each_picture_alone():
 
 
 @torch.no_grad()
-def test_a_picture_in_a_mixed_batch_is_exactly_isolated():
+def test_an_image_in_a_mixed_batch_is_exactly_isolated():
     torch.manual_seed(0)
     vit = ViT(TINY)
     first, second = patches_of(torch.randn(1, 3, 16, 24)), patches_of(torch.randn(1, 3, 16, 16))
@@ -152,9 +152,9 @@ def test_fit_keeps_step_budget_size_and_aspect(width, height, step, budget, size
 @given(SIDES, SIDES, st.sampled_from([16, 64]))
 def test_fit_of_fixed_resolution_squeezes(width, height, size):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    picture = PIL.Image.fromarray(pixels)
-    expected = picture.resize((size, size), PIL.Image.Resampling.BICUBIC)
-    result = fit(picture, size, 8, None)
+    image = PIL.Image.fromarray(pixels)
+    expected = image.resize((size, size), PIL.Image.Resampling.BICUBIC)
+    result = fit(image, size, 8, None)
     assert result.size == (size, size)
     assert np.array_equal(np.asarray(result), np.asarray(expected))
 
@@ -178,20 +178,20 @@ CONTRASTIVE = ContrastiveConfig(
 )
 
 
-def pictures(count=8, captions=4):
+def images(count=8, captions=4):
     """Distinct noise with one of a few captions each, of unequal lengths."""
     torch.manual_seed(1)
     patches, grids = patches_of(torch.randn(count, 3, 32, 32))
     lengths = torch.arange(captions) % 3 + 2
     texts = torch.randint(1, 20, (captions, 4)) * (torch.arange(4) < lengths[:, None])
     match = F.one_hot(torch.arange(count) % captions, captions).bool()
-    return PictureBatch(patches, grids, texts, lengths, match)
+    return ImageBatch(patches, grids, texts, lengths, match)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
 def test_contrastive_loss_falls_in_a_small_overfit(kind):
     torch.manual_seed(0)
-    model, batch = DualEncoder(dataclasses.replace(CONTRASTIVE, loss=kind)), pictures()
+    model, batch = DualEncoder(dataclasses.replace(CONTRASTIVE, loss=kind)), images()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     values = []
     for _ in range(30):
@@ -208,7 +208,7 @@ def test_contrastive_loss_falls_in_a_small_overfit(kind):
 @torch.no_grad()
 def test_padding_of_texts_changes_nothing():
     torch.manual_seed(0)
-    model, batch = DualEncoder(CONTRASTIVE), pictures()
+    model, batch = DualEncoder(CONTRASTIVE), images()
     wider = F.pad(batch.texts, (0, 2), value=7)
     torch.testing.assert_close(
         model.embed_texts(wider, batch.lengths),
@@ -221,7 +221,7 @@ def test_padding_of_texts_changes_nothing():
 @torch.no_grad()
 def test_zero_shot_weights_are_normalised_means():
     torch.manual_seed(0)
-    model, batch = DualEncoder(CONTRASTIVE), pictures()
+    model, batch = DualEncoder(CONTRASTIVE), images()
     pairs = list(zip(batch.texts, batch.lengths, strict=True))
     heads = zero_shot_weights(model, [pairs[:3], pairs[3:]])
     torch.testing.assert_close(heads.norm(dim=1), torch.ones(2))
@@ -241,7 +241,7 @@ def test_groups_hold_every_parameter_once():
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("trained", [("vision", "text"), ("text",)])
 def test_cost_is_what_torch_counts(kind, trained):
-    model, batch = DualEncoder(dataclasses.replace(CONTRASTIVE, loss=kind)), pictures()
+    model, batch = DualEncoder(dataclasses.replace(CONTRASTIVE, loss=kind)), images()
     lengths = torch.full_like(batch.lengths, batch.texts.shape[1])  # padding is no cost of ours
     batch = dataclasses.replace(batch, lengths=lengths)
     for name, part in model.groups().items():

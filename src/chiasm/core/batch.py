@@ -36,11 +36,11 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Slot:
-    """What stands for one picture in the token sequence.
+    """What stands for one image in the token sequence.
 
     ids [n] int64: placeholders and words around them (MLLM) or begin, code and end ids (unified).
     patches [P d] float32 or None: pixels for a continuous encoder.
-    grid (rows, columns) of patches or codes; of each tile where the picture is cut into `tiles`.
+    grid (rows, columns) of patches or codes; of each tile where the image is cut into `tiles`.
     place [V] int64: which of the ids each visual token of the tiles stands at, -1 for one that is
     left out. Several at one place are averaged; a placeholder without any is the end of a row.
     None: one a placeholder, in order.
@@ -58,7 +58,7 @@ class Encoded:
     """One sample as arrays; every [T] array has one entry a token.
 
     ids, targets (already shifted; IGNORE where no loss), block, branch, position: [T] int64.
-    patches [P d] float32 or None; grids [N 2] int64, one row a picture, or a tile of one, in order
+    patches [P d] float32 or None; grids [N 2] int64, one row an image, or a tile of one, in order
     of appearance; place [V] int64 or None: as Slot's, an index into ids.
     """
 
@@ -153,7 +153,7 @@ class Batch:
     """Packed samples as tensors. See the module's docstring for segment, block and branch.
 
     ids, targets, segment, block, branch, position [B T] int64; patches [P d] and grids [N 2] run
-    over the pictures (or their tiles) of all rows in reading order; names are the samples in it,
+    over the images (or their tiles) of all rows in reading order; names are the samples in it,
     for diagnoses; place [V]: as Slot's, an index into ids laid flat. per_sample: the loss is the
     mean within each example first, not over all tokens.
 
@@ -282,11 +282,11 @@ def shifted(place: np.ndarray, by: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PictureBatch:
+class ImageBatch:
     """Images for the autoencoder and the contrastive encoder.
 
     patches [P d] float32 in [-1, 1] with grids [N 2]; texts [M L] int64 and lengths [M] are the
-    distinct captions, match [N M] bool says which of them describe which picture.
+    distinct captions, match [N M] bool says which of them describe which image.
     """
 
     patches: Tensor
@@ -295,18 +295,18 @@ class PictureBatch:
     lengths: Tensor | None = None
     match: Tensor | None = None
     names: tuple[str, ...] = ()
-    host: PictureBatch | None = None
+    host: ImageBatch | None = None
 
-    def to(self, device: torch.device | str) -> PictureBatch:
+    def to(self, device: torch.device | str) -> ImageBatch:
         """As Batch's."""
         return _moved(self, device)
 
-    def pin(self, device: torch.device) -> PictureBatch:
+    def pin(self, device: torch.device) -> ImageBatch:
         """As Batch's."""
         return _pinned(self, device)
 
     @property
-    def on_host(self) -> PictureBatch:
+    def on_host(self) -> ImageBatch:
         """As Batch's."""
         return self if self.host is None else self.host
 

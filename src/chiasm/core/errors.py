@@ -16,7 +16,7 @@ class DataError(ChiasmError):
 
 
 class PlaceholderError(DataError):
-    """As many places for pictures as pictures were expected, and others were found."""
+    """As many places for images as images were expected, and others were found."""
 
 
 class CheckpointError(ChiasmError):

@@ -19,12 +19,12 @@ B_contra = TypeVar("B_contra", contravariant=True)
 
 
 class ImageCodec(Protocol):
-    """Pictures to what stands for them in a sequence, and back.
+    """Images to what stands for them in a sequence, and back.
 
-    vocabulary: the numbering shared with text, None where pictures cannot be written.
-    codes_per_image: codes of one picture, the largest where they differ; 0 where there are none.
-    grids: (rows, columns) of codes that pictures can have. depth: neighbouring columns that belong
-    to one place of the picture.
+    vocabulary: the numbering shared with text, None where images cannot be written.
+    codes_per_image: codes of one image, the largest where they differ; 0 where there are none.
+    grids: (rows, columns) of codes that images can have. depth: neighbouring columns that belong
+    to one place of the image.
     """
 
     @property
@@ -40,20 +40,20 @@ class ImageCodec(Protocol):
     def depth(self) -> int: ...
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
-        """One Slot a picture."""
+        """One Slot an image."""
         ...
 
     def outline(self, size: tuple[int, int]) -> Slot:
-        """The Slot of a picture (width, height) before it is looked at: as many ids, the same grid
+        """The Slot of an image (width, height) before it is looked at: as many ids, the same grid
         and tiles, no patches, codes that mean nothing."""
         ...
 
     def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
-        """Its pictures, or the tiles of them, as the model sees them."""
+        """Its images, or the tiles of them, as the model sees them."""
         ...
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
-        """The picture of one image's code ids [n] in a grid (None: the only one there is). Raises
+        """The image that has the code ids [n] in a grid (None: the only one there is). Raises
         NotGenerativeError where there is none."""
         ...
 
@@ -78,7 +78,7 @@ class TokenCodec(ImageCodec, Protocol):
     def code_count(self) -> int: ...
 
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
-        """Codes [h w] int64 of each picture."""
+        """Codes [h w] int64 of each image."""
         ...
 
 
@@ -141,11 +141,11 @@ class VLM(Trainable[Batch], Protocol):
     """A route: hidden states for a batch, logits where they are wanted."""
 
     def forward(self, batch: Batch, cache: Any | None = None, seen: Tensor | None = None) -> Tensor:
-        """Hidden states [B T D]. seen: what stands for the pictures, instead of `seen(batch)`."""
+        """Hidden states [B T D]. seen: what stands for the images, instead of `seen(batch)`."""
         ...
 
     def seen(self, batch: Batch) -> Tensor:
-        """What stands for the pictures [S D], those in front first, each in reading order."""
+        """What stands for the images [S D], those in front first, each in reading order."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -174,9 +174,9 @@ class Sampling:
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep everything. guidance is the scale s of
     classifier-free guidance u + s (c - u) on image tokens; 1 is none. max_tokens counts text
-    tokens of one reply; max_images pictures of one reply; draw_first makes a reply begin with one.
+    tokens of one reply; max_images images of one reply; draw_first makes a reply begin with one.
     image_temperature, image_top_k and image_top_p: the same for image tokens where they differ.
-    image_steps: passes to draw a picture by masked diffusion. grid: (rows, columns) of codes for
+    image_steps: passes to draw an image by masked diffusion. grid: (rows, columns) of codes for
     models that draw several sizes; None leaves it to the model.
     """
 
@@ -196,7 +196,7 @@ class Sampling:
 
     @property
     def of_images(self) -> Sampling:
-        """How the codes of pictures are chosen."""
+        """How the codes of images are chosen."""
         own = (self.image_temperature, self.image_top_k, self.image_top_p)
         if own == (None, None, None):
             return self
@@ -211,7 +211,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Piece:
-    """What generation yields, as soon as it is known: a piece of text, or a whole picture.
+    """What generation yields, as soon as it is known: a piece of text, or a whole image.
 
     finish: None while more is to come; else "stop" (the model ended) or "length" (max_tokens).
     """

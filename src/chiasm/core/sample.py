@@ -1,4 +1,4 @@
-"""What people have: conversations that mix text and pictures."""
+"""What people have: conversations that mix text and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 import PIL.Image
 
 from chiasm.core.errors import DataError
-from chiasm.core.picture import Unreadable, decode, header_size, read_file, rgb
+from chiasm.core.image import Unreadable, decode, header_size, read_file, rgb
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -39,9 +39,9 @@ class BoxText(Text):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture, read only when it is needed.
+    """An image, read only when it is needed.
 
-    `source` is a file, the encoded bytes of one, or a decoded picture; `where` names the place
+    `source` is a file, the encoded bytes of one, or a decoded image; `where` names the place
     that mentions it (file and line), so that an error can say where to look.
     """
 
@@ -49,7 +49,7 @@ class Image:
     where: str = ""
 
     def load(self) -> PIL.Image.Image:
-        """The decoded picture, upright, RGB (see core.picture). Raises DataError naming the file,
+        """The decoded image, upright, RGB (see core.image). Raises DataError naming the file,
         the place and the remedy."""
         if isinstance(self.source, PIL.Image.Image):
             return rgb(self.source)
@@ -129,9 +129,9 @@ class Turn:
 class Sample:
     """One conversation.
 
-    independent: the user/assistant pairs are separate questions about the pictures of the first
+    independent: the user/assistant pairs are separate questions about the images of the first
         user turn, not a dialogue: no pair may see another. Encoded as branches of one trunk, so
-        that the pictures are computed once and training equals asking each question alone.
+        that the images are computed once and training equals asking each question alone.
     meta: anything the data set says about the sample (JSON).
     rejected: of a preference pair the worse reply, in place of the last assistant message, which is
         the chosen one. desired: of a reply that was judged by itself (KTO) whether it is a good
@@ -208,7 +208,7 @@ def _part(part: Given) -> Part:
 
 
 def split_independent(sample: Sample) -> list[Sample]:
-    """The separate conversations of an independent sample: the first user turn's pictures and any
+    """The separate conversations of an independent sample: the first user turn's images and any
     system turn, with one question and its answer each. Other samples come back as they are."""
     if not sample.independent:
         return [sample]
@@ -216,10 +216,10 @@ def split_independent(sample: Sample) -> list[Sample]:
     rest = [t for t in sample.turns if t.role != "system"]
     if not rest:
         return [sample]
-    pictures = tuple(p for p in rest[0].parts if not isinstance(p, Text))
+    images = tuple(p for p in rest[0].parts if not isinstance(p, Text))
     result = []
     for i in range(0, len(rest), 2):
-        asked = Turn("user", (*pictures, *(p for p in rest[i].parts if isinstance(p, Text))))
+        asked = Turn("user", (*images, *(p for p in rest[i].parts if isinstance(p, Text))))
         reply = tuple(rest[i + 1 : i + 2])
         result.append(
             Sample(

@@ -18,7 +18,7 @@ class Vocabulary:
 
     Only models that need them have, as ids of the text range that are no words: mask, which stands
     for an image code not yet drawn; row_end, behind each row of codes; the last `sides` text ids,
-    which announce the rows and columns of a picture, 1 and up.
+    which announce the rows and columns of an image, 1 and up.
     """
 
     text: int
@@ -44,7 +44,7 @@ class Vocabulary:
         """Which ids are image codes; same shape, bool."""
         return (ids >= self.text) & (ids < self.size)
 
-    def in_picture(self, ids: Tensor) -> Tensor:
+    def in_image(self, ids: Tensor) -> Tensor:
         """Which ids are image codes, drawn or yet to be drawn; same shape, bool."""
         code = self.is_code(ids)
         return code if self.mask is None else code | (ids == self.mask)

@@ -1,4 +1,4 @@
-"""Changes of a picture that leave true what is said about it."""
+"""Changes of an image that leave true what is said about it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import PIL.Image
 
-# What a mirrored picture makes false, or what asks for things that are not read in a mirror:
+# What a mirrored image makes false, or what asks for things that are not read in a mirror:
 # letters, digits, clocks, arrows. Parts of words, so that inflected and joined forms count too; a
 # word too many costs a mirror image, a word too few a true label.
 _SIDES = (
@@ -25,8 +25,8 @@ _PLACE = re.compile(r"[\[(<]\s*\d+(?:\.\d+)?\s*[,;]\s*\d+(?:\.\d+)?")
 
 
 def mirrorable(texts: Iterable[str]) -> bool:
-    """Whether all that is said about a picture is as true of its mirror image. Numbers and quoted
-    words count as said of a side: they are coordinates, or read from the picture."""
+    """Whether all that is said about an image is as true of its mirror image. Numbers and quoted
+    words count as said of a side: they are coordinates, or read from the image."""
     return not any(_UNSAFE.search(text) for text in texts)
 
 
@@ -35,20 +35,20 @@ def movable(texts: Iterable[str]) -> bool:
     return not any(_PLACE.search(text) for text in texts)
 
 
-def mirrored(picture: PIL.Image.Image) -> PIL.Image.Image:
-    return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+def mirrored(image: PIL.Image.Image) -> PIL.Image.Image:
+    return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def augment(
-    picture: PIL.Image.Image, random: np.random.Generator, shift: int, mirror: bool
+    image: PIL.Image.Image, random: np.random.Generator, shift: int, mirror: bool
 ) -> PIL.Image.Image:
     """Move by up to `shift` pixels each way, filling from the edge; mirror half of the time."""
     if mirror and random.random() < 0.5:
-        picture = mirrored(picture)
+        image = mirrored(image)
     if shift:
-        pixels = np.asarray(picture)
+        pixels = np.asarray(image)
         down, right = random.integers(-shift, shift + 1, 2)
         rows = np.clip(np.arange(pixels.shape[0]) - down, 0, pixels.shape[0] - 1)
         columns = np.clip(np.arange(pixels.shape[1]) - right, 0, pixels.shape[1] - 1)
-        picture = PIL.Image.fromarray(pixels[rows][:, columns])
-    return picture
+        image = PIL.Image.fromarray(pixels[rows][:, columns])
+    return image

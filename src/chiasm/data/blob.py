@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from chiasm.core.errors import DataError, MissingExtraError
-from chiasm.core.picture import Unreadable
+from chiasm.core.image import Unreadable
 from chiasm.core.sample import Image
 
 OPEN_FILES = 256  # at a time
@@ -142,7 +142,7 @@ def _unreachable(place: str, error: Exception) -> DataError:
 
 @dataclass(frozen=True, eq=False)
 class Fetched(Image):
-    """A picture behind a URL, fetched when it is needed."""
+    """An image behind a URL, fetched when it is needed."""
 
     url: str = ""
 

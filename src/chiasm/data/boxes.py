@@ -1,4 +1,4 @@
-"""How a place in a picture is written in words: thousandths of its width and height."""
+"""How a place in an image is written in words: thousandths of its width and height."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def written(sample: Sample, format: BoxFormat) -> Sample:
 
 
 def write_box(box: Box, size: tuple[int, int]) -> str:
-    """[left, top, right, bottom] in thousandths, of a box in a picture of (width, height) pixels;
-    what lies outside the picture is cut off."""
+    """[left, top, right, bottom] in thousandths, of a box in an image of (width, height) pixels;
+    what lies outside the image is cut off."""
     width, height = size
     left, right = (round(min(max(x, 0), width) * SCALE / width) for x in box[::2])
     top, bottom = (round(min(max(y, 0), height) * SCALE / height) for y in box[1::2])

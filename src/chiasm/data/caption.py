@@ -1,10 +1,10 @@
-"""One line of text that describes a sample's picture, from whatever the sample has."""
+"""One line of text that describes a sample's image, from whatever the sample has."""
 
 from __future__ import annotations
 
 from chiasm.core.sample import Sample
 
-PROMPT = "Describe the image."  # what is asked of a picture that comes with nothing but a caption
+PROMPT = "Describe the image."  # what is asked of an image that comes with nothing but a caption
 
 
 def caption_of(sample: Sample) -> str | None:

@@ -27,7 +27,7 @@ GEMMA = (
     "{% endfor %}{{ '<start_of_turn>model\n' if add_generation_prompt else '' }}"
 )
 
-# LLaVA's conversations (2310.03744): pictures first, then words, after Vicuna's own opening.
+# LLaVA's conversations (2310.03744): images first, then words, after Vicuna's own opening.
 VICUNA = (
     "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
@@ -38,7 +38,7 @@ VICUNA = (
     "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
 )
 
-# PaliGemma (2407.07726, section 3.2.1): one question, the beginning marked after its pictures.
+# PaliGemma (2407.07726, section 3.2.1): one question, the beginning marked after its images.
 PALIGEMMA = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
     "{% else %}{% set said = m.content.rsplit('<image>', 1) %}"

@@ -3,7 +3,7 @@
     "what happens?" <video>   ->   "what happens?" <0.5 seconds> [frame] <1.5 seconds> [frame] ...
 
 Where the frames would take more tokens than config.max_tokens, as many neighbours as needed are
-averaged, token by token, into the tokens of one picture; codes have no average, there the first of
+averaged, token by token, into the tokens of one image; codes have no average, there the first of
 them stands for its neighbours.
 """
 
@@ -26,13 +26,13 @@ from chiasm.vision.config import VideoConfig
 
 @dataclass(frozen=True, eq=False)
 class Frames(Image):
-    """Neighbouring frames of a clip that are averaged into one picture; source is the first."""
+    """Neighbouring frames of a clip that are averaged into one image; source is the first."""
 
     frames: tuple[PIL.Image.Image, ...] = ()
 
     def digest(self) -> str:
-        pictures = b"".join(frame.tobytes() for frame in self.frames)
-        return hashlib.sha256(f"{self.frames[0].size}".encode() + pictures).hexdigest()
+        images = b"".join(frame.tobytes() for frame in self.frames)
+        return hashlib.sha256(f"{self.frames[0].size}".encode() + images).hexdigest()
 
 
 class Clips:
@@ -44,7 +44,7 @@ class Clips:
         self.config, self.codec = config, codec
 
     def unroll(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with each video as times and pictures; a file is read once."""
+        """The samples with each video as times and images; a file is read once."""
         read: dict[Video, tuple[Part, ...]] = {}
 
         def parts(part: Part) -> tuple[Part, ...]:
@@ -67,11 +67,11 @@ class Clips:
         ]
 
     def parts(self, video: Video) -> tuple[Part, ...]:
-        """Times and pictures of one video. Raises DataError for a file that cannot be read."""
+        """Times and images of one video. Raises DataError for a file that cannot be read."""
         return self.shown(read_footage(video.path, self.config, video.where), video.where)
 
     def shown(self, footage: Footage, where: str = "") -> tuple[Part, ...]:
-        """Times and pictures of frames that were read."""
+        """Times and images of frames that were read."""
         group = self._group(footage.frames)
         parts: list[Part] = []
         for start in range(0, len(footage.frames), group):
@@ -100,12 +100,12 @@ class Clips:
         )
 
     def _group(self, frames: Sequence[PIL.Image.Image]) -> int:
-        """How many neighbours share a picture's tokens."""
+        """How many neighbours share an image's tokens."""
         each = len(self.codec.encode(frames[:1])[0].ids)
-        pictures = self.config.max_tokens // each
-        if not pictures:
+        images = self.config.max_tokens // each
+        if not images:
             raise ConfigError(
                 f"model.video.max_tokens: {self.config.max_tokens}, but one frame takes {each}; "
                 "raise it"
             )
-        return -(-len(frames) // pictures)
+        return -(-len(frames) // images)

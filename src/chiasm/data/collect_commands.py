@@ -18,7 +18,7 @@ Out = Annotated[Path, arg(aliases=["-o"])]
 def make(
     kind: Positional[str], out: Out, count: int = 1000, seed: int = 0, workers: int = 1
 ) -> None:
-    """Make pictures with exact questions and answers.
+    """Make images with exact questions and answers.
 
     Args:
         kind: charts, tables, receipts, forms, pages, scenes, documents or slips.
@@ -88,7 +88,7 @@ def video(folder: Positional[Path], out: Out, frames: int = 4, side: int = 512) 
     Args:
         folder: Every video below it.
         out: Folder for train.jsonl, test.jsonl, images/ and skipped.jsonl.
-        frames: Pictures of every captioned span; 0 keeps the clip itself.
+        frames: Images of every captioned span; 0 keeps the clip itself.
         side: Pixels of a frame's longer side, at most.
     """
     from chiasm.data.ingest.video import VideoOptions, ingest_video

@@ -48,7 +48,7 @@ def convert(
     workers: int = 1,
     strict: bool = False,
 ) -> Imported:
-    """Write all usable samples of `data` into the folder `out`; every picture is decoded once.
+    """Write all usable samples of `data` into the folder `out`; every image is decoded once.
 
     name: the format of `data` where it does not show. images: the folder that its image paths are
     relative to ("/": its absolute ones are allowed). workers: threads that decode. strict: a
@@ -93,7 +93,7 @@ def _checked(sample: Sample) -> tuple[Sample, DataError | None]:
 
 
 def check_media(sample: Sample) -> None:
-    """Decode every picture and look for every clip. Raises DataError for one that fails."""
+    """Decode every image and look for every clip. Raises DataError for one that fails."""
     check_clips(sample)
     for image in sample.all_images:
         image.load()

@@ -1,4 +1,4 @@
-"""The public easy-VQA benchmark (package `easy-vqa`): 64×64 pictures of one coloured shape."""
+"""The public easy-VQA benchmark (package `easy-vqa`): 64×64 images of one coloured shape."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ANSWERS = ("yes", "no", *SHAPES, *COLORS)
 
 
 def load(split: Literal["train", "test"]) -> list[Sample]:
-    """One sample a picture, all its questions as independent turns; official splits (4,000 and
-    1,000 pictures, 38,575 and 9,673 questions). meta: caption ("a red circle", or None where the
+    """One sample an image, all its questions as independent turns; official splits (4,000 and
+    1,000 images, 38,575 and 9,673 questions). meta: caption ("a red circle", or None where the
     questions do not determine both attributes), color, shape. Raises MissingExtraError."""
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
         raise MissingExtraError("easy-vqa", "demo", "The easy-VQA benchmark")
     root = Path(spec.origin).parent / "data" / split
-    by_picture: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for asked, reply, picture in json.loads((root / "questions.json").read_text()):
-        by_picture[picture].append((asked, reply))
-    return [_sample(root, split, n, pairs) for n, pairs in sorted(by_picture.items())]
+    by_image: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for asked, reply, image in json.loads((root / "questions.json").read_text()):
+        by_image[image].append((asked, reply))
+    return [_sample(root, split, n, pairs) for n, pairs in sorted(by_image.items())]
 
 
 def _sample(root: Path, split: str, number: int, pairs: list[tuple[str, str]]) -> Sample:
-    image = Image(root / "images" / f"{number}.png", f"easy-VQA {split} picture {number}")
+    image = Image(root / "images" / f"{number}.png", f"easy-VQA {split} image {number}")
     turns = [question(image, pairs[0][0]), answer(pairs[0][1])]
     for asked, reply in pairs[1:]:
         turns += [question(asked), answer(reply)]
@@ -47,7 +47,7 @@ def _sample(root: Path, split: str, number: int, pairs: list[tuple[str, str]]) -
 
 
 def determine(pairs: list[tuple[str, str]], values: tuple[str, ...]) -> str | None:
-    """The one value all questions and answers of a picture leave possible, or None."""
+    """The one value all questions and answers of an image leave possible, or None."""
     possible = set(values)
     for asked, reply in pairs:
         words = set(re.findall(r"\w+", asked))

@@ -1,4 +1,4 @@
-"""Which pictures look alike, whatever their size and compression."""
+"""Which images look alike, whatever their size and compression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import PIL.Image
 
-EDGE, LOW = 64, 16  # pixels the picture is shrunk to; frequencies kept a side
+EDGE, LOW = 64, 16  # pixels the image is shrunk to; frequencies kept a side
 BANDS = 16  # of 16 bits each: prints that differ in fewer than 16 bits share one of them
 MOST_BITS, MOST_COLOUR = 24, 12.0
 FINE, MOST_FINE = 32, 25.0  # cells a side of the finer look; grey levels
@@ -29,9 +29,9 @@ _COSINES = np.cos(
 class Fingerprint:
     """bits [16] uint16: signs of the 256 lowest frequencies against their median (pHash, Zauner
     2010, with four times the bits: text pages differ in little else than detail).
-    colour [48] float32: the picture shrunk to 4 x 4, which the grey bits do not see.
+    colour [48] float32: the image shrunk to 4 x 4, which the grey bits do not see.
     fine [1024] int16: grey of 32 x 32 cells, which tells tables of other numbers apart. Of 200
-    pictures of tables-qa, JPEG of quality 30 changes a cell by at most 10 levels, scaling by 0.5 to
+    images of tables-qa, JPEG of quality 30 changes a cell by at most 10 levels, scaling by 0.5 to
     1.5 with quality 75 by 21, and 22 bits; another table differs by 29 and 20 at least."""
 
     bits: np.ndarray
@@ -39,7 +39,7 @@ class Fingerprint:
     fine: np.ndarray
 
     def near(self, other: Fingerprint) -> bool:
-        """The same picture to the eye."""
+        """The same image to the eye."""
         different = int(np.bitwise_count(self.bits ^ other.bits).sum())
         return (
             different <= MOST_BITS
@@ -52,18 +52,18 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max())
 
 
-def fingerprint(picture: PIL.Image.Image) -> Fingerprint:
-    small = picture.convert("L").resize((EDGE, EDGE), SHRINK)
+def fingerprint(image: PIL.Image.Image) -> Fingerprint:
+    small = image.convert("L").resize((EDGE, EDGE), SHRINK)
     fine = np.asarray(small.resize((FINE, FINE), SHRINK), np.int16).reshape(-1)
     low = (_COSINES @ np.asarray(small, np.float64) @ _COSINES.T)[1:, 1:]
     # Noise of compression must not decide where there is nothing: such frequencies count as off.
     on = (low > np.median(low)) & (np.abs(low) > EDGE)
-    colour = picture.convert("RGB").resize((4, 4), PIL.Image.Resampling.BOX)
+    colour = image.convert("RGB").resize((4, 4), PIL.Image.Resampling.BOX)
     bits = np.packbits(on.reshape(-1)).view(np.uint16)
     return Fingerprint(bits, np.asarray(colour, np.float32).reshape(-1), fine)
 
 
-class NearPictures(Generic[K]):
+class NearImages(Generic[K]):
     """Fingerprints by which a near one is found without comparing with all."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class NearPictures(Generic[K]):
         self._prints: list[tuple[Fingerprint, K]] = []
 
     def find(self, print_: Fingerprint) -> K | None:
-        """The key of the first near picture added, or None."""
+        """The key of the first near image added, or None."""
         seen: set[int] = set()
         for band, part in zip(self._bands, print_.bits.tolist(), strict=True):
             for i in band.get(part, ()):

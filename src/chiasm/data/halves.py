@@ -15,7 +15,7 @@ PART = 10
 
 
 def keys(sample: Sample) -> tuple[int, int]:
-    """Hashes of the sample's id and of its first picture or clip (without one, of its id again)."""
+    """Hashes of the sample's id and of its first image or clip (without one, of its id again)."""
     name = _hash(sample.name.encode("utf-8", "backslashreplace"))
     parts = (part for turn in sample.turns for part in turn.parts)
     shown = next((part for part in parts if isinstance(part, (Image, Video))), None)
@@ -34,7 +34,7 @@ def _hash(data: bytes) -> int:
 def held_out(names: np.ndarray, shown: np.ndarray) -> np.ndarray:
     """Which samples are for tests [N] bool, of the two `keys` of each [N] uint64.
 
-    Samples of one id, or about one picture, stay together: what is tested has not been seen. It is
+    Samples of one id, or about one image, stay together: what is tested has not been seen. It is
     the last tenth of such groups in the order of their least id hash, so it depends neither on the
     order of the samples nor on the process.
     """

@@ -1,7 +1,7 @@
 """Samples that stay where they are: shards of JSON lines or tars, read by an index of offsets.
 
 The index of a shard takes 36 bytes a sample: where it begins, its length, its line, hashes of its
-id and of its picture's name or bytes. It is made by reading the shard once, in which every record
+id and of its image's name or bytes. It is made by reading the shard once, in which every record
 is checked, and kept in CHIASM_CACHE/index until the shard changes. Memory does not grow with the
 data, any sample is one read away, so order and shuffling are arithmetic (data/turns.py), whoever
 reads.

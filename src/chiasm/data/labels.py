@@ -17,13 +17,13 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 
-Kind = Literal["learnt", "read", "picture"]
-STYLES: dict[Kind, str] = {"learnt": "bold green", "read": "dim", "picture": "yellow"}
+Kind = Literal["learnt", "read", "image"]
+STYLES: dict[Kind, str] = {"learnt": "bold green", "read": "dim", "image": "yellow"}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A run of tokens that are learnt, only read, or of a picture."""
+    """A run of tokens that are learnt, only read, or of an image."""
 
     kind: Kind
     text: str
@@ -34,8 +34,8 @@ def spans(encoded: Encoded, processor: Processor) -> list[Span]:
     """A sample as the model gets it, in the order of its tokens; special tokens are shown."""
     learnt = np.zeros(len(encoded), bool)
     learnt[1:] = encoded.targets[:-1] != IGNORE  # a target is the token after it
-    picture = _of_pictures(encoded.ids, processor)
-    kinds = np.where(picture, "picture", np.where(learnt, "learnt", "read"))
+    image = _of_images(encoded.ids, processor)
+    kinds = np.where(image, "image", np.where(learnt, "learnt", "read"))
     # Branches are questions of their own: a span does not run on from one into the next.
     keys = list(zip(kinds.tolist(), encoded.branch.tolist(), strict=True))
     found, start = [], 0
@@ -96,16 +96,16 @@ def check(
             continue
         found = spans(encoded, processor)
         ids = encoded.targets[encoded.targets != IGNORE]
-        ids = ids[~_of_pictures(ids, processor)].tolist()
-        drawn = any(span.kind == "picture" for span in found) and processor.supervise_images
+        ids = ids[~_of_images(ids, processor)].tolist()
+        drawn = any(span.kind == "image" for span in found) and processor.supervise_images
         if not drawn and not processor.template.decode(ids).strip():
             yield sample, found, f"{sample.where}: its replies are empty; add words or remove it"
             continue
         yield sample, found, None
 
 
-def _of_pictures(ids: np.ndarray, processor: Processor) -> np.ndarray:
-    """[T] bool: ids that stand for pictures in either route."""
+def _of_images(ids: np.ndarray, processor: Processor) -> np.ndarray:
+    """[T] bool: ids that stand for images in either route."""
     vocabulary = processor.codec.vocabulary
     if vocabulary is None:
         return ids == processor.template.marker
@@ -114,8 +114,8 @@ def _of_pictures(ids: np.ndarray, processor: Processor) -> np.ndarray:
 
 
 def _words(ids: list[int], kind: str, processor: Processor) -> str:
-    if kind == "picture":
-        return f"[picture of {len(ids)} tokens]"
+    if kind == "image":
+        return f"[image of {len(ids)} tokens]"
     tokenizer: Any = processor.template.tokenizer  # type: ignore[attr-defined]
     return tokenizer.decode(ids, skip_special_tokens=False)
 

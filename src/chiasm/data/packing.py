@@ -1,6 +1,6 @@
 """Samples to rows that are full: a knapsack with two sides, tokens and patches.
 
-A window of samples is measured (from the headers of their pictures), then row after row is filled
+A window of samples is measured (from the headers of their images), then row after row is filled
 from it. Every pick weighs how much of the row a sample fills against how far it takes the row from
 the window's mixture of patches and tokens: rows then cost alike, in whatever order ranks get them.
 Where little room is left, pairs are tried too. What would leave a row emptier than `FULL` waits

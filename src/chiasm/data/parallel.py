@@ -1,7 +1,7 @@
 """A function over many items in threads, in order, a bounded number ahead.
 
 Threads, because decoding, resizing and hashing let others run meanwhile, and threads start at once
-and share what they make: processes begin with seconds of imports and pickle every picture.
+and share what they make: processes begin with seconds of imports and pickle every image.
 """
 
 from __future__ import annotations

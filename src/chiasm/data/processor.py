@@ -20,22 +20,22 @@ from chiasm.data.template import Template
 
 @dataclass(frozen=True)
 class _Line:
-    """One conversation: ids, which are supervised, where its pictures begin and the last ends."""
+    """One conversation: ids, which are supervised, where its images begin and the last ends."""
 
     ids: np.ndarray
     supervised: np.ndarray
-    pictures: list[int]
-    pictures_end: int
+    images: list[int]
+    images_end: int
 
 
 class Processor:
     """Template and codec together.
 
-    max_length: longest conversation in tokens; later turns are dropped to fit, never a picture.
-    supervise_images: codes of pictures in user turns carry loss as well (unified route).
-    remember: keep the slots of pictures already encoded (where encoding costs a network).
+    max_length: longest conversation in tokens; later turns are dropped to fit, never an image.
+    supervise_images: codes of images in user turns carry loss as well (unified route).
+    remember: keep the slots of images already encoded (where encoding costs a network).
     prefix: what the assistant did not say sees itself whole, turn by turn (prefix-LM, PaliGemma).
-    A picture then depends on the words asked about it, so questions repeat it and share nothing.
+    An image then depends on the words asked about it, so questions repeat it and share nothing.
     clips: how videos are seen; None refuses them. boxes: how the model writes boxes of objects.
     """
 
@@ -57,7 +57,7 @@ class Processor:
         self.shortened: dict[str, int] = {}
         """How many of its last rounds a training sample lost to max_length, by its name."""
         self.slots: MutableMapping[str, Slot] = {}
-        """What is remembered, by the pictures' digests; a server puts a bounded mapping here."""
+        """What is remembered, by the images' digests; a server puts a bounded mapping here."""
 
     def __call__(self, conversations: Sequence[Messages | Sample], packed: bool = True) -> Batch:
         """A batch of conversations, each OpenAI messages or a Sample.
@@ -90,7 +90,7 @@ class Processor:
         return _merge(lines, slots, sample.id, self.prefix)
 
     def measure(self, sample: Sample) -> Size:
-        """What `encode` would make of a sample, from the headers of its pictures. Raises DataError
+        """What `encode` would make of a sample, from the headers of its images. Raises DataError
         as encode, but for what only decoding would find."""
         _check(sample)
         _check_desired(sample)
@@ -103,11 +103,11 @@ class Processor:
         whole = _merge(lines, slots, sample.id, self.prefix)
         if not any(line.supervised.any() for line in lines):
             raise DataError(f"{sample.where}: no assistant words to learn from; add a reply")
-        pictures = slots * (len(lines) if self.prefix else 1)
-        return Size(len(whole), sum(slot.grid[0] * slot.grid[1] * slot.tiles for slot in pictures))
+        images = slots * (len(lines) if self.prefix else 1)
+        return Size(len(whole), sum(slot.grid[0] * slot.grid[1] * slot.tiles for slot in images))
 
     def unconditional(self, sample: Sample) -> Encoded:
-        """The prompt without its words and pictures: the other side of guidance."""
+        """The prompt without its words and images: the other side of guidance."""
         bare = sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))
         lines, slots = self._lines([bare], reply=True)
         return _merge(lines, slots, sample.id, self.prefix)
@@ -117,7 +117,7 @@ class Processor:
         trunk (reply i is branch i + 1; 0 where there is one only). Only they are supervised."""
         _check(sample)
         sample = sample if self.clips is None else self.clips.unroll([sample])[0]
-        slots = self._encode_pictures(sample)
+        slots = self._encode_images(sample)
         prompt = self._line(sample, slots, reply=True)
         spoken = any(turn.role == "assistant" for turn in sample.turns)
         lines = []
@@ -130,7 +130,7 @@ class Processor:
         return _merge(lines, slots, sample.id, self.prefix)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:
-        """Prompts to answer: neighbours that ask about the same single picture share a trunk.
+        """Prompts to answer: neighbours that ask about the same single image share a trunk.
 
         Returns (encoded, indices of its samples); sample j of the list is branch j + 1 (branch 0
         where there is one sample only).
@@ -148,7 +148,7 @@ class Processor:
     def _lines(self, samples: Sequence[Sample], reply: bool) -> tuple[list[_Line], list[Slot]]:
         parts = [part for sample in samples for part in split_independent(sample)]
         parts = parts if self.clips is None else self.clips.unroll(parts)
-        slots = self._encode_pictures(parts[0])
+        slots = self._encode_images(parts[0])
         return [self._line(part, slots, reply) for part in parts], slots
 
     def _line(self, sample: Sample, slots: list[Slot], reply: bool, whole: bool = False) -> _Line:
@@ -173,7 +173,7 @@ class Processor:
             self.shortened[sample.name] = (len(sample.turns) - len(turns)) // 2
 
     def _expand(self, ids: list[int], supervised: list[bool], slots: list[Slot]) -> _Line:
-        """Put each picture's slot where its marker stands."""
+        """Put each image's slot where its marker stands."""
         out_ids, out_loss, starts, end, rest = [], [], [], 0, iter(slots)
         for token, loss in zip(ids, supervised, strict=True):
             if token != self.template.marker:
@@ -189,7 +189,7 @@ class Processor:
         joined = np.concatenate(out_ids).astype(np.int64)
         return _Line(joined, np.concatenate(out_loss), starts, end)
 
-    def _encode_pictures(self, sample: Sample) -> list[Slot]:
+    def _encode_images(self, sample: Sample) -> list[Slot]:
         recall = self._recalled if self.remember else self._slot
         return [recall(image) for image in sample.images]
 
@@ -208,13 +208,13 @@ class Processor:
 
 
 def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> Encoded:
-    """Conversations that begin alike (up to the end of their pictures) as trunk and branches; of
+    """Conversations that begin alike (up to the end of their images) as trunk and branches; of
     a prefix-LM as branches without a trunk."""
     trunk = 0
     if prefix:
         slots = slots * len(lines)
     elif len(lines) > 1:
-        trunk = min(line.pictures_end for line in lines)
+        trunk = min(line.images_end for line in lines)
         for line in lines[1:]:
             same = line.ids[:trunk] == lines[0].ids[:trunk]
             trunk = trunk if same.all() else int(same.argmin())
@@ -248,11 +248,11 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> En
 
 
 def _starts(lines: list[_Line], prefix: bool) -> list[int]:
-    """Where each picture's slot begins: in the trunk or the only line, or in every line again."""
+    """Where each image's slot begins: in the trunk or the only line, or in every line again."""
     if not prefix:
-        return lines[0].pictures
+        return lines[0].images
     before = np.cumsum([0, *(len(line.ids) for line in lines)])
-    return [int(b) + p for b, line in zip(before, lines, strict=False) for p in line.pictures]
+    return [int(b) + p for b, line in zip(before, lines, strict=False) for p in line.images]
 
 
 def _shift(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
@@ -270,7 +270,7 @@ def _turns(supervised: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:
-    """Runs of samples whose only picture is the same one, with the same before it."""
+    """Runs of samples whose only image is the same one, with the same before it."""
     runs: list[list[int]] = []
     previous: tuple | None = None
     for i, sample in enumerate(samples):
@@ -284,7 +284,7 @@ def _neighbours(samples: Sequence[Sample]) -> list[list[int]]:
 
 
 def _opening(sample: Sample) -> tuple:
-    """Roles and words up to the first picture, and which picture it is."""
+    """Roles and words up to the first image, and which image it is."""
     said: list[object] = []
     for turn in sample.turns:
         said.append(turn.role)

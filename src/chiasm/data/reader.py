@@ -1,8 +1,8 @@
-"""Samples read, and their pictures decoded, by threads before it is their turn.
+"""Samples read, and their images decoded, by threads before it is their turn.
 
 Only when they are read changes, never which or in what order: batches, resuming and the errors of
 bad samples are the same for any number of threads. Threads, because decoding lets others run
-meanwhile, and processes would pickle every picture.
+meanwhile, and processes would pickle every image.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MOST = 8  # threads: more wait for each other's Python
 
 @dataclass(frozen=True, eq=False)
 class Decoded(Image):
-    """A picture that has been decoded; still known by its encoded bytes."""
+    """An image that has been decoded; still known by its encoded bytes."""
 
-    picture: PIL.Image.Image | None = None
+    image: PIL.Image.Image | None = None
 
     def load(self) -> PIL.Image.Image:
-        return super().load() if self.picture is None else self.picture
+        return super().load() if self.image is None else self.image
 
 
 class Reader:

@@ -18,14 +18,14 @@ from chiasm.data.control_tokens import ControlTokens, Hidden
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids with `marker` where a picture goes; supervised says which ids carry loss."""
+    """ids with `marker` where an image goes; supervised says which ids carry loss."""
 
     ids: list[int]
     supervised: list[bool]
 
 
 class Template(Protocol):
-    """marker: the id that stands for a picture until its slot is known; stop: ids that end a
+    """marker: the id that stands for an image until its slot is known; stop: ids that end a
     reply."""
 
     marker: int
@@ -39,7 +39,7 @@ class Template(Protocol):
 
 
 class RoleTemplate:
-    """<s> <user> words and pictures <assistant> words and pictures </s>, for models trained from
+    """<s> <user> words and images <assistant> words and images </s>, for models trained from
     scratch. The end of every assistant turn is supervised too. A tokenizer may lack <user> and
     <system> (Chameleon's has no such tokens): those turns are then not announced."""
 
@@ -129,7 +129,7 @@ class ChatTemplate:
     def __init__(
         self,
         tokenizer: Any,
-        picture: str = "<image>",
+        image: str = "<image>",
         system: str | None = None,
         stop: Sequence[int] = (),
         spoken: Sequence[str] = (),
@@ -139,12 +139,12 @@ class ChatTemplate:
                 "this tokenizer has no chat template; use an instruction-tuned model or set "
                 "model.chat_template"
             )
-        self.tokenizer, self.picture, self.system = tokenizer, picture, system
+        self.tokenizer, self.image, self.system = tokenizer, image, system
         self.spoken = frozenset(t for t in spoken if t not in tokenizer.chat_template)
         self._known: ControlTokens | None = None
-        if picture not in tokenizer.get_vocab():
-            tokenizer.add_tokens([picture], special_tokens=True)
-        self.marker = tokenizer.convert_tokens_to_ids(picture)
+        if image not in tokenizer.get_vocab():
+            tokenizer.add_tokens([image], special_tokens=True)
+        self.marker = tokenizer.convert_tokens_to_ids(image)
         self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         named = {i for i in (tokenizer.eos_token_id, *stop) if i in self._special}
         self.stop = tuple(sorted({self._end_of_turn(), *named}))
@@ -184,7 +184,7 @@ class ChatTemplate:
 
     @property
     def _control(self) -> ControlTokens:
-        """Of the tokenizer as it is now: ways of showing pictures add tokens to it later."""
+        """Of the tokenizer as it is now: ways of showing images add tokens to it later."""
         if self._known is None or self._known.size != len(self.tokenizer):
             self._known = ControlTokens(self.tokenizer, self.spoken)
         return self._known
@@ -247,14 +247,14 @@ class ChatTemplate:
     def _content(self, turn: Turn, hidden: Hidden) -> Any:
         """What the chat template is told of a turn."""
         return "".join(
-            hidden(part.text) if isinstance(part, Text) else self.picture for part in turn.parts
+            hidden(part.text) if isinstance(part, Text) else self.image for part in turn.parts
         )
 
 
 class PublishedTemplate(ChatTemplate):
     """The chat template of a published vision language model, as transformers' processors use it.
 
-    It is told text and pictures as parts of a list; what the tokenizer puts before a text is put
+    It is told text and images as parts of a list; what the tokenizer puts before a text is put
     there, unless the template writes it; and where the template ends replies with nothing (LLaVA
     1.5's), they end with the tokenizer's eos as in their training.
     """

@@ -35,8 +35,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     return tokenizer
 
 
-def add_picture_tokens(tokenizer: Tokenizer, mask: bool, row_end: bool, sides: int) -> None:
-    """Give a tokenizer, in place, those of the picture's further special tokens that it lacks;
+def add_image_tokens(tokenizer: Tokenizer, mask: bool, row_end: bool, sides: int) -> None:
+    """Give a tokenizer, in place, those of the image's further special tokens that it lacks;
     sides: the largest number of rows or columns of codes."""
     wanted = [MASK] * mask + [ROW_END] * row_end
     wanted += [SIDE.format(number + 1) for number in range(sides)]  # last: ids in one run

@@ -1,8 +1,8 @@
-"""The codes of a data set's pictures, computed once: shards that are mapped into memory.
+"""The codes of a data set's images, computed once: shards that are mapped into memory.
 
 A folder holds tokens.json (the tokenizer's fingerprint, how many codes it has, which shards there
 are) and for each shard `NAME.codes.npy` (all codes end to end, uint16 or uint32) and
-`NAME.index.npy` (one row a picture: digest of its pixels, where its codes begin, rows, columns).
+`NAME.index.npy` (one row an image: digest of its pixels, where its codes begin, rows, columns).
 Shards do not depend on one another (data/shards.py).
 """
 
@@ -26,7 +26,7 @@ OnUnreadable = Callable[[Image, DataError], None]
 
 
 class Codes:
-    """The work (data/shards.py) of encoding the pictures of `size` samples a shard. A picture that
+    """The work (data/shards.py) of encoding the images of `size` samples a shard. An image that
     cannot be read is named in the manifest with the reason. data: what the samples are called."""
 
     def __init__(self, samples: Sequence[Sample], codec: TokenCodec, size: int, data: str = ""):
@@ -72,16 +72,16 @@ def write_shard(
         fresh = {}
         for image in images[i : i + batch]:
             try:
-                picture = image.load()
+                pixels = image.load()
             except DataError as error:
                 if on_unreadable is None:
                     raise
                 on_unreadable(image, error)
                 continue
-            digest = bytes.fromhex(Image(picture).digest())
+            digest = bytes.fromhex(Image(pixels).digest())
             if digest not in seen:
                 seen.add(digest)
-                fresh[digest] = picture
+                fresh[digest] = pixels
         made = codec.codes(list(fresh.values())) if fresh else []
         for digest, grid in zip(fresh, made, strict=True):
             rows.append((digest, start, *grid.shape))
@@ -96,7 +96,7 @@ def write_shard(
 
 
 class Tokens(Mapping[str, np.ndarray]):
-    """Digest of a picture's pixels -> its codes [h w], read from the shards when asked for."""
+    """Digest of an image's pixels -> its codes [h w], read from the shards when asked for."""
 
     def __init__(self, folder: Path, names: Sequence[str]):
         self._codes, self._index = [], []
@@ -134,7 +134,7 @@ def read_tokens(folder: Path, codec: TokenCodec) -> Tokens:
     if about["fingerprint"] != codec.fingerprint:
         raise CheckpointError(
             f"{folder}: holds codes of the image tokenizer {about['fingerprint'][:12]}, but this "
-            f"one is {codec.fingerprint[:12]}: they would stand for other pictures; "
+            f"one is {codec.fingerprint[:12]}: they would stand for other images; "
             "precompute them again with this tokenizer"
         )
     return Tokens(folder, about["shards"])

@@ -30,7 +30,7 @@ SHARE, SLACK = 0.1, 0.5
 
 @dataclass(frozen=True)
 class Footage:
-    """Chosen frames: RGB pictures and their times in seconds from the first of the file; seconds
+    """Chosen frames: RGB images and their times in seconds from the first of the file; seconds
     is how long the file lasts."""
 
     frames: list[PIL.Image.Image]
@@ -73,7 +73,7 @@ def read_footage(
         with av.open(opened, options=safe) as container:
             if not container.streams.video:
                 sound = "only sound" if container.streams.audio else "or it is truncated"
-                raise _BadFileError(f"no pictures in it, {sound}")
+                raise _BadFileError(f"no images in it, {sound}")
             index = _indexed(container)
             _count(len(index.times), container.streams.video[0], most)
             unit = container.streams.video[0].time_base
@@ -191,7 +191,7 @@ def _compare(said: int | None, unit: Any, seen: Any) -> None:
 def _decoded(
     container: Any, wanted: Sequence[int], keys: Sequence[int]
 ) -> Iterator[PIL.Image.Image]:
-    """The pictures shown at these times (rising). Seeks where a keyframe lies on the way."""
+    """The images shown at these times (rising). Seeks where a keyframe lies on the way."""
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     frames, at = iter(()), None

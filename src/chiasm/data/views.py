@@ -50,7 +50,7 @@ def converse(sample: Sample, random: np.random.Generator) -> Sample | None:
 
 
 def describe(sample: Sample, random: np.random.Generator) -> Sample | None:
-    """Picture in, caption out; None for a sample without either."""
+    """Image in, caption out; None for a sample without either."""
     caption = caption_of(sample)
     if not caption or not sample.images:
         return None
@@ -59,7 +59,7 @@ def describe(sample: Sample, random: np.random.Generator) -> Sample | None:
 
 
 def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Sample | None:
-    """Caption in, picture out; with probability `drop` the caption is left out, which trains the
+    """Caption in, image out; with probability `drop` the caption is left out, which trains the
     unconditional side of classifier-free guidance (Ho & Salimans, 2207.12598)."""
     caption = caption_of(sample)
     if not caption or not sample.images:
@@ -72,12 +72,12 @@ ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
 
 
 def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
-    """Does this text describe the picture? Asked `pairs` times of its own caption and of another's,
+    """Does this text describe the image? Asked `pairs` times of its own caption and of another's,
     answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2). All are branches of
-    the one picture, which costs more than any of them.
+    the one image, which costs more than any of them.
 
-    hard: every other stranger is the one of eight that shares the rarest words with the picture's
-    own caption (hard negatives, the same section): told apart from those, a picture must be known
+    hard: every other stranger is the one of eight that shares the rarest words with the image's
+    own caption (hard negatives, the same section): told apart from those, an image must be known
     in all its parts. A model that cannot compare at all yet learns it sooner without (LOG.md)."""
     common = Counter(word for caption in captions for word in set(caption.split()))
 
@@ -100,7 +100,7 @@ def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
 
 
 def spot(captions: Sequence[str], pairs: int = 6) -> View:
-    """Is this word true of the picture? Asked `pairs` times of a word of its own caption and of a
+    """Is this word true of the image? Asked `pairs` times of a word of its own caption and of a
     word of another's, of those that not most captions have. With whole captions a model can settle
     for a part of them, and go on no further for long (LOG.md)."""
     common = Counter(word for caption in captions for word in set(caption.split()))
@@ -123,12 +123,12 @@ def spot(captions: Sequence[str], pairs: int = 6) -> View:
 def _asked(
     sample: Sample, texts: Sequence[str], true: set[str], random: np.random.Generator
 ) -> Sample:
-    """Branches that ask of each text whether it is true of the picture."""
+    """Branches that ask of each text whether it is true of the image."""
     turns: list[Turn] = []
     for text in texts:
-        picture = () if turns else sample.images[:1]
+        image = () if turns else sample.images[:1]
         phrase = ASKED[random.integers(len(ASKED))]
-        turns.append(question(*picture, phrase.format(text)))
+        turns.append(question(*image, phrase.format(text)))
         turns.append(answer("yes" if text in true else "no"))
     return replace(sample, turns=tuple(turns), independent=True)
 
@@ -137,7 +137,7 @@ CHANGES = ("make it {}", "draw it {}", "the same in {}")
 
 
 class Pairs:
-    """Pictures that are alike but for one attribute: meta[kept] equal, meta[changed] another."""
+    """Images that are alike but for one attribute: meta[kept] equal, meta[changed] another."""
 
     def __init__(self, samples: Sequence[Sample], kept: str = "shape", changed: str = "color"):
         self.kept, self.changed = kept, changed
@@ -148,7 +148,7 @@ class Pairs:
                 self._alike[own[0]][own[1]].append(sample)
 
     def other(self, sample: Sample, random: np.random.Generator) -> tuple[Image, str] | None:
-        """A picture like the sample's and the value in which it differs, each value as likely;
+        """An image like the sample's and the value in which it differs, each value as likely;
         None where there is none."""
         own = self._both(sample)
         if own is None or not sample.images:
@@ -168,9 +168,9 @@ class Pairs:
 
 
 def edit(pairs: Pairs, drop: float = 0.0) -> View:
-    """A picture and words in, the changed picture out: "make it blue". Pairs are different
-    pictures, so the size and place of what is drawn are the model's to choose. drop: as draw's,
-    of picture and words together."""
+    """An image and words in, the changed image out: "make it blue". Pairs are different
+    images, so the size and place of what is drawn are the model's to choose. drop: as draw's,
+    of image and words together."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         found = pairs.other(sample, random)
@@ -191,8 +191,8 @@ DOCUMENTS = (DRAW_SAY_REDRAW, "draw {}, then say what you drew", "say what it is
 
 
 def document(pairs: Pairs, drop: float = 0.0) -> View:
-    """One request for several things in order, one reply that mixes text and pictures: a third
-    each of DOCUMENTS, the last with a picture to look at. drop: as draw's."""
+    """One request for several things in order, one reply that mixes text and images: a third
+    each of DOCUMENTS, the last with an image to look at. drop: as draw's."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         caption, found = caption_of(sample), pairs.other(sample, random)
@@ -234,7 +234,7 @@ def with_caption(view: View) -> View:
 
 
 def moved(view: View, shift: int, mirror: bool = False) -> View:
-    """The view with its pictures moved at random by up to `shift` pixels each way and, with
+    """The view with its images moved at random by up to `shift` pixels each way and, with
     `mirror`, mirrored half of the time: all of a sample's alike, where its words stay true."""
     if not shift and not mirror:
         return view
@@ -252,8 +252,8 @@ def moved(view: View, shift: int, mirror: bool = False) -> View:
             if not isinstance(p, Image):
                 return p
             if id(p) not in fresh:
-                picture = mirrored(p.load()) if flipped else p.load()
-                fresh[id(p)] = Image(augment(picture, random, by, False), p.where)
+                image = mirrored(p.load()) if flipped else p.load()
+                fresh[id(p)] = Image(augment(image, random, by, False), p.where)
             return fresh[id(p)]
 
         return seen.map_parts(part)
@@ -273,7 +273,7 @@ def at_most(view: View, count: int, weight: Weight | None = None) -> View:
         turns = [t for t in seen.turns if t.role != "system"]
         if len(turns) <= 2 * count:
             return seen
-        pictures = tuple(p for p in turns[0].parts if not isinstance(p, Text))
+        images = tuple(p for p in turns[0].parts if not isinstance(p, Text))
         words = [tuple(p for p in t.parts if isinstance(p, Text)) for t in turns]
         share = None
         if weight is not None:
@@ -283,7 +283,7 @@ def at_most(view: View, count: int, weight: Weight | None = None) -> View:
         chosen = sorted(random.choice(len(turns) // 2, count, replace=False, p=share))
         kept: list[Turn] = []
         for n, i in enumerate(chosen):
-            kept.append(Turn("user", (pictures if n == 0 else ()) + words[2 * i]))
+            kept.append(Turn("user", (images if n == 0 else ()) + words[2 * i]))
             kept.append(turns[2 * i + 1])
         return replace(seen, turns=(*system, *kept))
 

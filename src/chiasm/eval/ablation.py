@@ -1,4 +1,4 @@
-"""The same questions with less to see: what is still right then was not read from the picture."""
+"""The same questions with less to see: what is still right then was not read from the image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from chiasm.core.sample import Image, Part, Sample
 from chiasm.eval.task import QuestionTask
 
 Ablation = Literal["blind", "shuffled", "resolution"]
-"""blind: no picture. shuffled: the picture of another question. resolution: smaller pictures."""
+"""blind: no image. shuffled: the image of another question. resolution: smaller images."""
 
 SCALES = {"half": 1 / 2, "quarter": 1 / 4, "eighth": 1 / 8}
-"""Of a picture's sides, in a sweep of resolutions."""
+"""Of an image's sides, in a sweep of resolutions."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Variant:
 
 def variants(task: QuestionTask, ablations: Sequence[Ablation], seed: int) -> list[Variant]:
     """The task as it is, and once more for each ablation (three times for resolution). Raises
-    DataError where there are no pictures to take away."""
+    DataError where there are no images to take away."""
     found = [Variant("", task)]
     samples = task.samples()
     if ablations and not any(sample.images for sample in samples):
-        raise DataError(f"task '{task.name}' has no pictures, so there is nothing to take away")
+        raise DataError(f"task '{task.name}' has no images, so there is nothing to take away")
     for name in dict.fromkeys(ablations):
         if name == "shuffled":
             found.append(Variant(name, task.blinded(seed)))
@@ -48,7 +48,7 @@ def variants(task: QuestionTask, ablations: Sequence[Ablation], seed: int) -> li
 
 @dataclass(frozen=True, eq=False)
 class SmallerImage(Image):
-    """A picture whose sides are `scale` times as long, at least one pixel."""
+    """An image whose sides are `scale` times as long, at least one pixel."""
 
     scale: float = 1.0
 

@@ -36,7 +36,7 @@ class Contender:
 @dataclass(frozen=True)
 class Pair:
     """Two contenders on the same questions. difference: mean score of the second less that of the
-    first, with a bootstrap interval over pictures. test: "McNemar" where scores are 0 or 1, else
+    first, with a bootstrap interval over images. test: "McNemar" where scores are 0 or 1, else
     "bootstrap". adjusted: p after Holm's correction over all tests of its kind on the page."""
 
     first: str
@@ -51,7 +51,7 @@ class Pair:
 
     @property
     def winner(self) -> str | None:
-        """Who is ahead for sure: by the corrected test, and by the interval over pictures too."""
+        """Who is ahead for sure: by the corrected test, and by the interval over images too."""
         low, high = self.interval
         if self.adjusted >= ALPHA or low <= 0 <= high:
             return None
@@ -60,7 +60,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """One contender's mean on some questions, with its bootstrap interval over pictures."""
+    """One contender's mean on some questions, with its bootstrap interval over images."""
 
     name: str
     n: int
@@ -156,7 +156,7 @@ def _scores(contenders: Sequence[Contender], questions: Sequence[str]) -> tuple[
     found = []
     for contender in contenders:
         values = _values(contender, questions)
-        interval = mean_interval(values, _pictures(contender, questions))
+        interval = mean_interval(values, _images(contender, questions))
         found.append(Score(contender.name, len(values), sum(values) / len(values), interval))
     return tuple(found)
 
@@ -167,7 +167,7 @@ def _pairs(contenders: Sequence[Contender], questions: Sequence[str]) -> list[Pa
 
 def _pair(first: Contender, second: Contender, questions: Sequence[str]) -> Pair:
     a, b = _values(first, questions), _values(second, questions)
-    interval, p = paired_bootstrap(a, b, _pictures(first, questions))
+    interval, p = paired_bootstrap(a, b, _images(first, questions))
     pairs = list(zip(a, b, strict=True))
     only_first, only_second = sum(x > y for x, y in pairs), sum(y > x for x, y in pairs)
     binary = {*a, *b} <= {0.0, 1.0}
@@ -192,7 +192,7 @@ def _values(contender: Contender, questions: Sequence[str]) -> list[float]:
     return [float(contender.records[q]["correct"]) for q in questions]
 
 
-def _pictures(contender: Contender, questions: Sequence[str]) -> list[str]:
+def _images(contender: Contender, questions: Sequence[str]) -> list[str]:
     records = [contender.records[q] for q in questions]
     groups = [
         r.get("image") or r.get("conversation") or q

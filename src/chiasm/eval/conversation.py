@@ -19,13 +19,13 @@ History = Literal["gold", "own"]
 OF_THE_ANSWER = ("answers", "captions", "options", "choices", "box")
 PLACE = "question_of"
 """Key of meta for where in a conversation a question stands: "conversation" (a number that its
-questions share), "name", "turn" (from 1), "turns", "images" (keys of all its pictures)."""
+questions share), "name", "turn" (from 1), "turns", "images" (keys of all its images)."""
 
 
 def questions_of(sample: Sample, number: int, turns: Turns = "all") -> list[Sample]:
     """One sample a question: the turns up to the user's, the answer in meta["reference"].
 
-    An assistant turn that no user turn precedes (a greeting) or that has no words (a picture) is
+    An assistant turn that no user turn precedes (a greeting) or that has no words (an image) is
     history; assistant turns in a row are one answer. number: of the conversation, kept in
     meta[PLACE] where it has several questions. Meta that says what is right (OF_THE_ANSWER) and
     "category" may be a list with an entry for each question; other meta of the first kind belongs
@@ -79,16 +79,16 @@ def with_replies(sample: Sample, replies: Sequence[str]) -> Sample:
     return sample.replace(turns=(*turns, *sample.turns[end:]))
 
 
-def picture_key(sample: Sample) -> Hashable:
-    """Equal for samples about the same pictures, and for the questions of one conversation. A
-    sample without pictures is its own."""
+def group_key(sample: Sample) -> Hashable:
+    """Equal for samples about the same images, and for the questions of one conversation. A
+    sample without images is its own."""
     place = place_of(sample)
     images = tuple(place.get("images") or (str(image_key(image)) for image in sample.images))
     return images or (place.get("name") or sample.id or id(sample),)
 
 
 def image_key(image: Image) -> Hashable:
-    """Equal for equal pictures. A path is not opened: a missing file is the error of the sample
+    """Equal for equal images. A path is not opened: a missing file is the error of the sample
     that has it, found when it is asked."""
     return image.source if isinstance(image.source, Path) else image.digest()
 
@@ -104,7 +104,7 @@ def _checked(sample: Sample) -> list[tuple[int, int]]:
     if not runs:
         raise DataError(
             f"{sample.where}: no assistant turn with words follows a user's, so there is nothing "
-            "to compare with; use --metric drawing for pictures, or remove the sample"
+            "to compare with; use --metric drawing for images, or remove the sample"
         )
     return runs
 

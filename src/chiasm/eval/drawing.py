@@ -1,4 +1,4 @@
-"""Whether drawn pictures show what was asked, and whether they differ from one another."""
+"""Whether drawn images show what was asked, and whether they differ from one another."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def score_drawings(
     drawings: Mapping[str, Sequence[PIL.Image.Image]],
     wanted: Mapping[str, Mapping[str, str]],
 ) -> dict:
-    """Agreement of drawings (caption -> pictures) with what their captions say
-    (caption -> attribute -> value), as the judge sees them; fractions over all pictures.
+    """Agreement of drawings (caption -> images) with what their captions say
+    (caption -> attribute -> value), as the judge sees them; fractions over all images.
 
-    joint: every wanted attribute. One entry an attribute. distinct: different pictures over all
-    pictures, within each caption. distance: mean pixel distance within a caption (see
-    metrics.image). n: pictures judged. per_caption: caption -> joint. Raises DataError for a
-    caption without pictures, without wanted attributes, or wanting what the judge does not know.
+    joint: every wanted attribute. One entry an attribute. distinct: different images over all
+    images, within each caption. distance: mean pixel distance within a caption (see
+    metrics.image). n: images judged. per_caption: caption -> joint. Raises DataError for a
+    caption without images, without wanted attributes, or wanting what the judge does not know.
     """
     if not drawings:
         raise DataError("there are no drawings to score")
@@ -30,18 +30,18 @@ def score_drawings(
     asked = dict.fromkeys(judge.attributes, 0)
     per_caption: dict[str, float] = {}
     different, distances, n = 0, [], 0
-    for caption, pictures in drawings.items():
-        goal = _goal(judge, caption, pictures, wanted)
-        seen = judge.predict(pictures)
+    for caption, images in drawings.items():
+        goal = _goal(judge, caption, images, wanted)
+        seen = judge.predict(images)
         joint = sum(all(one[name] == value for name, value in goal.items()) for one in seen)
         for name, value in goal.items():
             counts[name] += sum(one[name] == value for one in seen)
             asked[name] += len(seen)
-        diversity = distinct(pictures)
-        different, n = different + diversity.count, n + len(pictures)
+        diversity = distinct(images)
+        different, n = different + diversity.count, n + len(images)
         distances.append(diversity.distance)
         counts["joint"] += joint
-        per_caption[caption] = joint / len(pictures)
+        per_caption[caption] = joint / len(images)
     by_attribute = {name: counts[name] / asked[name] for name in asked if asked[name]}
     return {
         "joint": counts["joint"] / n,
@@ -54,9 +54,9 @@ def score_drawings(
 
 
 def _goal(
-    judge: Judge, caption: str, pictures: Sequence, wanted: Mapping[str, Mapping[str, str]]
+    judge: Judge, caption: str, images: Sequence, wanted: Mapping[str, Mapping[str, str]]
 ) -> Mapping[str, str]:
-    if not pictures:
+    if not images:
         raise DataError(f"caption '{caption}' has no drawings; draw at least one")
     goal = wanted.get(caption)
     if not goal:

@@ -86,14 +86,14 @@ class Outcome:
 
 def judge(
     trials: Sequence[Trial],
-    pictures: Sequence[Hashable],
+    images: Sequence[Hashable],
     missing: dict[tuple[str, float], str] | None = None,
 ) -> Outcome:
-    """pictures: of every question; questions about one stand or fall together. The variance of a
-    mean is that over seeds plus that over pictures (of which all seeds and arms see the same), and
+    """images: of every question; questions about one stand or fall together. The variance of a
+    mean is that over seeds plus that over images (of which all seeds and arms see the same), and
     Student's t with Welch's degrees of freedom of the former. Raises DataError for an arm with
     fewer than two seeds at a budget, or scores of different questions."""
-    if any(len(trial.scores) != len(pictures) for trial in trials):
+    if any(len(trial.scores) != len(images) for trial in trials):
         raise DataError("the trials were asked different questions; evaluate them again")
     arms = tuple(dict.fromkeys(trial.arm for trial in trials))
     budgets = tuple(sorted({trial.budget for trial in trials}))
@@ -105,9 +105,9 @@ def judge(
     for (arm, budget), own in by.items():
         if len(own) == 1:
             raise DataError(f"{arm} at {budget:.3g} FLOPs has one seed; an interval needs two")
-    stands = [_stand(own, pictures) for own in by.values() if own]
+    stands = [_stand(own, images) for own in by.values() if own]
     bouts = [
-        _bout(by[a, budget], by[b, budget], pictures)
+        _bout(by[a, budget], by[b, budget], images)
         for budget in budgets
         for a, b in combinations(arms, 2)
         if by[a, budget] and by[b, budget]
@@ -117,23 +117,21 @@ def judge(
     return Outcome(arms, budgets, tuple(stands), corrected, missing or {})
 
 
-def _stand(trials: tuple[Trial, ...], pictures: Sequence[Hashable]) -> Stand:
+def _stand(trials: tuple[Trial, ...], images: Sequence[Hashable]) -> Stand:
     means = [trial.mean for trial in trials]
     seeds = float(np.var(means, ddof=1)) / len(means)
-    asked = _picture_variance(_by_question(trials), pictures)
+    asked = _image_variance(_by_question(trials), images)
     half = student_quantile(len(means) - 1) * math.sqrt(seeds + asked)
     middle = sum(means) / len(means)
     interval = (max(0.0, middle - half), min(1.0, middle + half))
     return Stand(trials[0].arm, trials[0].budget, middle, interval, trials)
 
 
-def _bout(
-    first: tuple[Trial, ...], second: tuple[Trial, ...], pictures: Sequence[Hashable]
-) -> Bout:
+def _bout(first: tuple[Trial, ...], second: tuple[Trial, ...], images: Sequence[Hashable]) -> Bout:
     a, b = ([trial.mean for trial in side] for side in (first, second))
     shares = [float(np.var(side, ddof=1)) / len(side) for side in (a, b)]
     difference = sum(b) / len(b) - sum(a) / len(a)
-    asked = _picture_variance(_by_question(second) - _by_question(first), pictures)
+    asked = _image_variance(_by_question(second) - _by_question(first), images)
     error = math.sqrt(sum(shares) + asked)
     # Welch and Satterthwaite; without variance over seeds the lowest that it can be.
     below = sum(v * v / (len(side) - 1) for v, side in zip(shares, (a, b), strict=True))
@@ -149,11 +147,11 @@ def _by_question(trials: Sequence[Trial]) -> np.ndarray:
     return np.mean([trial.scores for trial in trials], axis=0)
 
 
-def _picture_variance(values: np.ndarray, pictures: Sequence[Hashable]) -> float:
-    """Variance of the mean of values when whole pictures are drawn (linearised cluster estimator,
+def _image_variance(values: np.ndarray, images: Sequence[Hashable]) -> float:
+    """Variance of the mean of values when whole images are drawn (linearised cluster estimator,
     Cochran 1977, section 9A)."""
-    place = {picture: i for i, picture in enumerate(dict.fromkeys(pictures))}
-    of = np.fromiter((place[p] for p in pictures), np.int64, len(values))
+    place = {image: i for i, image in enumerate(dict.fromkeys(images))}
+    of = np.fromiter((place[p] for p in images), np.int64, len(values))
     rest = np.bincount(of, values - values.mean())
     groups = len(place)
     return float((rest**2).sum()) / len(values) ** 2 * groups / max(1, groups - 1)

@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 def prompt_hashes(processor: Processor, samples: Sequence[Sample]) -> dict[str, str]:
     """prompt_hash: of the token ids and their order and masks that the model is given for the
-    task's first questions, so of template and tokenizer (and of picture codes where they are ids);
+    task's first questions, so of template and tokenizer (and of image codes where they are ids);
     processor_hash: of the pixels that its encoder is given for them. Equal hashes, equal
     prompts; samples that cannot be encoded are left out."""
     prompt, pixels = hashlib.sha256(), hashlib.sha256()

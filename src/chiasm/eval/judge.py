@@ -1,4 +1,4 @@
-"""The independent classifier that judges drawn pictures; it has never seen a drawing."""
+"""The independent classifier that judges drawn images; it has never seen a drawing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Judge(nn.Module):
     def __init__(self, attributes: Attributes, size: int = 64):
         super().__init__()
         if size % 8 or size < 8:
-            raise ValueError(f"the judge's picture size must be divisible by 8, got {size}")
+            raise ValueError(f"the judge's image size must be divisible by 8, got {size}")
         self.attributes = {name: tuple(values) for name, values in attributes.items()}
         self.size = size
         stages = [_stage(a, b) for a, b in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)]
@@ -63,7 +63,7 @@ class Judge(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}
 
     def loss(self, batch: JudgeBatch) -> Loss:
-        """Cross entropy summed over pictures and known attributes; the count is pictures."""
+        """Cross entropy summed over images and known attributes; the count is images."""
         logits = self(batch.pixels)
         parts: Parts = {}
         total = batch.pixels.new_zeros(())
@@ -88,15 +88,13 @@ class Judge(nn.Module):
         return Cost(3 * 2.0 * macs * N, tokens=0, images=N)
 
     @torch.no_grad()
-    def predict(
-        self, pictures: Sequence[PIL.Image.Image], batch: int = 256
-    ) -> list[dict[str, str]]:
-        """What it sees in each picture: attribute -> value. Other sizes are resized to its own."""
-        if not pictures:
+    def predict(self, images: Sequence[PIL.Image.Image], batch: int = 256) -> list[dict[str, str]]:
+        """What it sees in each image: attribute -> value. Other sizes are resized to its own."""
+        if not images:
             return []
         was_training = self.training
         self.eval()
-        pixels = _levels(pictures, self.size)
+        pixels = _levels(images, self.size)
         found: dict[str, list[str]] = {name: [] for name in self.attributes}
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch].to(model_device(self))
@@ -147,11 +145,11 @@ def train_judge(
     peak: float = 4e-3,
     device: torch.device | None = None,
 ) -> Judge:
-    """A judge trained on the first picture of each sample and its labels meta[attribute].
+    """A judge trained on the first image of each sample and its labels meta[attribute].
 
     Ends after `steps`, or earlier so as to spend `seconds`; the learning rate follows whichever is
     nearer its end. Without `seconds` the result depends on the seed alone. An attribute that is
-    None or missing is left out of that picture's loss. device: where it is trained and stays
+    None or missing is left out of that image's loss. device: where it is trained and stays
     (default: the CPU). Raises DataError when nothing is labelled or a label is unknown.
     """
     device = device or torch.device("cpu")
@@ -178,8 +176,8 @@ def train_judge(
 
 
 def judge_accuracy(judge: Judge, samples: Sequence[Sample]) -> dict[str, float]:
-    """Agreement with the labels of real pictures: each attribute over the pictures where it is
-    known, joint over those (n) where all are. Raises DataError when no picture has all labels."""
+    """Agreement with the labels of real images: each attribute over the images where it is
+    known, joint over those (n) where all are. Raises DataError when no image has all labels."""
     kept = [s for s in samples if s.images and any(s.meta.get(a) for a in judge.attributes)]
     seen = judge.predict([sample.images[0].load() for sample in kept])
     right = [
@@ -189,7 +187,7 @@ def judge_accuracy(judge: Judge, samples: Sequence[Sample]) -> dict[str, float]:
     full = [all(row.values()) for row in right if len(row) == len(judge.attributes)]
     if not full:
         raise DataError(
-            f"no picture has all of: {', '.join(judge.attributes)}; the judge cannot be measured"
+            f"no image has all of: {', '.join(judge.attributes)}; the judge cannot be measured"
         )
     result = {"joint": sum(full) / len(full), "n": float(len(full))}
     for name in judge.attributes:
@@ -199,11 +197,11 @@ def judge_accuracy(judge: Judge, samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def _labelled(samples: Sequence[Sample], judge: Judge) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pixel levels [N 3 S S] uint8 and labels of the samples that have a picture and a label."""
+    """Pixel levels [N 3 S S] uint8 and labels of the samples that have an image and a label."""
     kept = [s for s in samples if s.images and any(s.meta.get(a) for a in judge.attributes)]
     if not kept:
         raise DataError(
-            f"none of {len(samples)} samples has a picture labelled with "
+            f"none of {len(samples)} samples has an image labelled with "
             f"{' or '.join(judge.attributes)}"
         )
     labels = {}
@@ -220,9 +218,9 @@ def _labelled(samples: Sequence[Sample], judge: Judge) -> tuple[Tensor, dict[str
     return _levels([s.images[0].load() for s in kept], judge.size), labels
 
 
-def _levels(pictures: Sequence[PIL.Image.Image], size: int) -> Tensor:
-    """[N 3 S S] uint8, so that a whole data set of small pictures fits in memory."""
-    fitted = [p if p.size == (size, size) else p.resize((size, size)) for p in pictures]
+def _levels(images: Sequence[PIL.Image.Image], size: int) -> Tensor:
+    """[N 3 S S] uint8, so that a whole data set of small images fits in memory."""
+    fitted = [p if p.size == (size, size) else p.resize((size, size)) for p in images]
     arrays = np.stack([np.asarray(p.convert("RGB")) for p in fitted])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
@@ -239,17 +237,15 @@ def _rows(count: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
 
 
 def _augment(levels: Tensor, random: torch.Generator, shift: int) -> Tensor:
-    """Each picture moved by up to `shift` pixels, edges repeated, and mirrored half of the time."""
+    """Each image moved by up to `shift` pixels, edges repeated, and mirrored half of the time."""
     N, _, H, W = levels.shape
     move = torch.randint(-shift, shift + 1, (2, N, 1), generator=random)
     rows = (torch.arange(H) - move[0]).clamp(0, H - 1)
     columns = (torch.arange(W) - move[1]).clamp(0, W - 1)
     mirrored = torch.rand(N, 1, generator=random) < 0.5
     columns = torch.where(mirrored, W - 1 - columns, columns)
-    picture = torch.arange(N)[:, None, None]
-    return levels.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None]].permute(
-        0, 3, 1, 2
-    )
+    image = torch.arange(N)[:, None, None]
+    return levels.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def _one_cycle(done: float) -> float:

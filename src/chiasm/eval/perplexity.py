@@ -1,4 +1,4 @@
-"""How well a model of either route predicts given conversations, text and pictures apart."""
+"""How well a model of either route predicts given conversations, text and images apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def modality_perplexity(
     respond: Generator, samples: Sequence[Sample], show: Show = Bar
 ) -> dict[str, float]:
     """Modality -> exp of the mean negative log-likelihood of its supervised tokens: what the
-    assistant says, and picture codes where the model learns them. Those of different tokenizers do
+    assistant says, and image codes where the model learns them. Those of different tokenizers do
     not compare. Raises DataError for a sample that cannot be encoded."""
     model, parts = respond.model.eval(), []
     with show("perplexity", len(samples), 0) as view:

@@ -1,4 +1,4 @@
-"""Pictures for a list of prompts, kept as GenEval's own evaluation reads them, and scored by rules
+"""Images for a list of prompts, kept as GenEval's own evaluation reads them, and scored by rules
 where rules can see what they show."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chiasm.infer.generate import Generator
 from chiasm.vision.dual import Dual
 
 SHAPES = frozenset({"rectangle", "circle", "triangle"})
-Pictures = list[list[PIL.Image.Image]]
+Images = list[list[PIL.Image.Image]]
 
 
 def draw_prompts(
@@ -33,23 +33,23 @@ def draw_prompts(
     count: int,
     sampling: Sampling,
     show: Show = Bar,
-) -> Pictures:
-    """`count` pictures a prompt, written to out/00000/samples/0000.png with the prompt's record in
+) -> Images:
+    """`count` images a prompt, written to out/00000/samples/0000.png with the prompt's record in
     out/00000/metadata.jsonl. Raises NotGenerativeError for a model that cannot draw."""
-    pictures: Pictures = []
+    images: Images = []
     with show("drawing", len(samples), 0) as view:
         for number, sample in enumerate(samples):
             folder = out / f"{number:05d}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             (folder / "metadata.jsonl").write_text(json.dumps(_record(sample)) + "\n")
-            # Two samples may have one prompt: their pictures are others all the same.
+            # Two samples may have one prompt: their images are others all the same.
             own = replace(sampling, seed=sampling.seed + number)
             drawn = [d.best for d in draw(respond, [prompt_of(sample)] * count, own)]
-            for i, picture in enumerate(drawn):
-                picture.save(folder / "samples" / f"{i:04d}.png")
-            pictures.append(drawn)
+            for i, image in enumerate(drawn):
+                image.save(folder / "samples" / f"{i:04d}.png")
+            images.append(drawn)
             view.advance()
-    return pictures
+    return images
 
 
 def prompt_of(sample: Sample) -> str:
@@ -64,25 +64,25 @@ def rules_apply(samples: Sequence[Sample]) -> bool:
     return all(r["class"] in SHAPES and r.get("color", "red") in PALETTE for r in rules)
 
 
-def score_by_rules(samples: Sequence[Sample], pictures: Pictures) -> dict[str, float]:
-    """The share of pictures that agree with their prompt: "all", and of each tag."""
+def score_by_rules(samples: Sequence[Sample], images: Images) -> dict[str, float]:
+    """The share of images that agree with their prompt: "all", and of each tag."""
     found: dict[str, list[bool]] = {"all": []}
-    for sample, drawn in zip(samples, pictures, strict=True):
-        right = [agrees(sample.meta, find_shapes(picture)) for picture in drawn]
+    for sample, drawn in zip(samples, images, strict=True):
+        right = [agrees(sample.meta, find_shapes(image)) for image in drawn]
         found["all"] += right
         found.setdefault(sample.meta["category"], []).extend(right)
     return {name: sum(right) / len(right) for name, right in found.items()}
 
 
-def mean_clip_score(dual: Dual, samples: Sequence[Sample], pictures: Pictures) -> float:
-    """CLIPScore of all pictures with their prompts. Raises DataError without pictures."""
+def mean_clip_score(dual: Dual, samples: Sequence[Sample], images: Images) -> float:
+    """CLIPScore of all images with their prompts. Raises DataError without images."""
     scores = []
-    for sample, drawn in zip(samples, pictures, strict=True):
-        images = dual.embed_pictures(drawn).numpy()
+    for sample, drawn in zip(samples, images, strict=True):
+        embedded = dual.embed_images(drawn).numpy()
         text = dual.embed_texts([prompt_of(sample)]).numpy()
-        scores.append(clip_score(images, np.repeat(text, len(images), 0)))
+        scores.append(clip_score(embedded, np.repeat(text, len(embedded), 0)))
     if not scores:
-        raise DataError("there are no pictures to score")
+        raise DataError("there are no images to score")
     return float(np.concatenate(scores).mean())
 
 

@@ -13,7 +13,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Respond, Sampling, Task
 from chiasm.core.sample import Sample
-from chiasm.eval.conversation import History, picture_key, place_of, with_replies
+from chiasm.eval.conversation import History, group_key, place_of, with_replies
 from chiasm.eval.metrics.interval import mean_interval, wilson
 from chiasm.eval.metrics.refusal import is_refusal
 from chiasm.eval.metrics.thinking import without_thinking
@@ -27,8 +27,8 @@ class Result:
     """What a task came to. Accuracies are in [0, 1], None where there was no such question.
 
     n: questions answered; those that could not be asked are in errors (id -> reason) and in no
-    accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole pictures,
-    wider where the questions of a picture stand or fall together. parse_failures: replies that
+    accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole images,
+    wider where the questions of an image stand or fall together. parse_failures: replies that
     are none of the answers, refusals: those that decline to answer, truncations: those cut off at
     max_tokens; all are scored like any other. resumed: how many replies were on the disk already,
     which `seconds` does not include. categories: name -> {"n", "accuracy"}; turns: the same by the
@@ -85,7 +85,7 @@ def evaluate(
     what the replies depend on (predictions.py); where the file holds replies of the same run they
     are not asked for again, and the result is written beside it. chunk: how many samples the model
     is handed at once; greedy replies do not depend on it in fp32. groups: samples that stand or
-    fall together (default: those about the same picture). history: "own" puts the model's replies
+    fall together (default: those about the same image). history: "own" puts the model's replies
     between the questions of a conversation: then all first questions are asked, then all second
     ones, and so on. A sample whose reply fails with DataError is an error, not a wrong answer; the
     others of its chunk are asked again without it. Raises DataError when no sample could be
@@ -270,8 +270,8 @@ def _summarise(
 ) -> Result:
     name = task.name
     errors = {row.sample.name: row.reply.error for row in rows if row.failed}
-    pictures = groups or [picture_key(row.sample) for row in rows]
-    pictures = [key for key, row in zip(pictures, rows, strict=True) if not row.failed]
+    images = groups or [group_key(row.sample) for row in rows]
+    images = [key for key, row in zip(images, rows, strict=True) if not row.failed]
     rows = [row for row in rows if not row.failed]
     if not rows:
         first = next(iter(errors.values()), "the task is empty")
@@ -288,7 +288,7 @@ def _summarise(
         n=len(rows),
         accuracy=sum(correct) / len(rows),
         accuracy_interval=wilson(sum(correct), len(rows)),
-        interval_by_picture=mean_interval(correct, pictures),
+        interval_by_picture=mean_interval(correct, images),
         open_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 1]),
         yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
         parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),

@@ -1,7 +1,7 @@
 """Metrics by name, as a task uses them: one reply at a time, then all together.
 
 What is right stands in a sample's meta: "reference" always; "answers" (or "captions") where several
-are right; "options" (letter -> text); "box" (left, top, right, bottom as fractions of the picture).
+are right; "options" (letter -> text); "box" (left, top, right, bottom as fractions of the image).
 References are read as replies are: "Yes." is yes, "(b)" is option B. What a reply says in thinking
 tags (metrics/thinking.py) is not scored.
 """
@@ -189,7 +189,7 @@ def _where(meta: Meta) -> str:
 
 
 def _fractions(point: Sequence[float], meta: Meta) -> tuple[float, float]:
-    """A point as fractions of the picture, from fractions, thousandths, or pixels where the task
+    """A point as fractions of the image, from fractions, thousandths, or pixels where the task
     says so: meta "units" is 1 (the default), 1000 or "pixels" with "size" (width, height)."""
     units = meta.get("units", 1)
     width, height = meta["size"] if units == "pixels" else (units, units)

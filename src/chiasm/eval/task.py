@@ -10,7 +10,7 @@ import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Turn
-from chiasm.eval.conversation import Turns, image_key, picture_key, questions_of
+from chiasm.eval.conversation import Turns, group_key, image_key, questions_of
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
 from chiasm.eval.scoring import Metric, answers_of
@@ -27,9 +27,9 @@ class QuestionTask:
         meta["category"] (the sample's own, else the reference or "open"/"yes/no").
     answers: the closed set replies are parsed into, and references too; None compares folded text.
         Several right answers (meta["answers"]) all count.
-    limit, seed: at most this many questions, whole pictures drawn at random by the seed.
+    limit, seed: at most this many questions, whole images drawn at random by the seed.
 
-    Questions of one picture stand side by side: a generator can then read the picture once.
+    Questions of one image stand side by side: a generator can then read the image once.
     Raises DataError for a sample without an answer, or with one outside the closed set.
     """
 
@@ -51,7 +51,7 @@ class QuestionTask:
         ]
         if not asked:
             raise DataError(f"task '{name}' has no questions")
-        self._samples = _by_picture(asked, limit, seed)
+        self._samples = _by_image(asked, limit, seed)
 
     def samples(self) -> Sequence[Sample]:
         return self._samples
@@ -72,7 +72,7 @@ class QuestionTask:
         }
 
     def blinded(self, seed: int = 0) -> QuestionTask:
-        """The same questions in the same order, each about a wrong picture."""
+        """The same questions in the same order, each about a wrong image."""
         return self.showing(blind(self._samples, seed))
 
     def showing(self, samples: Sequence[Sample]) -> QuestionTask:
@@ -140,19 +140,19 @@ def is_open(reference: str) -> bool:
     return fold(reference) not in YES_NO
 
 
-def _by_picture(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """Samples grouped by picture in order of first appearance, cut to a random subset."""
+def _by_image(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """Samples grouped by image in order of first appearance, cut to a random subset."""
     groups: dict[Hashable, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(picture_key(sample), []).append(sample)
-    pictures = list(groups.values())
+        groups.setdefault(group_key(sample), []).append(sample)
+    images = list(groups.values())
     if limit is None or limit >= len(samples):
-        return [sample for group in pictures for sample in group]
+        return [sample for group in images for sample in group]
     if limit < 1:
         raise DataError(f"a task needs at least one question, limit is {limit}")
     kept: dict[int, list[Sample]] = {}
-    for i in np.random.default_rng(seed).permutation(len(pictures)):
-        kept[int(i)] = pictures[i][:limit]
+    for i in np.random.default_rng(seed).permutation(len(images)):
+        kept[int(i)] = images[i][:limit]
         limit -= len(kept[int(i)])
         if not limit:
             break
@@ -160,18 +160,18 @@ def _by_picture(samples: Sequence[Sample], limit: int | None, seed: int) -> list
 
 
 def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Every picture replaced by another one: what is right now was not read from the picture.
+    """Every image replaced by another one: what is right now was not read from the image.
 
-    A random cycle through all distinct pictures, so none stays and none is used more than once;
-    questions of one picture keep their places and share its wrong picture. Raises DataError when
-    there are not two different pictures.
+    A random cycle through all distinct images, so none stays and none is used more than once;
+    questions of one image keep their places and share its wrong image. Raises DataError when
+    there are not two different images.
     """
-    pictures = {image_key(image): image for sample in samples for image in sample.images}
-    if len(pictures) < 2:
-        raise DataError(f"a blind baseline needs two different pictures, found {len(pictures)}")
-    keys = list(pictures)
+    images = {image_key(image): image for sample in samples for image in sample.images}
+    if len(images) < 2:
+        raise DataError(f"a blind baseline needs two different images, found {len(images)}")
+    keys = list(images)
     order = np.random.default_rng(seed).permutation(len(keys))
-    wrong = {keys[a]: pictures[keys[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
+    wrong = {keys[a]: images[keys[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
 
     def swap(turn: Turn) -> Turn:
         parts = (wrong[image_key(p)] if isinstance(p, Image) else p for p in turn.parts)

@@ -52,9 +52,9 @@ def classify(
     prompts: Sequence[str] = PROMPTS,
     show: Show = Bar,
 ) -> np.ndarray:
-    """Cosines [N C] of the samples' first pictures with the classes."""
+    """Cosines [N C] of the samples' first images with the classes."""
     heads = class_vectors(dual, classes, prompts)
-    return (_pictures(dual, samples, show) @ heads.T).numpy()
+    return (_images(dual, samples, show) @ heads.T).numpy()
 
 
 def zero_shot_accuracy(
@@ -92,8 +92,8 @@ def _class_of(sample: Sample, classes: Sequence[str]) -> int:
 def retrieval(
     dual: Dual, samples: Sequence[Sample], at: Sequence[int] = (1, 5, 10), show: Show = Bar
 ) -> dict[str, float]:
-    """ "image to text R@K" and "text to image R@K" of pictures with their captions
-    (scoring.answers_of). Equal captions and pictures are each other's positives."""
+    """ "image to text R@K" and "text to image R@K" of images with their captions
+    (scoring.answers_of). Equal captions and images are each other's positives."""
     captions = [answers_of(s.meta) for s in samples]
     texts = list(dict.fromkeys(text for own in captions for text in own))
     place = {text: i for i, text in enumerate(texts)}
@@ -101,20 +101,20 @@ def retrieval(
     for i, own in enumerate(captions):
         match[i, [place[text] for text in own]] = True
     vectors = torch.cat([dual.embed_texts(part) for part in batches(texts)])
-    scores = (_pictures(dual, samples, show) @ vectors.T).numpy()
+    scores = (_images(dual, samples, show) @ vectors.T).numpy()
     found = {f"image to text {k}": v for k, v in recall_at(scores, match, at).items()}
     return found | {f"text to image {k}": v for k, v in recall_at(scores.T, match.T, at).items()}
 
 
-def _pictures(dual: Dual, samples: Sequence[Sample], show: Show) -> Tensor:
-    """Unit vectors [N D] of the first pictures. Raises DataError for a sample without one."""
+def _images(dual: Dual, samples: Sequence[Sample], show: Show) -> Tensor:
+    """Unit vectors [N D] of the first images. Raises DataError for a sample without one."""
     rows = []
-    with show("pictures", len(samples), 0) as view:
+    with show("images", len(samples), 0) as view:
         for part in batches(samples):
             for sample in part:
                 if not sample.images:
-                    raise DataError(f"{sample.where}: no picture to embed; remove the sample")
-            rows.append(dual.embed_pictures([sample.images[0].load() for sample in part]))
+                    raise DataError(f"{sample.where}: no image to embed; remove the sample")
+            rows.append(dual.embed_images([sample.images[0].load() for sample in part]))
             for _ in part:
                 view.advance()
     return torch.cat(rows)

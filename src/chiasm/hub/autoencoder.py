@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from chiasm.data.pictures import PictureProcessor
+from chiasm.data.images import ImageProcessor
 from chiasm.hub import folder as files
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig
@@ -21,12 +21,12 @@ def save(path: Path, model: Autoencoder) -> None:
     files.write(path, plain.config, plain)
 
 
-def load(path: Path) -> tuple[Autoencoder, PictureProcessor]:
+def load(path: Path) -> tuple[Autoencoder, ImageProcessor]:
     config = files.read_config(path, AutoencoderConfig)
     model = Autoencoder(config)
     files.read_weights(path, model)
-    return model.eval(), picture_processor(config)
+    return model.eval(), image_processor(config)
 
 
-def picture_processor(config: AutoencoderConfig) -> PictureProcessor:
-    return PictureProcessor(config.image_size, config.stride)
+def image_processor(config: AutoencoderConfig) -> ImageProcessor:
+    return ImageProcessor(config.image_size, config.stride)

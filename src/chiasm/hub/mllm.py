@@ -18,7 +18,7 @@ from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.data.chat import chat_template
 from chiasm.data.clips import Clips
-from chiasm.data.pictures import PictureProcessor
+from chiasm.data.images import ImageProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub import folder as files
@@ -34,7 +34,7 @@ from chiasm.mllm.adapter import (
 )
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import DeepStackConfig, MLLMConfig, ProjectorConfig, SavedMLLM
-from chiasm.mllm.images.parts import add_picture_parts, picture_words
+from chiasm.mllm.images.parts import add_image_parts, image_words
 from chiasm.mllm.language import load_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import Projector, build_projector
@@ -55,7 +55,7 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     words = language.get_input_embeddings()
     with torch.no_grad():
         scale = words.weight.square().mean().sqrt().item()
-    # Gemma's embedding multiplies by sqrt(width): pictures enter behind it, as large as words are.
+    # Gemma's embedding multiplies by sqrt(width): images enter behind it, as large as words are.
     scale *= getattr(words, "scalar_embed_scale", 1.0)
     model, processor = assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
@@ -76,7 +76,7 @@ def _new_rows(config: MLLMConfig, model: MLLM, tokenizer: Any) -> TokenRows | No
 
 
 def _learnt(config: MLLMConfig, model: MLLM) -> list[str]:
-    words = picture_words(config.images, model.vision.config, model.projector)
+    words = image_words(config.images, model.vision.config, model.projector)
     return list(dict.fromkeys([*config.tokens, *words]))
 
 
@@ -91,13 +91,13 @@ def _base(config: MLLMConfig) -> tuple[Any, Any]:
     return language, tokenizer
 
 
-def word_processor(model: MLLM, processor: Processor, context: int = 64) -> PictureProcessor:
-    """Pictures with their captions in the language model's own words, for the alignment of visual
+def word_processor(model: MLLM, processor: Processor, context: int = 64) -> ImageProcessor:
+    """Images with their captions in the language model's own words, for the alignment of visual
     tokens with them; captions are cut at `context` tokens."""
     vit = model.vision.config
     own = processor.template.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     words = Tokenizer.from_str(own.to_str())  # its copy is told to look for no control tokens
-    return PictureProcessor(
+    return ImageProcessor(
         vit.image_size, vit.patch_size, vit.max_patches, words, context, vit.resample
     )
 
@@ -218,7 +218,7 @@ def replace_projector(model: MLLM, processor: Processor, projector: Projector) -
         projector.config = None  # it computes, and is refused when it is to be saved
     config = replace(model.config, projector=projector.config)
     tokenizer = processor.template.tokenizer  # type: ignore[attr-defined]
-    add_picture_parts(config.images, model.vision.config, projector, model.language, tokenizer)
+    add_image_parts(config.images, model.vision.config, projector, model.language, tokenizer)
     model.use_projector(projector.to(next(model.parameters()).device))
     words, marker = partial(_ids, tokenizer), processor.template.marker
     codec = MLLMCodec(model.vision.config, projector, marker, config.images, words)
@@ -253,7 +253,7 @@ def assemble(
         )
     width = language.config.hidden_size
     projector = build_projector(config.projector, feature_width(vision.config), width, scale)
-    add_picture_parts(config.images, vision.config, projector, language, tokenizer)
+    add_image_parts(config.images, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
     model.config = config
     words = partial(_ids, tokenizer)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from chiasm.data.clips import Clips
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
-from chiasm.data.text import add_picture_tokens
+from chiasm.data.text import add_image_tokens
 from chiasm.hub import autoencoder as autoencoders
 from chiasm.hub import folder as files
 from chiasm.unified.autoencoder import Autoencoder
@@ -22,10 +22,10 @@ def build(
     config: UnifiedConfig, tokenizer: Tokenizer, autoencoder: Autoencoder, remember: bool = True
 ) -> tuple[Unified, Processor]:
     """A model to train over a text and an image tokenizer. The text tokenizer is given the special
-    tokens that the model's pictures need."""
+    tokens that the model's images need."""
     depth = autoencoder.quantizer.depth
     sides = max((max(rows, columns * depth) for rows, columns in config.grids), default=0)
-    add_picture_tokens(tokenizer, config.image_objective == "masked", config.row_ends, sides)
+    add_image_tokens(tokenizer, config.image_objective == "masked", config.row_ends, sides)
     template = RoleTemplate(tokenizer)
     vocabulary = template.vocabulary(autoencoder.quantizer.codes)
     codec = UnifiedCodec(autoencoder, vocabulary, grids=config.grids)

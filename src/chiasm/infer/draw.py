@@ -1,4 +1,4 @@
-"""Pictures from text, looked at before they are shown."""
+"""Images from text, looked at before they are shown."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from chiasm.infer.grammar import Edit
 from chiasm.infer.likelihood import reply_log_likelihood
 
 SURE = math.log(0.8)
-"""A picture of which the model says the text with this log-probability needs no other beside it."""
+"""An image of which the model says the text with this log-probability needs no other beside it."""
 
 APART = 1_000_003
 
 
 @dataclass
 class Drawing:
-    """The picture shown, and the first one drawn, which is what no looking would have shown;
+    """The image shown, and the first one drawn, which is what no looking would have shown;
     tries: how many were drawn, score: log p(text | the best), nats."""
 
     best: PIL.Image.Image
@@ -40,11 +40,11 @@ def draw(
     candidates: int = 1,
     edit: Edit | None = None,
 ) -> list[Drawing]:
-    """One drawing a text: of up to `candidates` pictures the one of which the model itself would
+    """One drawing a text: of up to `candidates` images the one of which the model itself would
     most likely say the text, also of the mirror image where the text is as true of it, drawn anew
-    until it is sure. A unified model reads pictures better than it draws them, and in the mirror
+    until it is sure. A unified model reads images better than it draws them, and in the mirror
     those that deceived it while it drew (LOG.md); DALL-E (2102.12092, section 2.6) let a
-    contrastive model choose among all. edit: what is given of every picture. Raises
+    contrastive model choose among all. edit: what is given of every image. Raises
     NotGenerativeError for a model that cannot draw."""
     drawings: dict[int, Drawing] = {}
     left = list(range(len(texts)))
@@ -52,15 +52,15 @@ def draw(
         asked = [texts[i] for i in left]
         # Far from the next seed, whose first drawing must not be this one's second.
         seeded = replace(sampling, seed=sampling.seed + attempt * APART)
-        pictures = _pictures(respond, [(text,) for text in asked], seeded, edit)
+        images = _images(respond, [(text,) for text in asked], seeded, edit)
         scores = [-math.inf] * len(left)
         if candidates > 1:
-            scores = _read(respond, pictures, asked)
-        for i, picture, score in zip(left, pictures, scores, strict=True):
-            known = drawings.setdefault(i, Drawing(picture, picture, 0, score))
+            scores = _read(respond, images, asked)
+        for i, image, score in zip(left, images, scores, strict=True):
+            known = drawings.setdefault(i, Drawing(image, image, 0, score))
             known.tries += 1
             if score > known.score:
-                known.best, known.score = picture, score
+                known.best, known.score = image, score
         left = [i for i in left if drawings[i].score < SURE]
         if not left:
             break
@@ -68,12 +68,12 @@ def draw(
 
 
 def _read(
-    respond: Generator, pictures: Sequence[PIL.Image.Image], texts: Sequence[str]
+    respond: Generator, images: Sequence[PIL.Image.Image], texts: Sequence[str]
 ) -> list[float]:
-    """log p(text | picture) of each pair, nats; where its mirror image may be asked too, the mean
+    """log p(text | image) of each pair, nats; where its mirror image may be asked too, the mean
     of both."""
     shown = [
-        [p, mirrored(p)] if mirrorable([t]) else [p] for p, t in zip(pictures, texts, strict=True)
+        [p, mirrored(p)] if mirrorable([t]) else [p] for p, t in zip(images, texts, strict=True)
     ]
     seen = [
         Sample((question(Image(side)), answer(text)))
@@ -85,14 +85,14 @@ def _read(
 
 
 def redraw(
-    respond: Generator, picture: Image, texts: Sequence[str], sampling: Sampling
+    respond: Generator, image: Image, texts: Sequence[str], sampling: Sampling
 ) -> list[PIL.Image.Image]:
-    """What the model draws when it is shown a picture and told how to change it, one a text.
+    """What the model draws when it is shown an image and told how to change it, one a text.
     Raises NotGenerativeError for a model that cannot draw."""
-    return _pictures(respond, [(picture, text) for text in texts], sampling)
+    return _images(respond, [(image, text) for text in texts], sampling)
 
 
-def _pictures(
+def _images(
     respond: Generator,
     asked: Sequence[tuple[Image | str, ...]],
     sampling: Sampling,

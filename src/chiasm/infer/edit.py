@@ -1,4 +1,4 @@
-"""Pictures changed in part: which codes of a picture are given when it is drawn again."""
+"""Images changed in part: which codes of an image are given when it is drawn again."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from chiasm.core.protocols import ImageCodec
 from chiasm.infer.grammar import Edit, Grid
 
 
-def inpaint(codec: ImageCodec, picture: PIL.Image.Image, mask: PIL.Image.Image) -> Edit:
-    """The picture drawn anew where the mask, stretched over it, is lighter than half grey; a code
+def inpaint(codec: ImageCodec, image: PIL.Image.Image, mask: PIL.Image.Image) -> Edit:
+    """The image drawn anew where the mask, stretched over it, is lighter than half grey; a code
     is drawn anew if it stands for any such pixel. Raises DataError for a mask that marks nothing,
     NotGenerativeError for a codec without codes."""
-    ids, grid = _codes(codec, picture)
+    ids, grid = _codes(codec, image)
     marked = _marked(mask, grid, codec.depth)
     if not marked.any():
         raise DataError("the mask marks nothing: paint white what is to be drawn anew")
     return Edit(ids, tuple((~marked).reshape(-1).tolist()), grid)
 
 
-def variation(codec: ImageCodec, picture: PIL.Image.Image, share: float, seed: int) -> Edit:
-    """The picture with this share of its places, chosen at random, drawn anew (at least one).
+def variation(codec: ImageCodec, image: PIL.Image.Image, share: float, seed: int) -> Edit:
+    """The image with this share of its places, chosen at random, drawn anew (at least one).
     Raises DataError for a share outside (0, 1], NotGenerativeError for a codec without codes."""
     if not 0 < share <= 1:
         raise DataError(f"a share of {share} cannot be drawn anew; give more than 0, at most 1")
-    ids, grid = _codes(codec, picture)
+    ids, grid = _codes(codec, image)
     places = len(ids) // codec.depth
     fresh = np.random.default_rng(seed).permutation(places) < max(1, round(share * places))
     return Edit(ids, tuple(np.repeat(~fresh, codec.depth).tolist()), grid)
 
 
-def _codes(codec: ImageCodec, picture: PIL.Image.Image) -> tuple[tuple[int, ...], Grid]:
-    """The picture's code ids in reading order and their grid."""
+def _codes(codec: ImageCodec, image: PIL.Image.Image) -> tuple[tuple[int, ...], Grid]:
+    """The image's code ids in reading order and their grid."""
     if codec.vocabulary is None:
         raise NotGenerativeError(
-            "this model reads pictures but cannot draw them; use a unified model"
+            "this model reads images but cannot draw them; use a unified model"
         )
-    slot = codec.encode([picture])[0]
+    slot = codec.encode([image])[0]
     first = codec.vocabulary.first_code
     return tuple(int(i) for i in slot.ids if i >= first), slot.grid
 

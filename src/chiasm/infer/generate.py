@@ -1,6 +1,6 @@
 """Replies, token by token, for both routes.
 
-Rows are prompts; questions about one picture are branches of one row, so the picture is computed
+Rows are prompts; questions about one image are branches of one row, so the image is computed
 once. Every step adds one token to each unfinished branch of every row. With guidance each row has a
 twin without the condition that is fed the same tokens.
 """
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Said:
-    """A Piece whose picture is still codes."""
+    """A Piece whose image is still codes."""
 
     text: str = ""
     drawn: Drawn | None = None
@@ -104,12 +104,12 @@ class Generator:
         edits: Sequence[Edit | None] | None = None,
     ) -> Iterator[tuple[int, Piece]]:
         """Yields (index of the sample, piece) as soon as a piece is known; the last piece of a
-        reply has `finish` set. edits: what is given of each reply's first picture. Raises
-        NotGenerativeError if a picture is wanted of a model that cannot draw, DataError for a
-        sample that cannot be encoded, ConfigError for a picture size that the model has not."""
+        reply has `finish` set. edits: what is given of each reply's first image. Raises
+        NotGenerativeError if an image is wanted of a model that cannot draw, DataError for a
+        sample that cannot be encoded, ConfigError for an image size that the model has not."""
         if (sampling.draw_first or sampling.max_images) and not self.codes_per_image:
             raise NotGenerativeError(
-                "this model reads pictures but cannot draw them; use a unified model"
+                "this model reads images but cannot draw them; use a unified model"
             )
         self.model.eval()
         random = torch.Generator(device=self.device).manual_seed(sampling.seed)
@@ -186,7 +186,7 @@ class Generator:
                 self.model.decoder = None
 
     def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
-        """Draw the pictures that are begun, where they are drawn by masked diffusion."""
+        """Draw the images that are begun, where they are drawn by masked diffusion."""
         if self.grammar is None or not self.grammar.painted:
             return
         painters = [s for s in session.live if s.state is not None and s.state.open]
@@ -237,7 +237,7 @@ class Generator:
 
     def _run(self, logits: Tensor, session: Session, asked: Asked) -> tuple[list[list[int]], int]:
         """The next tokens of each sequence, all of one number: one, or as many as the grammar
-        knows what may come, which is the rest of a picture where all draw one. And how many of
+        knows what may come, which is the rest of an image where all draw one. And how many of
         them the model has seen."""
         ahead = asked.ahead
         if all(s.state is not None and s.state.open for s in session.live):
@@ -258,7 +258,7 @@ class Generator:
 
     def _stepper(self, session: Session, steps: int) -> Callable[[int, Tensor], Tensor]:
         """A function of (number of the step, ids [N] just chosen) -> logits of the codes for the
-        next ones, [N codes] or [2N codes] with the twins', for so many steps of pictures, in which
+        next ones, [N codes] or [2N codes] with the twins', for so many steps of images, in which
         nothing else changes: all but ids and positions is laid out once."""
         assert self.grammar is not None
         guided, first = session.guided, self.grammar.vocabulary.first_code
@@ -286,7 +286,7 @@ class Generator:
         return step
 
     def _choose_code(self, logits: Tensor, asked: Asked, number: int, session: Session) -> Tensor:
-        """ids [N] from a stepper's logits, inside pictures: codes, or what the grammar forces."""
+        """ids [N] from a stepper's logits, inside images: codes, or what the grammar forces."""
         assert self.grammar is not None
         if session.guided:
             own, twin = logits.chunk(2)
@@ -312,7 +312,7 @@ class Generator:
             forbidden = self.grammar.forbid(asked.ahead[0], asked.marks[0])
             logits = logits.masked_fill(forbidden, float("-inf"))
         elif self.processor.template.marker < logits.shape[-1]:
-            # Said, it would stand for a picture that is not there.
+            # Said, it would stand for an image that is not there.
             logits[:, self.processor.template.marker] = float("-inf")
         return choose(logits, session.sampling, session.random, of_images)
 
@@ -341,11 +341,11 @@ class Generator:
                 yield Said(fresh, finish="length" if s.done else None)
 
     def shown(self, said: Sequence[Said]) -> list[Piece]:
-        """Pieces with their pictures, which are decoded together."""
-        drawn = self.pictures([each.drawn for each in said if each.drawn])
+        """Pieces with their images, which are decoded together."""
+        drawn = self.images([each.drawn for each in said if each.drawn])
         return [Piece(s.text, next(drawn) if s.drawn else None, s.finish) for s in said]
 
-    def pictures(self, drawn: Sequence[Drawn]) -> Iterator[PIL.Image.Image]:
+    def images(self, drawn: Sequence[Drawn]) -> Iterator[PIL.Image.Image]:
         """What codes show."""
         if not drawn:
             return iter(())

@@ -1,9 +1,9 @@
-"""What may come next in a reply: words, pictures, and what announces a picture's size.
+"""What may come next in a reply: words, images, and what announces an image's size.
 
     words ─ begin ─ [rows columns] ─ codes, [end of row], codes, … ─ end ─ words
 
-Once its size is known, every token of a picture is either any code or one certain id, so the rest
-of the picture is known as a list of marks. A mark is what a serving engine or the Generator needs
+Once its size is known, every token of an image is either any code or one certain id, so the rest
+of the image is known as a list of marks. A mark is what a serving engine or the Generator needs
 for a row: a row of the grammar's table of allowed ids or, negative, ~id of the only one allowed.
 """
 
@@ -21,13 +21,13 @@ from chiasm.core.vocab import Vocabulary
 
 Grid = tuple[int, int]
 
-WORDS, WORDS_OR_PICTURE, CODES, ROWS, COLUMNS = range(5)
+WORDS, WORDS_OR_IMAGE, CODES, ROWS, COLUMNS = range(5)
 """Marks: rows of Grammar.table; from COLUMNS on one for every number of rows."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture to be drawn with some of its codes given: ids [n] in reading order, keep [n] says
+    """An image to be drawn with some of its codes given: ids [n] in reading order, keep [n] says
     which of them stay, grid their (rows, columns)."""
 
     ids: tuple[int, ...]
@@ -37,7 +37,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A complete picture: its code ids in reading order and their (rows, columns)."""
+    """A complete image: its code ids in reading order and their (rows, columns)."""
 
     ids: list[int]
     grid: Grid
@@ -46,7 +46,7 @@ class Drawn:
 class Grammar:
     """The rules of one model; they differ between replies only in what `start` is told.
 
-    grids: (rows, columns) of codes that pictures may have. They are announced when the vocabulary
+    grids: (rows, columns) of codes that images may have. They are announced when the vocabulary
     has ids for sides; without, there must be one only. table [M V] bool: which ids each mark
     allows.
     """
@@ -55,7 +55,7 @@ class Grammar:
         self, vocabulary: Vocabulary, grids: Sequence[Grid], device: torch.device | str = "cpu"
     ):
         if len(grids) > 1 and not vocabulary.sides:
-            raise ConfigError(f"pictures of {len(grids)} sizes need ids that announce the size")
+            raise ConfigError(f"images of {len(grids)} sizes need ids that announce the size")
         self.vocabulary, self.grids = vocabulary, tuple(grids)
         self.announced = vocabulary.sides > 0
         self.painted = vocabulary.mask is not None  # in any order (infer/paint.py)
@@ -72,13 +72,13 @@ class Grammar:
         self.legal = torch.stack(allowed).numpy()  # the same, quick to ask for one id
 
     def start(self, sampling: Sampling, edit: Edit | None = None, room: int | None = None) -> Row:
-        """The state of a new reply. edit: what is given of its first picture. room: tokens it may
-        have; a picture that would not fit is not begun. Raises ConfigError for a size that this
-        model's pictures cannot have."""
+        """The state of a new reply. edit: what is given of its first image. room: tokens it may
+        have; an image that would not fit is not begun. Raises ConfigError for a size that this
+        model's images cannot have."""
         grid = edit.grid if edit is not None else sampling.grid
         if grid is not None and grid not in self.grids:
             raise ConfigError(
-                f"pictures of {grid[0]}x{grid[1]} codes: this model draws "
+                f"images of {grid[0]}x{grid[1]} codes: this model draws "
                 f"{', '.join(f'{h}x{w}' for h, w in self.grids)}"
             )
         return Row(self, sampling, edit, room)
@@ -90,7 +90,7 @@ class Grammar:
 
     def forbid(self, marks: tuple[int, ...], told: Tensor) -> Tensor:
         """[N V] bool: the opposite of allow; told: the marks on the grammar's device. Inside
-        pictures rows ask for the same again and again, so the last answer is kept."""
+        images rows ask for the same again and again, so the last answer is kept."""
         if self._asked[0] != marks:
             self._asked = (marks, ~self.allow(told))
         return self._asked[1]
@@ -99,8 +99,8 @@ class Grammar:
         """The mark of the columns that go with a number of rows."""
         return COLUMNS + self._heights.index(rows)
 
-    def picture(self, grid: Grid, edit: Edit | None = None) -> list[int]:
-        """The marks of a picture of this size after its announcement, its end included."""
+    def image(self, grid: Grid, edit: Edit | None = None) -> list[int]:
+        """The marks of an image of this size after its announcement, its end included."""
         v, (rows, columns) = self.vocabulary, grid
         codes = [CODES] * (rows * columns)
         if edit is not None:
@@ -111,8 +111,8 @@ class Grammar:
         return [mark for line in lines for mark in (*line, ~v.row_end)] + [~v.end_image]
 
     def length(self, grid: Grid) -> int:
-        """Tokens of a picture, those around it included."""
-        return 1 + 2 * self.announced + len(self.picture(grid))
+        """Tokens of an image, those around it included."""
+        return 1 + 2 * self.announced + len(self.image(grid))
 
     def _sides(self, numbers) -> Tensor:
         allowed = torch.zeros(self.vocabulary.size, dtype=torch.bool)
@@ -124,8 +124,8 @@ class Grammar:
 class Row:
     """Where one reply stands: `allowed` says what may come, `take` takes it in.
 
-    images: pictures finished. drawing: between begin and end of a picture, where guidance and the
-    sampling of images hold. done: the pictures that were asked for are drawn and nothing else was.
+    images: images finished. drawing: between begin and end of an image, where guidance and the
+    sampling of images hold. done: the images that were asked for are drawn and nothing else was.
     """
 
     def __init__(self, grammar: Grammar, sampling: Sampling, edit: Edit | None, room: int | None):
@@ -149,15 +149,15 @@ class Row:
         if self.sampling.draw_first and not self.images:
             return ~v.begin_image
         more = self.images < self.sampling.max_images and self._fits()
-        return WORDS_OR_PICTURE if more else WORDS
+        return WORDS_OR_IMAGE if more else WORDS
 
     @property
     def open(self) -> bool:
-        """Whether only codes are left to say of a picture: its size is known."""
+        """Whether only codes are left to say of an image: its size is known."""
         return self.drawing and self._grid is not None
 
     def whole_rows(self) -> Drawn | None:
-        """The codes so far of the picture under way, where they are rows without a rest."""
+        """The codes so far of the image under way, where they are rows without a rest."""
         if not self.drawing or self._grid is None or len(self._codes) % self._grid[1]:
             return None
         return Drawn(list(self._codes), self._grid)
@@ -170,14 +170,14 @@ class Row:
         mark, grammar = self.allowed(), self.grammar
         if mark != ~grammar.vocabulary.begin_image or grammar.announced or grammar.painted:
             return [mark]
-        return [mark, *grammar.picture(grammar.grids[0], self._given())]
+        return [mark, *grammar.image(grammar.grids[0], self._given())]
 
     def _given(self) -> Edit | None:
-        """What is given of the next picture."""
+        """What is given of the next image."""
         return self.edit if self.images == 0 else None
 
     def take(self, token: int) -> Drawn | None:
-        """Take in an allowed token; the picture that it completes. Raises ValueError for a token
+        """Take in an allowed token; the image that it completes. Raises ValueError for a token
         that is not allowed."""
         self._check(token)
         v = self.grammar.vocabulary
@@ -221,7 +221,7 @@ class Row:
 
     def _open(self, grid: Grid) -> None:
         self._grid, self._place = grid, 0
-        self._ahead = self.grammar.picture(grid, self._given())
+        self._ahead = self.grammar.image(grid, self._given())
 
     def _end(self) -> Drawn:
         assert self._grid is not None

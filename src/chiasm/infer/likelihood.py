@@ -16,7 +16,7 @@ from chiasm.nn.loss import token_loss
 from chiasm.nn.precision import autocast
 
 AT_ONCE = 64
-"""Labels that share one trunk: their words weigh more than the picture from about there on."""
+"""Labels that share one trunk: their words weigh more than the image from about there on."""
 
 
 def reply_log_likelihood(respond: Generator, samples: Sequence[Sample]) -> list[float]:
@@ -31,7 +31,7 @@ def label_log_likelihood(
 ) -> Iterator[list[float]]:
     """log p(label | conversation that ends with the user's turn), nats, of each sample's labels as
     the whole reply, its end included; sample by sample, as they are computed. They are branches of
-    one trunk: the pictures are computed once, and each label is read as if it stood alone. Raises
+    one trunk: the images are computed once, and each label is read as if it stood alone. Raises
     DataError."""
     rows, counts = [], []
     for sample, own in zip(samples, labels, strict=True):

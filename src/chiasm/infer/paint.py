@@ -1,4 +1,4 @@
-"""Pictures by masked diffusion: all codes at once, the surest kept, the rest asked again
+"""Images by masked diffusion: all codes at once, the surest kept, the rest asked again
 (MaskGIT, 2202.04200, section 3.2)."""
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from chiasm.infer.steps import Steps
 def paint(
     steps: Steps, grammar: Grammar, replies: Sequence[Reply], session: Session
 ) -> list[list[int]]:
-    """The tokens left of each reply's picture, its end included. The replies are some of the
-    session's, the size of their pictures is announced; the cache is left as it was.
+    """The tokens left of each reply's image, its end included. The replies are some of the
+    session's, the size of their images is announced; the cache is left as it was.
 
-    After pass t of T the floor(cos(pi t / 2T) n) least sure of a picture's n codes to draw are
+    After pass t of T the floor(cos(pi t / 2T) n) least sure of an image's n codes to draw are
     masked again, given ones never. Sureness is how little there was to choose from, the negative
     entropy of the place, plus Gumbel noise times the temperature, which falls linearly to 0 (once:
     FACTS, section 2). By log p of the code that was chosen, as in the paper, what is rare would be
@@ -72,7 +72,7 @@ def paint(
 
 
 def _laid(marks: Sequence[Sequence[int]], mask: int) -> list[np.ndarray]:
-    """ids [n codes] with the mask where a code is to be drawn and -1 beyond a picture's end; and
+    """ids [n codes] with the mask where a code is to be drawn and -1 beyond an image's end; and
     which are to be drawn."""
     longest = max(map(len, marks))
     ids, unknown = np.full((len(marks), longest), -1), np.zeros((len(marks), longest), np.int64)
@@ -84,15 +84,15 @@ def _laid(marks: Sequence[Sequence[int]], mask: int) -> list[np.ndarray]:
 
 
 def _places(feed: Feed, marks: Sequence[Sequence[int]], width: int, guided: bool) -> np.ndarray:
-    """Where the codes of each picture, then of each twin's, stand in a feed laid flat with rows of
-    `width` [n codes], anything beyond a picture's end."""
+    """Where the codes of each image, then of each twin's, stand in a feed laid flat with rows of
+    `width` [n codes], anything beyond an image's end."""
     size = np.array([len(own) for own in marks] * (1 + guided))
     start = feed.flat(width) - size + 1
     return start[:, None] + np.arange(max(size))
 
 
 def _schedule(marks: Sequence[Sequence[int]], steps: int) -> np.ndarray:
-    """[passes n]: how many codes of each picture are masked after each pass; one less at least
+    """[passes n]: how many codes of each image are masked after each pass; one less at least
     than before, none after the last."""
     count = torch.tensor([sum(mark == CODES for mark in own) for own in marks])
     passes, before, left = max(1, steps), count, []

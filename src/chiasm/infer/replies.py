@@ -69,7 +69,7 @@ class Asked:
     """What the grammar says of the next tokens of N replies.
 
     ahead: the marks [N] of the next one, and of those after it as far as they are certain for all.
-    drawing: which of them are inside a picture. On the device once `on` was told: marks [S N] of
+    drawing: which of them are inside an image. On the device once `on` was told: marks [S N] of
     `ahead`, of_images [N] bool of `drawing`.
     """
 

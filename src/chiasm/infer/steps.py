@@ -266,7 +266,7 @@ class Steps:
         if key not in cache.steps:
             while len(cache.steps) >= KEPT:
                 del cache.steps[next(iter(cache.steps))]
-            # What stands beside a cache changes its shape with every picture.
+            # What stands beside a cache changes its shape with every image.
             capture = self.capture if cache.beside is None else None
             cache.steps[key] = StaticStep(self.model, cache, key[:3], self.device, capture)
         return cache.steps[key], columns

@@ -1,9 +1,9 @@
 """Visual tokens that begin where the language model's own words are.
 
-Trained through the language model, a projector takes thousands of pictures to find out what the
+Trained through the language model, a projector takes thousands of images to find out what the
 model can read, each at the price of a pass through it. Here it is told directly: the visual tokens
-of a picture, in order, are drawn to the embeddings of its caption's words. It costs no pass through
-the language model, which then reads the picture nearly as it reads the caption (LOG.md).
+of an image, in order, are drawn to the embeddings of its caption's words. It costs no pass through
+the language model, which then reads the image nearly as it reads the caption (LOG.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPERATURE = 20.0
 def word_shares(captions: Sequence[Tensor], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Which words each visual token should stand for.
 
-    captions: word ids [L] a picture (L > 0), slots: its number n of visual tokens -> the distinct
+    captions: word ids [L] an image (L > 0), slots: its number n of visual tokens -> the distinct
     words [W] and shares [sum of slots, W], rows summing to 1. Slot i of n stands for the words from
     iL/n to (i + 1)L/n: one word, or the mean of several where the caption is longer.
     """

@@ -37,7 +37,7 @@ def arrange(tokens: Tensor, place: Tensor | None, slots: Tensor, newline: Tensor
 
 
 def with_class_tokens(grids: Tensor) -> Tensor:
-    """Grids [N 2] -> [2N 2]: a class token counts as a picture of one patch before its own."""
+    """Grids [N 2] -> [2N 2]: a class token counts as an image of one patch before its own."""
     return torch.stack([torch.ones_like(grids), grids], 1).flatten(0, 1)
 
 

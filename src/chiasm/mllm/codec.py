@@ -1,4 +1,4 @@
-"""Pictures to placeholders and patches."""
+"""Images to placeholders and patches."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class MLLMCodec:
         return MLLMCodec(*self._parts, for_frames(self.images), self._words)
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
-        """One Slot a picture."""
+        """One Slot an image."""
         return [self._slot(image) for image in images]
 
     def outline(self, size: tuple[int, int]) -> Slot:
         return self.mode.slot(size)
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """How many ids a picture (width, height) takes in the sequence."""
+        """How many ids an image (width, height) takes in the sequence."""
         return len(self.mode.slot(size).ids)
 
     def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
@@ -71,7 +71,7 @@ class MLLMCodec:
         self, ids: Sequence[Tensor], grids: Sequence[tuple[int, int] | None]
     ) -> list[PIL.Image.Image]:
         raise NotGenerativeError(
-            "this model reads pictures but cannot draw them; use a unified model (chiasm draw)"
+            "this model reads images but cannot draw them; use a unified model (chiasm draw)"
         )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:

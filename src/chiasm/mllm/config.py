@@ -82,8 +82,8 @@ class AveragePoolConfig:
 @tag("perceiver")
 @dataclass(frozen=True)
 class PerceiverConfig:
-    """`latents` learned vectors that look at the features in `layers` layers; as many tokens a
-    picture. heads must divide the encoder's width. Numbers of Flamingo."""
+    """`latents` learned vectors that look at the features in `layers` layers; as many tokens an
+    image. heads must divide the encoder's width. Numbers of Flamingo."""
 
     latents: int = 64
     layers: int = 6
@@ -94,7 +94,7 @@ class PerceiverConfig:
 @dataclass(frozen=True)
 class QFormerConfig:
     """`queries` learned vectors in a BERT of this shape that looks at the features in every second
-    layer; as many tokens a picture. width 0 means the encoder's. Numbers of BLIP-2."""
+    layer; as many tokens an image. width 0 means the encoder's. Numbers of BLIP-2."""
 
     queries: int = 32
     layers: int = 12
@@ -118,7 +118,7 @@ class CAbstractorConfig:
 @dataclass(frozen=True)
 class DAbstractorConfig:
     """side × side queries that sample the features at `points` places a head in `layers` layers;
-    as many tokens a picture. width 0 means the encoder's; heads must divide it. Numbers of
+    as many tokens an image. width 0 means the encoder's; heads must divide it. Numbers of
     Honeybee and Deformable DETR."""
 
     side: int = 12
@@ -131,7 +131,7 @@ class DAbstractorConfig:
 @tag("token_merge")
 @dataclass(frozen=True)
 class TokenMergeConfig:
-    """Like features averaged until `tokens` are left (or all of a picture that has fewer), then an
+    """Like features averaged until `tokens` are left (or all of an image that has fewer), then an
     MLP as MLPConfig's."""
 
     tokens: int = 16
@@ -180,26 +180,26 @@ class CustomImages(Custom):
 @tag("resize")
 @dataclass(frozen=True)
 class ResizeConfig:
-    """A picture is resized as its encoder was trained: squeezed to a square, or, where the encoder
+    """An image is resized as its encoder was trained: squeezed to a square, or, where the encoder
     takes a variable number of patches, at its own aspect."""
 
 
 @tag("pad")
 @dataclass(frozen=True)
 class PadConfig:
-    """The picture in the middle of a square of the encoder's mean colour (LLaVA 1.5)."""
+    """The image in the middle of a square of the encoder's mean colour (LLaVA 1.5)."""
 
 
 @tag("crop")
 @dataclass(frozen=True)
 class CropConfig:
-    """The middle square of the picture; what sticks out is not seen (CLIP)."""
+    """The middle square of the image; what sticks out is not seen (CLIP)."""
 
 
 @tag("native")
 @dataclass(frozen=True)
 class NativeConfig:
-    """The picture at its own aspect and as large as max_num_patches patches allow, whatever
+    """The image at its own aspect and as large as max_num_patches patches allow, whatever
     resolution the encoder was trained at: its positions are interpolated."""
 
     max_num_patches: int = 256
@@ -208,7 +208,7 @@ class NativeConfig:
 @tag("anyres")
 @dataclass(frozen=True)
 class AnyResConfig:
-    """The whole picture squeezed, then tiles of it at the best of the resolutions
+    """The whole image squeezed, then tiles of it at the best of the resolutions
     image_grid_pinpoints (height, width), without what only fills them; each row of tokens ends in
     a learned `image_newline` (LLaVA-NeXT). None: 1 × 2, 2 × 1, 2 × 2, 1 × 3 and 3 × 1 tiles."""
 
@@ -218,10 +218,10 @@ class AnyResConfig:
 @tag("split")
 @dataclass(frozen=True)
 class SplitConfig:
-    """The picture at `longest_edge` pixels, stretched to whole tiles of max_image_size, then the
+    """The image at `longest_edge` pixels, stretched to whole tiles of max_image_size, then the
     whole of it at that size; words of their own, added to a language model that lacks them, say
     which row and column a tile is (Idefics3, SmolVLM). None: tiles of the encoder's image_size, and
-    four of them on the longer side. do_image_splitting off: the whole picture alone."""
+    four of them on the longer side. do_image_splitting off: the whole image alone."""
 
     longest_edge: int | None = None
     max_image_size: int | None = None
@@ -249,7 +249,7 @@ class DeepStackConfig:
 @dataclass(frozen=True)
 class CrossAttentionConfig:
     """Gated cross-attention before these layers of the language model (from 0) to what `media`
-    makes of the pictures, each of which is one token of the sequence. heads must divide the
+    makes of the images, each of which is one token of the sequence. heads must divide the
     language model's width."""
 
     before: tuple[int, ...] = (0, 8, 16, 24)
@@ -306,13 +306,13 @@ class MLLMConfig:
     chat_template: for a language model without its own, or instead of it: "plain", "chatml",
     "gemma", "vicuna" (LLaVA's), "paligemma", or a file of Jinja. tokens: special tokens that the
     language model is to learn, where its tokenizer lacks them. attention: "causal", or "prefix":
-    what is said to the model (pictures and words) sees itself whole, turn by turn, and only replies
+    what is said to the model (images and words) sees itself whole, turn by turn, and only replies
     are causal, as in PaliGemma.
     frozen_layers: so many of the language model's first layers, and its embedding (with the head
     where they are tied), stay as they are in every stage; below them no gradient is computed unless
     the projector is trained. system: what the system says in conversations without a system turn;
     None leaves that to the chat template. max_length: of a conversation in tokens, at most the
-    positions that the language model knows. images: how pictures are cut to the encoder's size;
+    positions that the language model knows. images: how images are cut to the encoder's size;
     video: which frames of a clip are seen. boxes: how boxes of objects are written in the text
     (data/boxes.py)."""
 

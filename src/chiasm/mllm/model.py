@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.batch import Batch, PictureBatch
+from chiasm.core.batch import Batch, ImageBatch
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
@@ -48,7 +48,7 @@ class Placeholders(NamedTuple):
 
 
 class MLLM(nn.Module):
-    """Pictures enter where `image_token` stands in the ids; everything else is the LLM's."""
+    """Images enter where `image_token` stands in the ids; everything else is the LLM's."""
 
     def __init__(self, vision: Encoder, projector: Projector, language: Any, image_token: int):
         super().__init__()
@@ -165,7 +165,7 @@ class MLLM(nn.Module):
         return x.flatten(0, 1).index_copy(0, places.at, tokens).view_as(x)
 
     def seen(self, batch: Batch) -> Tensor:
-        """What stands for the pictures: their patches [P d]."""
+        """What stands for the images: their patches [P d]."""
         assert batch.patches is not None
         return batch.patches
 
@@ -173,7 +173,7 @@ class MLLM(nn.Module):
         """Visual tokens [T D] of images' patches [P d] with grids [N 2]."""
         return self.projector(self._encoded(patches, grids), self._seen(grids))
 
-    def features(self, batch: Batch | PictureBatch) -> Tensor:
+    def features(self, batch: Batch | ImageBatch) -> Tensor:
         """The encoder's features [P width] of a batch's images, or what is remembered of them."""
         assert batch.patches is not None
         memory = self.memory if self.training else self.recent
@@ -190,7 +190,7 @@ class MLLM(nn.Module):
         return arrange(tokens, place, places.slots, self.projector.image_newline)
 
     def _seen(self, grids: Tensor) -> Tensor:
-        """The grids of the features that pictures with these grids have."""
+        """The grids of the features that images with these grids have."""
         return with_class_tokens(grids) if self.vision.config.class_token else grids
 
     def _see_nothing(self, device: torch.device) -> Tensor:
@@ -227,19 +227,19 @@ class MLLM(nn.Module):
     def new_cache(self) -> KVCache:
         return KVCache()
 
-    def loss(self, batch: Batch | PictureBatch) -> Loss:
-        """Next-token loss over the supervised text; logits only where there is a target. Pictures
+    def loss(self, batch: Batch | ImageBatch) -> Loss:
+        """Next-token loss over the supervised text; logits only where there is a target. Images
         with captions alone are aligned with the language model's words (mllm/alignment.py)."""
-        if isinstance(batch, PictureBatch):
+        if isinstance(batch, ImageBatch):
             return self._align(batch)
         (nll, _), targets = supervised_loss(self(batch), batch, self.logits)
         total, count = summed(nll, batch)
         return Loss(total, count, {"text": (nll.detach().sum(), len(targets))})
 
-    def _align(self, batch: PictureBatch) -> Loss:
+    def _align(self, batch: ImageBatch) -> Loss:
         if isinstance(self.projector.config, CrossAttentionConfig):
             raise ConfigError(
-                "data 'words' draws visual tokens to words, but with cross-attention pictures have "
+                "data 'words' draws visual tokens to words, but with cross-attention images have "
                 "none in the sequence; align with data 'describe'"
             )
         host, device = batch.on_host, batch.patches.device
@@ -299,7 +299,7 @@ class MLLM(nn.Module):
         """The language model's, first to last."""
         return list(getattr(self.backbone, "layers", None) or getattr(self.backbone, "h", []))
 
-    def cost(self, batch: Batch | PictureBatch) -> Cost:
+    def cost(self, batch: Batch | ImageBatch) -> Cost:
         """The cost model: each part times its passes."""
         batch = batch.on_host
         trained = {name: is_trained(part) for name, part in self.groups().items()}

@@ -24,7 +24,7 @@ def what_hinders(model: Any) -> str | None:
     row, a bias or a scale that we do not know: each of them shows.
     """
     if model.config.get_text_config() is not model.config:
-        return "it reads pictures by itself already"
+        return "it reads images by itself already"
     kinds = set(getattr(model.config, "layer_types", None) or ())
     if not kinds <= {"full_attention", "sliding_attention"}:
         return f"its layers are of the kinds {', '.join(sorted(kinds))}"

@@ -54,7 +54,7 @@ def attention_flops(lengths: Tensor, width: int, layers: int) -> float:
 
 
 def encoder_flops(encoder: Any, counts: Tensor, trained: bool) -> float:
-    """A vision transformer on pictures of these numbers of patches [N]. Class and register tokens
+    """A vision transformer on images of these numbers of patches [N]. Class and register tokens
     take part in its blocks; what makes patches into tokens is the first matrix of all."""
     blocks = sum(map(matrix_parameters, encoder.layers))
     first = 2.0 * (matrix_parameters(encoder) - blocks) * int(counts.sum())

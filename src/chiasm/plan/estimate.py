@@ -11,7 +11,7 @@ from chiasm.plan.hardware import Cluster
 from chiasm.plan.memory import Memory, Saved, Sharding, Weights, memory
 
 DECODING = 500.0
-"""Pictures a second that a core decodes (JPEG of half a megapixel, Pillow)."""
+"""Images a second that a core decodes (JPEG of half a megapixel, Pillow)."""
 
 ROOM = 0.95
 """Share of a GPU's memory that a plan fills."""
@@ -47,7 +47,7 @@ class Estimate:
 
     @property
     def decoding_cores(self) -> float:
-        """Cores a GPU that keep up with the pictures."""
+        """Cores a GPU that keep up with the images."""
         return self.images_per_second / DECODING / self.cluster.count
 
 

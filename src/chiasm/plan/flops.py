@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """One micro-batch: tokens, pictures and FLOPs (forward and backward), parts as in
+    """One micro-batch: tokens, images and FLOPs (forward and backward), parts as in
     core.protocols.Cost. micro_batches: a step; steps: of the stage."""
 
     tokens: int

@@ -84,7 +84,7 @@ def scratch_recipe() -> Recipe:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a step of a stage costs, measured: FLOPs, seconds, pictures."""
+    """What a step of a stage costs, measured: FLOPs, seconds, images."""
 
     flops: float
     seconds: float
@@ -175,17 +175,17 @@ def _with_steps(recipe: Recipe, steps: Sequence[int]) -> Recipe:
     return replace(recipe, stages=tuple(replace(stage, steps=n) for stage, n in stages))
 
 
-def encoding_flops(arm: Arm, folder: Path, images: float, pictures: int) -> float:
-    """What reading pictures costs besides the ledger: a tokenizer turns each into codes the first
-    time it is seen (of an encoder every pass is in the ledger). images: pictures of the stage that
+def encoding_flops(arm: Arm, folder: Path, images: float, distinct_images: int) -> float:
+    """What reading images costs besides the ledger: a tokenizer turns each into codes the first
+    time it is seen (of an encoder every pass is in the ledger). images: images of the stage that
     shows most; all stages show the same ones in the same order."""
     if arm.part_name != "tokenizer":
         return 0.0
-    return _flops_per_picture(folder / "tokenizer") * min(images, pictures)
+    return _flops_per_image(folder / "tokenizer") * min(images, distinct_images)
 
 
 @lru_cache(maxsize=64)
-def _flops_per_picture(folder: Path) -> float:
+def _flops_per_image(folder: Path) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     autoencoder, _ = load_as(folder, Autoencoder, "the tokenizer")

@@ -6,7 +6,7 @@ of the data. 2^23 tokens a step is remembered from its table of settings, not ch
 exponential never reaches the paper's 0: here it ends at a hundredth.
 
 It wants 856,481 A100-hours: look with `chiasm plan chameleon_7b`. The image tokenizer has to be
-given, --model.tokenizer: a trained one with 8,192 codes of 512-pixel pictures at stride 16.
+given, --model.tokenizer: a trained one with 8,192 codes of 512-pixel images at stride 16.
 """
 
 from chiasm.recipes.recipe import Recipe

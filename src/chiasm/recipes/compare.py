@@ -70,7 +70,7 @@ def names(runs: Sequence[Path]) -> list[str]:
 
 
 def _by_question(file: Path) -> dict[str, dict]:
-    """Predictions by id, or by words and picture where there is none. Raises DataError for two of
+    """Predictions by id, or by words and image where there is none. Raises DataError for two of
     one id."""
     records = read_predictions(file)
     found = {str(r.get("id") or f"{r.get('image')} {r.get('question')}"): r for r in records}

@@ -52,7 +52,7 @@ class Settings:
         self.blind_questions = 20 if fast else 200
         self.drawings = 1 if fast else 20
         self.judge_steps = 20 if fast else 200
-        self.test_pictures = 50 if fast else 1000
+        self.test_images = 50 if fast else 1000
         self.candidates = 2 if fast else 8
 
     def recipe(self, name: str) -> Recipe:
@@ -140,7 +140,7 @@ def _unified_lane(folder: Path, settings: Settings, seed: int, show: Show) -> di
 
 
 def _test(settings: Settings) -> list[Sample]:
-    return easy_vqa.load("test")[: settings.test_pictures]
+    return easy_vqa.load("test")[: settings.test_images]
 
 
 def _train(
@@ -152,7 +152,7 @@ def _train(
 
 
 def _reconstruct(folder: Path, test: list[Sample]) -> dict[str, float]:
-    """How well the tokenizer's pictures come back, and ten of them as a picture."""
+    """How well the tokenizer's images come back, and ten of them as an image."""
     model, processor = load(folder)
     pixels = pixels_of(processor, test[:10])
     with torch.no_grad():
@@ -173,7 +173,7 @@ def answers(
     ledger: Ledger,
     show: Show,
 ) -> dict:
-    """Accuracy on the test split, and with the pictures shuffled."""
+    """Accuracy on the test split, and with the images shuffled."""
     # Replies are of a word or two: reading the prompts is the work, and goes fastest in pieces that
     # fit a cache (LOG.md).
     respond = Generator(*load(folder / route), tokens=512, precision="auto")
@@ -212,8 +212,8 @@ def _numbers(result: Result) -> dict:
 def draw_and_judge(
     folder: Path, settings: Settings, seed: int, show: Show, passes: int = 12
 ) -> tuple[dict[str, float], dict]:
-    """The judge's own accuracy, and what it says of the drawings of every caption; passes: a
-    picture, of a model that draws by masked diffusion."""
+    """The judge's own accuracy, and what it says of the drawings of every caption; passes: an
+    image, of a model that draws by masked diffusion."""
     with show("training the judge of the drawings", 1, 0):
         judge = train_judge(
             [s for s in easy_vqa.load("train") if s.meta["caption"]],
@@ -262,9 +262,9 @@ def draw_and_judge(
 
 def _keep(drawings: dict[str, list[PIL.Image.Image]], place: Path) -> None:
     place.mkdir(exist_ok=True)
-    for caption, pictures in drawings.items():
-        for number, picture in enumerate(pictures):
-            picture.save(place / f"{caption.replace(' ', '-')}-{number}.png")
+    for caption, images in drawings.items():
+        for number, image in enumerate(images):
+            image.save(place / f"{caption.replace(' ', '-')}-{number}.png")
 
 
 def _say(console: Console, summary: dict) -> None:

@@ -1,4 +1,4 @@
-"""chiasm eval of pictures: those that a model draws of prompts, and those that it gives back."""
+"""chiasm eval of images: those that a model draws of prompts, and those that it gives back."""
 
 from __future__ import annotations
 
@@ -32,50 +32,50 @@ from chiasm.vision.config import ContrastiveConfig
 from chiasm.vision.dual import Dual, OwnDual, load_stock_dual
 from chiasm.vision.patches import from_array
 
-Pictures = Sequence[PIL.Image.Image]
+Images = Sequence[PIL.Image.Image]
 
 
 def draw_command(run: Path, asked: Asked, out: Path, count: int, judge: Path | None) -> None:
     """Draw a benchmark's prompts or a set's captions; score what can be scored here. Of captions
-    that belong to pictures a judge also tells the Fréchet distance from those."""
+    that belong to images a judge also tells the Fréchet distance from those."""
     dual = None if judge is None else _judge(judge)
     samples = asked.samples()[: asked.limit or None]
     real: list[PIL.Image.Image] = []
     if asked.metric == "drawing":
         samples = [s for s in samples if caption_of(s) and s.images]
         if not samples:
-            raise DataError(f"{asked.task}: no pictures with captions to draw after")
+            raise DataError(f"{asked.task}: no images with captions to draw after")
         real = [sample.images[0].load() for sample in samples]
         samples = [_prompt(sample) for sample in samples]
     sampling = Sampling(temperature=1.0, top_p=0.95, guidance=1.5, seed=asked.seed)
-    pictures = draw_prompts(responder(run), samples, out, count, sampling)
-    scores = score_by_rules(samples, pictures) if rules_apply(samples) else {}
+    images = draw_prompts(responder(run), samples, out, count, sampling)
+    scores = score_by_rules(samples, images) if rules_apply(samples) else {}
     if dual is not None and judge is not None:
-        scores[f"CLIPScore ({judge.name})"] = mean_clip_score(dual, samples, pictures)
+        scores[f"CLIPScore ({judge.name})"] = mean_clip_score(dual, samples, images)
         if len(real) > 1:
-            drawn = [picture for of_one in pictures for picture in of_one]
+            drawn = [image for of_one in images for image in of_one]
             scores[frechet_name(judge.name)] = _distance(dual, drawn, real)
     if scores:
-        report_scores(scores, asked.name, f"{len(samples)} prompts, {count} pictures each")
-    Console().print(f"{out}: pictures as GenEval's evaluation/evaluate_images.py reads them")
+        report_scores(scores, asked.name, f"{len(samples)} prompts, {count} images each")
+    Console().print(f"{out}: images as GenEval's evaluation/evaluate_images.py reads them")
 
 
 def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
-    """What an image tokenizer, or that of a unified model, leaves of a set's pictures: means of
+    """What an image tokenizer, or that of a unified model, leaves of a set's images: means of
     PSNR (dB) and SSIM, and with a judge the Fréchet distance."""
     dual = None if judge is None else _judge(judge)
     inner = run / "image_tokenizer"
     model, processor = load_as(inner if inner.is_dir() else run, Autoencoder, "eval")
     samples = [s for s in asked.samples()[: asked.limit or None] if s.images]
     if not samples:
-        raise DataError(f"{asked.task}: no pictures to reconstruct")
+        raise DataError(f"{asked.task}: no images to reconstruct")
     before: list[PIL.Image.Image] = []
     after: list[PIL.Image.Image] = []
     with torch.inference_mode():
         for part in batches(samples):
             pixels = pixels_of(processor, part)
-            before += _pictures(pixels)
-            after += _pictures(model.decode(model.encode(pixels.to(model_device(model)))).cpu())
+            before += _images(pixels)
+            after += _images(model.decode(model.encode(pixels.to(model_device(model)))).cpu())
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(after, before, strict=True)]
     scores = {
         "PSNR": float(np.mean([psnr(a, b) for a, b in pairs])),
@@ -83,7 +83,7 @@ def reconstruct_command(run: Path, asked: Asked, judge: Path | None) -> None:
     }
     if dual is not None and judge is not None and len(samples) > 1:
         scores[frechet_name(judge.name)] = _distance(dual, after, before)
-    report_scores(scores, asked.name, f"{len(samples)} pictures through the tokenizer")
+    report_scores(scores, asked.name, f"{len(samples)} images through the tokenizer")
 
 
 def contrastive(run: Path) -> Dual | None:
@@ -122,15 +122,15 @@ def _prompt(sample: Sample) -> Sample:
     return Sample(turns, sample.id, sample.source, meta={"category": "all"})
 
 
-def _distance(dual: Dual, first: Pictures, second: Pictures) -> float:
+def _distance(dual: Dual, first: Images, second: Images) -> float:
     """Fréchet distance of the judge's features."""
 
-    def features(pictures: Pictures) -> np.ndarray:
-        return np.concatenate([dual.embed_pictures(part).numpy() for part in batches(pictures)])
+    def features(images: Images) -> np.ndarray:
+        return np.concatenate([dual.embed_images(part).numpy() for part in batches(images)])
 
     return frechet_distance(features(first), features(second))
 
 
-def _pictures(pixels: torch.Tensor) -> list[PIL.Image.Image]:
+def _images(pixels: torch.Tensor) -> list[PIL.Image.Image]:
     """Of [N 3 H W] in [-1, 1]."""
     return [from_array(one) for one in pixels.permute(0, 2, 3, 1).numpy()]

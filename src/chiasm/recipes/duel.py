@@ -17,7 +17,7 @@ from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample
 from chiasm.data.dataset import read
 from chiasm.data.quarantine import Quarantine
-from chiasm.eval.conversation import picture_key
+from chiasm.eval.conversation import group_key
 from chiasm.eval.duel import Outcome, Trial, conclusions, judge
 from chiasm.eval.identity import prompt_hashes, versions, weights_hash
 from chiasm.eval.predictions import read_predictions
@@ -86,12 +86,12 @@ def duel(
     train = read(settings.data, "train", Quarantine())
     asked = Asked(settings.data, metric=settings.metric, limit=settings.questions)
     task = asked.question_task()
-    pictures = sum(1 for sample in train if sample.images)
+    images = sum(1 for sample in train if sample.images)
     rates = {
         name: measure(arm, settings.data, train, out / "probe" / name, show)
         for name, arm in arms.items()
     }
-    plans, missing = _plans(settings, arms, rates, out, pictures)
+    plans, missing = _plans(settings, arms, rates, out, images)
     _say_plans(console, settings, plans, missing)
     if only_plan:
         return None
@@ -100,7 +100,7 @@ def duel(
         for seed in range(settings.seeds):
             folder = out / name / f"{budget:.3g}" / f"seed-{seed}"
             trial = _known(folder) or _trial(
-                _Bench(settings, arms[name], rates[name], train, task, pictures),
+                _Bench(settings, arms[name], rates[name], train, task, images),
                 plan,
                 budget,
                 seed,
@@ -113,8 +113,8 @@ def duel(
                 f"({trial.off:+.1%}), {trial.seconds:.0f} s",
                 highlight=False,
             )
-    keys = {key: i for i, key in enumerate(dict.fromkeys(map(picture_key, task.samples())))}
-    groups = [keys[picture_key(sample)] for sample in task.samples()]
+    keys = {key: i for i, key in enumerate(dict.fromkeys(map(group_key, task.samples())))}
+    groups = [keys[group_key(sample)] for sample in task.samples()]
     outcome = judge(trials, groups, missing)
     _write(outcome, settings, arms, task, groups, out)
     for line in conclusions(outcome):
@@ -160,7 +160,7 @@ class _Bench:
     rates: Rates
     train: Sequence[Sample]
     task: QuestionTask
-    pictures: int
+    images: int
 
 
 def _plans(
@@ -168,39 +168,35 @@ def _plans(
     arms: Mapping[str, Arm],
     rates: Mapping[str, Rates],
     out: Path,
-    pictures: int,
+    images: int,
 ) -> tuple[dict[tuple[str, float], Plan], dict[tuple[str, float], str]]:
     """By (arm, budget): what is to be done, or why it cannot be."""
     plans, missing = {}, {}
     for budget in settings.budgets:
         for name, arm in arms.items():
             try:
-                plans[name, budget] = _plan(
-                    arm, rates[name], budget, out / "probe" / name, pictures
-                )
+                plans[name, budget] = _plan(arm, rates[name], budget, out / "probe" / name, images)
             except ConfigError as error:
                 missing[name, budget] = str(error)
     return plans, missing
 
 
-def _plan(arm: Arm, rates: Rates, budget: float, probe: Path, pictures: int) -> Plan:
+def _plan(arm: Arm, rates: Rates, budget: float, probe: Path, images: int) -> Plan:
     """One factor for the stages of part and model."""
     own = [stage.steps for stage in (*arm.part.stages, *arm.main.stages)]
     costs = [rate.flops for side in rates for rate in side]
     cut = len(rates[0])
     whole = fit_steps(own, costs, budget)
-    for _ in range(4):  # reading pictures costs what the steps say that it costs
-        reading = _reading(arm, rates, whole[cut:], probe, pictures)
+    for _ in range(4):  # reading images costs what the steps say that it costs
+        reading = _reading(arm, rates, whole[cut:], probe, images)
         whole = fit_steps(own, costs, budget - reading)
     seconds = sum(n * r.seconds for n, r in zip(whole, (*rates[0], *rates[1]), strict=True))
     return Plan(whole[:cut], whole[cut:], seconds)
 
 
-def _reading(
-    arm: Arm, rates: Rates, steps: Sequence[int], part_folder: Path, pictures: int
-) -> float:
+def _reading(arm: Arm, rates: Rates, steps: Sequence[int], part_folder: Path, images: int) -> float:
     seen = max(n * rate.images for n, rate in zip(steps, rates[1], strict=True))
-    return encoding_flops(arm, part_folder, seen, pictures)
+    return encoding_flops(arm, part_folder, seen, images)
 
 
 def _trial(bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, show: Show) -> Trial:
@@ -211,11 +207,11 @@ def _trial(bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, sh
     left = budget - part.flops
     own = [stage.steps for stage in arm.main.stages]
     costs = [rate.flops for rate in bench.rates[1]]
-    reading = _reading(arm, bench.rates, plan.main, folder, bench.pictures)
+    reading = _reading(arm, bench.rates, plan.main, folder, bench.images)
     steps = fit_steps(own, costs, left - reading)
     main = train_main(arm, settings.data, bench.train, folder, seed, steps, show)
     seen = max(entry.images for entry in main.stages)
-    flops = part.flops + main.flops + encoding_flops(arm, folder, seen, bench.pictures)
+    flops = part.flops + main.flops + encoding_flops(arm, folder, seen, bench.images)
     bill = bill_of(folder / "model")
     trial = Trial(
         arm.name,

@@ -1,4 +1,4 @@
-"""A small SigLIP: 64×64 pictures in 8×8 patches against their captions."""
+"""A small SigLIP: 64×64 images in 8×8 patches against their captions."""
 
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage

@@ -17,7 +17,7 @@ from chiasm.core.progress import Bar, Show
 from chiasm.core.protocols import Piece, Sampling
 from chiasm.core.sample import Sample
 from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
-from chiasm.eval.conversation import History, picture_key
+from chiasm.eval.conversation import History, group_key
 from chiasm.eval.export import check_export, export
 from chiasm.eval.identity import LOOKED_AT, code_hash, prompt_hashes, versions, weights_hash
 from chiasm.eval.perplexity import modality_perplexity
@@ -118,7 +118,7 @@ def ask_model(
     model = _Model(run, how.precision, labels)
     sampling = Sampling(max_tokens=how.max_tokens)
     shown = variants(task, how.ablate, asked.seed)
-    groups = [picture_key(sample) for sample in task.samples()]
+    groups = [group_key(sample) for sample in task.samples()]
     record = {
         "weights": weights_hash(run),
         "sampling": asdict(sampling),
@@ -214,7 +214,7 @@ def _zero_shot(
 ) -> None:
     """Retrieval where samples have captions, else classes by their names; of every variant."""
     if "blind" in how.ablate:
-        raise ConfigError("a contrastive encoder does nothing without a picture; leave out blind")
+        raise ConfigError("a contrastive encoder does nothing without an image; leave out blind")
     classes, records = asked.labels(task, how.labels), {}
     for variant in variants(task, how.ablate, asked.seed):
         records[variant.name or "plain"] = _zero_shot_once(dual, variant, classes, prompts)
@@ -229,10 +229,10 @@ def _zero_shot_once(
 ) -> dict:
     samples = variant.task.samples()
     if any(sample.meta.get("captions") for sample in samples):
-        scores, what = retrieval(dual, samples), f"retrieval, {len(samples)} pictures"
+        scores, what = retrieval(dual, samples), f"retrieval, {len(samples)} images"
     else:
         scores = zero_shot_accuracy(dual, samples, classes, prompts)
-        what = f"zero-shot, {len(samples)} pictures, {len(classes)} classes"
+        what = f"zero-shot, {len(samples)} images, {len(classes)} classes"
     report_scores(scores, variant.task.name, f"{what}{', ' * bool(variant.name)}{variant.name}")
     return {"task": variant.task.name, "n": len(samples), "prompts": list(prompts), **scores}
 
@@ -288,13 +288,13 @@ def _print(results: dict[str, Result], majority: dict) -> None:
 
 
 SAID = {
-    "blind": "without pictures",
-    "shuffled": "pictures of other questions",
-    **{name: f"pictures at {scale:g} of their size" for name, scale in SCALES.items()},
+    "blind": "without images",
+    "shuffled": "images of other questions",
+    **{name: f"images at {scale:g} of their size" for name, scale in SCALES.items()},
 }
 
 
 def _span(result: Result) -> str:
-    """Bootstrap over pictures: questions about one stand or fall together."""
+    """Bootstrap over images: questions about one stand or fall together."""
     low, high = result.interval_by_picture
     return f"{low:.1%} - {high:.1%}"

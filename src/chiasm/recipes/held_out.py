@@ -20,14 +20,14 @@ import PIL.Image
 import torch
 from rich.console import Console
 
-from chiasm.core.batch import Batch, Encoded, PictureBatch
+from chiasm.core.batch import Batch, Encoded, ImageBatch
 from chiasm.core.errors import ConfigError, DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, Text, question, split_independent
 from chiasm.data import easy_vqa
 from chiasm.data.caption import caption_of
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.load import BUILT_IN
-from chiasm.data.pictures import PictureProcessor, PictureStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import pack_evenly
@@ -81,7 +81,7 @@ class HeldOut:
         samples: Sequence[Sample],
         views: dict[str, View],
         quarantine: Quarantine,
-        words: PictureProcessor | None = None,
+        words: ImageProcessor | None = None,
         closed: tuple[str, ...] | None = None,
     ):
         self.model, self.samples, self.views, self.words = model, samples, views, words
@@ -91,7 +91,7 @@ class HeldOut:
         self.encoder.slots, self.asker.slots, self.asker.remember = {}, {}, True
         order = np.random.default_rng(0).permutation(len(samples))
         self._order: list[int] = order.tolist()
-        self._batches: dict[tuple, list[tuple[int, Batch | PictureBatch]]] = {}
+        self._batches: dict[tuple, list[tuple[int, Batch | ImageBatch]]] = {}
         self._captions: dict[int, list[str]] = {}
         self._tasks: dict[int, QuestionTask | None] = {}
 
@@ -197,7 +197,7 @@ class HeldOut:
         room = self.asker.max_length - len(prompt)
         return caption if room >= self.asker.codec.codes_per_image + ANNOUNCED else None
 
-    def batches(self, stage: Stage, world: World) -> list[tuple[int, Batch | PictureBatch]]:
+    def batches(self, stage: Stage, world: World) -> list[tuple[int, Batch | ImageBatch]]:
         """This rank's batches of the stage's objectives, with their numbers among all ranks'.
         ConfigError where the held-out half has none."""
         key = (stage.data, stage.batch, stage.normalise, stage.evaluate_samples, world)
@@ -242,7 +242,7 @@ class HeldOut:
     def _viewed(self, sample: Sample | None) -> Encoded | None:
         return None if sample is None else self.encoder.encode(sample)
 
-    def _word_batches(self, stage: Stage) -> list[PictureBatch]:
+    def _word_batches(self, stage: Stage) -> list[ImageBatch]:
         """Batches of as many images as in training, or of all where there are fewer."""
         if self.words is None:
             raise ConfigError(
@@ -253,7 +253,7 @@ class HeldOut:
         if not found:
             return []
         size = min(stage.batch, len(found))
-        stream = iter(PictureStream(found, self.words, size, 0, quarantine=self.quarantine))
+        stream = iter(ImageStream(found, self.words, size, 0, quarantine=self.quarantine))
         return [next(stream) for _ in range(len(found) // size)]
 
     def task(self, stage: Stage) -> QuestionTask | None:
@@ -309,7 +309,7 @@ def held_out_of(
     model: Any,
     processor: Processor,
     views: dict[str, View],
-    words: PictureProcessor | None = None,
+    words: ImageProcessor | None = None,
 ) -> HeldOut | None:
     """The evaluation of a job, None where its data has no held-out half."""
     if not len(context.test):

@@ -44,7 +44,7 @@ def processor_of(model: str, samples: Sequence[Sample]) -> Processor:
     if (Path(model) / "model.json").exists() or layout_of(Path(model)) is not None:
         processor = load(model, "cpu")[1]
         if not isinstance(processor, Processor):
-            raise ConfigError(f"{model}: learns from pictures alone; give an MLLM or unified model")
+            raise ConfigError(f"{model}: learns from images alone; give an MLLM or unified model")
         return processor
     config = find(model).model
     if isinstance(config, UnifiedConfig):
@@ -54,13 +54,11 @@ def processor_of(model: str, samples: Sequence[Sample]) -> Processor:
         return unified.build(config, bpe, Autoencoder(tokenizer))[1]
     if isinstance(config, MLLMConfig):
         return _mllm(config)
-    raise ConfigError(
-        f"recipe '{model}' learns from pictures alone; give mllm_smol or unified_nano"
-    )
+    raise ConfigError(f"recipe '{model}' learns from images alone; give mllm_smol or unified_nano")
 
 
 def _mllm(config: MLLMConfig) -> Processor:
-    """With our own encoder's shape: how many tokens a picture takes is all that depends on it."""
+    """With our own encoder's shape: how many tokens an image takes is all that depends on it."""
     encoder = find("encoder").model
     assert isinstance(encoder, ContrastiveConfig)
     width = feature_width(encoder.vision)

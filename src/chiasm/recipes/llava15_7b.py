@@ -24,7 +24,7 @@ def recipe() -> Recipe:
         images=PadConfig(),
         max_length=2048,
     )
-    # Batches are counted in tokens: a picture is 576, so 256 captions with their pictures are about
+    # Batches are counted in tokens: an image is 576, so 256 captions with their images are about
     # 174,000 and 128 conversations about 131,000; the steps are the paper's own.
     align = Stage(
         "align",

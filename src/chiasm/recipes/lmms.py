@@ -63,18 +63,18 @@ class Chiasm(lmms):
         return replies
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(-log p(continuation | context and pictures), whether greedy decoding says it). The sign
+        """(-log p(continuation | context and images), whether greedy decoding says it). The sign
         is the harness's: its multiple choice takes the least ("we return the actual loss",
         api/task.py). args: (context, continuation or a function of the document, function of the
-        document that gives its pictures, document, task, split)."""
+        document that gives its images, document, task, split)."""
         found = []
         for context, target, visuals, doc, task, split in (r.args for r in requests):
             row = self.task_dict[task][split][doc]
             wanted = str(target(row) if callable(target) else target).strip()
             if not wanted:
                 raise DataError(f"{task} {doc}: an empty continuation has no likelihood")
-            pictures = [{"type": "image", "url": p} for p in visuals(row) or ()]
-            content = [*pictures, {"type": "text", "text": context}]
+            images = [{"type": "image", "url": p} for p in visuals(row) or ()]
+            content = [*images, {"type": "text", "text": context}]
             said = to_sample([{"role": "user", "content": content}], f"{task} {doc}")
             whole = said.replace(turns=(*said.turns, answer(wanted)))
             spoken = "".join(piece.text for _, piece in self.respond([said], Sampling()))
@@ -97,8 +97,8 @@ class Chiasm(lmms):
 
 
 def to_sample(messages: Sequence[dict], where: str) -> Sample:
-    """lmms-eval's chat messages ({"role", "content": [{"type": "image", "url": picture}, ...]}) as
-    a sample. Raises DataError for content that is neither text, picture nor video."""
+    """lmms-eval's chat messages ({"role", "content": [{"type": "image", "url": image}, ...]}) as
+    a sample. Raises DataError for content that is neither text, image nor video."""
     turns = tuple(Turn(m["role"], tuple(_part(c, where) for c in m["content"])) for m in messages)
     return Sample(turns, where, "lmms-eval", meta={"where": where})
 

@@ -1,6 +1,6 @@
 """nanoVLM-222M (huggingface/nanoVLM, May 2025): SigLIP-B/16 and SmolLM2-135M on The Cauldron.
 
-Published: pixel shuffle 2 (49 tokens a picture of 224 pixels), everything trained at once, batches
+Published: pixel shuffle 2 (49 tokens an image of 224 pixels), everything trained at once, batches
 of 256 samples of 128 tokens, 5 passes over 1.7 million samples, rates 2e-3 (projector) and 1e-4,
 3 % warm-up, cosine down to a tenth; 6 hours on one H100, MMStar 35.3. The Cauldron is fifty data
 sets of which this takes one; name more, or a folder of them, with --data.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from chiasm.core.batch import IGNORE, Batch, Encoded, PictureBatch, Slot, pack
+from chiasm.core.batch import IGNORE, Batch, Encoded, ImageBatch, Slot, pack
 from chiasm.core.config import from_dict
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
@@ -55,7 +55,7 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Outline:
-    """model: shapes alone. slot: what a picture is in the sequence, None where there is none."""
+    """model: shapes alone. slot: what an image is in the sequence, None where there is none."""
 
     config: Model
     model: Any
@@ -143,28 +143,28 @@ def _words(model: MLLM) -> Callable[[str], list[int]]:
 
 def _unified(config: UnifiedConfig) -> Outline:
     saved = Path(config.tokenizer or "").expanduser() / "model.json"
-    pictures = find("tokenizer").model
+    images = find("tokenizer").model
     if config.tokenizer and not saved.exists():
         raise ConfigError(
-            f"model.tokenizer: {config.tokenizer} holds no model.json, so how many codes a picture "
+            f"model.tokenizer: {config.tokenizer} holds no model.json, so how many codes an image "
             "has is not known; train it first, or give its folder"
         )
     if config.tokenizer:
-        pictures = from_dict(AutoencoderConfig, read_json(saved), str(saved))
-    assert isinstance(pictures, AutoencoderConfig)
-    side = pictures.image_size // pictures.stride
-    columns = side * getattr(pictures.quantizer, "depth", 1)
-    v = Vocabulary(config.text_vocabulary, pictures.quantizer.codes, 0, 1, 2, 3, 4)
+        images = from_dict(AutoencoderConfig, read_json(saved), str(saved))
+    assert isinstance(images, AutoencoderConfig)
+    side = images.image_size // images.stride
+    columns = side * getattr(images.quantizer, "depth", 1)
+    v = Vocabulary(config.text_vocabulary, images.quantizer.codes, 0, 1, 2, 3, 4)
     codes = np.full(side * columns, v.first_code, np.int64)
     slot = Slot(np.concatenate([[v.begin_image], codes, [v.end_image]]), None, (side, columns))
     return Outline(config, Unified(config, v, columns), slot)
 
 
-def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | PictureBatch:
+def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | ImageBatch:
     """A micro-batch of a stage: as many like samples as it has room for, at least one."""
     model, config = outlined.model, outlined.config
     if outlined.slot is None or stage.data == "words":
-        return _pictures(outlined, stage.batch)
+        return _images(outlined, stage.batch)
     kinds = (stage.data or "converse").split("+")
     samples = [_sample(outlined, assumed, kind) for kind in kinds]
     mean = sum(map(len, samples)) / len(samples)
@@ -181,11 +181,11 @@ def _sample(outlined: Outline, assumed: Assumed, kind: str) -> Encoded:
     assert outlined.slot is not None
     slot, words = outlined.slot, assumed.words
     drawn = kind == "draw"
-    picture = np.tile(slot.ids, 1 if drawn else assumed.pictures)
+    image = np.tile(slot.ids, 1 if drawn else assumed.pictures)
     text = np.zeros(words, np.int64)
-    ids = np.concatenate([text, picture] if drawn else [picture, text])
+    ids = np.concatenate([text, image] if drawn else [image, text])
     targets = np.full(len(ids), IGNORE, np.int64)
-    reply = len(picture) if drawn else max(1, words // 2)
+    reply = len(image) if drawn else max(1, words // 2)
     targets[-reply:] = 0
     place = np.arange(len(ids))
     count = (1 if drawn else assumed.pictures) * slot.tiles
@@ -193,8 +193,8 @@ def _sample(outlined: Outline, assumed: Assumed, kind: str) -> Encoded:
     return Encoded(ids, targets, place, np.zeros_like(ids), place, None, grids)
 
 
-def _pictures(outlined: Outline, count: int) -> PictureBatch:
-    """Pictures with captions of eight tokens, all distinct."""
+def _images(outlined: Outline, count: int) -> ImageBatch:
+    """Images with captions of eight tokens, all distinct."""
     config = outlined.config
     if isinstance(config, MLLMConfig):
         vit, grid = outlined.model.vision.config, outlined.slot.grid  # type: ignore[union-attr]
@@ -208,7 +208,7 @@ def _pictures(outlined: Outline, count: int) -> PictureBatch:
         grid = (side, side)
     patches = torch.empty(count * grid[0] * grid[1], 3 * size**2, device="meta")
     texts = torch.zeros(count, 8, dtype=torch.long)
-    return PictureBatch(
+    return ImageBatch(
         patches,
         torch.tensor([grid]).expand(count, 2),
         texts,
@@ -217,7 +217,7 @@ def _pictures(outlined: Outline, count: int) -> PictureBatch:
     )
 
 
-def forward(outlined: Outline, batch: Batch | PictureBatch) -> Callable[[], Any]:
+def forward(outlined: Outline, batch: Batch | ImageBatch) -> Callable[[], Any]:
     """The forward pass of a micro-batch as autograd sees it, inside plan.memory.without_storage.
     All its tokens stand in one causal row: what is saved is the same, and no sample need be told
     from another. Attention keeps what a GPU's kernels keep, which is no matrix of all pairs."""
@@ -233,19 +233,19 @@ def forward(outlined: Outline, batch: Batch | PictureBatch) -> Callable[[], Any]
             if isinstance(model, Unified):
                 assert isinstance(batch, Batch)
                 return _forward_unified(model, batch, supervised)
-            assert isinstance(batch, PictureBatch)
-            return _forward_pictures(model, batch, side)
+            assert isinstance(batch, ImageBatch)
+            return _forward_images(model, batch, side)
 
     return work
 
 
-def _patches(batch: Batch | PictureBatch) -> tuple[Tensor, Tensor]:
+def _patches(batch: Batch | ImageBatch) -> tuple[Tensor, Tensor]:
     assert batch.patches is not None
     assert batch.grids is not None
     return torch.empty(batch.patches.shape), batch.grids
 
 
-def _forward_mllm(model: MLLM, batch: Batch | PictureBatch, supervised: int) -> Any:
+def _forward_mllm(model: MLLM, batch: Batch | ImageBatch, supervised: int) -> Any:
     tokens = None
     if batch.patches is not None:
         patches, grids = _patches(batch)
@@ -260,7 +260,7 @@ def _forward_mllm(model: MLLM, batch: Batch | PictureBatch, supervised: int) -> 
                 f"{type(model.projector).__name__} computes with the numbers of its grids, which a "
                 "plan, of shapes alone, cannot; read them by grids.tolist() first"
             ) from None
-    if isinstance(batch, PictureBatch):
+    if isinstance(batch, ImageBatch):
         return tokens
     table = model.language.get_input_embeddings()
     x = table(torch.zeros(1, batch.ids.shape[1], dtype=torch.long))
@@ -289,7 +289,7 @@ def _head(model: Any, hidden: Tensor, count: int) -> Any:
     return nll.sum() + z.sum()
 
 
-def _forward_pictures(model: nn.Module, batch: PictureBatch, side: int) -> Any:
+def _forward_images(model: nn.Module, batch: ImageBatch, side: int) -> Any:
     patches, grids = _patches(batch)
     if isinstance(model, DualEncoder):
         assert batch.texts is not None

@@ -28,7 +28,7 @@ def recipe() -> Recipe:
         tower=TowerOptions(layer=-1, norm=True),
         max_length=512,
     )
-    # 256 pictures of 256 tokens with a question and an answer each.
+    # 256 images of 256 tokens with a question and an answer each.
     transfer = Stage(
         "transfer",
         25_307,

@@ -151,7 +151,7 @@ def report(
     console.print(f"[bold]{_number(total)} parameters[/bold]: {each}")
     width, height = assumed.picture
     console.print(
-        f"supposed: {assumed.words} words a sample, {assumed.pictures} picture(s) of "
+        f"supposed: {assumed.words} words a sample, {assumed.pictures} image(s) of "
         f"{width}x{height}" + (f"; {mfu:.0%} of the data sheet's peak (--mfu)" if cluster else "")
     )
     console.print(_work_table(stages))
@@ -180,7 +180,7 @@ def report(
 
 def _work_table(stages: list[StagePlan]) -> Table:
     table = Table(box=None, pad_edge=False)
-    heads = ("stage", "trained", "frozen", "tokens/step", "pictures/step", "FLOP/token", "vision")
+    heads = ("stage", "trained", "frozen", "tokens/step", "images/step", "FLOP/token", "vision")
     for head in (*heads, "FLOP/step", "FLOP"):
         table.add_column(head, justify="left" if head == "stage" else "right")
     for s in stages:
@@ -241,7 +241,7 @@ def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
     if e.network_share > 0.5:
         console.print(f"{name}: the network needs {e.network_share:.0%} of the time of a step")
     if e.decoding_cores >= 1:
-        console.print(f"{name}: pictures keep {e.decoding_cores:.0f} cores a GPU busy decoding")
+        console.print(f"{name}: images keep {e.decoding_cores:.0f} cores a GPU busy decoding")
 
 
 def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal | None) -> None:

@@ -1,4 +1,4 @@
-"""chiasm precompute: what pictures become in a frozen part of a model, once for all."""
+"""chiasm precompute: what images become in a frozen part of a model, once for all."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Image, Sample
 from chiasm.core.vocab import Vocabulary
+from chiasm.data.images import ImageProcessor
 from chiasm.data.load import load_samples
-from chiasm.data.pictures import PictureProcessor
 from chiasm.data.processor import Processor
 from chiasm.data.shards import Work, fingerprint
 from chiasm.data.tokens import Codes
 from chiasm.hub.load import load
 from chiasm.mllm.model import MLLM
 from chiasm.nn.precision import LoweredWeights, Precision, autocast, working_dtype
-from chiasm.train.feature_cache import encoder_hash, picture_hash, write_part
+from chiasm.train.feature_cache import encoder_hash, image_hash, write_part
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.codec import UnifiedCodec
 from chiasm.vision.contrastive import DualEncoder
 
-BATCH = 16  # pictures that an encoder sees at a time
+BATCH = 16  # images that an encoder sees at a time
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class PrecomputePlan:
 
 
 class Features:
-    """The work (data/shards.py) of encoding pictures for train.feature_cache: the folder is what
+    """The work (data/shards.py) of encoding images for train.feature_cache: the folder is what
     CHIASM_CACHE names."""
 
     def __init__(
         self,
         encoder: nn.Module,
-        processor: Processor | PictureProcessor,
+        processor: Processor | ImageProcessor,
         samples: Sequence[Sample],
         plan: PrecomputePlan,
     ):
@@ -111,16 +111,16 @@ class Features:
         """Nothing to add: training finds the features by their encoder's hash."""
 
     def _views(self, image: Image) -> Iterator[tuple[bytes, tuple[Tensor, list[int]]]]:
-        """The patches [P d] and grid of every tile that the model would see of a picture."""
+        """The patches [P d] and grid of every tile that the model would see of an image."""
         for patches, grid in self._patches(image.load()):
             tensor = torch.from_numpy(patches)
-            yield picture_hash(tensor, list(grid)), (tensor, list(grid))
+            yield image_hash(tensor, list(grid)), (tensor, list(grid))
 
-    def _patches(self, picture: PIL.Image.Image) -> Iterator[tuple[Any, tuple[int, int]]]:
-        if isinstance(self.processor, PictureProcessor):
-            yield self.processor.patches(picture)
+    def _patches(self, image: PIL.Image.Image) -> Iterator[tuple[Any, tuple[int, int]]]:
+        if isinstance(self.processor, ImageProcessor):
+            yield self.processor.patches(image)
             return
-        slot = self.processor.codec.encode([picture])[0]
+        slot = self.processor.codec.encode([image])[0]
         assert slot.patches is not None
         each = len(slot.patches) // slot.tiles
         for i in range(slot.tiles):

@@ -28,7 +28,7 @@ from chiasm.vision.config import TowerOptions
 
 @dataclass(frozen=True)
 class Run:
-    """samples of `words` tokens and a picture each (none for the unified models, whose pictures are
+    """samples of `words` tokens and an image each (none for the unified models, whose images are
     tokens among them); supervised: all tokens or half of the words. remark: why it is far off."""
 
     name: str

@@ -16,7 +16,7 @@ COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 720, 260, 64, 40, 36
 
 
-def plan_command(recipe: Recipe, plot: bool, picture: Path) -> None:
+def plan_command(recipe: Recipe, plot: bool, image: Path) -> None:
     """Print the stages; with `plot` their rates too, which also become an SVG file."""
     console = Console()
     for stage in recipe.stages:
@@ -30,8 +30,8 @@ def plan_command(recipe: Recipe, plot: bool, picture: Path) -> None:
     if plot:
         for line in rows(recipe.stages):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        picture.write_text(svg(recipe.stages), encoding="utf-8")
-        console.print(f"drawn in {picture}", highlight=False, soft_wrap=True)
+        image.write_text(svg(recipe.stages), encoding="utf-8")
+        console.print(f"drawn in {image}", highlight=False, soft_wrap=True)
 
 
 def curves(stages: tuple[Stage, ...]) -> dict[str, list[tuple[int, float]]]:
@@ -62,7 +62,7 @@ def rows(stages: tuple[Stage, ...], width: int = 48) -> list[str]:
 
 
 def svg(stages: tuple[Stage, ...]) -> str:
-    """A picture that stands by itself: a line a group over the steps of the run, stages named."""
+    """An image that stands by itself: a line a group over the steps of the run, stages named."""
     found = curves(stages)
     steps = sum(stage.steps for stage in stages)
     top = max((rate for points in found.values() for _, rate in points), default=0.0) or 1.0

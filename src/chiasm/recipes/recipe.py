@@ -24,7 +24,7 @@ class Recipe:
     """One training run: a model, its stages, its data.
 
     data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file, or several
-    (data/mixture.py). shift: pixels of random translation of pictures while training the two
+    (data/mixture.py). shift: pixels of random translation of images while training the two
     routes; mirror: mirror half of those of which that leaves true what is said (data/augment.py).
     questions: at most this many questions of an independent sample are used at a time (0: all).
     keep: checkpoints kept. ranks:

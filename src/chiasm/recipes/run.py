@@ -99,7 +99,7 @@ def _run(
         lambda name, path: _prepare(recipe, name, path, show),
     )
     stages = recipe.stages
-    if recipe.shift or recipe.mirror:  # moved pictures are new ones every time: nothing to remember
+    if recipe.shift or recipe.mirror:  # moved images are new ones every time: nothing to remember
         stages = tuple(replace(stage, feature_cache=0.0) for stage in stages)
     reason = f"{recipe.data} has no held-out half"
     check_stages(stages, context.test or None, reason)  # before parts of the model are trained

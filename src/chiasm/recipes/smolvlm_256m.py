@@ -1,6 +1,6 @@
 """SmolVLM-256M (2504.05299): SigLIP-B/16 at 512 pixels and SmolLM2-135M, tiles, pixel shuffle 4.
 
-Published: the parts, 64 tokens a tile of 512 pixels, pictures of up to 2048, a context of 8192
+Published: the parts, 64 tokens a tile of 512 pixels, images of up to 2048, a context of 8192
 tokens, the words for a tile's place learned as tokens of their own, everything trained. Not
 published and chosen here: rates, batches and steps. One of The Cauldron's fifty data sets, of
 which more, or a folder of them, are named with --data.

@@ -48,7 +48,7 @@ def responder(run: Path, device: str | None = None, precision: Precision = "none
 
 class Talk:
     """One conversation with a model on an engine as a server has (serve/engine.py), which computes
-    what was said before only once. Replies are printed as they are written, pictures shown where
+    what was said before only once. Replies are printed as they are written, images shown where
     the terminal can."""
 
     def __init__(self, respond: Generator, sampling: Sampling):
@@ -95,7 +95,7 @@ class Talk:
     def look(self) -> None:
         """Show where the model looked when it gave its last reply."""
         if self.way is None:
-            raise DataError("this terminal shows no pictures; chiasm serve's page does")
+            raise DataError("this terminal shows no images; chiasm serve's page does")
         if not self.turns or not any(isinstance(p, Text) for p in self.turns[-1].parts):
             raise DataError("there is no reply yet to be explained")
         respond, sample = self.engine.respond, Sample(tuple(self.turns[:-1]))
@@ -104,9 +104,9 @@ class Talk:
         for each in self.engine.call(act).result():
             self.show(each.shown())
 
-    def show(self, picture: PIL.Image.Image) -> None:
+    def show(self, image: PIL.Image.Image) -> None:
         if self.way is not None:
-            sys.stdout.write(escaped(picture, self.way))
+            sys.stdout.write(escaped(image, self.way))
 
 
 def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
@@ -117,14 +117,14 @@ def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
 
 
 HELP = (
-    "Ask away. /image PATH brings a picture, /draw WORDS draws one, /save PATH keeps it, /look "
+    "Ask away. /image PATH brings an image, /draw WORDS draws one, /save PATH keeps it, /look "
     "shows where the model looked. Ctrl-C ends a reply, an empty line or Ctrl-D the conversation."
 )
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5, "max_images": 1, "draw_first": True}
 
 
 def session(run: Path, image: Path | None, sampling: Sampling) -> None:
-    """Read questions until the input ends. A line "/image PATH" brings a new picture and starts
+    """Read questions until the input ends. A line "/image PATH" brings a new image and starts
     the conversation afresh."""
     console, pending = Console(), _shown(image) if image else []
     with Talk(responder(run), sampling) as talk:
@@ -139,7 +139,7 @@ def session(run: Path, image: Path | None, sampling: Sampling) -> None:
 
 
 def _obey(talk: Talk, line: str, pending: list[Any]) -> list[Any]:
-    """What a line of a session wants; the pictures that the next question is about."""
+    """What a line of a session wants; the images that the next question is about."""
     word, _, rest = line.partition(" ")
     path = Path(rest.strip()).expanduser()
     if word == "/image":
@@ -148,7 +148,7 @@ def _obey(talk: Talk, line: str, pending: list[Any]) -> list[Any]:
             _present(talk, part)
         return pending
     if word == "/draw":
-        seed = len(talk.turns)  # another picture each time it is asked for
+        seed = len(talk.turns)  # another image each time it is asked for
         talk.say(question(*pending, rest), replace(talk.sampling, **DRAWING, seed=seed))
     elif word == "/save":
         if talk.drawn is None:
@@ -168,7 +168,7 @@ def _present(talk: Talk, part: Any) -> None:
 
 
 def _shown(path: Path) -> list[Any]:
-    """A picture or a clip to ask about; a bad picture is told before a model is read."""
+    """An image or a clip to ask about; a bad image is told before a model is read."""
     part = Video(path) if path.suffix.lower() in CLIPS else Image(path)
     if isinstance(part, Image):
         part.load()
@@ -177,15 +177,15 @@ def _shown(path: Path) -> list[Any]:
 
 @dataclass(frozen=True)
 class Change:
-    """A picture to change. mask: only where it is light; vary: only this share of it, at random;
+    """An image to change. mask: only where it is light; vary: only this share of it, at random;
     neither: the model is shown it beside the words."""
 
-    picture: Path
+    image: Path
     mask: Path | None = None
     vary: float = 0.0
 
 
-def draw_pictures(
+def draw_images(
     run: Path,
     text: str,
     out: Path,
@@ -194,38 +194,38 @@ def draw_pictures(
     sampling: Sampling,
     change: Change | None = None,
 ) -> None:
-    """Draw `count` pictures of a text into one file, side by side, each the best of `candidates`
-    (infer/draw.py). NotGenerativeError if the model cannot draw, DataError for a picture or mask
+    """Draw `count` images of a text into one file, side by side, each the best of `candidates`
+    (infer/draw.py). NotGenerativeError if the model cannot draw, DataError for an image or mask
     that cannot be used."""
     given = {} if change is None else _open(change)
     respond = responder(run)
     if not respond.codes_per_image:
         raise NotGenerativeError(
-            f"{run}: this model reads pictures but cannot draw them; use a unified model"
+            f"{run}: this model reads images but cannot draw them; use a unified model"
         )
     texts = [text] * count
     if change is not None and change.mask is None and not change.vary:
-        pictures = redraw(respond, Image(given["picture"]), texts, sampling)
+        images = redraw(respond, Image(given["image"]), texts, sampling)
     else:
         edit, codec = None, respond.processor.codec
         if "mask" in given:
-            edit = inpaint(codec, given["picture"], given["mask"])
+            edit = inpaint(codec, given["image"], given["mask"])
         elif change is not None:
-            edit = variation(codec, given["picture"], change.vary, sampling.seed)
+            edit = variation(codec, given["image"], change.vary, sampling.seed)
         drawings = draw(respond, texts, sampling, candidates, edit)
-        pictures = [drawing.best for drawing in drawings]
-    width, height = (max(sides) for sides in zip(*(p.size for p in pictures), strict=True))
+        images = [drawing.best for drawing in drawings]
+    width, height = (max(sides) for sides in zip(*(p.size for p in images), strict=True))
     row = PIL.Image.new("RGB", (width * count, height))
-    for place, picture in enumerate(pictures):
-        row.paste(picture, (place * width, 0))
+    for place, image in enumerate(images):
+        row.paste(image, (place * width, 0))
     out.parent.mkdir(parents=True, exist_ok=True)
     row.save(out)
     Console().print(f"{out}: {count} of {width}×{height} pixels")
 
 
 def _open(change: Change) -> dict[str, PIL.Image.Image]:
-    """Its pictures, read before the model: a bad one is told at once."""
-    files = {"picture": change.picture, "mask": change.mask}
+    """Its images, read before the model: a bad one is told at once."""
+    files = {"image": change.image, "mask": change.mask}
     return {name: Image(file).load() for name, file in files.items() if file is not None}
 
 

@@ -1,4 +1,4 @@
-"""Pictures in a terminal: by its own protocol where it has one, else in coloured half blocks."""
+"""Images in a terminal: by its own protocol where it has one, else in coloured half blocks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import PIL.Image
 Way = Literal["kitty", "iterm", "blocks"]
 
 COLUMNS = 40
-"""Cells that a picture of half blocks is wide, at most."""
+"""Cells that an image of half blocks is wide, at most."""
 
 CHUNK = 4096
 """Bytes of base64 that kitty's protocol takes at once."""
 
 
 def way_of(environment: Mapping[str, str], terminal: bool) -> Way | None:
-    """How a terminal with these environment variables shows pictures; None where it cannot, or
+    """How a terminal with these environment variables shows images; None where it cannot, or
     where output is no terminal."""
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if not terminal or term == "dumb" or "NO_COLOR" in environment:
         return None
-    # Inside tmux and screen, which hand no pictures through, the outer terminal's names remain.
+    # Inside tmux and screen, which hand no images through, the outer terminal's names remain.
     if "TMUX" not in environment and not term.startswith(("screen", "tmux")):
         if "kitty" in term or program == "ghostty":
             return "kitty"
@@ -35,12 +35,12 @@ def way_of(environment: Mapping[str, str], terminal: bool) -> Way | None:
     return "blocks" if environment.get("COLORTERM") in ("truecolor", "24bit") else None
 
 
-def escaped(picture: PIL.Image.Image, way: Way) -> str:
-    """What shows a picture when it is printed."""
+def escaped(image: PIL.Image.Image, way: Way) -> str:
+    """What shows an image when it is printed."""
     if way == "blocks":
-        return _blocks(picture)
+        return _blocks(image)
     held = io.BytesIO()
-    picture.save(held, "PNG")
+    image.save(held, "PNG")
     content = base64.b64encode(held.getvalue()).decode()
     if way == "iterm":
         return f"\x1b]1337;File=inline=1;size={len(held.getvalue())}:{content}\x07\n"
@@ -52,11 +52,11 @@ def escaped(picture: PIL.Image.Image, way: Way) -> str:
     return "".join(told) + "\n"
 
 
-def _blocks(picture: PIL.Image.Image) -> str:
+def _blocks(image: PIL.Image.Image) -> str:
     """Two pixels a cell: the upper one is the colour of the block, the lower one that behind it."""
-    width = min(COLUMNS, picture.width)
-    height = max(1, round(picture.height * width / picture.width / 2)) * 2
-    pixels = np.asarray(picture.convert("RGB").resize((width, height)))
+    width = min(COLUMNS, image.width)
+    height = max(1, round(image.height * width / image.width / 2)) * 2
+    pixels = np.asarray(image.convert("RGB").resize((width, height)))
     lines = []
     for upper, lower in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True):
         cells = (

@@ -1,4 +1,4 @@
-"""The image tokenizer: 64×64 pictures to 8×8 codes of 512 (FSQ 8·8·8)."""
+"""The image tokenizer: 64×64 images to 8×8 codes of 512 (FSQ 8·8·8)."""
 
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.stage import Stage

@@ -1,4 +1,4 @@
-"""The image tokenizer of unified_base: 256×256 pictures to 16×16 codes of 8,000 (FSQ 8·8·5·5·5,
+"""The image tokenizer of unified_base: 256×256 images to 16×16 codes of 8,000 (FSQ 8·8·5·5·5,
 the paper's levels for about 2^13 codes, 2309.15505, table 1)."""
 
 from chiasm.recipes.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Route B for one GPU: about 150M parameters over 256-pixel pictures of 16 × 16 codes. Planned, not
+"""Route B for one GPU: about 150M parameters over 256-pixel images of 16 × 16 codes. Planned, not
 run by us on one.
 
     chiasm train tokenizer_base --data D

@@ -24,7 +24,7 @@ def stage(name: str, steps: int, data: str, schedule: Schedule = "constant", war
 
 def recipe() -> Recipe:
     # Each stage starts from what the last has taught (LOG.md, "The order of the unified route"):
-    # drawing teaches what pictures are made of, captions what is in them, matching to compare them
+    # drawing teaches what images are made of, captions what is in them, matching to compare them
     # with words (drawing beside it, or captions too much alike, hold that up for long); only then
     # can questions be answered.
     stages = (

@@ -81,7 +81,7 @@ async def _events(
     shown: Callable[[Drawn], str],
 ) -> AsyncIterator[str]:
     """The chunks of a stream: roles, then what becomes known, usage where it is wanted. shown: a
-    data URL of a picture under way."""
+    data URL of an image under way."""
     count = asked.n or 1
     usages, images = [Usage()] * count, [0] * count
     for number in range(count):

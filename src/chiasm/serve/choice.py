@@ -33,7 +33,7 @@ def chosen(
     jobs: Sequence[tuple[Job, Reply]], logits: Tensor, first_code: int
 ) -> list[tuple[int, Score | None]]:
     """Each job's next token from permitted logits [N V], with its score where the job wants one.
-    What has to come at the end of a picture takes nothing from the source of randomness, as in the
+    What has to come at the end of an image takes nothing from the source of randomness, as in the
     Generator."""
     ids, order = [], []
     for alike in _sorted(jobs):
@@ -61,7 +61,7 @@ def chosen(
 
 
 def _forced(reply: Reply) -> int | None:
-    """The only token that may come inside a picture."""
+    """The only token that may come inside an image."""
     if reply.state is None or not reply.state.open:
         return None
     mark = reply.state.allowed()

@@ -15,11 +15,11 @@ from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_clip, check_urls, clip_of, picture_of
+from chiasm.serve.media import check_clip, check_urls, clip_of, image_of
 from chiasm.serve.schema import ChatRequest, ImageRequest, Message, Part
 from chiasm.serve.stops import StopStrings
 
-# What `chiasm draw` uses (cli.py): with the model's plain distribution pictures are worse.
+# What `chiasm draw` uses (cli.py): with the model's plain distribution images are worse.
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5}
 
 KINDS = ("text", "image_url", "video_url")
@@ -27,17 +27,17 @@ KINDS = ("text", "image_url", "video_url")
 
 
 def check(request: ChatRequest, limits: Limits) -> None:
-    """Raises ApiError for what is refused before any picture is decoded."""
-    pictures, clips = [], 0
+    """Raises ApiError for what is refused before any image is decoded."""
+    images, clips = [], 0
     for number, message in enumerate(request.messages):
         for part, param in _parts(message, number):
             kind = _kind(part, param)
             if kind == "image_url" and part.image_url is not None:
-                pictures.append((part.image_url.url, param))
+                images.append((part.image_url.url, param))
             elif kind == "video_url" and part.video_url is not None:
                 check_clip(part.video_url.url, param)
                 clips += 1
-    check_urls(pictures, limits, "messages")
+    check_urls(images, limits, "messages")
     if clips > limits.clips:
         raise ApiError(400, f"{clips} clips, more than the {limits.clips} allowed", "messages")
     choices(request, limits)
@@ -45,13 +45,13 @@ def check(request: ChatRequest, limits: Limits) -> None:
         raise ApiError(400, f"stop: more than the {limits.stops} strings allowed", "stop")
     structured = request.response_format is not None and request.response_format.type != "text"
     if structured and "image" in (request.modalities or ()):
-        raise ApiError(400, "JSON and pictures cannot be asked for together", "response_format")
+        raise ApiError(400, "JSON and images cannot be asked for together", "response_format")
     if request.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "messages")
 
 
 def choices(request: ChatRequest | ImageRequest, limits: Limits) -> int:
-    """How many replies or pictures are wanted. Raises ApiError for too many."""
+    """How many replies or images are wanted. Raises ApiError for too many."""
     count = request.n or 1
     if count > limits.choices:
         raise ApiError(400, f"n: more than the {limits.choices} allowed", "n")
@@ -61,13 +61,13 @@ def choices(request: ChatRequest | ImageRequest, limits: Limits) -> int:
 def sample_of(
     request: ChatRequest, clips: Clips | None, limits: Limits, holding: Holding
 ) -> Sample:
-    """Decodes pictures and clips: not for the event loop. clips: how the model sees them."""
+    """Decodes images and clips: not for the event loop. clips: how the model sees them."""
     turns = []
     for number, message in enumerate(request.messages):
         parts: list[SamplePart] = []
         for part, param in _parts(message, number):
             if part.type == "image_url" and part.image_url is not None:
-                parts.append(picture_of(part.image_url.url, limits, holding, param))
+                parts.append(image_of(part.image_url.url, limits, holding, param))
             elif part.type == "video_url" and part.video_url is not None:
                 parts += clip_of(part.video_url.url, clips, limits, holding, param)
             else:

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: unit vectors of texts and pictures in one space (contrastive encoders)."""
+"""POST /v1/embeddings: unit vectors of texts and images in one space (contrastive encoders)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from chiasm.serve.body import read
 from chiasm.serve.errors import ApiError
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_url, picture_of
+from chiasm.serve.media import check_url, image_of
 from chiasm.serve.refusals import Busy
 from chiasm.serve.schema import EmbeddingRequest, Part
 from chiasm.serve.server import Served, Server
@@ -53,15 +53,15 @@ async def _on_its_thread(server: Server, served: Served, items: list[Item]) -> T
 
 
 def embed(dual: Dual, items: list[Item]) -> Tensor:
-    """Unit vectors [N D] of texts and pictures, in order."""
+    """Unit vectors [N D] of texts and images, in order."""
     texts = [i for i, item in enumerate(items) if isinstance(item, str)]
-    pictures = [i for i, item in enumerate(items) if not isinstance(item, str)]
+    images = [i for i, item in enumerate(items) if not isinstance(item, str)]
     found: dict[int, Tensor] = {}
     if texts:
         found |= zip(texts, dual.embed_texts([str(items[i]) for i in texts]), strict=True)
-    if pictures:
+    if images:
         chosen = [item for item in items if not isinstance(item, str)]
-        found |= zip(pictures, dual.embed_pictures(chosen), strict=True)
+        found |= zip(images, dual.embed_images(chosen), strict=True)
     return torch.stack([found[i] for i in range(len(items))])
 
 
@@ -70,18 +70,18 @@ def _check(asked: EmbeddingRequest, limits: Limits) -> None:
         raise ApiError(
             400, f"{len(asked.input)} inputs, more than the {limits.texts} allowed", "input"
         )
-    pictures = 0
+    images = 0
     for i, item in enumerate(asked.input):
         if isinstance(item, Part):
             if item.image_url is not None:
                 check_url(item.image_url.url, limits, f"input.{i}")
-                pictures += 1
+                images += 1
             elif item.text is None:
                 raise ApiError(400, f"a part of type '{item.type}' is not read", f"input.{i}")
         if item == "":
             raise ApiError(400, "an empty text has no embedding", f"input.{i}")
-    if pictures > limits.images:
-        raise ApiError(400, f"{pictures} pictures, more than the {limits.images} allowed", "input")
+    if images > limits.images:
+        raise ApiError(400, f"{images} images, more than the {limits.images} allowed", "input")
 
 
 def _items(asked: EmbeddingRequest, limits: Limits, holding: Holding) -> list[Item]:
@@ -90,7 +90,7 @@ def _items(asked: EmbeddingRequest, limits: Limits, holding: Holding) -> list[It
         if isinstance(item, str):
             items.append(item)
         elif item.image_url is not None:
-            image = picture_of(item.image_url.url, limits, holding, f"input.{i}")
+            image = image_of(item.image_url.url, limits, holding, f"input.{i}")
             items.append(image.load())
         else:
             items.append(item.text or "")

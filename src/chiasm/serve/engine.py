@@ -2,7 +2,7 @@
 
 waiting   [job job]                   bounded: Busy when full
 admit     prompt (and its twin) computed alone, then a slot each in the cache
-step      one token for every slot: text and pictures, guided or not, side by side
+step      one token for every slot: text and images, guided or not, side by side
 leave     done, cancelled or late: its slots are free before the next step
 """
 
@@ -42,7 +42,7 @@ class Engine:
     what the Generator gives for that sample alone.
 
     slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
-    them. remember: bytes of pictures' encodings kept, and as many of prompts' keys and values.
+    them. remember: bytes of images' encodings kept, and as many of prompts' keys and values.
     metrics: a server's Metrics.
     """
 
@@ -69,7 +69,7 @@ class Engine:
         if hasattr(respond.model, "recent"):
             respond.model.recent = RecentFeatures(remember)
         respond.processor.slots = Recent(remember, _weight)
-        self.prefixes = Prefixes(remember, self._pictured)
+        self.prefixes = Prefixes(remember, self._is_image)
 
     @property
     def draws(self) -> bool:
@@ -92,11 +92,11 @@ class Engine:
             self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Raises Busy when as many wait as may, NotGenerativeError for pictures of a model that
+        """Raises Busy when as many wait as may, NotGenerativeError for images of a model that
         cannot draw."""
         if (job.sampling.draw_first or job.sampling.max_images) and not self.draws:
             raise NotGenerativeError(
-                f"the model '{self.name}' reads pictures but cannot draw them; "
+                f"the model '{self.name}' reads images but cannot draw them; "
                 "ask a unified model (see /v1/models)"
             )
         with self._changed:
@@ -203,7 +203,7 @@ class Engine:
     def _start(self, job: Job) -> None:
         """Encode and compute a prompt; its first token."""
         ((prompt, _),) = self.respond.processor.prompts([job.sample])
-        job.prompt, job.prompt_images = len(prompt), int(self._pictured(prompt.ids).sum())
+        job.prompt, job.prompt_images = len(prompt), int(self._is_image(prompt.ids).sum())
         job.sampling = sampling = replace(job.sampling, max_tokens=self._room(job))
         grammar = self.respond.grammar
         if grammar is not None and grammar.vocabulary.mask is not None and self._draws(job):
@@ -240,7 +240,7 @@ class Engine:
         self.metrics.cached_tokens.labels(self.name).inc(job.cached)
 
     def _paint(self, job: Job) -> None:
-        """A reply of a model that draws all codes of a picture at once: alone, not step by step."""
+        """A reply of a model that draws all codes of an image at once: alone, not step by step."""
         for _, piece in self.respond([job.sample], job.sampling, [job.edit]):
             late = time.monotonic() > job.deadline
             finish = piece.finish or ("length" if late else None)
@@ -252,9 +252,9 @@ class Engine:
 
     def _room(self, job: Job) -> int:
         """How many text tokens the reply may have: as asked, within the model's context."""
-        pictures = max(job.sampling.max_images, int(job.sampling.draw_first))
+        images = max(job.sampling.max_images, int(job.sampling.draw_first))
         grammar = self.respond.grammar
-        drawn = pictures * max(map(grammar.length, grammar.grids)) if pictures and grammar else 0
+        drawn = images * max(map(grammar.length, grammar.grids)) if images and grammar else 0
         most = self.respond.processor.max_length
         room = most - job.prompt - drawn
         if room < 1:
@@ -264,8 +264,8 @@ class Engine:
             )
         return min(job.sampling.max_tokens or room, room)
 
-    def _pictured(self, ids: np.ndarray) -> np.ndarray:
-        """Which of some ids [n] stand for pictures."""
+    def _is_image(self, ids: np.ndarray) -> np.ndarray:
+        """Which of some ids [n] stand for images."""
         vocabulary = self.respond.processor.codec.vocabulary
         if vocabulary is not None:
             return vocabulary.is_code(torch.from_numpy(ids)).numpy()
@@ -312,7 +312,7 @@ class Engine:
     def _permit(
         self, logits: Tensor, jobs: list[Job], replies: list[Reply], marks: Tensor
     ) -> Tensor:
-        """-inf where the grammar of pictures or a job's own rule forbids."""
+        """-inf where the grammar of images or a job's own rule forbids."""
         grammar, marker = self.respond.grammar, self.respond.processor.template.marker
         if grammar is not None:
             told = tuple(_marks(replies).tolist())

@@ -83,5 +83,5 @@ def read_form(data: bytes, kind: str) -> dict[str, Any]:
 
 
 def _data_url(data: bytes) -> str:
-    # Which picture it is, its own header says (media.py).
+    # Which image it is, its own header says (media.py).
     return f"data:image/any;base64,{base64.b64encode(data).decode()}"

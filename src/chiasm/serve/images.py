@@ -17,7 +17,7 @@ from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
-from chiasm.serve.media import check_url, check_urls, data_url, mask_of, picture_of, png
+from chiasm.serve.media import check_url, check_urls, data_url, image_of, mask_of, png
 from chiasm.serve.replies import Replies, Whole, added, collect
 from chiasm.serve.schema import EditRequest, ImageRequest
 from chiasm.serve.server import Server
@@ -73,7 +73,7 @@ async def _draw(
 def _check(asked: EditRequest, limits: Limits) -> None:
     check_urls([(url, "image") for url in asked.image], limits, "image")
     if asked.mask is not None and len(asked.image) > 1:
-        raise ApiError(400, "a mask goes with one picture", "mask")
+        raise ApiError(400, "a mask goes with one image", "mask")
     if asked.mask is not None:
         check_url(asked.mask, limits, "mask")
 
@@ -81,27 +81,27 @@ def _check(asked: EditRequest, limits: Limits) -> None:
 def _to_change(
     asked: EditRequest, respond: Generator, limits: Limits, holding: Holding
 ) -> tuple[Sample, Edit | None]:
-    """With a mask the words say what is to be seen and the rest of the picture is given; without,
-    the model is shown the pictures beside the words. Not for the event loop."""
-    pictures = [picture_of(url, limits, holding, "image") for url in asked.image]
+    """With a mask the words say what is to be seen and the rest of the image is given; without,
+    the model is shown the images beside the words. Not for the event loop."""
+    images = [image_of(url, limits, holding, "image") for url in asked.image]
     if asked.mask is None:
-        return Sample((question(*pictures, asked.prompt),), "request"), None
+        return Sample((question(*images, asked.prompt),), "request"), None
     mask = mask_of(asked.mask, limits, holding, "mask")
-    edit = inpaint(respond.processor.codec, pictures[0].load(), mask)
+    edit = inpaint(respond.processor.codec, images[0].load(), mask)
     return Sample((question(asked.prompt),), "request"), edit
 
 
 def _answer(asked: ImageRequest, replies: list[Whole]) -> dict:
-    pictures = [picture for reply in replies for picture in reply.images]
-    if len(pictures) < len(replies):
-        raise ApiError(503, "the picture took longer than this server allows", code="timeout")
+    images = [image for reply in replies for image in reply.images]
+    if len(images) < len(replies):
+        raise ApiError(503, "the image took longer than this server allows", code="timeout")
     usage = added([reply.usage for reply in replies])
     url = asked.response_format == "url"
     return {
         "created": int(time.time()),
-        "data": [{"url": data_url(p)} if url else {"b64_json": png(p)} for p in pictures],
+        "data": [{"url": data_url(p)} if url else {"b64_json": png(p)} for p in images],
         "output_format": "png",
-        "size": "{}x{}".format(*pictures[0].size),
+        "size": "{}x{}".format(*images[0].size),
         "usage": {
             "input_tokens": usage.prompt,
             "output_tokens": usage.reply,

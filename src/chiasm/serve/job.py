@@ -20,7 +20,7 @@ from chiasm.serve.stops import StopStrings
 
 
 class Rule(Protocol):
-    """What else a reply must keep to, beside the grammar of pictures (a JSON schema)."""
+    """What else a reply must keep to, beside the grammar of images (a JSON schema)."""
 
     def allowed(self, size: int) -> Tensor:
         """[size] bool: the ids that may come next."""
@@ -41,7 +41,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a prompt and of a reply; *_images: those of them that stand for pictures; cached:
+    """Tokens of a prompt and of a reply; *_images: those of them that stand for images; cached:
     of the prompt, those computed for an earlier one."""
 
     prompt: int = 0
@@ -53,8 +53,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Update:
-    """What became known of a reply: text, a whole picture, tokens' scores. drawn: codes of the
-    picture under way, of how many; sketch: those codes, when a row of them is complete. The last
+    """What became known of a reply: text, a whole image, tokens' scores. drawn: codes of the
+    image under way, of how many; sketch: those codes, when a row of them is complete. The last
     one has `finish` ("stop", "length") or `error`."""
 
     text: str = ""
@@ -77,7 +77,7 @@ class Job:
 
     deliver: called from the engine's thread with every Update. rule: what else the reply must keep
     to. top: -1 for no scores, else how many of the likeliest come with each token. edit: what is
-    given of the first picture. deadline: by time.monotonic. sampling.max_tokens 0: as many as
+    given of the first image. deadline: by time.monotonic. sampling.max_tokens 0: as many as
     there is room for.
     """
 

@@ -16,10 +16,10 @@ class Limits:
     """Everything is checked before the work it would cause.
 
     body: bytes of a request; body_seconds: in which it must have come whole. images, clips: of a
-    request. pixels: of one picture; footage: of all frames of a clip. tokens: longest reply.
-    choices: replies or pictures of a request. texts: of an embeddings request. stops: stop strings.
-    seconds: a reply takes no longer. held: bytes of bodies and decoded pictures of all requests
-    under way. remote: hosts that pictures may be fetched from; by default none.
+    request. pixels: of one image; footage: of all frames of a clip. tokens: longest reply.
+    choices: replies or images of a request. texts: of an embeddings request. stops: stop strings.
+    seconds: a reply takes no longer. held: bytes of bodies and decoded images of all requests
+    under way. remote: hosts that images may be fetched from; by default none.
     """
 
     body: int = 32 * 2**20
@@ -54,7 +54,7 @@ class Budget:
 
     def change(self, holding: Holding, count: int) -> None:
         """Raises Busy if that is too much for all together."""
-        with self._lock:  # pictures are decoded on other threads
+        with self._lock:  # images are decoded on other threads
             if count > 0 and self.held + count > self.limit:
                 raise Busy(5)
             self.held += count

@@ -1,4 +1,4 @@
-"""Pictures and clips of requests: data URLs, and addresses of hosts that the server was told
+"""Images and clips of requests: data URLs, and addresses of hosts that the server was told
 (remote.py)."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import PIL.Image
 import PIL.ImageChops
 
 from chiasm.core.errors import MissingExtraError
-from chiasm.core.picture import Unreadable, decode, open_picture
+from chiasm.core.image import Unreadable, decode, open_image
 from chiasm.core.sample import Image, Part
 from chiasm.data.clips import Clips
 from chiasm.data.video import read_footage
@@ -22,13 +22,13 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF"}
 
 
 def check_url(url: str, limits: Limits, param: str) -> None:
-    """Raises ApiError for what is neither a data URL of a picture nor of a host to ask. Nothing
+    """Raises ApiError for what is neither a data URL of an image nor of a host to ask. Nothing
     is decoded or fetched."""
     if limits.remote.hosts and url[:8].lower().startswith(("http://", "https://")):
         limits.remote.check(url, param)
         return
     if not url[:11].lower().startswith("data:image/"):
-        raise _no_data_url("picture", "image/png", url, param)
+        raise _no_data_url("image", "image/png", url, param)
 
 
 def check_clip(url: str, param: str) -> None:
@@ -51,26 +51,26 @@ def _no_data_url(what: str, kind: str, url: str, param: str) -> ApiError:
 def check_urls(urls: Sequence[tuple[str, str]], limits: Limits, param: str) -> None:
     """check_url of each (URL, param); param: what is to blame where they are too many."""
     if len(urls) > limits.images:
-        raise ApiError(400, f"{len(urls)} pictures, more than the {limits.images} allowed", param)
+        raise ApiError(400, f"{len(urls)} images, more than the {limits.images} allowed", param)
     for url, own in urls:
         check_url(url, limits, own)
 
 
-def picture_of(url: str, limits: Limits, holding: Holding, param: str) -> Image:
-    """The decoded picture of a URL that check_url let pass. Size and format are read from its
+def image_of(url: str, limits: Limits, holding: Holding, param: str) -> Image:
+    """The decoded image of a URL that check_url let pass. Size and format are read from its
     header first. Raises ApiError, Busy."""
     data = _measured(url, limits, holding, param)
     try:
         return Image(decode(data))
     except Unreadable as reason:
-        raise _bad(f"no readable picture: {reason}", param) from None
+        raise _bad(f"no readable image: {reason}", param) from None
 
 
 def mask_of(url: str, limits: Limits, holding: Holding, param: str) -> PIL.Image.Image:
     """Of a mask: white where something is to be drawn. Where OpenAI's are transparent, that is."""
     data = _measured(url, limits, holding, param)
     try:
-        with open_picture(data) as opened:
+        with open_image(data) as opened:
             if opened.has_transparency_data:
                 return PIL.ImageChops.invert(opened.convert("RGBA").getchannel("A"))
             return opened.convert("L")
@@ -84,7 +84,7 @@ def clip_of(
     """Times and frames of a clip that check_clip let pass, as the model sees it. Raises ApiError,
     Busy, and DataError for one that cannot be read."""
     if clips is None:
-        raise _bad("this model sees no clips; send some frames as pictures", param)
+        raise _bad("this model sees no clips; send some frames as images", param)
     data = bytes_of(url, limits, holding, param)
     try:
         footage = read_footage(data, clips.config, most=limits.footage)
@@ -112,37 +112,37 @@ def bytes_of(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
 
 
 def _measured(url: str, limits: Limits, holding: Holding, param: str) -> bytes:
-    """The bytes of a picture that says it has no more pixels than allowed, in a known format."""
+    """The bytes of an image that says it has no more pixels than allowed, in a known format."""
     data = bytes_of(url, limits, holding, param)
     try:
-        with open_picture(data) as opened:
+        with open_image(data) as opened:
             (width, height), kind = opened.size, opened.format
         if kind not in FORMATS:
-            raise _bad(f"a picture of format {kind}; send PNG, JPEG, WEBP or GIF", param)
+            raise _bad(f"an image of format {kind}; send PNG, JPEG, WEBP or GIF", param)
         if width * height == 0:
-            raise _bad("a picture without a pixel", param)
+            raise _bad("an image without a pixel", param)
         if width * height > limits.pixels:
             raise _bad(
-                f"a picture of {width}x{height} has more than the {limits.pixels:,} pixels "
+                f"an image of {width}x{height} has more than the {limits.pixels:,} pixels "
                 "allowed; send a smaller one",
                 param,
             )
         holding.add(4 * width * height)
         return data
     except Unreadable as reason:
-        raise _bad(f"no readable picture: {reason}", param) from None
+        raise _bad(f"no readable image: {reason}", param) from None
 
 
-def data_url(picture: PIL.Image.Image) -> str:
-    return f"data:image/png;base64,{png(picture)}"
+def data_url(image: PIL.Image.Image) -> str:
+    return f"data:image/png;base64,{png(image)}"
 
 
-def png(picture: PIL.Image.Image) -> str:
+def png(image: PIL.Image.Image) -> str:
     """base64 of a PNG."""
     import io
 
     held = io.BytesIO()
-    picture.save(held, "PNG")
+    image.save(held, "PNG")
     return base64.b64encode(held.getvalue()).decode()
 
 

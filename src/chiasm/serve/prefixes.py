@@ -1,8 +1,8 @@
-"""Beginnings of prompts: a system prompt, a picture or a conversation that comes again is not
+"""Beginnings of prompts: a system prompt, an image or a conversation that comes again is not
 computed again.
 
-computed before   system | picture | what colour?
-asked now         system | picture | is it red?
+computed before   system | image | what colour?
+asked now         system | image | is it red?
                   <- taken over -> | computed
 """
 
@@ -31,11 +31,11 @@ class Beginning:
 
 
 class Prefixes:
-    """Prompts computed lately, up to `budget` bytes of keys and values. pictured: which of some ids
-    [n] are those of pictures, in which a prompt is not cut."""
+    """Prompts computed lately, up to `budget` bytes of keys and values. is_image: which of some ids
+    [n] are those of images, in which a prompt is not cut."""
 
-    def __init__(self, budget: float, pictured: Callable[[np.ndarray], np.ndarray]):
-        self.pictured = pictured
+    def __init__(self, budget: float, is_image: Callable[[np.ndarray], np.ndarray]):
+        self.is_image = is_image
         self.held: Recent[int, Beginning] = Recent(budget, lambda one: one.cache.nbytes)
         self._names = count()
 
@@ -65,20 +65,20 @@ class Prefixes:
         self.held[next(self._names)] = Beginning(prompt, cache.fork(len(prompt)))
 
     def _common(self, known: Encoded, prompt: Encoded) -> int:
-        """Tokens that both begin with, at a place where a prompt may be cut: with all pictures of
+        """Tokens that both begin with, at a place where a prompt may be cut: with all images of
         the known one, or with none."""
         most = min(len(known), len(prompt) - 1)
         same = known.ids[:most] == prompt.ids[:most]
         length = most if same.all() else int(same.argmin())
-        places = np.flatnonzero(self.pictured(known.ids))
+        places = np.flatnonzero(self.is_image(known.ids))
         if not len(places):
             return length
-        if length <= places[-1] or self.pictured(prompt.ids[length : length + 1])[0]:
+        if length <= places[-1] or self.is_image(prompt.ids[length : length + 1])[0]:
             return min(length, int(places[0]))
-        return length if _same_pictures(known, prompt) else min(length, int(places[0]))
+        return length if _same_images(known, prompt) else min(length, int(places[0]))
 
     def _rest(self, known: Encoded, prompt: Encoded, start: int) -> Encoded:
-        seen = known if self.pictured(prompt.ids[:start]).any() else None
+        seen = known if self.is_image(prompt.ids[:start]).any() else None
         columns = ("ids", "targets", "block", "branch", "position")
         place = _beyond(prompt.place, None if seen is None else seen.place)
         return replace(
@@ -95,8 +95,8 @@ def _causal(prompt: Encoded) -> bool:
     return bool((np.diff(prompt.block) > 0).all()) and not prompt.branch.any()
 
 
-def _same_pictures(known: Encoded, prompt: Encoded) -> bool:
-    """Whether a prompt's first pictures are those of the known one."""
+def _same_images(known: Encoded, prompt: Encoded) -> bool:
+    """Whether a prompt's first images are those of the known one."""
     for name in ("patches", "grids"):
         theirs, own = getattr(known, name), getattr(prompt, name)
         if theirs is None:

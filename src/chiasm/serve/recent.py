@@ -1,4 +1,4 @@
-"""What was computed of pictures lately, within a budget of bytes."""
+"""What was computed of images lately, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from chiasm.train.feature_cache import picture_hashes
+from chiasm.train.feature_cache import image_hashes
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -54,7 +54,7 @@ class Recent(MutableMapping[K, V], Generic[K, V]):
 
 
 class RecentFeatures:
-    """Stands before an encoder: pictures seen lately are not encoded again."""
+    """Stands before an encoder: images seen lately are not encoded again."""
 
     def __init__(self, budget: float):
         self.held: Recent[bytes, Tensor] = Recent(budget, lambda features: features.nbytes)
@@ -62,12 +62,12 @@ class RecentFeatures:
     def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
         """features [P width] of the images of a batch (core/batch.py)."""
         sizes, grids = batch.grids.prod(1).tolist(), batch.grids
-        pictures = batch.patches.split(sizes)
-        names = picture_hashes(batch)
+        images = batch.patches.split(sizes)
+        names = image_hashes(batch)
         found = {name: self.held.get(name) for name in dict.fromkeys(names)}
         fresh = [i for i, name in enumerate(names) if found[name] is None and name not in names[:i]]
         if fresh:
-            new = encoder(torch.cat([pictures[i] for i in fresh]), grids[fresh])
+            new = encoder(torch.cat([images[i] for i in fresh]), grids[fresh])
             # A features' count may differ from that of its patches (class tokens).
             for i, features in zip(fresh, new.split(_shares(sizes, fresh, len(new))), strict=True):
                 found[names[i]] = features
@@ -76,6 +76,6 @@ class RecentFeatures:
 
 
 def _shares(sizes: list[int], fresh: list[int], rows: int) -> list[int]:
-    """Rows of features of each fresh picture: as many more than patches for every one."""
+    """Rows of features of each fresh image: as many more than patches for every one."""
     extra = (rows - sum(sizes[i] for i in fresh)) // len(fresh)
     return [sizes[i] + extra for i in fresh]

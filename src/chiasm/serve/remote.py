@@ -1,4 +1,4 @@
-"""Pictures from addresses, of hosts that whoever runs the server has named. Off by default.
+"""Images from addresses, of hosts that whoever runs the server has named. Off by default.
 
 A name is resolved once; each address it has must be public, and the connection goes to the one that
 was checked, so that a name that changes its mind meanwhile (DNS rebinding) gains nothing. No
@@ -42,7 +42,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Remote:
-    """hosts: exact names that may be fetched from. bytes, seconds: of one picture."""
+    """hosts: exact names that may be fetched from. bytes, seconds: of one image."""
 
     hosts: frozenset[str] = frozenset()
     bytes: int = 16 * 2**20
@@ -65,9 +65,9 @@ class Remote:
         try:
             addresses = [ipaddress.ip_address(found) for found in self.resolve(host, port)]
         except (OSError, ValueError):
-            raise _refused("the picture's host has no address", param) from None
+            raise _refused("the image's host has no address", param) from None
         if not addresses or not all(map(self.permits, addresses)):
-            raise _refused("the picture's host is not on the open internet", param)
+            raise _refused("the image's host is not on the open internet", param)
         parts = urlsplit(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         link = _Pinned(host, port, str(addresses[0]), parts.scheme == "https", self.seconds)
@@ -77,10 +77,10 @@ class Remote:
             link.request("GET", path, headers={"User-Agent": "chiasm", "Accept": "image/*"})
             found = self._body(link.getresponse(), param)
             if link.late:  # what was read of it looks like its end
-                raise _refused("the picture's host took too long", param)
+                raise _refused("the image's host took too long", param)
             return found
         except (OSError, ValueError, http.client.HTTPException):
-            raise _refused("the picture could not be fetched", param) from None
+            raise _refused("the image could not be fetched", param) from None
         finally:
             late.cancel()
             link.close()
@@ -88,15 +88,15 @@ class Remote:
     def _body(self, answer: http.client.HTTPResponse, param: str) -> bytes:
         if answer.status != 200:
             follows = "; redirects are not followed" if 300 <= answer.status < 400 else ""
-            raise _refused(f"the picture's host answered {answer.status}{follows}", param)
+            raise _refused(f"the image's host answered {answer.status}{follows}", param)
         parts, length = [], 0
         while part := answer.read1(65536):
             length += len(part)
             if length > self.bytes:
-                raise _refused(f"a picture of more than {self.bytes:,} bytes", param)
+                raise _refused(f"an image of more than {self.bytes:,} bytes", param)
             parts.append(part)
         if answer.length:
-            raise _refused("the picture did not come whole", param)
+            raise _refused("the image did not come whole", param)
         return b"".join(parts)
 
     def _place(self, url: str, param: str) -> tuple[str, int]:
@@ -105,7 +105,7 @@ class Remote:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         except (KeyError, ValueError):
-            raise _refused("a picture must come as a data URL or from http(s)", param) from None
+            raise _refused("an image must come as a data URL or from http(s)", param) from None
         if not url.isascii() or any(c <= " " or c == "\\" for c in url) or "@" in parts.netloc:
             raise _refused("an address must be plain: no users, blanks or other letters", param)
         return (parts.hostname or "").lower(), port

@@ -43,7 +43,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """images: pictures of an earlier answer, as this server gave them."""
+    """images: images of an earlier answer, as this server gave them."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
@@ -113,7 +113,7 @@ class EditRequest(ImageRequest):
 
 
 class EmbeddingRequest(Request):
-    """input: a text, or texts and pictures (parts as in chat)."""
+    """input: a text, or texts and images (parts as in chat)."""
 
     input: Annotated[list[str | Part], BeforeValidator(_as_list), Field(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = "float"

@@ -41,7 +41,7 @@ class Served:
 
 
 class Server:
-    """models: name -> a Generator (chat, pictures) or a Dual (embeddings)."""
+    """models: name -> a Generator (chat, images) or a Dual (embeddings)."""
 
     def __init__(
         self,
@@ -113,9 +113,9 @@ _CODES = {"chat": "not_a_chat_model", "images": "not_generative", "embeddings": 
 
 def _lacks(served: Served, ability: str, others: Sequence[str]) -> str:
     can = {
-        "chat": f"the model '{served.name}' is an encoder: it embeds pictures and texts, and does "
+        "chat": f"the model '{served.name}' is an encoder: it embeds images and texts, and does "
         "not talk",
-        "images": f"the model '{served.name}' cannot draw pictures; only unified models can",
+        "images": f"the model '{served.name}' cannot draw images; only unified models can",
         "embeddings": f"the model '{served.name}' is no contrastive encoder: it embeds nothing",
     }
     return f"{can[ability]}; " + (f"use {', '.join(others)}" if others else "none here can")

@@ -1,10 +1,10 @@
-"""Features of a frozen encoder, computed once a picture and kept in memory-mapped files.
+"""Features of a frozen encoder, computed once an image and kept in memory-mapped files.
 
-    CHIASM_CACHE/features/WEIGHTS-PREPROCESSING/PART.data    features, one picture after another
-                                                PART.index   a record a picture: its hash, where
+    CHIASM_CACHE/features/WEIGHTS-PREPROCESSING/PART.data    features, one image after another
+                                                PART.index   a record an image: its hash, where
 
 Another encoder, another preprocessing, other pixels: another place, so nothing old is ever read.
-Every process writes parts of its own and never touches those of others. A picture's record is
+Every process writes parts of its own and never touches those of others. An image's record is
 written after its features and carries their checksum, so a writer that is killed leaves at worst
 features that nobody finds or a record cut short, which is skipped.
 """
@@ -36,7 +36,7 @@ from chiasm.core.device import moved_tensor
 from chiasm.train.stage import Stage
 
 RECORD = struct.Struct("<16sQIIII")
-"""Picture, offset in bytes, rows, width, number of the dtype, CRC-32 of the features."""
+"""Image, offset in bytes, rows, width, number of the dtype, CRC-32 of the features."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -92,23 +92,23 @@ def preprocessing_hash(encoder: Any) -> str:
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
-def picture_hash(patches: Tensor, grid: list[int]) -> bytes:
-    """16 bytes for a picture's patches [P d] as the encoder gets them."""
+def image_hash(patches: Tensor, grid: list[int]) -> bytes:
+    """16 bytes for an image's patches [P d] as the encoder gets them."""
     digest = hashlib.blake2b(str(grid).encode(), digest_size=16)
     digest.update(_bytes(patches))
     return digest.digest()
 
 
-def picture_hashes(batch: Any) -> list[bytes]:
-    """picture_hash of every image of a batch, of its patches in main memory."""
+def image_hashes(batch: Any) -> list[bytes]:
+    """image_hash of every image of a batch, of its patches in main memory."""
     host = batch.on_host
-    pictures, grids = host.patches.split(host.grids.prod(1).tolist()), host.grids.tolist()
-    return [picture_hash(p, g) for p, g in zip(pictures, grids, strict=True)]
+    images, grids = host.patches.split(host.grids.prod(1).tolist()), host.grids.tolist()
+    return [image_hash(p, g) for p, g in zip(images, grids, strict=True)]
 
 
 @dataclass
 class _Entry:
-    """Where a picture's features are."""
+    """Where an image's features are."""
 
     data: Path
     offset: int
@@ -124,7 +124,7 @@ class _Entry:
 
 
 class FeatureCache:
-    """Stands before a frozen encoder; `encoded` [n 2] are the grids of the pictures that the last
+    """Stands before a frozen encoder; `encoded` [n 2] are the grids of the images that the last
     call had to encode. Stops growing after `room` bytes, and then encodes the rest every time."""
 
     def __init__(self, folder: Path, room: float):
@@ -139,8 +139,8 @@ class FeatureCache:
     def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
         """features [P width] of the images of a batch (core/batch.py)."""
         grids, sizes = batch.grids, batch.grids.prod(1).tolist()
-        pictures, device = batch.patches.split(sizes), batch.patches.device
-        names = picture_hashes(batch)
+        images, device = batch.patches.split(sizes), batch.patches.device
+        names = image_hashes(batch)
         found = {name: self._load(name) for name in names}
         fresh = [
             i for i, name in enumerate(names) if found[name] is None and i == names.index(name)
@@ -148,7 +148,7 @@ class FeatureCache:
         self.encoded = grids[fresh]
         if fresh:
             with torch.no_grad():
-                new = encoder(torch.cat([pictures[i] for i in fresh]), self.encoded)
+                new = encoder(torch.cat([images[i] for i in fresh]), self.encoded)
             for i, features in zip(fresh, new.split([sizes[i] for i in fresh]), strict=True):
                 found[names[i]] = features
                 self._store(names[i], features)
@@ -172,7 +172,7 @@ class FeatureCache:
                     self._held[name] = entry
 
     def _load(self, name: bytes) -> Tensor | None:
-        """A picture's features, or None if there are none that are whole."""
+        """An image's features, or None if there are none that are whole."""
         entry = self._held.get(name)
         if entry is None:
             return None
@@ -201,7 +201,7 @@ class FeatureCache:
     def _stop(self, reason: str) -> None:
         self.room = -1
         warnings.warn(
-            f"{self.folder}: {reason}; further pictures are encoded every time", stacklevel=2
+            f"{self.folder}: {reason}; further images are encoded every time", stacklevel=2
         )
 
     def _write(self, name: bytes, features: Tensor, raw: memoryview) -> None:
@@ -229,14 +229,14 @@ class FeatureCache:
         return part.with_suffix(".data").open("xb"), part.with_suffix(".index").open("xb")
 
 
-def write_part(stem: Path, pictures: Iterable[tuple[bytes, Tensor]]) -> None:
-    """A part of the cache with the features [rows width] of pictures by their hash: always the same
+def write_part(stem: Path, images: Iterable[tuple[bytes, Tensor]]) -> None:
+    """A part of the cache with the features [rows width] of images by their hash: always the same
     bytes, unlike the parts that a training writes."""
     with (
         stem.with_suffix(".data").open("wb") as data,
         stem.with_suffix(".index").open("wb") as index,
     ):
-        for name, features in pictures:
+        for name, features in images:
             raw = _bytes(features)
             kind = DTYPES.index(features.dtype)
             index.write(RECORD.pack(name, data.tell(), *features.shape, kind, zlib.crc32(raw)))

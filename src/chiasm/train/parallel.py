@@ -2,7 +2,7 @@
 
 Small models are held whole by every rank, and gradients are added once a step (plain data
 parallelism). Doing it after the backward pass and not in its hooks costs the overlap, and wins that
-a rank whose batch has no picture needs nothing special. Large models: train/shard.py.
+a rank whose batch has no image needs nothing special. Large models: train/shard.py.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Stage:
     lr: learning rate by group of the model; a group that is not named is frozen.
     data: which view of the data this stage sees (the recipe's model knows its views). mix: weights
         of the sources of mixed data in this stage, by name; those not named are left out.
-    batch: size of one micro-batch, in tokens for packed text and in pictures for the encoder and
+    batch: size of one micro-batch, in tokens for packed text and in images for the encoder and
         the autoencoder. accumulate: micro-batches a step, those of all ranks together; ranks that
         do not divide it raise it to their next multiple.
     warmup: fraction of the steps that rises linearly from 0. schedule: what follows, down to
@@ -84,7 +84,7 @@ class Stage:
         mean; PaliGemma's way). recompute: keep a block's input only and run it again in the
         backward pass: less memory for a third more time. compile: let torch compile every block
         (train/compiled.py), which takes a minute at first. feature_cache: gigabytes that the
-        features of frozen encoders may take on disk, of all runs together; 0 encodes every picture
+        features of frozen encoders may take on disk, of all runs together; 0 encodes every image
         every time.
     clip: largest global gradient norm. autocast: "auto" measures whether bfloat16 is faster here.
     evaluate_every, save_every, log_every: steps; 0 is never (a stage that saves or evaluates also

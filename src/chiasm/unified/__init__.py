@@ -1,1 +1,1 @@
-"""Route B: pictures become discrete ids; one transformer is trained over text and picture ids."""
+"""Route B: images become discrete ids; one transformer is trained over text and image ids."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
@@ -34,7 +34,7 @@ from chiasm.unified.vit_networks import ViTDecoder, ViTEncoder
 
 
 def to_pixels(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """patches [N·h·w, 3·p·p] of pictures with one grid -> [N 3 h·p w·p]."""
+    """patches [N·h·w, 3·p·p] of images with one grid -> [N 3 h·p w·p]."""
     h, w = grid
     tiles = patches.view(-1, h, w, 3, size, size)
     pixels = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, h * size, w * size)
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures to codes and back; trained by the common loop on the error of the pixels, which
+    """Images to codes and back; trained by the common loop on the error of the pixels, which
     counts more where there is something to see, and on what `watch` and a discriminator add."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -167,7 +167,7 @@ class Autoencoder(nn.Module):
         """codes [N h w·depth] -> pixels [N 3 H W], clipped to [-1, 1]."""
         return self.decoder(self.quantizer.lookup(codes).movedim(-1, 1)).clamp(-1, 1)
 
-    def loss(self, batch: PictureBatch) -> Loss:
+    def loss(self, batch: ImageBatch) -> Loss:
         if self.config.perceptual and self.perceptual is None:
             raise ConfigError("model.perceptual needs features to compare: call watch(encoder)")
         total = batch.patches.new_zeros(())
@@ -203,7 +203,7 @@ class Autoencoder(nn.Module):
         self.meter.watch(means)
 
     def _restored(self, drawn: Tensor, pixels: Tensor, sums: dict[str, Tensor]) -> Tensor:
-        """How far the drawn pictures are from the pixels, mean over pictures."""
+        """How far the drawn images are from the pixels, mean over images."""
         squared = (drawn - pixels).square()
         error = squared if self.config.pixel_loss == "l2" else (drawn - pixels).abs()
         restored = (error * (1 + self.config.detail * details(pixels))).mean()
@@ -217,7 +217,7 @@ class Autoencoder(nn.Module):
     def _contest(
         self, restored: Tensor, drawn: Tensor, pixels: Tensor, sums: dict[str, Tensor]
     ) -> Tensor:
-        """What the discriminator makes of the pictures, both sides' losses, mean over pictures."""
+        """What the discriminator makes of the images, both sides' losses, mean over images."""
         assert self.discriminator is not None
         fooled = self.discriminator.fooled(drawn)
         weight = adaptive_weight(restored, fooled, self.decoder.last)  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ class Autoencoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return [self.encoder, self.decoder]
 
-    def cost(self, batch: PictureBatch) -> Cost:
+    def cost(self, batch: ImageBatch) -> Cost:
         pixels = len(batch.patches) * self.config.stride**2
         trained = {name: is_trained(part) for name, part in self.groups().items()}
         encoding, decoding = trained["encoder"], trained["decoder"]
@@ -255,30 +255,30 @@ class Autoencoder(nn.Module):
             parts["decoder"] += mixing_passes(encoding or decoding) * mixing
         return Cost(sum(parts.values()), len(batch.patches), len(batch.grids), parts)
 
-    def _judges_cost(self, batch: PictureBatch, judging: float) -> dict[str, float]:
+    def _judges_cost(self, batch: ImageBatch, judging: float) -> dict[str, float]:
         """What the caption's reader, the discriminator (forward: judging) and the perceptual loss
         add. With a discriminator gradients reach the pixels once more, for the adaptive weight."""
-        parts, pictures = {}, len(batch.grids)
+        parts, images = {}, len(batch.grids)
         again = self.discriminator is not None and self.discriminator.active
         if self.reader is not None and batch.texts is not None:
             each = 2.0 * matrix_parameters(self.reader.each) * len(batch.patches)
-            parts["reader"] = 3 * (each + 2.0 * matrix_parameters(self.reader.words) * pictures)
+            parts["reader"] = 3 * (each + 2.0 * matrix_parameters(self.reader.words) * images)
         if again:
             parts["discriminator"] = (2 + 1 + 2 * 3) * judging
         if self.perceptual is not None and self.config.perceptual:
             eye, side = self.perceptual.encoder, self.perceptual.side // self.perceptual.patch
             mixing = sum(
-                attention_flops(torch.full((pictures,), side**2 + t.special), t.config.mixing, 1)
+                attention_flops(torch.full((images,), side**2 + t.special), t.config.mixing, 1)
                 for t in eye.towers
             )
-            counts = torch.full((pictures,), side**2)
+            counts = torch.full((images,), side**2)
             forward = sum(encoder_flops(t, counts, False) for t in eye.towers)
-            # Both pictures forward; backward to one: matrices once, attention twice.
+            # Both images forward; backward to one: matrices once, attention twice.
             parts["perceptual"] = (3 + again) * forward + (1 + again) * mixing
         return parts
 
-    def _by_grid(self, batch: PictureBatch) -> list[tuple[Tensor, Tensor]]:
-        """The batch's pictures as pixel tensors, one a resolution, each with its rows."""
+    def _by_grid(self, batch: ImageBatch) -> list[tuple[Tensor, Tensor]]:
+        """The batch's images as pixel tensors, one a resolution, each with its rows."""
         counts = batch.grids.prod(1).tolist()
         patches = batch.patches.split(counts)
         rows: dict[tuple[int, int], list[int]] = {}
@@ -293,7 +293,7 @@ class Autoencoder(nn.Module):
     def _flops_per_pixel(self) -> dict[str, float]:
         """Forward, by part: two operations a weight and output position of every convolution and
         linear layer, over the input's pixels; `first` is the layer that sees the pixels. Measured
-        once on one picture because strides decide the positions."""
+        once on one image because strides decide the positions."""
         if hasattr(self, "_shape_cost"):
             return self._shape_cost
         total = {"first": 0.0, "encoder": 0.0, "decoder": 0.0, "discriminator": 0.0}

@@ -1,7 +1,7 @@
-"""Codes that say what a picture shows: a small head reads the caption's words from them.
+"""Codes that say what an image shows: a small head reads the caption's words from them.
 
 The squared error alone leaves it open how codes stand for things, and a transformer then has to
-find out from thousands of pictures which of them make a circle. An encoder whose codes must also
+find out from thousands of images which of them make a circle. An encoder whose codes must also
 let the words be read marks them where the thing is (UniTok, 2502.20321, and VILA-U, 2409.04429,
 train their tokenizers with a contrastive loss to the same end). The head is used in training only.
 """
@@ -28,7 +28,7 @@ class CaptionReader(nn.Module):
         return self.words(self.each(values).amax((2, 3)))
 
     def loss(self, values: Tensor, texts: Tensor, lengths: Tensor, match: Tensor) -> Tensor:
-        """Cross entropy [N] against the evenly shared distinct words of each picture's caption, 0
+        """Cross entropy [N] against the evenly shared distinct words of each image's caption, 0
         where it has none. texts [M L] with lengths [M], match [N M] as in core.batch."""
         logits = self(values).float()
         inside = torch.arange(texts.shape[1], device=texts.device) < lengths[:, None]

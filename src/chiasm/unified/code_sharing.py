@@ -1,6 +1,6 @@
 """What similar image codes have in common, shared by their rows of the embedding and the head.
 
-With a row of its own, a code learns only from the pictures in which just that code occurs. Here a
+With a row of its own, a code learns only from the images in which just that code occurs. Here a
 row is its own part plus a linear map of the code's features, so that what is learned of one code
 holds for its neighbours (an additive form of the token factorisation of MAGVIT-v2, 2310.05737).
 It is a way to train: hub.folder writes the sums, and what is saved is a plain table.

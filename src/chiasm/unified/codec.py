@@ -1,4 +1,4 @@
-"""Pictures to ids of the shared vocabulary and back, through the image tokenizer."""
+"""Images to ids of the shared vocabulary and back, through the image tokenizer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from chiasm.vision.patches import fit, from_array, resized, to_array
 class UnifiedCodec:
     """An ImageCodec whose slots are begin-of-image, codes in reading order, end-of-image.
 
-    Every picture is squeezed to the tokenizer's image_size, so a picture always has the same
+    Every image is squeezed to the tokenizer's image_size, so an image always has the same
     number of codes, rows × columns = (image_size / stride)², times the quantizer's depth.
-    grids: other (rows, columns) of places instead; a picture is squeezed to the one nearest to its
+    grids: other (rows, columns) of places instead; an image is squeezed to the one nearest to its
     shape, then size, and its slot says the rows and columns of codes before them. With a row_end
     in the vocabulary it stands behind each row of codes.
-    stored: codes [h w] that are known already, by the digest of the picture's pixels (as
-    data/tokens.py keeps them); pictures that are not among them are encoded.
+    stored: codes [h w] that are known already, by the digest of the image's pixels (as
+    data/tokens.py keeps them); images that are not among them are encoded.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class UnifiedCodec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that codes depend on: shape, size of the pictures, encoder, codebook."""
+        """SHA-256 of all that codes depend on: shape, size of the images, encoder, codebook."""
         config = self.autoencoder.config
         shape: tuple = (config.quantizer, config.vit, config.multipliers, config.image_size)
         if self.vocabulary.sides:
@@ -71,7 +71,7 @@ class UnifiedCodec:
         return sha.hexdigest()
 
     def encode(self, images: Sequence[PIL.Image.Image]) -> list[Slot]:
-        """One Slot a picture: ids [n + 2], no patches."""
+        """One Slot an image: ids [n + 2], no patches."""
         if not self.stored:
             return [self._slot(codes) for codes in self.codes(images)]
         found = [self.stored.get(Image(image.convert("RGB")).digest()) for image in images]
@@ -86,7 +86,7 @@ class UnifiedCodec:
 
     @torch.no_grad()
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
-        """Codes [h w] int64 of each picture."""
+        """Codes [h w] int64 of each image."""
         sizes = [self._size(image.size) for image in images]
         result: list[np.ndarray] = [np.empty(0)] * len(images)
         for size in dict.fromkeys(sizes):
@@ -99,7 +99,7 @@ class UnifiedCodec:
         return result
 
     def _size(self, own: tuple[int, int]) -> tuple[int, int]:
-        """Width and height in pixels that a picture of such a size is squeezed to."""
+        """Width and height in pixels that an image of such a size is squeezed to."""
 
         def apart(places: tuple[int, int]) -> tuple[float, float]:
             wide, high = places[1] * stride / own[0], places[0] * stride / own[1]
@@ -129,8 +129,8 @@ class UnifiedCodec:
             return []
         ids = torch.from_numpy(encoded.ids)
         codes = ids[self.vocabulary.is_code(ids)]
-        pictures = codes.split(encoded.grids.prod(1).tolist())
-        return self.decode_all(pictures, [(h, w) for h, w in encoded.grids.tolist()])
+        images = codes.split(encoded.grids.prod(1).tolist())
+        return self.decode_all(images, [(h, w) for h, w in encoded.grids.tolist()])
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
         return self.decode_all([ids], [grid])[0]
@@ -139,12 +139,12 @@ class UnifiedCodec:
     def decode_all(
         self, ids: Sequence[Tensor], grids: Sequence[tuple[int, int] | None]
     ) -> list[PIL.Image.Image]:
-        """The pictures of code ids [n] each in their grids, None for that of all pictures. Raises
+        """The images of code ids [n] each in their grids, None for that of all images. Raises
         ValueError for another number of ids or an id that is no image code."""
         shapes = [grid or self.grid for grid in grids]
         for own, (rows, columns) in zip(ids, shapes, strict=True):
             if own.numel() != rows * columns:
-                raise ValueError(f"a picture has {rows * columns} codes, got {own.numel()}")
+                raise ValueError(f"an image has {rows * columns} codes, got {own.numel()}")
         result: list[PIL.Image.Image] = [PIL.Image.new("RGB", (1, 1))] * len(ids)
         for shape in dict.fromkeys(shapes):
             places = [place for place, own in enumerate(shapes) if own == shape]

@@ -75,7 +75,7 @@ class LFQConfig:
 @dataclass(frozen=True)
 class ResidualVQConfig:
     """`depth` codes a place from one codebook, each for what the ones before left over; the rest
-    as VQConfig. A picture then has `depth` times as many codes."""
+    as VQConfig. An image then has `depth` times as many codes."""
 
     codes: int = 512
     width: int = 16
@@ -143,14 +143,14 @@ class AutoencoderConfig:
     """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
     Chameleon's shape.
 
-    image_size in pixels (pictures are squeezed to it; the networks take any multiple of the
+    image_size in pixels (images are squeezed to it; the networks take any multiple of the
     stride). vit: transformers instead, stock: published networks instead, of which the next fields
     say nothing. The stride is 2^(len(multipliers) - 1), or theirs. base_channels must be a
     multiple of 32.
     decoder_channels: width of the decoder at the code grid.
     pixel_loss: squared or absolute error. detail: its additional weight at edges, strokes and
     small things, which flat backgrounds would outvote.
-    perceptual: weight of the distance between features of both pictures (unified/perceptual.py);
+    perceptual: weight of the distance between features of both images (unified/perceptual.py);
     features: whose, the folder of a contrastive encoder or any encoder that model.encoder of the
     MLLM takes; None is our demo's, trained first on the same data.
     adversarial: weight of a patch discriminator's verdict (unified/discriminator.py), from batch
@@ -203,17 +203,17 @@ class UnifiedConfig:
     without mean and bias), z_loss, reordered (norms after the branches: nn/block.py), dropout,
     attention_softcap and logit_softcap (Gemma 2, 2408.00118, section 2: 50 and 30; 0 is none).
 
-    image_attention: "bidirectional" lets the codes of given pictures see each other; drawn ones
-    stay causal. rope: "2d" turns codes by row and column (unified/picture_layout.py for both).
-    rope_theta: small, as a picture's neighbours are near.
+    image_attention: "bidirectional" lets the codes of given images see each other; drawn ones
+    stay causal. rope: "2d" turns codes by row and column (unified/image_layout.py for both).
+    rope_theta: small, as an image's neighbours are near.
     mup_base: the width at which the rates were found; they then hold at other widths (μP,
     2203.03466, table 8). 0 is off. Scale the number of heads with the width, not their size.
 
-    image_weight scales the loss of image ids against text: a picture has 64 of them and an answer
+    image_weight scales the loss of image ids against text: an image has 64 of them and an answer
     two, which would otherwise hardly count. share_codes: image codes train with what they have in
     common (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring
     codes (unified/local_heads.py). drop_condition: fraction of drawings trained without their
-    text, for classifier-free guidance. undrawn: captions whose pictures are never drawn in
+    text, for classifier-free guidance. undrawn: captions whose images are never drawn in
     training, only seen: does the model draw combinations that it has not been shown to draw?
     """
 
@@ -250,7 +250,7 @@ class UnifiedConfig:
     def __post_init__(self) -> None:
         if self.row_ends and (self.rope == "2d" or self.image_objective == "masked"):
             raise ConfigError(
-                "model.row_ends cuts pictures into rows, which rope 2d and image_objective masked "
+                "model.row_ends cuts images into rows, which rope 2d and image_objective masked "
                 "take as a whole; leave it off with them"
             )
         if len({grid[1] for grid in self.grids}) > 1 and self.rope == "2d":

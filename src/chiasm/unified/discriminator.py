@@ -1,7 +1,7 @@
 """A patch discriminator, trained in the same steps as the autoencoder it judges.
 
 Both losses are parts of one sum with disjoint gradients: the autoencoder's passes through a copy of
-the discriminator that is held fixed, the discriminator's own sees detached pictures. So the common
+the discriminator that is held fixed, the discriminator's own sees detached images. So the common
 loop needs neither a second optimiser nor a second pass.
 """
 
@@ -17,7 +17,7 @@ from chiasm.nn.norm import GroupNorm
 
 class Discriminator(nn.Module):
     """Is each patch real? [N 3 H W] -> logits [N 1 H/8 W/8] (PatchGAN, 1611.07004, section 3.2.2,
-    with GroupNorm: what is said of a picture must not depend on its batch).
+    with GroupNorm: what is said of an image must not depend on its batch).
 
     start: training batches before it takes part; `seen` counts them and is saved with the run.
     """

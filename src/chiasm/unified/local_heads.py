@@ -1,6 +1,6 @@
 """Attention heads that begin by looking at neighbours.
 
-A transformer from scratch first has to find out that pictures have two dimensions. Here some heads
+A transformer from scratch first has to find out that images have two dimensions. Here some heads
 start with a preference for the code to the left, above and beside that, which is all a convolution
 knows (ConViT, 2103.10697, section 3, gives heads the same start by other means). The preference
 lives in the biases of the QK-norm: a constant query and key, turned by RoPE, score by distance
@@ -21,7 +21,7 @@ from chiasm.unified.model import Unified
 @torch.no_grad()
 def look_nearby(model: Unified, columns: int, strength: float = 2.5, frequencies: int = 10) -> None:
     """Turn heads of the first half of the layers towards the tokens 1, columns, columns - 1 and
-    columns + 1 back, one head each and in every layer; columns: codes in a row of a picture. With
+    columns + 1 back, one head each and in every layer; columns: codes in a row of an image. With
     masked diffusion, which sees both sides, 1 and columns back and ahead.
 
     strength: length of the constant query and key in each of the `frequencies` fastest rotations;

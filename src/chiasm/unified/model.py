@@ -28,26 +28,26 @@ from chiasm.nn.loss import summed, supervised_loss
 from chiasm.nn.norm import RMSNorm
 from chiasm.nn.rope import rotation, rotation_2d
 from chiasm.unified.config import UnifiedConfig
-from chiasm.unified.masked import mask_pictures
-from chiasm.unified.picture_layout import (
+from chiasm.unified.image_layout import (
     extend_grid,
-    given_pictures_whole,
+    given_images_whole,
     grid_positions,
-    pictures_whole,
+    images_whole,
 )
+from chiasm.unified.masked import mask_images
 from chiasm.unified.stepper import Stepper
 
 
 class Unified(nn.Module):
     """Llama-style decoder, by default in the shape of Chameleon (2405.09818, section 2).
 
-    columns: codes in a row of a picture, which two-dimensional RoPE needs.
+    columns: codes in a row of an image, which two-dimensional RoPE needs.
     """
 
     def __init__(self, config: UnifiedConfig, vocabulary: Vocabulary, columns: int = 0):
         super().__init__()
         if config.rope == "2d" and not columns:
-            raise ConfigError("model.rope 2d needs pictures of a known width; give columns")
+            raise ConfigError("model.rope 2d needs images of a known width; give columns")
         if config.image_objective == "masked" and vocabulary.mask is None:
             raise ConfigError(
                 "model.image_objective masked needs an id for masked codes, which this vocabulary "
@@ -93,7 +93,7 @@ class Unified(nn.Module):
     def forward(
         self, batch: Batch, cache: KVCache | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """Hidden states [B T D] after the last norm. seen: embeddings of the pictures' codes, where
+        """Hidden states [B T D] after the last norm. seen: embeddings of the images' codes, where
         they are not those of their ids."""
         layout, turn = self._place(self._with_whole_images(batch, cache), cache)
         x = self.embed_tokens(batch.ids)
@@ -106,9 +106,9 @@ class Unified(nn.Module):
     def _with_whole_images(self, batch: Batch, cache: KVCache | None) -> Batch:
         """With blocks in which the codes of an image see each other, where the config says so."""
         if self.config.image_objective == "masked":
-            whole = pictures_whole
+            whole = images_whole
         elif self.config.image_attention == "bidirectional":
-            whole = given_pictures_whole
+            whole = given_images_whole
         else:
             return batch
         if batch.host is None or cache is not None:  # the ids of a decoding step are the device's
@@ -118,7 +118,7 @@ class Unified(nn.Module):
         return replace(batch, block=moved_tensor(block, batch.block.device), host=host)
 
     def seen(self, batch: Batch) -> Tensor:
-        """What stands for the pictures: the embeddings of their codes [S D]."""
+        """What stands for the images: the embeddings of their codes [S D]."""
         return self.embed_tokens(batch.ids[self.vocabulary.is_code(batch.ids)])
 
     def _place(self, batch: Batch, cache: KVCache | None) -> tuple[Layout, tuple[Tensor, Tensor]]:
@@ -134,8 +134,8 @@ class Unified(nn.Module):
             return layout, rotation(batch.position, size, theta)
         if batch.grids is not None and bool((batch.grids[:, 1] != self.columns).any()):
             raise ConfigError(
-                f"model.rope 2d was made for pictures of {self.columns} columns of codes, found "
-                f"{batch.grids[:, 1].tolist()}; use pictures of one size or model.rope 1d"
+                f"model.rope 2d was made for images of {self.columns} columns of codes, found "
+                f"{batch.grids[:, 1].tolist()}; use images of one size or model.rope 1d"
             )
         if cache is None:
             grid = grid_positions(batch, self.vocabulary, self.columns)
@@ -187,7 +187,7 @@ class Unified(nn.Module):
         on every device."""
         if self.config.image_objective != "masked":
             return batch
-        return mask_pictures(batch.on_host, self.vocabulary).to(batch.ids.device)
+        return mask_images(batch.on_host, self.vocabulary).to(batch.ids.device)
 
     def _image_targets(self, batch: Batch) -> int:
         """How many of the batch's targets are codes of images."""

@@ -1,4 +1,4 @@
-"""Distance between what a frozen encoder sees in two pictures (Johnson et al., 1603.08155,
+"""Distance between what a frozen encoder sees in two images (Johnson et al., 1603.08155,
 section 3.2; with unit features as LPIPS, 1801.03924, equation 1, without learned weights)."""
 
 from __future__ import annotations

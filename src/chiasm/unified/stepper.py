@@ -1,6 +1,6 @@
-"""A picture's codes one after the other, with as few operations as they can be had for.
+"""An image's codes one after the other, with as few operations as they can be had for.
 
-Between the first and the last code of a picture nothing changes but ids and positions, and a step
+Between the first and the last code of an image nothing changes but ids and positions, and a step
 of a few rows costs as many operations as it has, not as many numbers (LOG.md). So queries, keys and
 values are one product here, the norms' weights lie in the matrices behind them, the head has rows
 for codes only, and masks and rotations of all steps are made beforehand.

@@ -40,7 +40,7 @@ class ChameleonEncoder(nn.Module):
 
 
 class Emu3Encoder(nn.Module):
-    """[N 3 H W] -> [N width h w]. A picture is shown as a clip of equal frames that become one."""
+    """[N 3 H W] -> [N width h w]. An image is shown as a clip of equal frames that become one."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -77,5 +77,5 @@ class NoDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         raise NotGenerativeError(
             "this image tokenizer came without a decoder (Chameleon's class has none); it reads "
-            "pictures and cannot draw them"
+            "images and cannot draw them"
         )

@@ -14,7 +14,7 @@ from chiasm.core.errors import ConfigError
 class ViTConfig:
     """A vision transformer, by default layer for layer SigLIP's tower.
 
-    image_size and patch_size in pixels. max_patches None squeezes every picture to image_size
+    image_size and patch_size in pixels. max_patches None squeezes every image to image_size
     squared; a number keeps the aspect within that many patches (position embeddings are
     interpolated). layers, width, heads, mlp_ratio as usual. chosen: the blocks, from 1, whose
     outputs are concatenated to features; none named: the last.
@@ -36,7 +36,7 @@ class ViTConfig:
 
     @property
     def resample(self) -> int:
-        """The filter that pictures are resized with, as PIL numbers them: bicubic."""
+        """The filter that images are resized with, as PIL numbers them: bicubic."""
         return 3
 
     @property
@@ -60,7 +60,7 @@ class TowerOptions:
     is what SigLIP and DINO call last_hidden_state. image_size in pixels: another resolution than
     the checkpoint's, positions being interpolated. max_patches: as ViTConfig; None squeezes, and
     leaves NaFlex its own number. class_token: the encoder's class token is a feature too, before
-    those of a picture's patches (LLaVA's "full" against its "default").
+    those of an image's patches (LLaVA's "full" against its "default").
     """
 
     layer: int | tuple[int, ...] = -2
@@ -77,7 +77,7 @@ class TowerConfig:
 
     source: where it came from. family: transformers' model_type. hidden: the width of its blocks,
     of which `layers` are kept. chosen: which hidden states are its features. image_size,
-    patch_size and max_patches as ViTConfig. resample: the filter that pictures are resized with, as
+    patch_size and max_patches as ViTConfig. resample: the filter that images are resized with, as
     PIL numbers them. mean and deviation of red, green and blue in [0, 1]. class_token: as
     TowerOptions.
     """
@@ -170,7 +170,7 @@ class VideoConfig:
     policy: "uniform" takes the middle frames of `frames` equal stretches of time; "fps" `fps`
     frames a second; "keyframes" those the encoder of the file stored whole. The latter two are
     thinned evenly to at most `frames`. max_tokens: of visual tokens for a clip; where its frames
-    would take more, neighbouring ones are averaged. timestamps: say before each picture at what
+    would take more, neighbouring ones are averaged. timestamps: say before each image at what
     second it stands.
     """
 
@@ -202,7 +202,7 @@ class ContrastiveConfig:
     loss: SigLIP's sigmoid or CLIP's softmax. start_bias: the sigmoid's first bias, SigLIP's -10;
     few distinct captions have many more positives, for which it starts far too low. text_*: the
     text tower's shape; vocabulary is the size of its tokenizer, context the longest caption in
-    tokens. shift: pixels of random translation; mirror: mirrored pictures are as likely (only for
+    tokens. shift: pixels of random translation; mirror: mirrored images are as likely (only for
     captions that do not speak of sides).
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.protocols import Cost, Loss
 from chiasm.nn.attention import Layout
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
@@ -44,7 +44,7 @@ class TextTower(nn.Module):
 class DualEncoder(nn.Module):
     """Both towers, their heads and the temperature; trained by the common loop.
 
-    Identical captions in a batch are positives of one another's pictures: with few distinct
+    Identical captions in a batch are positives of one another's images: with few distinct
     captions the one-to-one labels of the papers would call true pairs false.
     """
 
@@ -70,7 +70,7 @@ class DualEncoder(nn.Module):
         """Unit vectors [M embedding]."""
         return F.normalize(self.text_projection(self.text(texts, lengths)), dim=-1)
 
-    def loss(self, batch: PictureBatch) -> Loss:
+    def loss(self, batch: ImageBatch) -> Loss:
         assert batch.texts is not None
         assert batch.lengths is not None
         assert batch.match is not None
@@ -98,16 +98,16 @@ class DualEncoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return [*self.vision.layers, *self.text.layers]
 
-    def cost(self, batch: PictureBatch) -> Cost:
-        """Both towers with their heads, and every picture against every text."""
+    def cost(self, batch: ImageBatch) -> Cost:
+        """Both towers with their heads, and every image against every text."""
         batch = batch.on_host
         assert batch.lengths is not None
         trained = {name: is_trained(part) for name, part in self.groups().items()}
-        pictures = self._vision_cost(batch.grids, trained["vision"])
+        images = self._vision_cost(batch.grids, trained["vision"])
         texts = self._text_cost(batch.lengths, trained["text"])
         pairs = 2.0 * len(batch.grids) * len(batch.lengths) * self.config.embedding
         parts = {
-            "vision": pictures,
+            "vision": images,
             "text": texts,
             # Once more for the accuracy that is logged.
             "pairs": (2 + trained["vision"] + trained["text"]) * pairs,
@@ -117,14 +117,14 @@ class DualEncoder(nn.Module):
     def _vision_cost(self, grids: Tensor, trained: bool) -> float:
         config, forwards = self.config.vision, passes(trained, False)
         counts = grids.prod(1)
-        patches, pictures = int(counts.sum()), len(grids)
+        patches, images = int(counts.sum()), len(grids)
         first = 2.0 * matrix_parameters(self.vision.patch_embedding) * patches
         blocks = 2.0 * matrix_parameters(self.vision.layers) * patches
         blocks += attention_flops(counts, config.width, config.layers)
-        keys = 2 * config.width**2  # of a picture's patches; the rest of the head is of its probe
+        keys = 2 * config.width**2  # of an image's patches; the rest of the head is of its probe
         head = 2.0 * keys * patches + 4.0 * config.width * patches
         rest = matrix_parameters(self.pool) - keys + matrix_parameters(self.image_projection)
-        head += 2.0 * rest * pictures
+        head += 2.0 * rest * images
         return forwards * (blocks + head) + min(forwards, 2) * first
 
     def _text_cost(self, lengths: Tensor, trained: bool) -> float:

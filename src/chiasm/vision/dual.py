@@ -1,4 +1,4 @@
-"""Contrastive models of either origin behind two calls: pictures and texts to unit vectors."""
+"""Contrastive models of either origin behind two calls: images and texts to unit vectors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KINDS = ("clip", "siglip", "siglip2")
 
 
 class Dual(Protocol):
-    """Embeds pictures and texts so that a text is near the pictures it describes."""
+    """Embeds images and texts so that a text is near the images it describes."""
 
-    def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
+    def embed_images(self, images: Sequence[PIL.Image.Image]) -> Tensor:
         """Unit vectors [N D], in main memory."""
         ...
 
@@ -30,14 +30,14 @@ class Dual(Protocol):
 
 
 class OwnDual:
-    """A DualEncoder of ours with its picture processor."""
+    """A DualEncoder of ours with its image processor."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval(), processor
 
     @torch.inference_mode()
-    def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
-        patches, grids = self.processor.pictures(pictures)
+    def embed_images(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        patches, grids = self.processor.images(images)
         return self.model.embed_images(patches.to(model_device(self.model)), grids).cpu()
 
     @torch.inference_mode()
@@ -53,8 +53,8 @@ class StockDual:
         self.model, self.images, self.tokenizer = model.eval(), images, tokenizer
 
     @torch.inference_mode()
-    def embed_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
-        inputs = self.images(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
+    def embed_images(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        inputs = self.images(images=[p.convert("RGB") for p in images], return_tensors="pt")
         inputs = {name: t.to(self.model.device) for name, t in inputs.items()}
         return _unit(self.model.get_image_features(**inputs))
 

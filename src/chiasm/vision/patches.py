@@ -1,4 +1,4 @@
-"""Pictures to patches [P, 3·p·p] and back, without torchvision."""
+"""Images to patches [P, 3·p·p] and back, without torchvision."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def fit(
     return image if whole == target else image.crop((0, 0, *whole))
 
 
-def native(picture: tuple[int, int], longest: int, step: int, max_patches: int) -> tuple[int, int]:
-    """Width and height, multiples of step, that a picture (width, height) is resized to: the
+def native(image: tuple[int, int], longest: int, step: int, max_patches: int) -> tuple[int, int]:
+    """Width and height, multiples of step, that an image (width, height) is resized to: the
     largest scale whose sides, rounded up, hold at most max_patches squares (SigLIP 2, 2502.14786,
     section 2.4.2). The search is that of the published processor, so that roundings agree."""
     low, high = 1e-6, 100.0
     while high - low >= 1e-5:
         scale = (low + high) / 2
-        width, height = (_whole(edge * scale, step) for edge in picture)
+        width, height = (_whole(edge * scale, step) for edge in image)
         low, high = (scale, high) if width * height <= max_patches else (low, scale)
     limit = max(1, longest // step)
-    scale = min(low, limit * step / max(picture))
-    width, height = (min(limit, _whole(edge * scale, step)) * step for edge in picture)
+    scale = min(low, limit * step / max(image))
+    width, height = (min(limit, _whole(edge * scale, step)) * step for edge in image)
     return width, height
 
 
@@ -161,7 +161,7 @@ def _part_resized(
 
 
 def resized(image: PIL.Image.Image, size: tuple[int, int], resample: int) -> PIL.Image.Image:
-    """The picture at (width, height)."""
+    """The image at (width, height)."""
     return image if image.size == size else image.resize(size, PIL.Image.Resampling(resample))
 
 

@@ -155,10 +155,10 @@ def attention(
 
 
 class Tower(nn.Module):
-    """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width].
+    """patches [P, 3·p·p] of N images with grids [N 2] -> features [P, width].
 
     Class and register tokens take part but are left out of the features, which stay one a patch;
-    with class_token each picture's class token comes before its patches: [N + P, width].
+    with class_token each image's class token comes before its patches: [N + P, width].
     """
 
     scale: Tensor
@@ -180,7 +180,7 @@ class Tower(nn.Module):
 
     @property
     def special(self) -> int:
-        """Tokens of a picture that are no patches: class and registers."""
+        """Tokens of an image that are no patches: class and registers."""
         return self.family.class_token + getattr(self.model.config, "num_register_tokens", 0)
 
     @property
@@ -195,7 +195,7 @@ class Tower(nn.Module):
 
     def train(self, mode: bool = True) -> Tower:
         """As in evaluation always: DINOv3 in training mode stretches its positions at random, so
-        that a frozen encoder would see another picture each time."""
+        that a frozen encoder would see another image each time."""
         return super().train(False)
 
     def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
@@ -204,14 +204,14 @@ class Tower(nn.Module):
         return self._packed(x, shapes) if self.family.embed is None else self._by_grid(x, shapes)
 
     def _by_grid(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """Pictures of one grid together, as pixels. x [P 3 p·p]."""
+        """Images of one grid together, as pixels. x [P 3 p·p]."""
         assert self.family.embed is not None
-        pictures = x.split([h * w for h, w in shapes])
+        images = x.split([h * w for h, w in shapes])
         embedded: list[tuple[Tensor, dict[str, Any]]] = []
         members: list[list[int]] = []
         for grid in dict.fromkeys(shapes):
             members.append([i for i, shape in enumerate(shapes) if shape == grid])
-            pixels = _pixels(torch.stack([pictures[i] for i in members[-1]]), grid)
+            pixels = _pixels(torch.stack([images[i] for i in members[-1]]), grid)
             embedded.append(self.family.embed(self.model, pixels))
         if len(members) > 1 and _in_one_row(x.device) and not any(extra for _, extra in embedded):
             hidden = self._as_one_row([rows for rows, _ in embedded])
@@ -226,7 +226,7 @@ class Tower(nn.Module):
         return torch.cat([features[i] for i in range(len(shapes))])
 
     def _as_one_row(self, groups: list[Tensor]) -> list[Tensor]:
-        """The blocks run once for groups [n L D] of pictures of one length each."""
+        """The blocks run once for groups [n L D] of images of one length each."""
         row = torch.cat([rows.flatten(0, 1) for rows in groups])[None]
         lengths = [rows.shape[1] for rows in groups for _ in rows]
         layout = images_layout(lengths, row.device)
@@ -236,11 +236,11 @@ class Tower(nn.Module):
         return [part.unflatten(0, g.shape[:2]) for part, g in zip(parts, groups, strict=True)]
 
     def _packed(self, x: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """NaFlex: every picture a row of patches, filled up to the longest. x [P 3 p·p]."""
+        """NaFlex: every image a row of patches, filled up to the longest. x [P 3 p·p]."""
         # Inside a patch its order is (y, x, channel), ours (channel, y, x).
         counts = [h * w for h, w in shapes]
-        pictures = x.transpose(1, 2).flatten(1).split(counts)
-        rows = nn.utils.rnn.pad_sequence(list(pictures), batch_first=True)
+        images = x.transpose(1, 2).flatten(1).split(counts)
+        rows = nn.utils.rnn.pad_sequence(list(images), batch_first=True)
         hidden = self.model.embeddings(rows, torch.tensor(shapes))
         if len(set(counts)) == 1:
             return self._blocks(hidden, {}).flatten(0, 1)
@@ -488,7 +488,7 @@ def _preprocessing(source: str) -> dict[str, Any]:
     ).is_dir():  # it is there, but could not be fetched: defaults would be a guess
         raise CheckpointError(
             f"{source}: neither processor_config.json nor preprocessor_config.json could be read, "
-            "which say how pictures are normalised; try again or give the repository as a folder"
+            "which say how images are normalised; try again or give the repository as a folder"
         )
     return {}
 
@@ -518,14 +518,14 @@ def _side(value: Any, source: str) -> int:
     sides = {value} if isinstance(value, int) else set(value)
     if len(sides) != 1:
         raise CheckpointError(
-            f"{source}: trained on pictures or patches of {value}; only squares are supported"
+            f"{source}: trained on images or patches of {value}; only squares are supported"
         )
     return int(sides.pop())
 
 
 def _in_one_row(device: torch.device) -> bool:
-    """Whether pictures of several sizes are segments of one row, which needs kernels for it; else
-    pictures of a size are the rows of a batch."""
+    """Whether images of several sizes are segments of one row, which needs kernels for it; else
+    images of a size are the rows of a batch."""
     return kernels_of(device).flex is not None
 
 

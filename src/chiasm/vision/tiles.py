@@ -1,7 +1,7 @@
-"""Large pictures cut into tiles that an encoder of fixed resolution sees one by one.
+"""Large images cut into tiles that an encoder of fixed resolution sees one by one.
 
 Two published ways, down to their roundings: LLaVA-NeXT (its authors' note of January 2024, AnyRes)
-fits the picture into the best of given resolutions and fills the rest with black; Idefics3
+fits the image into the best of given resolutions and fills the rest with black; Idefics3
 (2408.12637) stretches it to whole tiles.
 """
 
@@ -15,15 +15,13 @@ import PIL.Image
 from chiasm.vision.patches import resized
 
 LARGEST = 4096
-"""The longest side, in pixels, that Idefics3 ever resizes a picture to."""
+"""The longest side, in pixels, that Idefics3 ever resizes an image to."""
 
 
-def best_resolution(
-    picture: tuple[int, int], choices: Sequence[tuple[int, int]]
-) -> tuple[int, int]:
-    """Of resolutions (height, width) the one that keeps most pixels of a picture (width, height),
+def best_resolution(image: tuple[int, int], choices: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of resolutions (height, width) the one that keeps most pixels of an image (width, height),
     and of those that keep as many the one with least to fill."""
-    width, height = picture
+    width, height = image
 
     def kept(choice: tuple[int, int]) -> int:
         scale = min(choice[1] / width, choice[0] / height)
@@ -33,7 +31,7 @@ def best_resolution(
 
 
 def fit_into(image: PIL.Image.Image, height: int, width: int, resample: int) -> PIL.Image.Image:
-    """The picture as large as it fits, in the middle of a black one of this size."""
+    """The image as large as it fits, in the middle of a black one of this size."""
     across, down = width / image.width, height / image.height
     if across < down:
         size = (width, min(math.ceil(image.height * across), height))
@@ -44,19 +42,19 @@ def fit_into(image: PIL.Image.Image, height: int, width: int, resample: int) -> 
     return whole
 
 
-def unpadded(picture: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
-    """How many of `rows` above and below, and of `columns` left and right, are filling where a
-    picture (width, height) was fitted into them."""
-    width, height = picture
+def unpadded(image: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
+    """How many of `rows` above and below, and of `columns` left and right, are filling where an
+    image (width, height) was fitted into them."""
+    width, height = image
     if width / height > columns / rows:
         return (rows - int(round(height * (columns / width), 7))) // 2, 0
     return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
 
-def stretched(picture: tuple[int, int], longest_edge: int, side: int) -> list[tuple[int, int]]:
-    """The sizes (width, height) that a picture (width, height) goes through: its longer side at
+def stretched(image: tuple[int, int], longest_edge: int, side: int) -> list[tuple[int, int]]:
+    """The sizes (width, height) that an image (width, height) goes through: its longer side at
     longest_edge, then both at multiples of `side`."""
-    width, height = _at_longest(picture, longest_edge)
+    width, height = _at_longest(image, longest_edge)
     aspect = width / height
     if width >= height:
         columns = math.ceil(width / side)
@@ -67,9 +65,9 @@ def stretched(picture: tuple[int, int], longest_edge: int, side: int) -> list[tu
     return [(width, height), (columns * side, rows * side)]
 
 
-def _at_longest(picture: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+def _at_longest(image: tuple[int, int], longest_edge: int) -> tuple[int, int]:
     """The shorter side is rounded to an even number, then all to at most LARGEST."""
-    width, height = picture
+    width, height = image
     aspect = width / height
     if width >= height:
         width, height = longest_edge, int(longest_edge / aspect)

@@ -61,7 +61,7 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """patches [P, 3·p·p] of N pictures with grids [N 2] -> features [P, width], or as many widths
+    """patches [P, 3·p·p] of N images with grids [N 2] -> features [P, width], or as many widths
     as blocks are chosen, each through the last norm."""
 
     def __init__(self, config: ViTConfig):
@@ -77,7 +77,7 @@ class ViT(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.width, eps=1e-6)
 
     special = 0
-    """Tokens of a picture that are no patches."""
+    """Tokens of an image that are no patches."""
 
     @property
     def towers(self) -> list[ViT]:
@@ -87,7 +87,7 @@ class ViT(nn.Module):
     def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
         x = self.patch_embedding(patches)
         shapes = [(int(h), int(w)) for h, w in grids.tolist()]
-        if len(set(shapes)) == 1:  # one resolution: rows are pictures, nothing to gather
+        if len(set(shapes)) == 1:  # one resolution: rows are images, nothing to gather
             x = x.view(len(shapes), -1, x.shape[-1]) + self._positions(shapes[0])
             layout = full_layout()
         else:
@@ -115,7 +115,7 @@ class ViT(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """SigLIP's head: one learned query attends to a picture's patches, then an MLP.
+    """SigLIP's head: one learned query attends to an image's patches, then an MLP.
 
     features [P D] with grids [N 2] -> [N D]
     """

@@ -1,4 +1,4 @@
-"""Captions that have nothing to do with their picture, judged by a contrastive model."""
+"""Captions that have nothing to do with their image, judged by a contrastive model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
 
 Score = Callable[[PIL.Image.Image, str], float]
-"""How well a text fits a picture: the cosine of their embeddings (CLIP score, 2104.08718)."""
+"""How well a text fits an image: the cosine of their embeddings (CLIP score, 2104.08718)."""
 
 
 @dataclass
 class Agreement:
     """least: lowest cosine; model: the folder of a trained encoder, from which the caller makes
-    `score`. Samples without a picture or a caption are kept."""
+    `score`. Samples without an image or a caption are kept."""
 
     least: float = 0.2
     model: str = ""
@@ -32,5 +32,5 @@ class Agreement:
             return None
         value = self.score(sample.images[0].load(), caption)
         if value < self.least:
-            return f"caption and picture agree by {value:.3f}, under {self.least}"
+            return f"caption and image agree by {value:.3f}, under {self.least}"
         return None

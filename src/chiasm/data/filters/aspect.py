@@ -1,4 +1,4 @@
-"""Pictures so long that resizing leaves nothing of them."""
+"""Images so long that resizing leaves nothing of them."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Aspect:
             width, height = image.load().size
             ratio = max(width, height) / min(width, height)
             if ratio > self.most:
-                return f"a picture of {width}x{height}, {ratio:.1f} times as long as wide"
+                return f"an image of {width}x{height}, {ratio:.1f} times as long as wide"
         return None

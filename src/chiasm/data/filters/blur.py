@@ -1,4 +1,4 @@
-"""Pictures out of focus: the variance of the Laplacian (Pech-Pacheco et al., 2000)."""
+"""Images out of focus: the variance of the Laplacian (Pech-Pacheco et al., 2000)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import PIL.Image
 
 from chiasm.core.sample import Sample
 
-EDGE = 512  # the longer side is shrunk to it, so that a number means the same for all pictures
+EDGE = 512  # the longer side is shrunk to it, so that a number means the same for all images
 
 
 @dataclass
@@ -22,13 +22,13 @@ class Blur:
         for image in sample.images:
             value = sharpness(image.load())
             if value < self.least:
-                return f"a blurred picture: sharpness {value:.1f}, under {self.least}"
+                return f"a blurred image: sharpness {value:.1f}, under {self.least}"
         return None
 
 
-def sharpness(picture: PIL.Image.Image) -> float:
-    """Variance of the 4-neighbour Laplacian; 0 for a picture under 3 pixels a side."""
-    grey = picture.convert("L")
+def sharpness(image: PIL.Image.Image) -> float:
+    """Variance of the 4-neighbour Laplacian; 0 for an image under 3 pixels a side."""
+    grey = image.convert("L")
     grey.thumbnail((EDGE, EDGE))
     x = np.asarray(grey, np.float32)
     if min(x.shape) < 3:

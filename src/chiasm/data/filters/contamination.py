@@ -1,4 +1,4 @@
-"""Samples that give away a test set: its pictures, or long runs of its words."""
+"""Samples that give away a test set: its images, or long runs of its words."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
 from chiasm.data.filters.rule import words_of
-from chiasm.data.fingerprint import NearPictures, fingerprint
+from chiasm.data.fingerprint import NearImages, fingerprint
 from chiasm.data.load import load_samples
 
 
 @dataclass
 class Contamination:
     """test: the data set whose test half must stay unseen; n: words in a row that must not be
-    shared (13 is GPT-3's, 2005.14165, appendix C). Shorter texts are judged by the pictures alone:
+    shared (13 is GPT-3's, 2005.14165, appendix C). Shorter texts are judged by the images alone:
     "What is the total?" is asked everywhere."""
 
     test: str = ""
     n: int = 13
     samples: tuple[Sample, ...] = ()
-    _near: NearPictures[str] = field(default_factory=NearPictures, init=False, repr=False)
+    _near: NearImages[str] = field(default_factory=NearImages, init=False, repr=False)
     _grams: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Contamination:
         for image in sample.images:
             name = self._near.find(fingerprint(image.load()))
             if name is not None:
-                return f"shows the picture of the test sample {name}"
+                return f"shows the image of the test sample {name}"
         return None
 
     def _runs(self, sample: Sample) -> list[int]:

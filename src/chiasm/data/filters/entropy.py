@@ -1,4 +1,4 @@
-"""Pictures of one colour, failed screenshots and blank pages."""
+"""Images of one colour, failed screenshots and blank pages."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class Entropy:
         for image in sample.images:
             bits = image.load().convert("L").entropy()
             if bits < self.least:
-                return f"a picture of {bits:.2f} bits a pixel, under {self.least}: nearly blank"
+                return f"an image of {bits:.2f} bits a pixel, under {self.least}: nearly blank"
         return None

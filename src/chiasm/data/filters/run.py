@@ -154,7 +154,7 @@ def verdict(sample: Sample, rules: Sequence[tuple[str, Rule]]) -> tuple[str, str
 
 
 def decoded(sample: Sample) -> Sample:
-    """The sample with its pictures decoded once for all rules."""
+    """The sample with its images decoded once for all rules."""
 
     def part(one: Any) -> Any:
         return Image(one.load(), one.where) if isinstance(one, Image) else one

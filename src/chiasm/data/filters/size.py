@@ -1,4 +1,4 @@
-"""Pictures too small to show anything, or too large to be worth it."""
+"""Images too small to show anything, or too large to be worth it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Size:
         for image in sample.images:
             width, height = image.load().size
             if min(width, height) < self.least:
-                return f"a picture of {width}x{height}, a side under {self.least} pixels"
+                return f"an image of {width}x{height}, a side under {self.least} pixels"
             if max(width, height) > self.most:
-                return f"a picture of {width}x{height}, a side over {self.most} pixels"
+                return f"an image of {width}x{height}, a side over {self.most} pixels"
         return None

@@ -85,7 +85,7 @@ def _objects(whole: dict, key: str, file: Path) -> Iterator[Record]:
 
 
 def _folder(file: Path, name: object) -> Path:
-    """Where COCO's own layout puts the pictures of annotations/captions_*.json."""
+    """Where COCO's own layout puts the images of annotations/captions_*.json."""
     roots = [file.parent, *(f / n for f in (file.parent, file.parent.parent) for n in FOLDERS)]
     return next((r for r in roots if isinstance(name, str) and (r / name).is_file()), file.parent)
 

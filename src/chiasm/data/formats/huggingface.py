@@ -1,6 +1,6 @@
 """Hugging Face `datasets`: a folder of save_to_disk, or by name as hf:ORG/NAME[:CONFIG], streamed.
 
-Pictures are taken as the bytes that are stored, not decoded and encoded again.
+Images are taken as the bytes that are stored, not decoded and encoded again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures and clips of samples as files."""
+"""Images and clips of samples as files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import PIL.Image
 
 from chiasm.core.errors import DataError
-from chiasm.core.picture import Unreadable, open_picture
+from chiasm.core.image import Unreadable, open_image
 from chiasm.core.sample import Image, Video
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-"""How the names of picture files end."""
+"""How the names of image files end."""
 
 
 class Appearing:
@@ -37,7 +37,7 @@ class Appearing:
 
 
 def image_file(image: Image, root: Path) -> str:
-    """The picture's path below `root`: where it stands, or saved there by content."""
+    """The image's path below `root`: where it stands, or saved there by content."""
     if isinstance(image.source, Path) and (name := relative(image.source, root)):
         return name
     name = f"images/{image.digest()[:32]}{suffix(image)}"
@@ -48,7 +48,7 @@ def image_file(image: Image, root: Path) -> str:
 
 
 def image_bytes(image: Image) -> bytes:
-    """The encoded picture as it is; a decoded one as PNG. Raises DataError if it is missing."""
+    """The encoded image as it is; a decoded one as PNG. Raises DataError if it is missing."""
     if isinstance(image.source, PIL.Image.Image):
         buffer = io.BytesIO()
         image.load().save(buffer, "PNG")
@@ -61,14 +61,14 @@ def image_bytes(image: Image) -> bytes:
 
 
 def suffix(image: Image) -> str:
-    """How the name of the picture's file ends."""
+    """How the name of the image's file ends."""
     if isinstance(image.source, Path):
         return image.source.suffix.lower()
     if isinstance(image.source, PIL.Image.Image):
         return ".png"
     try:
-        with open_picture(image.source) as picture:
-            return f".{(picture.format or 'image').lower()}"
+        with open_image(image.source) as opened:
+            return f".{(opened.format or 'image').lower()}"
     except Unreadable:
         image.load()  # raises with the place and the remedy
         raise

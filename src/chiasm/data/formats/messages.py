@@ -1,4 +1,4 @@
-"""OpenAI messages as JSONL: one conversation a line, its pictures as files in the same folder.
+"""OpenAI messages as JSONL: one conversation a line, its images as files in the same folder.
 
     {"id": "7", "images": ["images/7.png"], "messages": [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which animal?"}]},
@@ -37,7 +37,7 @@ def read_messages(
 ) -> list[Sample]:
     """The conversations of a .jsonl file, or of a folder's train.jsonl or only .jsonl.
 
-    Pictures are not opened; their paths are relative to `images`, or to the file's folder. meta
+    Images are not opened; their paths are relative to `images`, or to the file's folder. meta
     gets "where" ("train.jsonl:17"); blank lines are skipped. Raises DataError for the first bad
     line, or gives each to on_error and reads on.
     """
@@ -54,7 +54,7 @@ def read_messages(
 def write_messages(written: Iterable[Sample], path: Path) -> None:
     """Write conversations so that read_messages gives them back; the file appears only whole.
 
-    Files inside the folder of `path` are named where they are; other pictures are saved once, by
+    Files inside the folder of `path` are named where they are; other images are saved once, by
     content, under images/ (decoded ones as PNG), other clips under videos/.
     """
     with Appearing(path) as temporary, temporary.open("wb") as file:

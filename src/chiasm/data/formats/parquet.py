@@ -1,4 +1,4 @@
-"""Parquet through pyarrow: a row a sample, pictures inside as Hugging Face stores them.
+"""Parquet through pyarrow: a row a sample, images inside as Hugging Face stores them.
 
 What write_parquet writes, `datasets.load_dataset("parquet", ...)` opens with decoded images.
 """
@@ -101,7 +101,7 @@ def _message(turn: Turn) -> dict:
 
 
 def _schema(pyarrow: Any) -> Any:
-    """Our columns, with the features by which `datasets` knows the pictures."""
+    """Our columns, with the features by which `datasets` knows the images."""
     text, struct, many = pyarrow.string(), pyarrow.struct, pyarrow.list_
     value = {"dtype": "string", "_type": "Value"}
     number = {"dtype": "int64", "_type": "Value"}

@@ -38,21 +38,21 @@ def read(path: Path, reading: Reading) -> Iterable[Sample]:
         captions = _words(_beside(file)).splitlines()
         return described((Image(file, where),), captions, name, source, {"where": where})
 
-    return samples(_pictures(path), make, source, reading.on_error)
+    return samples(_images(path), make, source, reading.on_error)
 
 
-def _pictures(path: Path) -> Iterator[Record]:
-    """The pictures, and the texts that stand beside none."""
+def _images(path: Path) -> Iterator[Record]:
+    """The images, and the texts that stand beside none."""
     files = sorted(path.rglob("*"))
-    pictures = {file for file in files if file.suffix.lower() in SUFFIXES}
-    captioned = {image.with_suffix(ending) for image in pictures for ending in ENDINGS}
+    images = {file for file in files if file.suffix.lower() in SUFFIXES}
+    captioned = {image.with_suffix(ending) for image in images for ending in ENDINGS}
     for file in files:
-        if file in pictures:
+        if file in images:
             yield file.relative_to(path).as_posix(), file
         elif file.suffix in ENDINGS and file not in captioned:
             yield (
                 file.relative_to(path).as_posix(),
-                DataError("no picture of its name beside it; add it (jpg, png, ...) or remove it"),
+                DataError("no image of its name beside it; add it (jpg, png, ...) or remove it"),
             )
 
 
@@ -73,4 +73,4 @@ def _words(file: Path) -> str:
         raise DataError(f"no readable {file.name} beside it; write its caption there") from None
 
 
-FORMAT = Format("plain", "folder of pictures with .txt", claims, read)
+FORMAT = Format("plain", "folder of images with .txt", claims, read)

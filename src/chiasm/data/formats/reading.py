@@ -202,9 +202,7 @@ def lines(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes | DataError]]:
             yield (
                 number,
                 start,
-                DataError(
-                    f"a line of more than {LONGEST:,} bytes; save pictures as files beside it"
-                ),
+                DataError(f"a line of more than {LONGEST:,} bytes; save images as files beside it"),
             )
         elif line.strip():
             yield number, start, line
@@ -220,7 +218,7 @@ def json_line_object(line: bytes | DataError) -> dict:
 
 def table_rows(file: Path, delimiter: str = ",") -> Iterator[Record]:
     """The rows of a CSV or TSV file as objects of what their cells hold."""
-    # The limit is the module's, and 128 KiB is too small for a picture.
+    # The limit is the module's, and 128 KiB is too small for an image.
     before = csv.field_size_limit(LONGEST)
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:

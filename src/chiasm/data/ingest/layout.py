@@ -89,7 +89,7 @@ def order_pairs(lines: Sequence[Line], random: Random, count: int = 2) -> list[t
 
 
 def turns(image: Image, pairs: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
-    """Questions about one picture, which the first of them carries."""
+    """Questions about one image, which the first of them carries."""
     result = []
     for n, (asked, reply) in enumerate(pairs):
         result += [question(*[image][n:], asked), answer(reply)]

@@ -1,4 +1,4 @@
-"""PDF files: pages as pictures, their text layer as the answers (pypdfium2, extra `pdf`)."""
+"""PDF files: pages as images, their text layer as the answers (pypdfium2, extra `pdf`)."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
     if longest <= 0:
         raise DataError("the page has no area")
     bitmap = page.render(scale=options.side / longest)
-    picture = bitmap.to_pil().convert("RGB")
-    lines = text_lines(page, bitmap.get_posconv(page), picture.size)
+    rendered = bitmap.to_pil().convert("RGB")
+    lines = text_lines(page, bitmap.get_posconv(page), rendered.size)
     if not lines:
         raise DataError(
             "no text layer that can be seen: a scan or a drawing; recognise its text first (OCR)"
@@ -87,7 +87,7 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
         raise DataError("the text layer has no meaning: its fonts name no characters")
     random = Random(f"{options.seed}/{source.key}/{number}")
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    rendered.save(file, "PNG")
     where = f"{source.name} page {number}"
     image = Image(file.getvalue(), where)
     meta = {
@@ -99,13 +99,13 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
     name = f"{source.name}#{number}"
     whole = [("Transcribe the page.", text)]
     order = order_pairs(lines, random)
-    regions = region_pairs(lines, picture.size, random)
+    regions = region_pairs(lines, rendered.size, random)
     yield Sample(turns(image, whole), f"{name}-text", "pdf", meta=meta)
     yield Sample(turns(image, regions + order), f"{name}-regions", "pdf", True, meta)
     for copy in range(options.scans):
         # Skew moves the text, so no boxes are asked of a degraded copy, nor recorded.
         bare = {key: value for key, value in meta.items() if key != "lines"}
-        scanned = Image(scan_jpeg(picture, random), where)
+        scanned = Image(scan_jpeg(rendered, random), where)
         pairs = whole + order
         yield Sample(
             turns(scanned, pairs), f"{name}-scan{copy}", "pdf", True, {**bare, "degraded": True}

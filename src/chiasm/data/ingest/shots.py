@@ -70,14 +70,14 @@ def read_page(
     source: Source, _skip: Skip, running: Any, root: Path, options: ShotOptions
 ) -> Iterator[Sample]:
     """The samples of one page: title, headings, places and names of controls; transcription."""
-    picture, seen = capture(source, running, root, options)
-    texts, shown = fold(seen["texts"], picture.height)
-    picture = picture.crop((0, 0, picture.width, shown))
+    screenshot, seen = capture(source, running, root, options)
+    texts, shown = fold(seen["texts"], screenshot.height)
+    screenshot = screenshot.crop((0, 0, screenshot.width, shown))
     controls = [c for c in seen["controls"] if c["box"][3] <= shown]
     if not texts:
         raise DataError("shows no text")
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    screenshot.save(file, "PNG")
     image = Image(file.getvalue(), source.name)
     meta = {
         "page": source.name,
@@ -87,7 +87,7 @@ def read_page(
         "controls": controls,
     }
     random = Random(f"{options.seed}/{source.key}")
-    pairs = ask(seen["title"], texts, controls, picture.size, random)
+    pairs = ask(seen["title"], texts, controls, screenshot.size, random)
     yield Sample(turns(image, pairs), f"{source.name}#page", "shots", True, meta)
     if all(text["whole"] for text in texts):
         whole = [("Transcribe the page.", "\n".join(text["text"] for text in texts))]
@@ -97,7 +97,7 @@ def read_page(
 def capture(
     source: Source, running: Any, root: Path, options: ShotOptions
 ) -> tuple[PIL.Image.Image, dict]:
-    """The window's picture and what page.js says of it. Raises DataError for a page that does not
+    """The window's image and what page.js says of it. Raises DataError for a page that does not
     load."""
     from playwright.sync_api import Error  # pyright: ignore[reportMissingImports]
 
@@ -121,8 +121,8 @@ def capture(
         raise DataError(f"does not load: {_first_line(error)}") from None
     finally:
         page.close()
-    with PIL.Image.open(io.BytesIO(shot)) as picture:
-        return picture.convert("RGB"), seen
+    with PIL.Image.open(io.BytesIO(shot)) as image:
+        return image.convert("RGB"), seen
 
 
 def _within(root: Path, route: Any) -> None:

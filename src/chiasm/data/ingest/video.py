@@ -34,7 +34,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """frames: pictures of a span; 0 keeps the clip itself as a video part. side: the longer side
+    """frames: images of a span; 0 keeps the clip itself as a video part. side: the longer side
     of a frame is at most so many pixels."""
 
     frames: int = 4
@@ -81,7 +81,7 @@ def read_video(source: Source, skip: Skip, options: VideoOptions) -> Iterator[Sa
                 continue
             asked = question(Video(source.path, where), "Describe the video.")
         else:
-            images = [Image(_jpeg(picture), where) for _, picture in frames]
+            images = [Image(_jpeg(image), where) for _, image in frames]
             what = f"These are {len(images)} frames" if len(images) > 1 else "This is a frame"
             asked = question(*images, f"{what} of a video. Describe the video.")
         turns = (asked, answer(caption.text))
@@ -157,25 +157,25 @@ def _decode(container, stream, wanted: Sequence[float], side: int):
             continue
         last = frame
         if frame.time - origin >= rest[0]:
-            frames.append((frame.time - origin, _picture(frame, side)))
+            frames.append((frame.time - origin, _image(frame, side)))
             while rest and rest[0] <= frame.time - origin:
                 rest.pop(0)
             if not rest:
                 break
     if not frames and last is not None:  # the wanted second lies in the last frame
-        frames.append((last.time - origin, _picture(last, side)))
+        frames.append((last.time - origin, _image(last, side)))
     if not frames:
         raise DataError("holds no frame that can be decoded; repair or remove it")
     return frames
 
 
-def _picture(frame, side: int) -> PIL.Image.Image:
-    picture = frame.to_image()
-    picture.thumbnail((side, side))
-    return picture
+def _image(frame, side: int) -> PIL.Image.Image:
+    image = frame.to_image()
+    image.thumbnail((side, side))
+    return image
 
 
-def _jpeg(picture: PIL.Image.Image) -> bytes:
+def _jpeg(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
+    image.save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -13,10 +13,10 @@ import numpy as np
 import PIL.Image
 
 from chiasm.core.errors import DataError, PlaceholderError
-from chiasm.core.picture import Unreadable, open_picture
+from chiasm.core.image import Unreadable, open_image
 from chiasm.core.sample import Image, Sample
 from chiasm.data.convert import check_clips
-from chiasm.data.fingerprint import Fingerprint, NearPictures, fingerprint
+from chiasm.data.fingerprint import Fingerprint, NearImages, fingerprint
 from chiasm.data.formats.reading import Reading
 from chiasm.data.language import language
 from chiasm.data.load import open_data
@@ -25,7 +25,7 @@ from chiasm.data.parallel import mapped
 CountTokens = Callable[[str], int]
 
 SMALL, LONG, FLAT = 16, 20.0, 2.0
-"""Pixels a side; longer than wide; deviation of grey levels: beyond them a picture is odd."""
+"""Pixels a side; longer than wide; deviation of grey levels: beyond them an image is odd."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -34,7 +34,7 @@ def estimate_tokens(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageStats:
     """Size in pixels, file format, and what was odd or had to be converted. key: its path, or the
     digest of one that is no file."""
 
@@ -54,7 +54,7 @@ class Seen:
     split: str
     tokens: int
     language: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageStats, ...]
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -63,13 +63,13 @@ class Seen:
 
     @property
     def all_remarks(self) -> list[str]:
-        """Everything odd about the sample and its pictures."""
-        return [*self.remarks, *dict.fromkeys(r for p in self.pictures for r in p.remarks)]
+        """Everything odd about the sample and its images."""
+        return [*self.remarks, *dict.fromkeys(r for p in self.images for r in p.remarks)]
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """kind: "record", "placeholders" or "picture or clip"; key: as the quarantine names it."""
+    """kind: "record", "placeholders" or "image or clip"; key: as the quarantine names it."""
 
     key: str
     kind: str
@@ -78,29 +78,29 @@ class Unusable:
 
 @dataclass
 class Inspection:
-    """What is usable, what is not and why, and which pictures look alike."""
+    """What is usable, what is not and why, and which images look alike."""
 
     data: str
     title: str
     seen: list[Seen]
     unusable: list[Unusable]
-    alike: list[list[Picture]]
+    alike: list[list[ImageStats]]
     exact_tokens: bool
     unused: Counter[str] = field(default_factory=Counter)
     """How many records have a key that is not used, by its name."""
 
     @cached_property
     def halves(self) -> dict[str, set[str]]:
-        """The splits that show a picture, by its key."""
+        """The splits that show an image, by its key."""
         found: dict[str, set[str]] = defaultdict(set)
         for seen in self.seen:
-            for picture in seen.pictures:
-                found[picture.key].add(seen.split)
+            for image in seen.images:
+                found[image.key].add(seen.split)
         return found
 
     @property
     def leaked(self) -> int:
-        """Pictures of the test split that show what one of another split shows."""
+        """Images of the test split that show what one of another split shows."""
         alone = {p.key for group in self.alike for p in group}
         groups = [[p.key for p in group] for group in self.alike]
         groups += [[key] for key in self.halves if key not in alone]
@@ -126,7 +126,7 @@ def inspect_data(
     workers: int = 1,
     strict: bool = False,
 ) -> Inspection:
-    """Read all splits of `data`, decode every picture once, by `workers` threads. Nothing is
+    """Read all splits of `data`, decode every image once, by `workers` threads. Nothing is
     changed. strict: a record with a key that is not used is unusable."""
     unusable: list[Unusable] = []
 
@@ -144,20 +144,20 @@ def inspect_data(
             album.add(looks)
             try:
                 check_clips(sample)
-                pictures = tuple(album.picture(image) for image in sample.all_images)
+                measured = tuple(album.stats(image) for image in sample.all_images)
             except DataError as error:
-                unusable.append(Unusable(sample.name, "picture or clip", str(error)))
+                unusable.append(Unusable(sample.name, "image or clip", str(error)))
                 continue
             text = "\n".join(turn.text for turn in sample.turns)
             tokens = (count_tokens or estimate_tokens)(text)
-            seen.append(Seen(sample, split, tokens, language(text), pictures))
+            seen.append(Seen(sample, split, tokens, language(text), measured))
     _remark(seen)
     title, exact = next(iter(sources.values())).format.title, count_tokens is not None
     return Inspection(data, title, seen, unusable, album.alike(), exact, reading.unused)
 
 
-Look = tuple[str, Picture, Fingerprint]
-"""Key of a picture, its measures, and what it looks like."""
+Look = tuple[str, ImageStats, Fingerprint]
+"""Key of an image, its measures, and what it looks like."""
 
 
 def _ahead(samples: Iterable[Sample], workers: int) -> Iterator[tuple[Sample, list[Look]]]:
@@ -201,14 +201,14 @@ def _key(image: Image) -> str:
 
 
 class Album:
-    """Pictures measured once, however many samples show them."""
+    """Images measured once, however many samples show them."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Picture] = {}
-        self._near: NearPictures[str] = NearPictures()
-        self._groups: dict[str, list[Picture]] = defaultdict(list)
+        self._known: dict[str, ImageStats] = {}
+        self._near: NearImages[str] = NearImages()
+        self._groups: dict[str, list[ImageStats]] = defaultdict(list)
 
-    def picture(self, image: Image) -> Picture:
+    def stats(self, image: Image) -> ImageStats:
         """Raises DataError for one that cannot be decoded."""
         key = _key(image)
         if key not in self._known:
@@ -223,12 +223,12 @@ class Album:
                 self._near.add(print_, key)
             self._groups[first or key].append(found)
 
-    def alike(self) -> list[list[Picture]]:
+    def alike(self) -> list[list[ImageStats]]:
         """Different files that show the same, in groups."""
         return [group for group in self._groups.values() if len(group) > 1]
 
 
-def _measure(key: str, name: str, image: Image, pixels: PIL.Image.Image) -> Picture:
+def _measure(key: str, name: str, image: Image, pixels: PIL.Image.Image) -> ImageStats:
     width, height = pixels.size
     remarks = []
     if min(width, height) < SMALL:
@@ -241,16 +241,16 @@ def _measure(key: str, name: str, image: Image, pixels: PIL.Image.Image) -> Pict
     kind = "pixels"
     if not isinstance(image.source, PIL.Image.Image):
         try:
-            with open_picture(image.encoded()) as raw:
+            with open_image(image.encoded()) as raw:
                 kind = raw.format or "?"
                 remarks += _converted(raw)
         except (Unreadable, OSError) as error:  # gone since it was decoded
             raise DataError(f"{name}: not a readable image: {error}") from None
-    return Picture(key, name, width, height, kind, tuple(remarks))
+    return ImageStats(key, name, width, height, kind, tuple(remarks))
 
 
 def _converted(raw: PIL.Image.Image) -> list[str]:
-    """What core.picture has to do about a file, in words."""
+    """What core.image has to do about a file, in words."""
     remarks = []
     if getattr(raw, "n_frames", 1) > 1:
         remarks.append("several frames, the first is used")

@@ -15,7 +15,7 @@ import numpy as np
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Text
-from chiasm.data.inspect.measure import Inspection, Picture, Seen, usual
+from chiasm.data.inspect.measure import ImageStats, Inspection, Seen, usual
 
 SHOWN, LISTED, GROUPS = 120, 500, 40  # samples in the gallery; lines in a list; doubles
 EDGE = 220  # pixels of a thumbnail
@@ -42,16 +42,16 @@ def summary(found: Inspection) -> dict:
         "format": found.title,
         "samples": Counter(s.split for s in seen),
         "turns": sum(len(s.sample.turns) for s in seen),
-        "pictures": sum(len(s.pictures) for s in seen),
+        "pictures": sum(len(s.images) for s in seen),
         "clips": sum(len(s.sample.videos) for s in seen),
         "tokens": {
             "counted": found.exact_tokens,
             "total": sum(s.tokens for s in seen),
             **_spread([s.tokens for s in seen]),
         },
-        "width": _spread([p.width for s in seen for p in s.pictures]),
-        "height": _spread([p.height for s in seen for p in s.pictures]),
-        "picture formats": Counter(p.format for s in seen for p in s.pictures),
+        "width": _spread([p.width for s in seen for p in s.images]),
+        "height": _spread([p.height for s in seen for p in s.images]),
+        "picture formats": Counter(p.format for s in seen for p in s.images),
         "languages": Counter(s.language for s in seen),
         "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
         "odd": [
@@ -80,9 +80,9 @@ def _head(found: Inspection) -> str:
     tiles = [
         (f"{usable:,}", "usable samples"),
         (f"{len(found.unusable):,}", "unusable"),
-        (f"{numbers['pictures']:,}", "pictures"),
+        (f"{numbers['pictures']:,}", "images"),
         (f"{sum(map(bool, (s.all_remarks for s in found.seen))):,}", "with something odd"),
-        (f"{sum(map(len, found.alike)):,}", "pictures with a double"),
+        (f"{sum(map(len, found.alike)):,}", "images with a double"),
         (f"{tokens:,}", "text tokens" if found.exact_tokens else "text tokens, estimated"),
     ]
     items = "".join(f"<li><b>{number}</b>{name}</li>" for number, name in tiles)
@@ -118,15 +118,15 @@ def _alike(found: Inspection) -> str:
     images = {
         p.key: image
         for seen in found.seen
-        for p, image in zip(seen.pictures, seen.sample.all_images, strict=True)
+        for p, image in zip(seen.images, seen.sample.all_images, strict=True)
     }
 
-    def halves(group: list[Picture]) -> list[str]:
+    def halves(group: list[ImageStats]) -> list[str]:
         return sorted(set().union(*(found.halves[p.key] for p in group)), reverse=True)
 
     groups = sorted(found.alike, key=lambda group: -len(halves(group)))
     cards = "".join(
-        f"<div class='card'><div class='pictures small'>"
+        f"<div class='card'><div class='images small'>"
         f"{''.join(_thumbnail(images[p.key]) for p in group[:4] if p.key in images)}</div>"
         f"<p class='quiet'>{len(group):,} in {' and '.join(halves(group)) or 'unusable samples'}: "
         f"{escape(', '.join(p.name for p in group[:6]))}</p></div>"
@@ -135,12 +135,10 @@ def _alike(found: Inspection) -> str:
     lede = (
         "Different files that show the same; chiasm data filter --rules near-duplicate keeps one."
     )
-    leaked = f" {found.leaked:,} pictures of the test half are also in another." * bool(
-        found.leaked
-    )
+    leaked = f" {found.leaked:,} images of the test half are also in another." * bool(found.leaked)
     more = f" The first {GROUPS} groups; all are in the JSON." * (len(groups) > GROUPS)
     return (
-        f"<section><h2>Pictures alike <small>{len(groups):,}</small></h2>"
+        f"<section><h2>Images alike <small>{len(groups):,}</small></h2>"
         f"<p class='lede'>{lede}{leaked}{more}</p>"
         f"<div class='scroll gallery'>{cards}</div></section>"
     )
@@ -163,14 +161,14 @@ def _table(title: str, lede: str, heads: Iterable[str], rows: list[tuple]) -> st
 
 
 def _sizes(found: Inspection) -> str:
-    pictures = [p for s in found.seen for p in s.pictures]
+    images = [p for s in found.seen for p in s.images]
     kind = "tokens of text" if found.exact_tokens else "tokens of text (estimated)"
     charts = [
         _histogram(kind, [s.tokens for s in found.seen]),
-        _histogram("width of pictures", [p.width for p in pictures]),
-        _histogram("height of pictures", [p.height for p in pictures]),
+        _histogram("width of images", [p.width for p in images]),
+        _histogram("height of images", [p.height for p in images]),
         _shares("language", Counter(s.language for s in found.seen)),
-        _shares("format of pictures", Counter(p.format for p in pictures)),
+        _shares("format of images", Counter(p.format for p in images)),
     ]
     return f"<section><h2>Sizes</h2><div class='charts'>{''.join(charts)}</div></section>"
 
@@ -213,7 +211,7 @@ def _gallery(found: Inspection) -> str:
     rest = [s for s in found.seen if not s.all_remarks]
     shown = [*spaced(odd, SHOWN // 2), *spaced(rest, SHOWN - min(len(odd), SHOWN // 2))]
     keys = {p.key for group in found.alike for p in group}
-    cards = "".join(_card(s, any(p.key in keys for p in s.pictures)) for s in shown)
+    cards = "".join(_card(s, any(p.key in keys for p in s.images)) for s in shown)
     buttons = "".join(
         f"<button type='button' data-show='{tag}' aria-pressed='{str(not tag).lower()}'>"
         f"{label}</button>"
@@ -242,10 +240,10 @@ def _card(seen: Seen, alike: bool) -> str:
     )
     tags = f"{'odd ' * bool(seen.all_remarks)}{'alike' * alike}".strip()
     remarks = "".join(f"<li>{escape(remark)}</li>" for remark in seen.all_remarks)
-    sizes = ", ".join(f"{p.width}x{p.height} {p.format}" for p in seen.pictures[:4])
-    pictures = "".join(map(_thumbnail, seen.sample.all_images[:4]))
+    sizes = ", ".join(f"{p.width}x{p.height} {p.format}" for p in seen.images[:4])
+    images = "".join(map(_thumbnail, seen.sample.all_images[:4]))
     return (
-        f"<article class='card' data-tags='{tags}'><div class='pictures'>{pictures}</div>"
+        f"<article class='card' data-tags='{tags}'><div class='images'>{images}</div>"
         f"<h3>{escape(seen.name)}</h3><p class='quiet'>{seen.split} · {escape(sizes)} · "
         f"{seen.tokens:,} tokens · {escape(seen.language)}</p>{turns}<ul>{remarks}</ul></article>"
     )
@@ -258,11 +256,11 @@ def _shown(parts: Iterable) -> str:
 
 def _thumbnail(image: Image) -> str:
     try:
-        picture = image.load()
+        thumbnail = image.load()
     except DataError:  # gone since it was measured
         return ""
-    picture.thumbnail((EDGE, EDGE))
+    thumbnail.thumbnail((EDGE, EDGE))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    thumbnail.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f"<img alt='' loading='lazy' src='data:image/jpeg;base64,{data}'>"

@@ -26,14 +26,14 @@ def show(found: Inspection, console: Console) -> None:
     for name, value in (
         ("usable samples", splits or "0"),
         ("unusable", _counts(Counter(u.kind for u in found.unusable)) or "0"),
-        ("pictures", f"{numbers['pictures']:,}  {_counts(numbers['picture formats'])}"),
+        ("images", f"{numbers['pictures']:,}  {_counts(numbers['picture formats'])}"),
         ("clips", f"{numbers['clips']:,}"),
         ("width", _range(numbers["width"])),
         ("height", _range(numbers["height"])),
         (f"text tokens{'' if found.exact_tokens else ' (est.)'}", _range(numbers["tokens"])),
         ("languages", _counts(numbers["languages"])),
-        ("pictures alike", f"{sum(map(len, found.alike)):,} in {len(found.alike):,} groups"),
-        ("test seen in training", f"{found.leaked:,} pictures"),
+        ("images alike", f"{sum(map(len, found.alike)):,} in {len(found.alike):,} groups"),
+        ("test seen in training", f"{found.leaked:,} images"),
         ("odd", _counts(found.odd) or "nothing"),
         ("not used", said_of(found.unused) or "nothing"),
     ):
@@ -49,7 +49,7 @@ def show(found: Inspection, console: Console) -> None:
 
 def _as_read(seen: Seen) -> str:
     """A sample as it is read, its images and clips where they stand in the text."""
-    sizes = iter(seen.pictures)
+    sizes = iter(seen.images)
 
     def part(one: Part) -> str:
         if isinstance(one, Text):

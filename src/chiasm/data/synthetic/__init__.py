@@ -1,1 +1,1 @@
-"""Pictures made from known contents, so that every answer about them is exact."""
+"""Images made from known contents, so that every answer about them is exact."""

@@ -14,11 +14,11 @@ INK: Color = (20, 20, 24)
 
 
 class Canvas:
-    """A picture under construction, width × height pixels."""
+    """An image under construction, width × height pixels."""
 
     def __init__(self, width: int, height: int, paper: Color = (255, 255, 255)):
-        self.picture = PIL.Image.new("RGB", (width, height), paper)
-        self.pen = ImageDraw.Draw(self.picture)
+        self.image = PIL.Image.new("RGB", (width, height), paper)
+        self.pen = ImageDraw.Draw(self.image)
 
     def text(
         self,
@@ -33,8 +33,8 @@ class Canvas:
         return self.pen.textbbox(at, text, font, anchor)
 
     def cut(self, bottom: float) -> PIL.Image.Image:
-        """The finished picture, without what is empty below."""
-        return self.picture.crop((0, 0, self.picture.width, min(self.picture.height, int(bottom))))
+        """The finished image, without what is empty below."""
+        return self.image.crop((0, 0, self.image.width, min(self.image.height, int(bottom))))
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

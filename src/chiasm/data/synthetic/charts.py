@@ -84,10 +84,10 @@ def render(content: Content, random: Random) -> Rendered:
         (_pie if content["chart"] == "pie" else _axes)(axes, content, random)
         axes.set_title(content["title"], pad=12)
         canvas.draw()
-        picture = PIL.Image.frombuffer(
+        image = PIL.Image.frombuffer(
             "RGBA", canvas.get_width_height(), canvas.buffer_rgba().tobytes()
         )
-    return Rendered(picture.convert("RGB"))
+    return Rendered(image.convert("RGB"))
 
 
 def _pie(axes, content: Content, random: Random) -> None:

@@ -67,12 +67,12 @@ def render(content: Content, random: Random) -> Rendered:
             n += 1
             y += 0.7 * step
         bottoms.append(y)
-    picture = canvas.cut(max(bottoms) + MARGIN - 0.7 * step)
-    return Rendered(scan(picture, random, skew=0) if random.random() < 0.4 else picture, boxes)
+    image = canvas.cut(max(bottoms) + MARGIN - 0.7 * step)
+    return Rendered(scan(image, random, skew=0) if random.random() < 0.4 else image, boxes)
 
 
 def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
-    paragraphs, size = content["paragraphs"], rendered.picture.size
+    paragraphs, size = content["paragraphs"], rendered.image.size
     n, m = sorted(random.sample(range(len(paragraphs)), 2))
     box = write_box(rendered.boxes[str(m)], size)
     one, other = (paragraphs[i].split()[0] for i in random.sample((n, m), 2))

@@ -1,4 +1,4 @@
-"""The fonts that matplotlib ships: the same on every machine, so the same pictures are too."""
+"""The fonts that matplotlib ships: the same on every machine, so the same images are too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def font(family: str, size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     try:
         import matplotlib
     except ImportError:
-        raise MissingExtraError("matplotlib", "synthetic", "Making pictures") from None
+        raise MissingExtraError("matplotlib", "synthetic", "Making images") from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     # The basic layout engine: whether Raqm is compiled in differs between builds of Pillow.
     return ImageFont.truetype(

@@ -81,8 +81,8 @@ def render(content: Content, random: Random) -> Rendered:
         canvas.text((MARGIN + 30, y), name, label, anchor="lm")
         boxes[name] = (square[0], square[1], square[2] + 1, square[3] + 1)
         y += step
-    picture = canvas.picture
-    return Rendered(scan(picture, random, skew=0) if random.random() < 0.3 else picture, boxes)
+    image = canvas.image
+    return Rendered(scan(image, random, skew=0) if random.random() < 0.3 else image, boxes)
 
 
 def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
@@ -90,7 +90,7 @@ def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
     option = random.choice(list(options))
     ticked = [name for name, on in options.items() if on]
     value = random.choice(list(fields))
-    where = write_box(rendered.boxes[option], rendered.picture.size)
+    where = write_box(rendered.boxes[option], rendered.image.size)
     return [
         Asked("title", "What is the title of the form?", content["title"]),
         *(Asked("field", f"What is filled in for {n}?", v) for n, v in fields.items()),

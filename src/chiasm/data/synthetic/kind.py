@@ -1,4 +1,4 @@
-"""What every kind of made picture consists of."""
+"""What every kind of made image consists of."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import PIL.Image
 from chiasm.data.boxes import Box
 
 Content = dict
-"""What a picture shows, as JSON: the ground truth that all answers are computed from."""
+"""What an image shows, as JSON: the ground truth that all answers are computed from."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The picture, and where named things of its content lie in it."""
+    """The image, and where named things of its content lie in it."""
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     boxes: dict[str, Box] = field(default_factory=dict)
 
 
@@ -35,7 +35,7 @@ class Asked:
 class Kind:
     """draw: a content, from randomness alone.
     key: the part of it that train and test never share.
-    render: the picture; fonts, colours and layout are drawn anew and are no part of the content.
+    render: the image; fonts, colours and layout are drawn anew and are no part of the content.
     ask: the questions; they may depend on the content and the boxes, never on the pixels.
     caption: the content in a few words.
     """

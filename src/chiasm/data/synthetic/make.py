@@ -1,4 +1,4 @@
-"""Making a set of one kind: distinct contents first, then pictures in parallel.
+"""Making a set of one kind: distinct contents first, then images in parallel.
 
 Everything about sample `index` is a function of (kind, seed, index), so the number of workers
 changes nothing in the files.
@@ -94,14 +94,14 @@ def distinct(kind: str, seed: int, wanted: dict[str, int]) -> dict[str, list[int
 
 
 def make_sample(kind: str, seed: int, index: int) -> Sample:
-    """One sample: the picture as PNG, its questions as independent turns; meta records kind, key,
+    """One sample: the image as PNG, its questions as independent turns; meta records kind, key,
     content, caption, boxes in pixels and the type of every question."""
     made = KINDS[kind]
     content = made.draw(_random(kind, seed, index, "draw"))
     rendered = made.render(content, _random(kind, seed, index, "render"))
     asked = made.ask(content, rendered, _random(kind, seed, index, "ask"))
     file = io.BytesIO()
-    rendered.picture.save(file, "PNG")
+    rendered.image.save(file, "PNG")
     image = Image(file.getvalue(), f"{kind} {index} of seed {seed}")
     turns = []
     for n, one in enumerate(asked):

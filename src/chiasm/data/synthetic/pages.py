@@ -86,7 +86,7 @@ def render(content: Content, random: Random) -> Rendered:
         canvas.text((x + wide / 2, HEIGHT - 45), name, body, (255, 255, 255), "mm")
         boxes[f"button/{name}"] = (box[0], box[1], box[2] + 1, box[3] + 1)
         x += wide + 14
-    return Rendered(canvas.picture, boxes)
+    return Rendered(canvas.image, boxes)
 
 
 def _switch(canvas: Canvas, left: float, middle: float, on: bool, accent: Color) -> Box:
@@ -99,7 +99,7 @@ def _switch(canvas: Canvas, left: float, middle: float, on: bool, accent: Color)
 
 
 def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
-    size, boxes = rendered.picture.size, rendered.boxes
+    size, boxes = rendered.image.size, rendered.boxes
     button, entry = random.choice(content["buttons"]), random.choice(content["menu"])
     switch, field = random.choice(list(content["switches"])), random.choice(list(content["fields"]))
     on = [name for name, state in content["switches"].items() if state]

@@ -102,8 +102,8 @@ def render(content: Content, random: Random) -> Rendered:
     for n, line in enumerate(texts):
         strong = n == 0 or line.startswith("TOTAL")
         canvas.text((margin, margin + n * step), line, bold if strong else body)
-    picture = canvas.picture
-    return Rendered(scan(picture, random) if random.random() < 0.5 else picture)
+    image = canvas.image
+    return Rendered(scan(image, random) if random.random() < 0.5 else image)
 
 
 def ask(content: Content, _rendered: Rendered, random: Random) -> list[Asked]:

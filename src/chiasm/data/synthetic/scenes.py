@@ -57,7 +57,7 @@ def render(content: Content, random: Random) -> Rendered:
         y = thing["row"] * CELL + CELL // 2 + random.randint(-room, room)
         _paint(canvas, thing["shape"], x, y, half, COLORS[thing["color"]])
         boxes[str(n)] = (x - half, y - half, x + half + 1, y + half + 1)
-    return Rendered(canvas.picture, boxes)
+    return Rendered(canvas.image, boxes)
 
 
 def _paint(canvas: Canvas, shape: str, x: int, y: int, half: int, color: Color) -> None:
@@ -91,7 +91,7 @@ def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
     single = [n for n, o in enumerate(objects) if counted[_name(o)] == 1]
     if single:
         n = random.choice(single)
-        box = write_box(rendered.boxes[str(n)], rendered.picture.size)
+        box = write_box(rendered.boxes[str(n)], rendered.image.size)
         asked.append(Asked("where", f"Where is the {_name(objects[n])}? {HINT}", box))
     if len(single) > 1:
         one, other = (objects[n] for n in random.sample(single, 2))

@@ -52,7 +52,7 @@ def render(content: Content, random: Random) -> Rendered:
         boxes[f"item/{n}"] = canvas.text((x + 14, middle), item["name"].upper(), type_, anchor="lm")
     state = "PAID" if content["paid"] else "DUE"
     boxes["state"] = canvas.text((x, y + 3 * LINE), state, type_, anchor="lm")
-    return Rendered(canvas.picture, boxes)
+    return Rendered(canvas.image, boxes)
 
 
 def ask(content: Content, _rendered: Rendered, random: Random) -> list[Asked]:

@@ -59,7 +59,7 @@ def render(content: Content, random: Random) -> Rendered:
             left += widths[c]
         if look == "plain":
             canvas.pen.line((MARGIN, y + high, left, y + high), (170, 170, 170))
-    return Rendered(canvas.picture, boxes)
+    return Rendered(canvas.image, boxes)
 
 
 def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
@@ -69,7 +69,7 @@ def ask(content: Content, rendered: Rendered, random: Random) -> list[Asked]:
     row = random.choice(rows)
     values = {r[0]: int(r[c]) for r in rows}
     threshold = random.randint(20, 80)
-    size = rendered.picture.size
+    size = rendered.image.size
     lines = [" | ".join(line) for line in (columns, *rows)]
     return [
         Asked("title", "What is the title of the table?", content["title"]),

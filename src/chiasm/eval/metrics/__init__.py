@@ -1,1 +1,1 @@
-"""Measures as small free functions: of replies, of proportions, of pictures."""
+"""Measures as small free functions: of replies, of proportions, of images."""

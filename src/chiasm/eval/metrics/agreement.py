@@ -1,4 +1,4 @@
-"""Whether a picture shows what a prompt asks, by rules over the objects found in it (GenEval,
+"""Whether an image shows what a prompt asks, by rules over the objects found in it (GenEval,
 2310.11513). Who finds them (a detector, metrics/flat_shapes.py) is another matter."""
 
 from __future__ import annotations

@@ -60,5 +60,5 @@ def iou(a: Box, b: Box) -> float:
 
 
 def scale(box: Box, width: float, height: float) -> Box:
-    """A box of fractions in units of a picture of this size, or pixels as fractions with 1/size."""
+    """A box of fractions in units of an image of this size, or pixels as fractions with 1/size."""
     return Box(box.left * width, box.top * height, box.right * width, box.bottom * height)

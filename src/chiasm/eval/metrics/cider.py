@@ -17,8 +17,8 @@ def cider(replies: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
     """One score a reply, about 0 to 10 (benchmarks print the mean times 100):
     10/m Σ_refs exp(-(length difference)² / 2σ²) · clipped tf-idf cosine, mean of n = 1 .. 4.
 
-    An n-gram's document frequency is the number of pictures whose references have it, so a score
-    depends on the whole set: a single picture scores 0, and sets of other sizes do not compare.
+    An n-gram's document frequency is the number of images whose references have it, so a score
+    depends on the whole set: a single image scores 0, and sets of other sizes do not compare.
     Raises ValueError for unequal or no counts.
     """
     if len(replies) != len(references) or not replies or not all(references):
@@ -36,10 +36,10 @@ def _order(replies: Sequence[str], tokens: Sequence[Sequence[list[str]]], n: int
     seen: Counter = Counter()
     for refs in counts:
         seen.update(set().union(*refs))
-    pictures = math.log(len(tokens))
+    images = math.log(len(tokens))
 
     def vector(grams: Counter) -> Vector:
-        return {g: c * (pictures - math.log(max(1, seen[g]))) for g, c in grams.items()}
+        return {g: c * (images - math.log(max(1, seen[g]))) for g, c in grams.items()}
 
     scores = []
     for reply, refs, words in zip(replies, counts, tokens, strict=True):

@@ -1,6 +1,6 @@
 """Finding flat shapes on a plain ground by rules, without anything learned.
 
-For pictures like easy-VQA's; gives metrics/agreement.py what a detector does for photographs.
+For images like easy-VQA's; gives metrics/agreement.py what a detector does for photographs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FEWEST = 12  # pixels of a shape; less is noise of a decoder
 
 
 def find_shapes(
-    picture: PIL.Image.Image, palette: Mapping[str, tuple[int, int, int]] = PALETTE
+    image: PIL.Image.Image, palette: Mapping[str, tuple[int, int, int]] = PALETTE
 ) -> list[Seen]:
     """The regions that stand out from the ground (the median colour of the border), largest first:
     "rectangle", "circle" (any ellipse) or "triangle" by the best overlap with an ideal one whose
     sides are not rotated (name_of), and the nearest colour of the palette."""
-    pixels = np.asarray(picture.convert("RGB"), np.float64)
+    pixels = np.asarray(image.convert("RGB"), np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     outside = np.linalg.norm(pixels - np.median(border, 0), axis=2) > CONTRAST
     found = []

@@ -10,7 +10,7 @@ INCEPTION = "inception-v3-pool3"
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖μa - μb‖² + Tr(Σa + Σb - 2(ΣaΣb)^½) of features [N D] and [M D] (1706.08500).
 
-    Biased upwards with few pictures (2 D are the least that make sense), so only sets of one size
+    Biased upwards with few images (2 D are the least that make sense), so only sets of one size
     compare. Raises ValueError for other shapes or fewer than two rows.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

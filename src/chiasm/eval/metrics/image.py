@@ -1,4 +1,4 @@
-"""How near two pictures are, and how different the pictures of a set."""
+"""How near two images are, and how different the images of a set."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 import PIL.Image
 
 
-def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of arrays of any equal shape; inf when they are equal.
 
     The peak is 255 for uint8 and 2 for floating point, which is taken to be in [-1, 1]. Raises
     ValueError when the shapes differ or one array is uint8 and the other is not.
     """
-    if picture.shape != reference.shape:
-        raise ValueError(f"psnr of different shapes: {picture.shape} and {reference.shape}")
-    levels = [array.dtype == np.uint8 for array in (picture, reference)]
+    if image.shape != reference.shape:
+        raise ValueError(f"psnr of different shapes: {image.shape} and {reference.shape}")
+    levels = [array.dtype == np.uint8 for array in (image, reference)]
     if levels[0] != levels[1]:
-        raise ValueError(f"psnr of different scales: {picture.dtype} and {reference.dtype}")
-    error = float(np.mean((picture.astype(np.float64) - reference.astype(np.float64)) ** 2))
+        raise ValueError(f"psnr of different scales: {image.dtype} and {reference.dtype}")
+    error = float(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2))
     peak = 255.0 if levels[0] else 2.0
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
-def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity of uint8 [H W 3] or [H W] arrays, at most 1, which equal ones have.
 
     Wang et al. 2004: windows of 11 pixels weighted by a Gaussian of 1.5, each channel by itself,
     the mean over channels and all windows that lie inside. Raises ValueError for shapes that
     differ, sides below 11 or other types.
     """
-    if picture.shape != reference.shape or min(picture.shape[:2]) < 11:
-        raise ValueError(f"ssim of {picture.shape} and {reference.shape}; equal, 11 at least")
-    if picture.dtype != np.uint8 or reference.dtype != np.uint8:
-        raise ValueError(f"ssim wants uint8, got {picture.dtype} and {reference.dtype}")
-    x, y = picture.astype(np.float64), reference.astype(np.float64)
+    if image.shape != reference.shape or min(image.shape[:2]) < 11:
+        raise ValueError(f"ssim of {image.shape} and {reference.shape}; equal, 11 at least")
+    if image.dtype != np.uint8 or reference.dtype != np.uint8:
+        raise ValueError(f"ssim wants uint8, got {image.dtype} and {reference.dtype}")
+    x, y = image.astype(np.float64), reference.astype(np.float64)
     mean_x, mean_y = _window(x), _window(y)
     variances = _window(x * x) - mean_x**2 + _window(y * y) - mean_y**2
     covariance = _window(x * y) - mean_x * mean_y
@@ -56,17 +56,17 @@ def _window(x: np.ndarray) -> np.ndarray:
 
 
 class Distinct(NamedTuple):
-    """count: how many different pictures. distance: mean absolute difference of two of them,
-    per channel value, over all pairs, as a fraction of the full range; 0 for a single picture."""
+    """count: how many different images. distance: mean absolute difference of two of them,
+    per channel value, over all pairs, as a fraction of the full range; 0 for a single image."""
 
     count: int
     distance: float
 
 
 def distinct(images: Sequence[PIL.Image.Image | np.ndarray]) -> Distinct:
-    """Diversity of the samples of one caption (pictures of one size, or uint8 [H W 3] arrays)."""
+    """Diversity of the samples of one caption (images of one size, or uint8 [H W 3] arrays)."""
     if not images:
-        raise ValueError("distinct of no pictures")
+        raise ValueError("distinct of no images")
     arrays = [_levels(image) for image in images]
     if len({array.shape for array in arrays}) > 1:
         raise ValueError(f"distinct of different sizes: {sorted({a.shape for a in arrays})}")
@@ -80,5 +80,5 @@ def _levels(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, PIL.Image.Image):
         return np.asarray(image.convert("RGB"))
     if image.dtype != np.uint8:
-        raise ValueError(f"pictures as arrays must be uint8, got {image.dtype}")
+        raise ValueError(f"images as arrays must be uint8, got {image.dtype}")
     return image

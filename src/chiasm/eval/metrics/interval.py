@@ -13,7 +13,7 @@ def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, within [0, 1]; (0, 1) when nothing was observed.
 
     Unlike p ± z·sqrt(p(1-p)/n) it holds near 0 and 1, where good models live. It takes the trials
-    to be independent; see bootstrap_mean for questions that share a picture.
+    to be independent; see bootstrap_mean for questions that share an image.
     """
     if n < 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} are not a proportion")
@@ -47,7 +47,7 @@ def bootstrap_mean(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of values [n]; depends on the seed alone.
 
-    groups [n]: draw whole groups instead of single values, because the questions of one picture
+    groups [n]: draw whole groups instead of single values, because the questions of one image
     are right or wrong together and the interval of independent draws would be too narrow.
     """
     values = np.asarray(values, np.float64)

@@ -10,8 +10,8 @@ import numpy as np
 
 from chiasm.eval.compare import Bill, Category, Comparison, Pair, Score
 from chiasm.eval.report.charts import Bar, Group, grouped_bars, interval_strip, percent
+from chiasm.eval.report.images import data_uri
 from chiasm.eval.report.page import write_page
-from chiasm.eval.report.pictures import data_uri
 from chiasm.eval.report.plane import Point, Series, plane
 from chiasm.eval.report.sections import LOGO, amount, duration
 
@@ -134,7 +134,7 @@ def _pairs(found: Comparison) -> str:
     return (
         '<section><h2>Is the difference real?</h2><p class="lede">Each pair on the same questions: '
         "what one alone gets right against what the other alone gets right. The interval is drawn "
-        "over whole pictures; p is corrected for the number of tests (Holm).</p>"
+        "over whole images; p is corrected for the number of tests (Holm).</p>"
         f"{table(('', *HEADS), rows)}</section>"
     )
 
@@ -267,14 +267,14 @@ def _card(found: Comparison, question: str) -> str:
     record = found.contenders[0].records[question]
     gold = escape(str(record.get("reference")))
     address = data_uri(Path(record["image"]), 192) if record.get("image") else None
-    picture = (
-        f'<img class="pixel" src="{address}" alt="Picture of this question; answer: {gold}">'
+    image = (
+        f'<img class="pixel" src="{address}" alt="Image of this question; answer: {gold}">'
         if address
-        else '<div class="none">no picture</div>'
+        else '<div class="none">no image</div>'
     )
     replies = "".join(_reply(c.name, c.records[question]) for c in found.contenders)
     return (
-        f'<article class="card ask" data-tags="{_tag(found, question)}">{picture}<div>'
+        f'<article class="card ask" data-tags="{_tag(found, question)}">{image}<div>'
         f"<h3>{escape(str(record.get('question')))}</h3><p>Right answer: <b>{gold}</b></p>{replies}"
         "</div></article>"
     )
@@ -295,9 +295,9 @@ def _method(found: Comparison) -> str:
         "Only questions that every model answered are compared; a request that failed is no answer "
         f"and is left out for all ({found.left_out:,} here).",
         "McNemar's exact test where an answer is right or wrong, a paired bootstrap where scores "
-        "lie between. McNemar's takes questions to be independent, which those about one picture "
+        "lie between. McNemar's takes questions to be independent, which those about one image "
         "are not; therefore a model is called better only if the interval drawn over whole "
-        "pictures leaves out zero as well.",
+        "images leaves out zero as well.",
         "p is corrected by Holm's procedure, over the pairs and, apart from those, over all kinds "
         f"and pairs. Better means a corrected p below {0.05:g}.",
     ]

@@ -143,13 +143,13 @@ def _method(outcome: Outcome) -> str:
     said = [
         "A budget is all FLOPs of training, forward and backward, counted from shapes by the "
         "ledger: those of the visual encoder or the image tokenizer, and for the unified route the "
-        "one pass that turns each picture into codes. What pretrained weights cost their makers is "
+        "one pass that turns each image into codes. What pretrained weights cost their makers is "
         "not in it, which is why there is an arm whose language model starts from random weights.",
         "The steps of all stages of a recipe are scaled by one factor until their FLOPs meet the "
         f"budget; a run further than {TOLERANCE:.0%} from it is named above. The recipes were made "
         "for their full length; what suits a tenth of it may be another recipe.",
         "Intervals are for other seeds and other questions: the variance over seeds plus that over "
-        "pictures, with Student's t. Of few seeds they are wide, and honestly so.",
+        "images, with Student's t. Of few seeds they are wide, and honestly so.",
         "A winner needs p below 0.05 after Holm's correction over all pairs and budgets; otherwise "
         "the page says that it cannot tell.",
     ]

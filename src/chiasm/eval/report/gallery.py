@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from chiasm.eval.metrics.vqa import fold
-from chiasm.eval.report.pictures import data_uri
+from chiasm.eval.report.images import data_uri
 from chiasm.eval.report.source import MODELS, ROUTES, Run
 
 MOST_WRONG, MOST_RIGHT = 30, 18
@@ -18,7 +18,7 @@ MOST_WRONG, MOST_RIGHT = 30, 18
 
 @dataclass
 class Entry:
-    """One question: what each route replied, with the right picture and with a wrong one."""
+    """One question: what each route replied, with the right image and with a wrong one."""
 
     record: dict
     route: str
@@ -52,7 +52,7 @@ def gallery(run: Run) -> str:
     cards = "".join(map(partial(_card, run, addresses), shown))
     missing = sum(address is None for address in addresses.values())
     if missing:
-        run.notes.append(f"gallery: {missing} picture{'s' * (missing > 1)} could not be read")
+        run.notes.append(f"gallery: {missing} image{'s' * (missing > 1)} could not be read")
     counts = {
         "all": len(shown),
         "wrong": sum("wrong" in e.tags for e in shown),
@@ -90,7 +90,7 @@ def join(run: Run) -> list[Entry]:
 
 
 def choose(entries: list[Entry]) -> list[Entry]:
-    """Some with errors or differences, some right ones of different pictures; always the same."""
+    """Some with errors or differences, some right ones of different images; always the same."""
     random = np.random.default_rng(0)
     order = [entries[i] for i in random.permutation(len(entries))]
     bad = [e for e in order if e.tags][:MOST_WRONG]
@@ -103,7 +103,7 @@ def choose(entries: list[Entry]) -> list[Entry]:
 
 
 def swap_rate(run: Run, route: str) -> float | None:
-    """The share of questions whose reply changes when the picture is replaced by a wrong one."""
+    """The share of questions whose reply changes when the image is replaced by a wrong one."""
     seen = {str(r.get("id")): r.get("reply") for r in run.predictions.get(route, [])}
     pairs = [
         (seen[str(r.get("id"))], r.get("reply"))
@@ -121,10 +121,10 @@ def _card(run: Run, addresses: dict[str, str | None], entry: Entry) -> str:
         addresses[name] = _address(run.folder, entry.route, name)
     address = addresses.get(name)
     gold = escape(str(record.get("reference")))
-    picture = (
-        f'<img class="pixel" src="{address}" alt="Picture of this question; answer: {gold}">'
+    image = (
+        f'<img class="pixel" src="{address}" alt="Image of this question; answer: {gold}">'
         if address
-        else '<div class="none">no picture</div>'
+        else '<div class="none">no image</div>'
     )
     replies = "".join(
         _reply(route, entry.replies[route]) for route in ROUTES if route in entry.replies
@@ -135,9 +135,9 @@ def _card(run: Run, addresses: dict[str, str | None], entry: Entry) -> str:
         if route in entry.blind
     )
     return (
-        f'<article class="card ask" data-tags="{entry.tags}">{picture}<div>'
+        f'<article class="card ask" data-tags="{entry.tags}">{image}<div>'
         f"<h3>{escape(str(record.get('question')))}</h3><p>Right answer: <b>{gold}</b></p>{replies}"
-        + (f'<div class="swapped">On a wrong picture: {swapped}</div>' if swapped else "")
+        + (f'<div class="swapped">On a wrong image: {swapped}</div>' if swapped else "")
         + "</div></article>"
     )
 
@@ -156,5 +156,5 @@ def _reply(route: str, record: dict) -> str:
 
 
 def _address(folder: Path, route: str, name: str) -> str | None:
-    """Pictures are named relative to the run's folder, the route's, or absolutely."""
+    """Images are named relative to the run's folder, the route's, or absolutely."""
     return data_uri(folder / name, 192) or data_uri(folder / route / name, 192)

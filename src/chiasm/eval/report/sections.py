@@ -16,12 +16,12 @@ from chiasm.eval.report.charts import (
     percent,
 )
 from chiasm.eval.report.gallery import swap_rate
-from chiasm.eval.report.pictures import data_uri, sheet
+from chiasm.eval.report.images import data_uri, sheet
 from chiasm.eval.report.source import MODELS, ROUTES, Run, number
 
 HOW = {
-    "mllm": "picture → patches → projector → language model → text",
-    "unified": "picture ⇄ discrete codes; one transformer over codes and text",
+    "mllm": "image → patches → projector → language model → text",
+    "unified": "image ⇄ discrete codes; one transformer over codes and text",
 }
 SIDE = {"encoder": "mllm", "mllm": "mllm", "tokenizer": "unified", "unified": "unified"}
 """Which route a model belongs to: its colour, and whose bill it is on."""
@@ -60,10 +60,10 @@ def verdict(run: Run) -> str:
     asked = f"{n:,.0f} held-out questions" if n else "the held-out questions"
     if len(known) == 1:
         route, score = next(iter(known.items()))
-        first = f"The {_name(route)} answers {percent(score)} of {asked} about pictures correctly"
+        first = f"The {_name(route)} answers {percent(score)} of {asked} about images correctly"
     else:
         first = (
-            f"Of {asked} about pictures, the MLLM answers {percent(known['mllm'])} correctly "
+            f"Of {asked} about images, the MLLM answers {percent(known['mllm'])} correctly "
             f"and the unified model {percent(known['unified'])}{_who_leads(run, known)}"
         )
     return f"{first}. {_second_sentence(run, known)}"
@@ -87,9 +87,9 @@ def _second_sentence(run: Run, known: dict[str, float]) -> str:
         falls = " and ".join(percent(b) for b in blind.values())
         subject = "both" if len(blind) == 2 else "it"
         said.append(
-            f"{'on' if looks else 'even on'} wrong pictures {subject} "
+            f"{'on' if looks else 'even on'} wrong images {subject} "
             f"{'fall' if len(blind) == 2 else 'falls'} to {falls}, so the answers "
-            f"{'are read from the picture' if looks else 'owe little to the picture'}"
+            f"{'are read from the image' if looks else 'owe little to the image'}"
         )
     drawn = run.number("unified", "t2i_joint_accuracy")
     if drawn is not None:
@@ -97,7 +97,7 @@ def _second_sentence(run: Run, known: dict[str, float]) -> str:
             "the unified model also draws, and an independent judge sees what was asked "
             f"for in {percent(drawn)} of its drawings"
         )
-    text = "; ".join(said) or "how far the answers depend on the picture was not measured"
+    text = "; ".join(said) or "how far the answers depend on the image was not measured"
     return text[0].upper() + text[1:] + "."
 
 
@@ -124,9 +124,9 @@ def _route_card(run: Run, route: str, low: float) -> str:
     rows = [
         ("Open questions", share(run.number(route, "open_accuracy"))),
         ("Yes / no questions", share(run.number(route, "yes_no_accuracy"))),
-        ("Shown a wrong picture (blind)", share(run.number(route, "blind_accuracy"))),
+        ("Shown a wrong image (blind)", share(run.number(route, "blind_accuracy"))),
         ("Always the commonest answer", share(run.number("majority", "accuracy"))),
-        ("Reply changes with the picture", share(swap_rate(run, route))),
+        ("Reply changes with the image", share(swap_rate(run, route))),
         ("Replies that are no answer", _with(failures, "{:,.0f}" + of)),
         ("Drawings that show what was asked", _draws(run, route)),
         ("Training time", duration(run.number(route, "train_seconds"))),
@@ -148,7 +148,7 @@ def comparison(run: Run) -> str:
         ("All questions", "accuracy", "accuracy"),
         ("Open questions", "open_accuracy", "open_accuracy"),
         ("Yes / no questions", "yes_no_accuracy", "yes_no_accuracy"),
-        ("Shown a wrong picture (blind)", "blind_accuracy", "accuracy"),
+        ("Shown a wrong image (blind)", "blind_accuracy", "accuracy"),
     )
     groups = []
     for label, key, baseline in kinds:
@@ -167,8 +167,8 @@ def comparison(run: Run) -> str:
         legend += '<span><i class="dash"></i>always the commonest answer</span>'
     return (
         "<section><h2>Where the answers come from</h2>"
-        '<p class="lede">Accuracy in per cent. A model that reads the picture stands well above '
-        "the dashed line, and falls when the picture is swapped for another."
+        '<p class="lede">Accuracy in per cent. A model that reads the image stands well above '
+        "the dashed line, and falls when the image is swapped for another."
         f'</p><div class="card"><div class="legend">{legend}</div>'
         f"{grouped_bars(groups, 'commonest answer')}</div></section>"
     )
@@ -182,9 +182,9 @@ def drawings(run: Run) -> str:
         (share(run.number("unified", "t2i_shape_accuracy")), "show the right shape"),
         (
             share(run.number("unified", "t2i_distinct")),
-            "of the drawings of a caption are different pictures",
+            "of the drawings of a caption are different images",
         ),
-        (share(run.number("judge", "accuracy")), "of real pictures the judge itself gets right"),
+        (share(run.number("judge", "accuracy")), "of real images the judge itself gets right"),
     ]
     agreement = unified.get("t2i_per_caption")
     figures = "".join(
@@ -208,7 +208,7 @@ def drawings(run: Run) -> str:
     return (
         "<section><h2>What the unified model draws</h2>"
         '<p class="lede">Each caption was given to the model several times; the bar is the share '
-        "of its drawings in which a separate classifier, trained on real pictures only, sees what "
+        "of its drawings in which a separate classifier, trained on real images only, sees what "
         f"was asked.{chosen}{count}</p>{_tiles(tiles)}"
         f'<div class="drawings">{figures}</div></section>'
     )
@@ -240,7 +240,7 @@ def parts(run: Run) -> str:
             share(run.number("encoder", "zero_shot_accuracy")),
             "zero-shot accuracy of the visual encoder",
         ),
-        (_with(quality, "{:.1f} dB"), "PSNR of pictures through the discrete bottleneck"),
+        (_with(quality, "{:.1f} dB"), "PSNR of images through the discrete bottleneck"),
         (share(usage), "of the codes in use"),
         (_with(run.number("tokenizer", "codebook_perplexity"), "{:,.0f}"), "codebook perplexity"),
     ]
@@ -251,8 +251,8 @@ def parts(run: Run) -> str:
     if address:
         figure = (
             '<figure class="card"><img class="pixel" style="width:100%" '
-            f'src="{address}" alt="Pictures above, their reconstructions from codes below">'
-            '<figcaption class="quiet below">Above: real pictures. Below: the same after encoding '
+            f'src="{address}" alt="Images above, their reconstructions from codes below">'
+            '<figcaption class="quiet below">Above: real images. Below: the same after encoding '
             "to discrete codes and back; the unified model sees and draws no more than this."
             "</figcaption></figure>"
         )
@@ -352,7 +352,7 @@ def _ledger_row(
 
 def method(run: Run) -> str:
     judge = run.number("judge", "accuracy")
-    wrong = f" (right on {percent(judge)} of held-out real pictures)" if judge is not None else ""
+    wrong = f" (right on {percent(judge)} of held-out real images)" if judge is not None else ""
     captions = len(run.part("unified").get("t2i_per_caption") or {})
     chance = f" Chance is 1 in {captions}." if captions > 1 else ""
     answered = any(run.number(route, "accuracy") is not None for route in ROUTES)
@@ -366,12 +366,12 @@ def method(run: Run) -> str:
         (
             any(_interval(run, route) for route in ROUTES),
             "Intervals are Wilson's at 95 % and take questions to be independent; those about one "
-            "picture are not quite, so the true uncertainty is somewhat larger.",
+            "image are not quite, so the true uncertainty is somewhat larger.",
         ),
         (
             any(run.number(route, "blind_accuracy") is not None for route in ROUTES),
-            "Blind: every picture is replaced by another one of the test set and the questions are "
-            "asked again. What remains right was not read from the picture.",
+            "Blind: every image is replaced by another one of the test set and the questions are "
+            "asked again. What remains right was not read from the image.",
         ),
         (
             bool(run.part("majority")),
@@ -381,12 +381,12 @@ def method(run: Run) -> str:
         ),
         (
             bool(run.drawings) or judge is not None,
-            "Drawings are judged by a small classifier of its own, trained on real pictures "
+            "Drawings are judged by a small classifier of its own, trained on real images "
             f"only{wrong}; it shares no weights or features with what it judges.{chance}",
         ),
         (
             bool(run.part("tokenizer")),
-            "PSNR compares pictures with their reconstructions; code usage is the share of the "
+            "PSNR compares images with their reconstructions; code usage is the share of the "
             "codebook that they use.",
         ),
     ]

@@ -76,9 +76,9 @@ def read(folder: Path) -> Run:
         _lines(run, run.predictions, route, "predictions.jsonl")
         _lines(run, run.blind, route, "blind.jsonl")
     _drawings(run)
-    picture = folder / "tokenizer" / "reconstructions.png"
-    if picture.is_file():
-        run.reconstructions = picture
+    image = folder / "tokenizer" / "reconstructions.png"
+    if image.is_file():
+        run.reconstructions = image
     else:
         run.notes.append("tokenizer/reconstructions.png is missing")
     return run
@@ -123,7 +123,7 @@ def _drawings(run: Run) -> None:
         if words and place.isdigit():
             found.setdefault(words.replace("-", " "), []).append((int(place), path))
     if not found:
-        run.notes.append("unified/drawings has no pictures")
+        run.notes.append("unified/drawings has no images")
     known = list(run.part("unified").get("t2i_per_caption") or {})
     order = [c for c in known if c in found] + sorted(set(found) - set(known))
     run.drawings = {caption: [p for _, p in sorted(found[caption])] for caption in order}

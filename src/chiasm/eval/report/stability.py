@@ -13,7 +13,7 @@ QUANTITIES = {
     "log_z_squared": "|logZ|",
     "monitor/output_rms": "size of the last block's output",
     "monitor/grad_norm/text": "gradient norm of text",
-    "monitor/grad_norm/image": "gradient norm of pictures",
+    "monitor/grad_norm/image": "gradient norm of images",
     "monitor/grad_cosine": "cosine of both gradients",
 }
 RATIO = "monitor/update_ratio/"

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import Definition, asked, lettered, with_options
-from chiasm.eval.tasks.rows import hub_rows, maybe, picture, read_json
+from chiasm.eval.tasks.rows import hub_rows, maybe, read_image, read_json
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
-    """split: test, the pictures of ai2d_test_ids.csv; all where that is missing."""
+    """split: test, the images of ai2d_test_ids.csv; all where that is missing."""
     rows = hub_rows(folder, split)
     if rows is not None:
         for number, row in enumerate(rows):
             where = f"AI2D row {number}"
-            image = picture(row["image"], folder, where)
+            image = read_image(row["image"], folder, where)
             yield _sample(number, row["question"], row["options"], int(row["answer"]), image, where)
         return
     listed = maybe(folder, f"ai2d_{split}_ids.csv")

@@ -1,4 +1,4 @@
-"""COCO and Flickr30k captions: five references a picture (1504.00325; aclanthology Q14-1006)."""
+"""COCO and Flickr30k captions: five references an image (1504.00325; aclanthology Q14-1006)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, maybe, one, picture, read_json
+from chiasm.eval.tasks.rows import hub_rows, maybe, one, read_image, read_json
 
 WORDS = "Provide a one-sentence caption for the provided image."
 
@@ -24,20 +24,20 @@ def _read(kind: str, folder: Path, split: str) -> Iterator[Sample]:
     if rows is not None:
         for number, row in enumerate(rows):
             where = f"{kind} row {number}"
-            image = picture(row["image"], folder, where)
+            image = read_image(row["image"], folder, where)
             yield _sample(
                 number, image, row["caption"] if "caption" in row else row["answer"], where
             )
         return
     file = one(folder, "**/captions_val2017.json", "**/captions_val2014.json")
-    found, by_picture = read_json(file), defaultdict(list)
+    found, by_image = read_json(file), defaultdict(list)
     for row in found["annotations"]:
-        by_picture[row["image_id"]].append(row["caption"])
-    pictures = file.stem.removeprefix("captions_")
+        by_image[row["image_id"]].append(row["caption"])
+    images = file.stem.removeprefix("captions_")
     for row in found["images"]:
         where = f"{file.name} image {row['id']}"
-        image = Image(folder / pictures / row["file_name"], where)
-        yield _sample(row["id"], image, by_picture[row["id"]], where)
+        image = Image(folder / images / row["file_name"], where)
+        yield _sample(row["id"], image, by_image[row["id"]], where)
 
 
 def _karpathy(file: Path, folder: Path, split: str) -> Iterator[Sample]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_rows
 
 KINDS = ("human", "augmented")
 
@@ -19,7 +19,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         for number, row in enumerate(rows):
             where = f"ChartQA row {number}"
             kind = row["type"].removesuffix("_test")
-            image = picture(row["image"], folder, where)
+            image = read_image(row["image"], folder, where)
             yield _sample(number, row["question"], row["answer"], kind, image, where)
         return
     for kind in KINDS:

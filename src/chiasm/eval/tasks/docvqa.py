@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_rows
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
@@ -21,7 +21,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         yield asked(
             row["questionId"],
             row["question"] + SHORT,
-            [picture(row["image"], folder, where)],
+            [read_image(row["image"], folder, where)],
             row["answers"][0],
             where,
             answers=list(row["answers"]),

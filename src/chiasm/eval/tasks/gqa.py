@@ -7,15 +7,17 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_json
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_json
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
     """split: testdev or val, of the balanced questions."""
     rows = hub_rows(folder, split, f"{split}_balanced_instructions")
     if rows is not None:
-        pictures = hub_rows(folder, split, f"{split}_balanced_images") or []
-        images = {row["id"]: picture(row["image"], folder, f"GQA {row['id']}") for row in pictures}
+        image_rows = hub_rows(folder, split, f"{split}_balanced_images") or []
+        images = {
+            row["id"]: read_image(row["image"], folder, f"GQA {row['id']}") for row in image_rows
+        }
         for row in rows:
             yield _sample(row["id"], row, images[row["imageId"]], f"GQA {row['id']}")
         return

@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures by class name (ILSVRC 2012, 1409.0575)."""
+"""ImageNet's validation images by class name (ILSVRC 2012, 1409.0575)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture
+from chiasm.eval.tasks.rows import hub_rows, one, read_image
 
 WORDS = "What is the main object in this picture?"
-PICTURES = ("*.JPEG", "*.jpg", "*.png")
+IMAGES = ("*.JPEG", "*.jpg", "*.png")
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
-    """split: val. Pictures in val/WNID/, or all in val/ with LOC_val_solution.csv. A class is known
+    """split: val. Images in val/WNID/, or all in val/ with LOC_val_solution.csv. A class is known
     by its first name; the others are answers too."""
     mapping = one(folder, "**/LOC_synset_mapping.txt")
     lines = [line.split(" ", 1) for line in mapping.read_text().splitlines() if line.strip()]
     names = {wnid: [name.strip() for name in text.split(",")] for wnid, text in lines}
-    for image, wnid, where in _pictures(folder, split, list(names)):
+    for image, wnid, where in _images(folder, split, list(names)):
         first, *_ = names[wnid]
         yield asked(
             where,
@@ -34,12 +34,12 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         )
 
 
-def _pictures(folder: Path, split: str, wnids: list[str]) -> Iterator[tuple[Image, str, str]]:
+def _images(folder: Path, split: str, wnids: list[str]) -> Iterator[tuple[Image, str, str]]:
     rows = hub_rows(folder, "validation" if split == "val" else split)
     if rows is not None:
         for number, row in enumerate(rows):
             where = f"ImageNet row {number}"
-            yield picture(row["image"], folder, where), wnids[row["label"]], where
+            yield read_image(row["image"], folder, where), wnids[row["label"]], where
         return
     solution = folder / "LOC_val_solution.csv"
     if solution.exists():
@@ -49,7 +49,7 @@ def _pictures(folder: Path, split: str, wnids: list[str]) -> Iterator[tuple[Imag
                 yield Image(file, file.name), row["PredictionString"].split()[0], file.name
         return
     for wnid in wnids:
-        for file in sorted(f for kind in PICTURES for f in (folder / split / wnid).glob(kind)):
+        for file in sorted(f for kind in IMAGES for f in (folder / split / wnid).glob(kind)):
             yield Image(file, file.name), wnid, f"{wnid}/{file.name}"
 
 

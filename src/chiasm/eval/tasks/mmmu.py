@@ -1,4 +1,4 @@
-"""MMMU (2311.16502): college questions of thirty subjects, up to seven pictures each."""
+"""MMMU (2311.16502): college questions of thirty subjects, up to seven images each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample, Text, Turn, answer
 from chiasm.eval.tasks.definition import SHORT, Definition, lettered, with_options
-from chiasm.eval.tasks.rows import hub_rows, picture
+from chiasm.eval.tasks.rows import hub_rows, read_image
 
 _MARK = re.compile(r"<image (\d)>")
 
@@ -36,9 +36,9 @@ def _sample(row: dict, folder: Path) -> Sample:
         several = right.startswith("[") and right.endswith("]")
         meta["answers"] = [str(a) for a in (ast.literal_eval(right) if several else [right])]
         words, reference = row["question"] + SHORT, meta["answers"][0]
-    pieces = _MARK.split(words)  # words and the numbers of pictures, by turns
+    pieces = _MARK.split(words)  # words and the numbers of images, by turns
     parts = [
-        picture(row[f"image_{piece}"], folder, where) if i % 2 else Text(piece)
+        read_image(row[f"image_{piece}"], folder, where) if i % 2 else Text(piece)
         for i, piece in enumerate(pieces)
         if piece
     ]

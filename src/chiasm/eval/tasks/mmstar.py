@@ -1,4 +1,4 @@
-"""MMStar (2403.20330): multiple choice that cannot be answered without the picture."""
+"""MMStar (2403.20330): multiple choice that cannot be answered without the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import LETTER, Definition, asked
-from chiasm.eval.tasks.rows import one, picture, read_rows
+from chiasm.eval.tasks.rows import one, read_image, read_rows
 
 _OPTION = re.compile(r"([A-D]): (.*?)(?=,\s*[A-D]: |$)", re.S)
 
@@ -24,7 +24,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         yield asked(
             row["index"],
             words + LETTER,
-            [picture(row["image"], folder, where)],
+            [read_image(row["image"], folder, where)],
             row["answer"].strip(),
             where,
             options=options,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_rows
 
 FORMULAS = "HME100k"
 
@@ -29,7 +29,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         yield asked(
             row.get("id", number),
             row["question"],
-            [picture(row["image"], folder, where)],
+            [read_image(row["image"], folder, where)],
             answers[0],
             where,
             answers=answers,

@@ -8,7 +8,7 @@ from pathlib import Path
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, read_image, read_rows
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
@@ -18,7 +18,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
     if rows is not None:
         for row in rows:
             where = f"POPE {row['category']} {row['question_id']}"
-            image = picture(row["image"], folder, where)
+            image = read_image(row["image"], folder, where)
             yield _sample(row, row["question"], row["answer"], row["category"], image, where)
         return
     files = sorted(folder.glob("**/coco_pope_*.json"))

@@ -63,8 +63,8 @@ def hub_rows(folder: Path, split: str, under: str = "**") -> list[dict] | None:
     return [row for file in files for row in read_rows(file)] if files else None
 
 
-def picture(value: Any, folder: Path, where: str) -> Image:
-    """A picture as tables hold it: the hub's {"bytes", "path"}, a path below the folder, or base64.
+def read_image(value: Any, folder: Path, where: str) -> Image:
+    """An image as tables hold it: the hub's {"bytes", "path"}, a path below the folder, or base64.
     Raises DataError for anything else."""
     if isinstance(value, dict):
         if value.get("bytes"):
@@ -73,14 +73,14 @@ def picture(value: Any, folder: Path, where: str) -> Image:
     if isinstance(value, bytes):
         return Image(value, where)
     if isinstance(value, str) and value:
-        # Base64 of a picture is long and has no dot; a path has one before its suffix.
+        # Base64 of an image is long and has no dot; a path has one before its suffix.
         if "." not in value and len(value) > 64:
             try:
                 return Image(base64.b64decode(value, validate=True), where)
             except binascii.Error:
                 pass
         return Image(folder / value, where)
-    raise DataError(f"{where}: a picture is {str(value)[:40]!r}; expected a path or its bytes")
+    raise DataError(f"{where}: an image is {str(value)[:40]!r}; expected a path or its bytes")
 
 
 def _lines(file: Path) -> Iterator[dict]:
@@ -105,7 +105,7 @@ def _list(file: Path) -> Iterator[dict]:
 
 
 def _separated(file: Path, mark: str) -> Iterator[dict]:
-    # Pictures as base64 are longer than Python lets a field be; its limit is the process's.
+    # Images as base64 are longer than Python lets a field be; its limit is the process's.
     limit = csv.field_size_limit(sys.maxsize)
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:

@@ -10,7 +10,7 @@ import PIL.Image
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, read_image, read_rows
 
 WORDS = (
     'In this screenshot, where is the element for "{}"? '
@@ -25,7 +25,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
     if rows is not None:
         for number, row in enumerate(rows):
             where = f"ScreenSpot row {number}"
-            image, box = picture(row["image"], folder, where), list(row["bbox"])
+            image, box = read_image(row["image"], folder, where), list(row["bbox"])
             if max(box) > 1:
                 W, H = image.load().size
                 box = [box[0] / W, box[1] / H, box[2] / W, box[3] / H]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from chiasm.core.sample import Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_rows
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_rows
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
-    """split: val or train; the pictures of both lie in train_images/."""
+    """split: val or train; the images of both lie in train_images/."""
     rows = hub_rows(folder, "validation" if split == "val" else split)
     if rows is None:
         rows = [
@@ -25,7 +25,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
         yield asked(
             row["question_id"],
             row["question"] + SHORT,
-            [picture(row["image"], folder, where)],
+            [read_image(row["image"], folder, where)],
             commonest,
             where,
             answers=list(row["answers"]),

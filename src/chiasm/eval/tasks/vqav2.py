@@ -1,4 +1,4 @@
-"""VQAv2 (1612.00837): questions about COCO pictures, ten answers each."""
+"""VQAv2 (1612.00837): questions about COCO images, ten answers each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
 from chiasm.eval.tasks.definition import SHORT, Definition, asked
-from chiasm.eval.tasks.rows import hub_rows, one, picture, read_json
+from chiasm.eval.tasks.rows import hub_rows, one, read_image, read_json
 
 
 def read(folder: Path, split: str) -> Iterator[Sample]:
@@ -16,7 +16,7 @@ def read(folder: Path, split: str) -> Iterator[Sample]:
     if rows is not None:
         for row in rows:
             where = f"VQAv2 {row['question_id']}"
-            yield _sample(row, row, picture(row["image"], folder, where), where)
+            yield _sample(row, row, read_image(row["image"], folder, where), where)
         return
     questions = one(folder, f"**/v2_OpenEnded_mscoco_{split}2014_questions.json")
     found = read_json(one(folder, f"**/v2_mscoco_{split}2014_annotations.json"))

@@ -1,7 +1,7 @@
 """ChameleonForConditionalGeneration of transformers (2405.09818): LayerNorm on queries and keys,
 norms before or after the branches, an image tokenizer's encoder inside and no decoder.
 
-The class never writes pictures: its forward sets the logits of image codes to the dtype's minimum.
+The class never writes images: its forward sets the logits of image codes to the dtype's minimum.
 Our decoder, which can, lies beside in chiasm/.
 """
 
@@ -144,18 +144,18 @@ def _encoder_name(name: str, tokenizer: Autoencoder) -> str:
 
 
 def _write_processor(folder: Path, tokenizer: Autoencoder, codes: int) -> None:
-    """Pictures are squeezed to one size, as UnifiedCodec does."""
+    """Images are squeezed to one size, as UnifiedCodec does."""
     from transformers import AutoTokenizer, ChameleonProcessor
 
     side = tokenizer.config.image_size
-    pictures = _image_processor()(
+    images = _image_processor()(
         size={"height": side, "width": side},
         resample=3,
         do_center_crop=False,
         rescale_factor=1 / 127.5,
     )
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    made = ChameleonProcessor(pictures, words, image_seq_length=codes)
+    made = ChameleonProcessor(images, words, image_seq_length=codes)
     made.chat_template = layout.CHAT
     made.save_pretrained(folder)
 

@@ -8,10 +8,10 @@ decoder is not theirs, so theirs is zeros, which draws grey, and ours lies besid
 The class puts a row end after every row of codes it makes from pixels. A model trained without
 them (model.row_ends) must not see them: give attention_mask 0 there and position_ids that count
 what is left, as generate() does by itself; the logits are then those of our sequence.
-Emu3Processor writes a size and wrappers around a picture, which our models do not know: the
-tokenizer takes the whole of what it writes before a picture for the begin of image, and the whole
-behind it for the end. It cuts pictures to multiples of a factor: with the picture's side as the
-factor, every picture is squeezed to that side, as ours are. It counts on strides of 8 and on row
+Emu3Processor writes a size and wrappers around an image, which our models do not know: the
+tokenizer takes the whole of what it writes before an image for the begin of image, and the whole
+behind it for the end. It cuts images to multiples of a factor: with the image's side as the
+factor, every image is squeezed to that side, as ours are. It counts on strides of 8 and on row
 ends; for another model no processor is written (`unserved`).
 """
 
@@ -58,13 +58,13 @@ PARTS = {
     "image_wrapper_token": "<|image token|>",
     "eof_token": "<|extra_201|>",
 }
-"""Emu3Processor's names of what it writes around a picture."""
+"""Emu3Processor's names of what it writes around an image."""
 STRIDE = 8
 """Pixels a code, as Emu3Processor counts."""
 
 
 def _spelled(side: int) -> layout.Words:
-    """As the processor spells a picture of side · side codes."""
+    """As the processor spells an image of side · side codes."""
     before = f"{PARTS['boi_token']}{side}*{side}{PARTS['image_wrapper_token']}"
     behind = PARTS["eof_token"] + PARTS["eoi_token"]
     return replace(WORDS, begin_image=before, end_image=behind, parts=PARTS)
@@ -147,18 +147,18 @@ class Emu3:
 
 
 def _write_processor(folder: Path, side: int) -> None:
-    """Emu3Processor with its picture processor, as preprocessor_config.json too (vLLM)."""
+    """Emu3Processor with its image processor, as preprocessor_config.json too (vLLM)."""
     from transformers import AutoTokenizer, Emu3ImageProcessor, Emu3Processor
 
     half = [0.5, 0.5, 0.5]
     # A factor of the side and one pixel at most: whatever the aspect, side x side.
-    pictures = Emu3ImageProcessor(
+    images = Emu3ImageProcessor(
         min_pixels=1, max_pixels=1, spatial_factor=side, image_mean=half, image_std=half
     )
     words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     words.chat_template = INVITING
-    Emu3Processor(pictures, words, chat_template=INVITING).save_pretrained(folder)
-    told = pictures.to_dict() | {"processor_class": "Emu3Processor"}
+    Emu3Processor(images, words, chat_template=INVITING).save_pretrained(folder)
+    told = images.to_dict() | {"processor_class": "Emu3Processor"}
     write_json(folder / "preprocessor_config.json", told)
 
 
@@ -174,16 +174,16 @@ def _compare_prompts(processor: Processor, folder: Path) -> None:
     """Raises CheckpointError where AutoProcessor makes another prompt or other pixels."""
     from transformers import AutoProcessor
 
-    picture = PIL.Image.new("RGB", (60, 40), (200, 30, 90))
+    image = PIL.Image.new("RGB", (60, 40), (200, 30, 90))
     with quiet():
         reader = AutoProcessor.from_pretrained(folder, local_files_only=True)
     parts = [{"type": "image"}, {"type": "text", "text": "red?"}]
     text = reader.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
-    given = reader(images=[picture], text=text, return_tensors="pt")
+    given = reader(images=[image], text=text, return_tensors="pt")
     found = given["input_ids"][0].tolist()
-    ours = processor.prompts([Sample((question(Image(picture), "red?"),))])[0][0].ids.tolist()
+    ours = processor.prompts([Sample((question(Image(image), "red?"),))])[0][0].ids.tolist()
     vocabulary = processor.codec.vocabulary
     assert vocabulary is not None
     shown = reader.tokenizer.convert_tokens_to_ids(layout.PLACEHOLDER)

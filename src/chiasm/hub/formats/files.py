@@ -27,7 +27,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtyp
 
 def language_tensors(model: MLLM, rows: int) -> tuple[dict[str, Tensor], Tensor | None]:
     """The language model's body and, unless it is the embedding, its head, both with at least
-    `rows` words: a picture's word needs a row even where it is never looked at. A new row is the
+    `rows` words: an image's word needs a row even where it is never looked at. A new row is the
     mean of all, whose logit is the mean too: never the largest."""
     base = model.language.base_model
     body = dict(base.state_dict())
@@ -65,7 +65,7 @@ def write_config(folder: Path, config: dict[str, Any], dtype: torch.dtype, model
         model.language.generation_config.save_pretrained(folder)
 
 
-def picture_settings(tower: TowerConfig | Any) -> dict[str, Any]:
+def image_settings(tower: TowerConfig | Any) -> dict[str, Any]:
     """What every image processor is told."""
     return {
         "do_convert_rgb": True,
@@ -83,7 +83,7 @@ def write_processor(
     folder: Path,
     kind: str,
     own: dict[str, Any],
-    pictures: dict[str, Any],
+    images: dict[str, Any],
     tokenizer: Any,
     chat_template: str,
 ) -> None:
@@ -93,7 +93,7 @@ def write_processor(
     which reads these.
     """
     write_json(folder / "processor_config.json", {"processor_class": kind, **own})
-    write_json(folder / "preprocessor_config.json", {"processor_class": kind, **pictures})
+    write_json(folder / "preprocessor_config.json", {"processor_class": kind, **images})
     with quiet():
         tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
@@ -113,9 +113,7 @@ def chat_template_for_parts(template: ChatTemplate) -> str:
             "{%- if not messages or messages[0].role != 'system' -%}{%- set flat.messages = "
             f"[{{'role': 'system', 'content': {words}}}] -%}}{{%- endif -%}}\n"
         )
-    return _FLATTEN.format(picture=template.picture, system=system) + (
-        template.tokenizer.chat_template
-    )
+    return _FLATTEN.format(image=template.image, system=system) + (template.tokenizer.chat_template)
 
 
 _FLATTEN = """\
@@ -124,7 +122,7 @@ _FLATTEN = """\
 {{%- if message.content is string -%}}{{%- set flat.text = message.content -%}}
 {{%- else -%}}{{%- set flat.text = '' -%}}
 {{%- for part in message.content -%}}
-{{%- set flat.text = flat.text + (part.text if part.type == 'text' else '{picture}') -%}}
+{{%- set flat.text = flat.text + (part.text if part.type == 'text' else '{image}') -%}}
 {{%- endfor -%}}{{%- endif -%}}
 {{%- set flat.messages = flat.messages + [dict(message, content=flat.text)] -%}}
 {{%- endfor -%}}

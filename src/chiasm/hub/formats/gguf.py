@@ -58,8 +58,7 @@ class GGUFFormat:
             found.append(f"a projector of hidden width {projector.hidden} (the language model's)")
         if not isinstance(codec.images, PadConfig):
             found.append(
-                f"pictures shown by {type(codec.images).__name__} (llama.cpp pads LLaVA's: "
-                "PadConfig)"
+                f"images shown by {type(codec.images).__name__} (llama.cpp pads LLaVA's: PadConfig)"
             )
         if processor.prefix:
             found.append("prefix-LM attention (model.attention)")

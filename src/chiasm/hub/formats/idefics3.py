@@ -16,8 +16,8 @@ from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub.formats.files import (
     chat_template_for_parts,
+    image_settings,
     language_tensors,
-    picture_settings,
     text_config,
     write_config,
     write_processor,
@@ -30,7 +30,7 @@ from chiasm.hub.formats.stock import Stock, chat_template_of, read_stock, take_a
 from chiasm.hub.formats.vision import SIGLIP, vision_obstacles, vision_parts
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig, PixelShuffleConfig, SplitConfig
-from chiasm.mllm.images.split import PICTURE, SplitMode
+from chiasm.mllm.images.split import IMAGE, SplitMode
 from chiasm.mllm.model import MLLM
 from chiasm.train.checkpoint import read_json
 from chiasm.vision.config import FusedConfig, TowerOptions
@@ -102,9 +102,7 @@ class Idefics3Format:
         elif side % projector.factor:
             found.append(f"{side} x {side} patches, which {projector.factor} does not divide")
         if not isinstance(codec.mode, SplitMode):
-            found.append(
-                f"pictures shown by {type(codec.images).__name__} (it must be SplitConfig)"
-            )
+            found.append(f"images shown by {type(codec.images).__name__} (it must be SplitConfig)")
         elif codec.mode.tile != vision.image_size:
             found.append(
                 f"tiles of {codec.mode.tile} pixels (the encoder was trained at "
@@ -112,8 +110,8 @@ class Idefics3Format:
             )
         if processor.prefix:
             found.append("prefix-LM attention (model.attention)")
-        if template.picture != PICTURE:
-            found.append(f"pictures called {template.picture} (its processor knows {PICTURE})")
+        if template.image != IMAGE:
+            found.append(f"images called {template.image} (its processor knows {IMAGE})")
         return found + language_obstacles(model, capped=False)
 
     def export(self, model: MLLM, processor: Processor, folder: Path) -> None:
@@ -127,8 +125,8 @@ class Idefics3Format:
         rows = len(words)
         write_weights(folder, tensors(model, rows), dtype)
         write_config(folder, self._config(model, rows, words), dtype, model)
-        pictures = {
-            **picture_settings(tower),
+        images = {
+            **image_settings(tower),
             "image_processor_type": f"{self.kind}ImageProcessor",
             "size": {"longest_edge": mode.longest},
             "max_image_size": {"longest_edge": mode.tile},
@@ -137,10 +135,10 @@ class Idefics3Format:
         }
         if self.own == "smolvlm_vision":  # its processor wants to know of videos
             sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": mode.tile}}
-            pictures["video_sampling"] = sampling
+            images["video_sampling"] = sampling
         own = {"image_seq_len": mode.tokens(mode.grid(mode.tile, mode.tile))}
         chat = chat_template_for_parts(template)
-        write_processor(folder, f"{self.kind}Processor", own, pictures, words, chat)
+        write_processor(folder, f"{self.kind}Processor", own, images, words, chat)
 
     def verify(self, model: MLLM, processor: Processor, folder: Path) -> str:
         return compare(model, processor, folder, reader(folder))
@@ -185,7 +183,7 @@ def positions_kept(side: int) -> bool:
 
 def reader(folder: Path) -> Any:
     """transformers' processor of Idefics3 for a folder of either name: SmolVLM's own asks for
-    packages that only clips need, and does the same to pictures and their words."""
+    packages that only clips need, and does the same to images and their words."""
     from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
 
     return Idefics3Processor(
@@ -201,9 +199,9 @@ def _is_own(model: MLLM, family: str) -> bool:
 
 
 def _shown(stock: Stock) -> SplitConfig:
-    """How a folder's image processor shows pictures. Raises CheckpointError where the sizes do not
+    """How a folder's image processor shows images. Raises CheckpointError where the sizes do not
     say it."""
-    told = stock.pictures
+    told = stock.images
     longest, tile = (dict(size).get("longest_edge") for size in (told.size, told.max_image_size))
     if longest is None or tile is None:
         raise CheckpointError(

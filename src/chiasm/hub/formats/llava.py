@@ -42,17 +42,17 @@ class LlavaFormat:
         config = family_config(model, processor, CLASS, "llava")
         codec = processor.codec
         assert isinstance(codec, MLLMCodec)
-        pictures = picture_files(codec.images, model.vision.config.image_size)
-        write_family(folder, model, processor, config, "LlavaProcessor", pictures)
+        images = image_files(codec.images, model.vision.config.image_size)
+        write_family(folder, model, processor, config, "LlavaProcessor", images)
 
     def verify(self, model: MLLM, processor: Processor, folder: Path) -> str:
         return compare(model, processor, folder)
 
 
 def shown(stock: Stock) -> ImagesConfig:
-    """How a folder's image processor shows pictures. Raises CheckpointError where its sizes are not
+    """How a folder's image processor shows images. Raises CheckpointError where its sizes are not
     the encoder's."""
-    told, side = stock.pictures, stock.config.vision_config.image_size
+    told, side = stock.images, stock.config.vision_config.image_size
     size = dict(told.size)
     crops = bool(getattr(told, "do_center_crop", False))
     pads = bool(getattr(told, "do_pad", False))
@@ -69,7 +69,7 @@ def shown(stock: Stock) -> ImagesConfig:
     raise _unlike(stock, f"resizes to {size}", side)
 
 
-def picture_files(images: ImagesConfig, side: int) -> dict[str, Any]:
+def image_files(images: ImagesConfig, side: int) -> dict[str, Any]:
     """The image processor that does as `images` says."""
     square = {"height": side, "width": side}
     if isinstance(images, CropConfig):

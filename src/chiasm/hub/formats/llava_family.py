@@ -14,8 +14,8 @@ from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate, PublishedTemplate
 from chiasm.hub.formats.files import (
     chat_template_for_parts,
+    image_settings,
     language_tensors,
-    picture_settings,
     text_config,
     write_config,
     write_processor,
@@ -81,9 +81,9 @@ def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
 
 
 def template_of(stock: Stock) -> ChatTemplate:
-    """The checkpoint's own chat template, told parts or text, whichever it puts pictures in;
+    """The checkpoint's own chat template, told parts or text, whichever it puts images in;
     LLaVA's where it has none."""
-    words, picture = stock.tokenizer, stock.picture
+    words, image = stock.tokenizer, stock.image
     words.chat_template = chat_template_of(stock.folder) or words.chat_template or VICUNA
     stop = stop_ids(stock.model)
     parts = [{"type": "image"}, {"type": "text", "text": "?"}]
@@ -91,14 +91,14 @@ def template_of(stock: Stock) -> ChatTemplate:
         told = words.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
     except Exception:  # a template written for text fails in its own way
         told = ""
-    kind = PublishedTemplate if picture in told else ChatTemplate
-    return kind(words, picture, stop=stop)
+    kind = PublishedTemplate if image in told else ChatTemplate
+    return kind(words, image, stop=stop)
 
 
 def family_obstacles(
     model: MLLM, processor: Processor, modes: Sequence[type], shown: str
 ) -> list[str]:
-    """What LLaVA cannot say of a model; modes: the ways of showing pictures that it can, in
+    """What LLaVA cannot say of a model; modes: the ways of showing images that it can, in
     words."""
     found = vision_obstacles(model.vision, (CLIP, SIGLIP))
     tower, language = model.vision.config, model.language
@@ -115,7 +115,7 @@ def family_obstacles(
     codec = processor.codec
     assert isinstance(codec, MLLMCodec)
     if not isinstance(codec.images, tuple(modes)):
-        found.append(f"pictures shown by {type(codec.images).__name__} (it must be {shown})")
+        found.append(f"images shown by {type(codec.images).__name__} (it must be {shown})")
     if processor.prefix:
         found.append("prefix-LM attention (model.attention)")
     return found + language_obstacles(model, capped=False)
@@ -167,9 +167,9 @@ def write_family(
     processor: Processor,
     config: dict[str, Any],
     kind: str,
-    pictures: dict[str, Any],
+    images: dict[str, Any],
 ) -> None:
-    """All files; pictures: what the image processor is told beside what all are."""
+    """All files; images: what the image processor is told beside what all are."""
     dtype = model.language.config.dtype
     write_weights(folder, _tensors(model, processor), dtype)
     write_config(folder, config, dtype, model)
@@ -180,11 +180,11 @@ def write_family(
         "patch_size": tower.patch_size,
         "vision_feature_select_strategy": _strategy(model),
         "num_additional_image_tokens": PLACED[tower.family],
-        "image_token": template.picture,
+        "image_token": template.image,
     }
-    pictures = {**picture_settings(tower), **pictures}
+    images = {**image_settings(tower), **images}
     write_processor(
-        folder, kind, own, pictures, template.tokenizer, chat_template_for_parts(template)
+        folder, kind, own, images, template.tokenizer, chat_template_for_parts(template)
     )
 
 

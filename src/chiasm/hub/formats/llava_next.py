@@ -49,7 +49,7 @@ class LlavaNextFormat:
         config = family_config(model, processor, CLASS, "llava_next")
         config["image_grid_pinpoints"] = pinpoints
         side = codec.mode.side
-        pictures = {
+        images = {
             "image_processor_type": "LlavaNextImageProcessor",
             "size": {"shortest_edge": side},
             "do_center_crop": True,
@@ -57,7 +57,7 @@ class LlavaNextFormat:
             "image_grid_pinpoints": pinpoints,
             "do_pad": True,
         }
-        write_family(folder, model, processor, config, "LlavaNextProcessor", pictures)
+        write_family(folder, model, processor, config, "LlavaNextProcessor", images)
 
     def verify(self, model: MLLM, processor: Processor, folder: Path) -> str:
         return compare(model, processor, folder)

@@ -12,8 +12,8 @@ from chiasm.data.chat import PALIGEMMA
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub.formats.files import (
+    image_settings,
     language_tensors,
-    picture_settings,
     text_config,
     write_config,
     write_processor,
@@ -34,7 +34,7 @@ from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
 CLASS = "PaliGemmaForConditionalGeneration"
 GEMMAS = ("gemma", "gemma2")
 
-# What the processor itself does not write: it puts the beginning behind the pictures and ends the
+# What the processor itself does not write: it puts the beginning behind the images and ends the
 # prompt with a new line.
 PARTS = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
@@ -67,7 +67,7 @@ class PaliGemmaFormat:
             images=shown(stock),
         )
         stock.tokenizer.chat_template = PALIGEMMA
-        template = ChatTemplate(stock.tokenizer, stock.picture, stop=stop_ids(stock.model))
+        template = ChatTemplate(stock.tokenizer, stock.image, stop=stop_ids(stock.model))
         model, processor = take_apart(stock, config, tower, template)
         model.projector.load_state_dict(stock.model.model.multi_modal_projector.state_dict())
         return model, processor
@@ -86,9 +86,7 @@ class PaliGemmaFormat:
         assert isinstance(codec, MLLMCodec)
         assert isinstance(template, ChatTemplate)
         if not isinstance(codec.images, ResizeConfig):
-            found.append(
-                f"pictures shown by {type(codec.images).__name__} (it must be ResizeConfig)"
-            )
+            found.append(f"images shown by {type(codec.images).__name__} (it must be ResizeConfig)")
         if not processor.prefix:
             found.append("causal attention (it must be prefix: model.attention)")
         if language.config.model_type not in GEMMAS:
@@ -107,13 +105,13 @@ class PaliGemmaFormat:
         write_config(folder, _config(model, rows), dtype, model)
         tower = model.vision.config
         side = tower.image_size
-        pictures = {
-            **picture_settings(tower),
+        images = {
+            **image_settings(tower),
             "image_processor_type": "SiglipImageProcessor",
             "size": {"height": side, "width": side},
             "image_seq_length": (side // tower.patch_size) ** 2,
         }
-        write_processor(folder, "PaliGemmaProcessor", {}, pictures, template.tokenizer, PARTS)
+        write_processor(folder, "PaliGemmaProcessor", {}, images, template.tokenizer, PARTS)
 
     def verify(self, model: MLLM, processor: Processor, folder: Path) -> str:
         return compare(model, processor, folder)

@@ -26,7 +26,7 @@ LEVELS = 2
 
 @torch.no_grad()
 def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None) -> str:
-    """Ask a folder's model about a picture through transformers alone (its processor, its chat
+    """Ask a folder's model about an image through transformers alone (its processor, its chat
     template, its class) and ours through our processor: the prompt must be the same, and the logits
     of every token, on Pillow's pixels, equal within TOLERANCE of the largest. What transformers
     takes by itself (torchvision, where it is installed) may resize to pixels LEVELS apart. reader:
@@ -35,7 +35,7 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
     from transformers import AutoProcessor
 
     theirs = read_model(folder)
-    picture, usual = _picture(), reader
+    image, usual = _image(), reader
     if reader is None:
         with quiet():
             usual = AutoProcessor.from_pretrained(folder)
@@ -46,7 +46,7 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
     )
     bos = reader.tokenizer.bos_token
     given = {
-        "images": [picture],
+        "images": [image],
         "text": text,
         "add_special_tokens": not (bos and text.startswith(bos)),
         "return_tensors": "pt",
@@ -55,7 +55,7 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
     inputs.pop("labels", None)
     if usual is not reader:
         _same_pixels(folder, inputs, usual(**given), reader.image_processor.image_std)
-    asked = processor.prompts([Sample((question(Image(picture), QUESTION),))])[0][0]
+    asked = processor.prompts([Sample((question(Image(image), QUESTION),))])[0][0]
     if asked.ids.tolist() != inputs["input_ids"][0].tolist():
         raise CheckpointError(
             f"{folder}: transformers reads a prompt of {inputs['input_ids'].shape[1]} tokens where "
@@ -93,7 +93,7 @@ def _same_pixels(folder: Path, pillow: Any, usual: Any, deviation: Sequence[floa
         )
 
 
-def _picture() -> PIL.Image.Image:
+def _image() -> PIL.Image.Image:
     """One that is neither square nor of any encoder's size."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     return PIL.Image.fromarray(pixels).resize((300, 200), PIL.Image.Resampling.BILINEAR)

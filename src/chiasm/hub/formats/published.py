@@ -2,7 +2,7 @@
 
 Image codes are numbered anywhere in such a vocabulary; ours stand last. Rows of the embedding and
 of the head, and the tokenizer's ids, are put into our order, and back into nothing else: the model
-is the same function of the same ids. Pictures are squeezed to the size that theirs are cut to.
+is the same function of the same ids. Images are squeezed to the size that theirs are cut to.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _image_tokenizer(
     known = type(config.vq_config).__annotations__  # its own fields, none of every model's
     settings = {name: value for name, value in settings.items() if name in known}
     points = tensors["model.vqmodel.quantize.embedding.weight"].float()
-    side = _picture_side(folder, config.vq_config)
+    side = _image_side(folder, config.vq_config)
     networks = StockNetworks(family, settings)
     shape = AutoencoderConfig(VQConfig(*points.shape), side, stock=networks, decoder_channels=0)
     made = Autoencoder(shape)
@@ -137,7 +137,7 @@ def _image_tokenizer(
     return made.eval()
 
 
-def _picture_side(folder: Path, settings: Any) -> int:
+def _image_side(folder: Path, settings: Any) -> int:
     """Pixels, as the folder's processor says, else the tokenizer's resolution."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).exists():
@@ -158,7 +158,7 @@ def _order(size: int, codes: list[int]) -> list[int]:
 def _renumbered(folder: Path, order: list[int], codes: set[int], words: Words) -> Tokenizer:
     """Their tokenizer without the codes, ids counted anew, with the names that our template looks
     for. Raises CheckpointError where nothing stands between a prompt and its reply: Emu3-Chat says
-    that, and the size of pictures, in words of its own."""
+    that, and the size of images, in words of its own."""
     file = folder / "tokenizer.json"
     if not file.exists():
         raise CheckpointError(f"{file}: no such file; download the whole checkpoint")

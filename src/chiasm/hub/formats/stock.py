@@ -29,15 +29,15 @@ class Stock:
     folder: Path
     model: Any
     tokenizer: Any
-    pictures: Any
+    images: Any
 
     @property
     def config(self) -> Any:
         return self.model.config
 
     @property
-    def picture(self) -> str:
-        """The word that stands for a picture."""
+    def image(self) -> str:
+        """The word that stands for an image."""
         return self.tokenizer.convert_ids_to_tokens(self.config.image_token_id)
 
 
@@ -49,13 +49,13 @@ def read_stock(folder: Path) -> Stock:
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            images = AutoImageProcessor.from_pretrained(folder, backend="pil")
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{folder}: no processor that transformers can load ({_first_line(error)}); fetch "
                 "the repository whole"
             ) from None
-    return Stock(folder, model, tokenizer, pictures)
+    return Stock(folder, model, tokenizer, images)
 
 
 def read_model(folder: Path) -> Any:

@@ -37,7 +37,7 @@ from chiasm.unified.model import Unified
 
 OURS = "chiasm"
 PLACEHOLDER = "<image>"
-"""What transformers' processors write where pictures go; our begin of image is renamed."""
+"""What transformers' processors write where images go; our begin of image is renamed."""
 
 
 ROWS = {"embed_tokens.weight", "lm_head.weight"}
@@ -46,7 +46,7 @@ ROWS = {"embed_tokens.weight", "lm_head.weight"}
 
 @dataclass(frozen=True)
 class Words:
-    """How a layout calls what its class or processor looks for by name: the ids around a picture,
+    """How a layout calls what its class or processor looks for by name: the ids around an image,
     the end of a row of codes (None: it has none), and the codes."""
 
     begin_image: str
@@ -257,8 +257,8 @@ def verify(
     codes_of: Callable[[Any, Tensor], Tensor],
     text_model: Callable[[Any], Any],
 ) -> str:
-    """Load with the class, compare hidden × head on a conversation with a picture, and the codes of
-    pictures of noise. Raises CheckpointError where a weight is missing or something differs."""
+    """Load with the class, compare hidden × head on a conversation with an image, and the codes of
+    images of noise. Raises CheckpointError where a weight is missing or something differs."""
     with quiet():
         theirs, loading = kind.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -288,11 +288,11 @@ def verify(
 
 
 def _logits(model: Unified, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """ids [1 T] of a picture among text, and our logits [1 T V] for them."""
+    """ids [1 T] of an image among text, and our logits [1 T V] for them."""
     v = model.vocabulary
     text = np.random.default_rng(0).integers(0, v.text, 12).tolist()
-    picture = [v.begin_image, *(codes + v.first_code).tolist(), v.end_image]
-    ids = torch.tensor([[v.begin, *text[:6], *picture, *text[6:]]])[:, : model.config.max_length]
+    image = [v.begin_image, *(codes + v.first_code).tolist(), v.end_image]
+    ids = torch.tensor([[v.begin, *text[:6], *image, *text[6:]]])[:, : model.config.max_length]
     zero, place = torch.zeros_like(ids), torch.arange(ids.shape[1])[None]
     batch = Batch(ids, torch.full_like(ids, IGNORE), zero, place, zero, place)
     batch = batch.to(model_device(model))

@@ -27,7 +27,7 @@ def vision_obstacles(encoder: Encoder, families: tuple[str, ...]) -> list[str]:
         return [f"an encoder of the family {config.family} (only {', '.join(families)})"]
     own = encoder.model.config.image_size
     if config.image_size != own:
-        return [f"pictures of {config.image_size} pixels (the encoder was trained at {own})"]
+        return [f"images of {config.image_size} pixels (the encoder was trained at {own})"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""How pictures are shown to the encoder: one file a way."""
+"""How images are shown to the encoder: one file a way."""
 
 from __future__ import annotations
 

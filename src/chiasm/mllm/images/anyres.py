@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's AnyRes: the whole picture, then its tiles as one larger grid of tokens.
+"""LLaVA-NeXT's AnyRes: the whole image, then its tiles as one larger grid of tokens.
 
 whole    1 2      of 2 × 2 tokens a tile, beside one another, less the rows and columns
 3 4      that only fill (here none), with the end of each row:   1 1 2 2 ⏎ 1 1 2 2 ⏎ 3 3 …

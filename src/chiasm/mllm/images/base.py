@@ -1,4 +1,4 @@
-"""What every way of showing a picture to an encoder is."""
+"""What every way of showing an image to an encoder is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Words = Callable[[str], list[int]]
 
 
 class ImageMode:
-    """A picture's tiles and, from its size alone, where their tokens stand.
+    """An image's tiles and, from its size alone, where their tokens stand.
 
     words: only of a mode that puts words between the tiles.
     """
@@ -46,7 +46,7 @@ class ImageMode:
         raise NotImplementedError
 
     def slot(self, size: tuple[int, int]) -> Slot:
-        """The slot, without patches, of a picture (width, height)."""
+        """The slot, without patches, of an image (width, height)."""
         raise NotImplementedError
 
     def grid(self, width: int, height: int) -> tuple[int, int]:

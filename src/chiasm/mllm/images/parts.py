@@ -1,4 +1,4 @@
-"""What ways of showing pictures need of the model: a learned end of row, words of their own."""
+"""What ways of showing images need of the model: a learned end of row, words of their own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from chiasm.mllm.vocabulary import add_tokens
 from chiasm.vision.config import EncoderConfig
 
 
-def add_picture_parts(
+def add_image_parts(
     config: ImagesConfig, encoder: EncoderConfig, projector: Projector, language: Any, words: Any
 ) -> None:
     """Give the projector an `image_newline` (AnyRes), the language model and its tokenizer the
     special tokens that say where a tile is (Idefics3), each where it is used and not there yet.
-    Raises ConfigError for a class token that the projector would resample as a picture."""
+    Raises ConfigError for a class token that the projector would resample as an image."""
     if encoder.class_token and projector.shape((1, 1)) != (1, 1):
         raise ConfigError(
             "model.tower.class_token: this projector makes other than one token of one feature; "
@@ -30,11 +30,11 @@ def add_picture_parts(
     if isinstance(config, AnyResConfig):
         width = language.config.hidden_size
         projector.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)  # LLaVA-NeXT's
-    add_tokens(language, words, picture_words(config, encoder, projector))
+    add_tokens(language, words, image_words(config, encoder, projector))
 
 
-def picture_words(config: ImagesConfig, encoder: EncoderConfig, projector: Projector) -> list[str]:
-    """The special tokens that a way of showing pictures puts between tiles."""
+def image_words(config: ImagesConfig, encoder: EncoderConfig, projector: Projector) -> list[str]:
+    """The special tokens that a way of showing images puts between tiles."""
     if isinstance(config, CustomImages):
         return config.special_tokens(encoder)
     if not isinstance(config, SplitConfig):

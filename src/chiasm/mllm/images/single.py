@@ -1,4 +1,4 @@
-"""Pictures that the encoder sees as one."""
+"""Images that the encoder sees as one."""
 
 from __future__ import annotations
 

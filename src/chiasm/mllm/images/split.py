@@ -1,5 +1,5 @@
 """Idefics3's tiles, also SmolVLM's: each introduced by a word for its row and column, the whole
-picture last."""
+image last."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chiasm.mllm.images.base import ImageMode
 from chiasm.vision.patches import resized
 from chiasm.vision.tiles import cut, stretched
 
-AROUND, WHOLE, PICTURE = "<fake_token_around_image>", "<global-img>", "<image>"
+AROUND, WHOLE, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
 class SplitMode(ImageMode):
@@ -42,10 +42,10 @@ class SplitMode(ImageMode):
     def _lay(self, rows: int, columns: int) -> Slot:
         parted = (rows, columns) != (1, 1)
         grid = self.grid(self.tile, self.tile)
-        text = f"{AROUND}{WHOLE}{PICTURE}{AROUND}"
+        text = f"{AROUND}{WHOLE}{IMAGE}{AROUND}"
         if parted:
             lines = (
-                "".join(f"{AROUND}{word(row, column)}{PICTURE}" for column in range(columns))
+                "".join(f"{AROUND}{word(row, column)}{IMAGE}" for column in range(columns))
                 for row in range(rows)
             )
             text = "".join(f"{line}\n" for line in lines) + f"\n{text}"

@@ -92,7 +92,7 @@ def projector_flops(
     trained: bool = False,
     upstream: bool = False,
 ) -> float:
-    """What one picture of this grid costs in a step, forward and, where it is trained or lets
+    """What one image of this grid costs in a step, forward and, where it is trained or lets
     gradients through, backward: counted by torch on shapes alone, as layers of one projector see
     patches, queries or tokens in different numbers. Counted once a projector and shape."""
     known: dict[tuple, float] = projector.__dict__.setdefault("flops_by_shape", {})

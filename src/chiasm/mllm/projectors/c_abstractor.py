@@ -11,7 +11,7 @@ from chiasm.mllm.projectors.parts import Layers, by_shape
 
 
 class CAbstractorProjector(Projector):
-    """side × side tokens in reading order, whatever the picture's grid. Honeybee's learned
+    """side × side tokens in reading order, whatever the image's grid. Honeybee's learned
     positions are left out: they fix the grid, and our encoder's features have their own."""
 
     def __init__(self, config: CAbstractorConfig, vision: int, language: int, scale: float):

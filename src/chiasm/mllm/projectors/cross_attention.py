@@ -1,5 +1,5 @@
-"""Flamingo's gated cross-attention (2204.14198, section 2.2): text looks at pictures between the
-language model's layers, and the sequence holds one placeholder a picture."""
+"""Flamingo's gated cross-attention (2204.14198, section 2.2): text looks at images between the
+language model's layers, and the sequence holds one placeholder an image."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of each row, as the blocks see them: index of their placeholders [B M], and keys
+class Images:
+    """The images of each row, as the blocks see them: index of their placeholders [B M], and keys
     and values [B M D] for every block. Rows are filled up with segment -1, which no text has."""
 
     index: Index
     pairs: tuple[Pair, ...]
 
-    def select(self, rows: Tensor) -> Pictures:
+    def select(self, rows: Tensor) -> Images:
         """Of these rows only."""
         return self._map(lambda tensor: tensor[rows])
 
-    def followed_by(self, later: Pictures) -> Pictures:
-        """With the pictures of later tokens of the same rows."""
+    def followed_by(self, later: Images) -> Images:
+        """With the images of later tokens of the same rows."""
         columns = (later.index.segment, later.index.block, later.index.branch)
         others = iter([*columns, *(t for pair in later.pairs for t in pair)])
         return self._map(lambda tensor: torch.cat([tensor, next(others)], 1))
 
-    def blank(self, rows: int) -> Pictures:
-        """As many rows without a picture."""
+    def blank(self, rows: int) -> Images:
+        """As many rows without an image."""
         index = self.index.map(lambda column: column.new_full((rows, 1), -1))
-        return Pictures(
+        return Images(
             index,
             tuple(
                 (k.new_zeros(rows, 1, *k.shape[2:]), v.new_zeros(rows, 1, *v.shape[2:]))
@@ -49,7 +49,7 @@ class Pictures:
             ),
         )
 
-    def joined(self, other: Pictures) -> Pictures:
+    def joined(self, other: Images) -> Images:
         """These rows, then the other's."""
         length = max(self.index.segment.shape[1], other.index.segment.shape[1])
         one, two = self._filled(length), other._filled(length)
@@ -57,7 +57,7 @@ class Pictures:
         others = iter([*columns, *(t for pair in two.pairs for t in pair)])
         return one._map(lambda tensor: torch.cat([tensor, next(others)]))
 
-    def _filled(self, length: int) -> Pictures:
+    def _filled(self, length: int) -> Images:
         missing = length - self.index.segment.shape[1]
         if not missing:
             return self
@@ -69,14 +69,12 @@ class Pictures:
 
         return self._map(fill)
 
-    def _map(self, change: Any) -> Pictures:
-        return Pictures(
-            self.index.map(change), tuple((change(k), change(v)) for k, v in self.pairs)
-        )
+    def _map(self, change: Any) -> Images:
+        return Images(self.index.map(change), tuple((change(k), change(v)) for k, v in self.pairs))
 
 
 class CrossAttentionProjector(InnerProjector):
-    """Text sees all earlier pictures of its sample (Flamingo's the last one only). Where there is
+    """Text sees all earlier images of its sample (Flamingo's the last one only). Where there is
     none the blocks do nothing, so text by itself is the language model's own, whatever it is packed
     with. Gates start at zero: so does everything else. Raises ConfigError if heads do not divide
     the language model's width."""
@@ -104,16 +102,16 @@ class CrossAttentionProjector(InnerProjector):
     def between(
         self, features: Tensor | None, grids: Tensor | None, sight: Sight
     ) -> dict[int, Step]:
-        pictures = None if sight.cache is None else sight.cache.beside
+        images = None if sight.cache is None else sight.cache.beside
         if features is not None and grids is not None:
             new = self._look(features, grids, sight)
-            pictures = new if pictures is None else pictures.followed_by(new)
-        if pictures is None:
+            images = new if images is None else images.followed_by(new)
+        if images is None:
             return {}
         if sight.cache is not None:
-            sight.cache.beside = pictures
-        mask = visible(sight.index, pictures.index) & (sight.index.segment >= 0)[:, :, None]
-        parts = zip(self.config.before, self.blocks, pictures.pairs, strict=True)
+            sight.cache.beside = images
+        mask = visible(sight.index, images.index) & (sight.index.segment >= 0)[:, :, None]
+        parts = zip(self.config.before, self.blocks, images.pairs, strict=True)
         return {layer: partial(block, pair=pair, mask=mask) for layer, block, pair in parts}
 
     def token_flops(self, slots: Tensor, grids: Tensor) -> float:
@@ -124,8 +122,8 @@ class CrossAttentionProjector(InnerProjector):
         matrices = 2.0 * 10 * width**2 + 4.0 * width * int(held.max())
         return len(self.blocks) * B * T * matrices
 
-    def _look(self, features: Tensor, grids: Tensor, sight: Sight) -> Pictures:
-        """Pictures laid out by the rows that their placeholders are in."""
+    def _look(self, features: Tensor, grids: Tensor, sight: Sight) -> Images:
+        """Images laid out by the rows that their placeholders are in."""
         counts = torch.tensor(self._counts(grids))
         row = sight.slots.nonzero()[:, 0].repeat_interleave(counts)
         which = torch.arange(len(counts)).repeat_interleave(counts)
@@ -145,7 +143,7 @@ class CrossAttentionProjector(InnerProjector):
         own = sight.index
         index = Index(of_slots(own.segment, -1), of_slots(own.block), of_slots(own.branch))
         pairs = tuple((laid(k), laid(v)) for k, v in self.inner(features, grids))
-        return Pictures(index, pairs)
+        return Images(index, pairs)
 
     def _counts(self, grids: Tensor) -> list[int]:
         return [self.media.tokens((h, w)) for h, w in grids.tolist()]

@@ -15,7 +15,7 @@ from chiasm.mllm.projectors.parts import Attention, by_shape, check_heads, start
 
 
 class DAbstractorProjector(Projector):
-    """side × side tokens in reading order, whatever the picture's grid.
+    """side × side tokens in reading order, whatever the image's grid.
 
     Queries start as the features pooled to side × side and look from learned reference points,
     which start at the centres of that grid's cells. Raises ConfigError if heads do not divide the
@@ -108,7 +108,7 @@ class DeformableAttention(nn.Module):
         places = (points[:, None, None] + offsets).transpose(1, 2).flatten(0, 1)  # [n·H Q K 2]
         weights = self.weights(queries).view(n, Q, H, -1).softmax(-1)
         weights = weights.transpose(1, 2).flatten(0, 1)  # [n·H Q K]
-        # In fp32: in bfloat16 a place would be off by up to 1/256 of the picture.
+        # In fp32: in bfloat16 a place would be off by up to 1/256 of the image.
         seen = F.grid_sample(values.float(), 2 * places.float() - 1, align_corners=False)
         mixed = (seen.to(values.dtype) * weights[:, None]).sum(-1)  # [n·H d Q]
         return self.out(mixed.view(n, -1, Q).transpose(1, 2))

@@ -38,13 +38,13 @@ class InnerProjector(Projector):
     reach: int
 
     def inner(self, features: Tensor, grids: Tensor) -> list[Any]:
-        """What it makes of the pictures for each of its places, whatever the text says."""
+        """What it makes of the images for each of its places, whatever the text says."""
         raise NotImplementedError
 
     def between(
         self, features: Tensor | None, grids: Tensor | None, sight: Sight
     ) -> dict[int, Step]:
-        """The steps by number of the layer they come before; features None: no new pictures."""
+        """The steps by number of the layer they come before; features None: no new images."""
         raise NotImplementedError
 
     def token_flops(self, slots: Tensor, grids: Tensor) -> float:

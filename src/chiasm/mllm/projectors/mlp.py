@@ -12,7 +12,7 @@ from chiasm.mllm.projectors.parts import Layers, by_shape, merge, merged_shape
 
 
 class MLPProjector(Projector):
-    """Tokens of a picture come in reading order of its merged grid; sides that merge does not
+    """Tokens of an image come in reading order of its merged grid; sides that merge does not
     divide are padded with zeros."""
 
     def __init__(self, config: MLPConfig, vision: int, language: int, scale: float):

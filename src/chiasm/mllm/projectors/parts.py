@@ -14,9 +14,9 @@ from chiasm.nn.attention import attend, full_layout
 
 
 def by_shape(project: Callable[[Tensor], Tensor], features: Tensor, grids: Tensor) -> Tensor:
-    """project [n h w D] -> [n t E] applied to all pictures of one shape at a time.
+    """project [n h w D] -> [n t E] applied to all images of one shape at a time.
 
-    features [P D] of pictures with grids [N 2] -> [sum of t, E] in the pictures' order. No shape
+    features [P D] of images with grids [N 2] -> [sum of t, E] in the images' order. No shape
     needs filling up to another, so no mask can be wrong.
     """
     shapes = [(int(h), int(w)) for h, w in grids.tolist()]

@@ -12,8 +12,8 @@ from chiasm.mllm.projectors.parts import Attention, by_shape, start_at
 
 
 class PerceiverProjector(Projector):
-    """As many tokens a picture as there are latents. Flamingo's positions in time have nothing to
-    say about single pictures and are left out; a linear layer carries the latents to the language
+    """As many tokens an image as there are latents. Flamingo's positions in time have nothing to
+    say about single images and are left out; a linear layer carries the latents to the language
     model's width. Raises ConfigError if heads do not divide the encoder's width."""
 
     def __init__(self, config: PerceiverConfig, vision: int, language: int, scale: float):

@@ -13,7 +13,7 @@ from chiasm.mllm.projectors.parts import Attention, by_shape, start_at
 
 class QFormerProjector(Projector):
     """Learned queries through a BERT (post-norm, start at 0.02) that looks at the features in
-    layers 0, 2, 4, …, then a linear layer to the language model's width; as many tokens a picture
+    layers 0, 2, 4, …, then a linear layer to the language model's width; as many tokens an image
     as there are queries. Without BERT's dropout. Raises ConfigError if heads do not divide the
     width."""
 

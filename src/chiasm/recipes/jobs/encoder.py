@@ -10,7 +10,7 @@ import torch
 from chiasm.core.device import model_device
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
-from chiasm.data.pictures import PictureProcessor
+from chiasm.data.images import ImageProcessor
 from chiasm.data.text import train_bpe
 from chiasm.hub import contrastive
 from chiasm.recipes.jobs.job import Context, Job
@@ -23,7 +23,7 @@ def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, ContrastiveConfig)
     words = train_bpe(context.captions(), config.vocabulary)
-    processor = contrastive.picture_processor(config, words)
+    processor = contrastive.image_processor(config, words)
     model = DualEncoder(config)
 
     labelled = list(islice((s for s in context.test if caption_of(s) and s.images), 256))
@@ -37,7 +37,7 @@ def build(context: Context) -> Job:
     return Job(
         model,
         processor,
-        lambda stage: context.pictures(stage, processor, config.shift, config.mirror),
+        lambda stage: context.images(stage, processor, config.shift, config.mirror),
         lambda path: contrastive.save(path, model, processor),
         evaluate if labelled else None,
         lambda stages, _: check_metrics(stages, ["zero_shot_accuracy"]),
@@ -46,9 +46,9 @@ def build(context: Context) -> Job:
 
 @torch.no_grad()
 def zero_shot(
-    model: DualEncoder, processor: PictureProcessor, samples: Sequence[Sample], batch: int = 64
+    model: DualEncoder, processor: ImageProcessor, samples: Sequence[Sample], batch: int = 64
 ) -> dict[str, float]:
-    """Which of the samples' distinct captions is nearest to each picture: accuracy and n."""
+    """Which of the samples' distinct captions is nearest to each image: accuracy and n."""
     model.eval()
     captions = [str(caption_of(sample)) for sample in samples]
     classes = sorted(set(captions))
@@ -57,8 +57,8 @@ def zero_shot(
     heads = zero_shot_weights(model, [[pair] for pair in zip(ids, lengths, strict=True)])
     right = 0
     for i in range(0, len(samples), batch):
-        pictures = [s.images[0].load() for s in samples[i : i + batch]]
-        patches, grids = processor.pictures(pictures)
+        images = [s.images[0].load() for s in samples[i : i + batch]]
+        patches, grids = processor.images(images)
         nearest = (model.embed_images(patches.to(device), grids) @ heads.T).argmax(1)
         right += sum(
             classes[j] == c for j, c in zip(nearest.tolist(), captions[i : i + batch], strict=True)

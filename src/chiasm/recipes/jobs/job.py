@@ -13,7 +13,7 @@ from chiasm.core.protocols import Stream
 from chiasm.core.sample import Sample
 from chiasm.data.balance import answer_rarity
 from chiasm.data.caption import caption_of
-from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import spare_threads
@@ -126,21 +126,21 @@ class Context:
             spare_threads(),
         )
 
-    def pictures(
+    def images(
         self,
         stage: Stage,
-        processor: PictureProcessor,
+        processor: ImageProcessor,
         shift: int = 0,
         mirror: bool = False,
         uncaptioned: bool = False,
-    ) -> PictureStream:
-        """The pictures of a stage, moved by up to `shift` pixels and mirrored half of the time."""
+    ) -> ImageStream:
+        """The images of a stage, moved by up to `shift` pixels and mirrored half of the time."""
         if stage.normalise == "sample":
             raise ConfigError(
                 f"stage '{stage.name}': normalise 'sample' weighs replies, but this stage learns "
-                "from pictures alone; leave it at 'token'"
+                "from images alone; leave it at 'token'"
             )
-        return PictureStream(
+        return ImageStream(
             self.mixed(stage),
             processor,
             stage.batch,

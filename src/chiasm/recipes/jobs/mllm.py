@@ -27,7 +27,7 @@ def build(context: Context) -> Job:
 
     def stream(stage: Stage) -> Stream:
         if stage.data == "words":
-            return context.pictures(stage, words)
+            return context.images(stage, words)
         return context.samples(stage, processor, views)
 
     held_out = held_out_of(context, model, processor, views, words)

@@ -13,7 +13,7 @@ import torch
 from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample
-from chiasm.data.pictures import PictureProcessor, PictureStream
+from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.text import train_bpe
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
@@ -34,7 +34,7 @@ RECONSTRUCTION = ("psnr", "code_usage", "codebook_perplexity")
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, AutoencoderConfig)
-    processor = autoencoder.picture_processor(config)
+    processor = autoencoder.image_processor(config)
     model = Autoencoder(config)
     if config.perceptual:
         model.watch(_features(context, config.features))
@@ -49,22 +49,22 @@ def build(context: Context) -> Job:
     words = train_bpe(captions, config.words) if captions else None
     captioned = replace(processor, tokenizer=words, context=64)
 
-    def stream(stage: Stage) -> PictureStream:
-        return context.pictures(stage, captioned, config.shift, config.mirror, uncaptioned=True)
+    def stream(stage: Stage) -> ImageStream:
+        return context.images(stage, captioned, config.shift, config.mirror, uncaptioned=True)
 
-    pictured = list(islice((s for s in context.test if s.images), 128))
+    with_images = list(islice((s for s in context.test if s.images), 128))
 
     def evaluate(run: EvalContext) -> EvalResult:
         if not run.world.main:
             return EvalResult()
-        return EvalResult.of(reconstruction(model, processor, pictured))
+        return EvalResult.of(reconstruction(model, processor, with_images))
 
     return Job(
         model,
         processor,
         stream,
         lambda path: autoencoder.save(path, model),
-        evaluate if pictured else None,
+        evaluate if with_images else None,
         lambda stages, _: check_metrics(stages, RECONSTRUCTION),
     )
 
@@ -81,9 +81,9 @@ def _features(context: Context, given: str | None) -> Encoder:
 
 @torch.no_grad()
 def reconstruction(
-    model: Autoencoder, processor: PictureProcessor, samples: Sequence[Sample], batch: int = 64
+    model: Autoencoder, processor: ImageProcessor, samples: Sequence[Sample], batch: int = 64
 ) -> dict[str, float]:
-    """Mean PSNR (dB) of reconstructed pictures, share and perplexity of the codebook used."""
+    """Mean PSNR (dB) of reconstructed images, share and perplexity of the codebook used."""
     model.eval()
     scores: list[float] = []
     codes = []
@@ -96,8 +96,8 @@ def reconstruction(
     return {"psnr": float(np.mean(scores)), **codebook_use(torch.cat(codes), model.quantizer.codes)}
 
 
-def pixels_of(processor: PictureProcessor, samples: Sequence[Sample]) -> torch.Tensor:
-    """[N 3 H W] of the samples' first pictures."""
-    patches, grids = processor.pictures([s.images[0].load() for s in samples])
+def pixels_of(processor: ImageProcessor, samples: Sequence[Sample]) -> torch.Tensor:
+    """[N 3 H W] of the samples' first images."""
+    patches, grids = processor.images([s.images[0].load() for s in samples])
     height, width = grids[0].tolist()
     return to_pixels(patches, (height, width), processor.patch_size)

@@ -28,7 +28,7 @@ def build(context: Context) -> Job:
     source = context.given_or_prepared(config.tokenizer, "tokenizer")
     autoencoder, _ = load_as(source, Autoencoder, "model.tokenizer")
     words = train_bpe(corpus(context.train), config.text_vocabulary)
-    # Moved pictures are never the same twice: only still ones are worth remembering.
+    # Moved images are never the same twice: only still ones are worth remembering.
     still = not (context.recipe.shift or context.recipe.mirror)
     model, processor = unified.build(config, words, autoencoder, remember=still)
     # The codec's network stays where load_as put it: it encodes beside the training.
@@ -57,7 +57,7 @@ def build(context: Context) -> Job:
 
 
 def _drawing(samples: Sequence[Sample], undrawn: Sequence[str], drop: float) -> dict[str, View]:
-    """The views that draw. Changing a picture draws its pair, so those are chosen among the samples
+    """The views that draw. Changing an image draws its pair, so those are chosen among the samples
     whose captions are drawn."""
     drawn = [s for s in samples if caption_of(s) not in undrawn] if undrawn else samples
     pairs = Pairs(drawn)

@@ -66,7 +66,7 @@ def drift(
     jobs: int = 1,
     device: str = "",
 ) -> None:
-    """Text only, pictures only and both at one learning rate: whose last block's output grows?
+    """Text only, images only and both at one learning rate: whose last block's output grows?
     Started again it goes on where it was.
 
     Args:

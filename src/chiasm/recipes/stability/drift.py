@@ -1,4 +1,4 @@
-"""Do modalities that share weights push each other to grow? Text only, pictures only and both, at
+"""Do modalities that share weights push each other to grow? Text only, images only and both, at
 one learning rate: Chameleon's late divergence (2405.09818, section 2.3) came with a last-layer
 output that grew where both were trained, and did not without image generation.
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from chiasm.core.progress import Bar, Show
-from chiasm.recipes.stability.picture import Line, line_chart
+from chiasm.recipes.stability.chart import Line, line_chart
 from chiasm.recipes.stability.toy import Kind
 from chiasm.recipes.stability.trial import Outcome, Trial
 from chiasm.recipes.stability.workers import claim, run_all
@@ -51,7 +51,7 @@ def drift(folder: Path, settings: DriftSettings, jobs: int = 1, show: Show = Bar
     found = {key: outcomes[trial] for key, trial in trials.items()}
     report = summary(found, settings)
     write_whole(folder / "drift.json", json.dumps(report, indent=2))
-    write_whole(folder / "drift.svg", picture(found, settings))
+    write_whole(folder / "drift.svg", image(found, settings))
     return report
 
 
@@ -89,7 +89,7 @@ def slope(series: Sequence[tuple[int, float]]) -> float:
     return 1000 * sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True)) / spread
 
 
-def picture(found: Mapping[tuple, Outcome], settings: DriftSettings) -> str:
+def image(found: Mapping[tuple, Outcome], settings: DriftSettings) -> str:
     """Size of the last block's output over the steps, mean over the seeds that went so far."""
     lines = []
     for kind in KINDS:

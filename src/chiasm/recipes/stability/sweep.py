@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chiasm.core.progress import Bar, Show
-from chiasm.recipes.stability.picture import Line, line_chart
+from chiasm.recipes.stability.chart import Line, line_chart
 from chiasm.recipes.stability.trial import Outcome, Trial
 from chiasm.recipes.stability.workers import claim, run_all
 from chiasm.train.checkpoint import write_whole
@@ -47,7 +47,7 @@ def sweep(folder: Path, settings: SweepSettings, jobs: int = 1, show: Show = Bar
     found = {key: outcomes[trial] for key, trial in trials.items()}
     report = summary(found, settings)
     write_whole(folder / "stability.json", json.dumps(report, indent=2))
-    write_whole(folder / "stability.svg", picture(report, settings))
+    write_whole(folder / "stability.svg", image(report, settings))
     return report
 
 
@@ -113,7 +113,7 @@ def _wins(rows: Mapping[str, dict], name: str, quantity: str) -> int:
     return sum(1 for own, plain in pairs if own is not None and (plain is None or own < plain))
 
 
-def picture(report: Mapping, settings: SweepSettings) -> str:
+def image(report: Mapping, settings: SweepSettings) -> str:
     """Final loss over learning rate, a line a variant and width, mean over seeds."""
     lines = []
     for width, found in report["widths"].items():

@@ -1,10 +1,10 @@
-"""A made-up world of captions and pictures in which small models can be trained in seconds.
+"""A made-up world of captions and images in which small models can be trained in seconds.
 
 text      a chain over words: the next depends on the last two, by a fixed random table
-picture   a grid of codes: each is the code above plus the one on the left plus what its caption's
+image   a grid of codes: each is the code above plus the one on the left plus what its caption's
           word for that row says, with noise, modulo the number of codes
 
-"image" learns the codes of captioned pictures, "mixed" those with their captions and as much plain
+"image" learns the codes of captioned images, "mixed" those with their captions and as much plain
 text. Everything can be learnt, nothing quite: the noise is the floor of the loss.
 """
 

@@ -50,7 +50,7 @@ function post(path, request, signal) {
   return call(path, { method: "POST", headers, body: JSON.stringify(request), signal });
 }
 
-// Where a model looked when it gave a reply: a picture for each of the conversation's.
+// Where a model looked when it gave a reply: an image for each of the conversation's.
 export async function looks(request) {
   return (await (await post("/v1/looks", request)).json()).data;
 }

@@ -2,15 +2,15 @@
 
 import { ApiError, chat, looks, models, setKey } from "./api.js";
 import { canTake, take } from "./camera.js";
-import { dataUrl, filesOf } from "./pictures.js";
+import { dataUrl, filesOf } from "./images.js";
 
 const $ = (id) => document.getElementById(id);
 const RANGES = ["temperature", "top_p", "guidance"];
 
 let known = [];       // models
-let turns = [];       // {role: "user", text, pictures: [url]} or {role: "assistant", replies}
+let turns = [];       // {role: "user", text, images: [url]} or {role: "assistant", replies}
                       // a reply is {model, text, images: [url], node}; two where models are compared
-let waiting = [];     // pictures to send
+let waiting = [];     // images to send
 let running = null;   // AbortController of the answer under way
 
 // Settings and the theme outlive the page; what is said does not.
@@ -88,7 +88,7 @@ function canDraw(name) {
   return Boolean(known.find((one) => one.id === name)?.capabilities.includes("images"));
 }
 
-// Pictures to send
+// Images to send
 
 async function add(files) {
   tell("");
@@ -104,11 +104,11 @@ async function add(files) {
 }
 
 function showWaiting() {
-  $("pictures").replaceChildren(...waiting.map((url, number) => {
+  $("images").replaceChildren(...waiting.map((url, number) => {
     const item = document.createElement("li");
     const remove = button("×", () => { waiting.splice(number, 1); showWaiting(); $("words").focus(); });
-    remove.setAttribute("aria-label", `Remove picture ${number + 1}`);
-    item.append(picture(url, `Picture ${number + 1} to send`), remove);
+    remove.setAttribute("aria-label", `Remove image ${number + 1}`);
+    item.append(image(url, `Image ${number + 1} to send`), remove);
     return item;
   }));
 }
@@ -150,7 +150,7 @@ function button(text, act) {
   return node;
 }
 
-function picture(url, alt) {
+function image(url, alt) {
   const node = document.createElement("img");
   node.src = url;
   node.alt = alt;
@@ -158,7 +158,7 @@ function picture(url, alt) {
 }
 
 // What one side says, in a place; said: {text, node, bubble}.
-function show(said, role, name, pictures, place) {
+function show(said, role, name, images, place) {
   $("welcome").hidden = true;
   said.node = document.createElement("article");
   said.node.className = `turn ${role}`;
@@ -168,7 +168,7 @@ function show(said, role, name, pictures, place) {
   said.bubble = document.createElement("div");
   said.bubble.className = "bubble";
   said.bubble.textContent = said.text;
-  said.node.append(who, ...pictures.map((url) => picture(url, "Picture you sent")), said.bubble);
+  said.node.append(who, ...images.map((url) => image(url, "Image you sent")), said.bubble);
   place.append(said.node);
   down(true);
 }
@@ -191,7 +191,7 @@ const parts = (urls) => urls.map((url) => ({ type: "image_url", image_url: { url
 function message(turn, model) {
   if (turn.role === "user") {
     const words = turn.text ? [{ type: "text", text: turn.text }] : [];
-    const content = turn.pictures.length ? [...parts(turn.pictures), ...words] : turn.text;
+    const content = turn.images.length ? [...parts(turn.images), ...words] : turn.text;
     return { role: "user", content };
   }
   const reply = turn.replies.find((one) => one.model === model) || turn.replies[0];
@@ -240,7 +240,7 @@ async function answer() {
 }
 
 function spoken(reply) {
-  return reply.text || "A picture was drawn.";
+  return reply.text || "An image was drawn.";
 }
 
 // One model's reply, as it comes.
@@ -262,7 +262,7 @@ async function one(reply, place, signal) {
         frame?.remove();
         frame = null;
         const url = part.image_url.url;
-        const drawn = picture(url, `Picture drawn for: ${turns.at(-1)?.text || "your message"}`);
+        const drawn = image(url, `Image drawn for: ${turns.at(-1)?.text || "your message"}`);
         drawn.className = "drawn";
         reply.images.push(url);
         reply.node.append(drawn);
@@ -280,7 +280,7 @@ async function one(reply, place, signal) {
   }
 }
 
-// A picture under way: as far as it is drawn, and how far that is.
+// An image under way: as far as it is drawn, and how far that is.
 function canvas() {
   const frame = document.createElement("div");
   frame.className = "canvas";
@@ -292,7 +292,7 @@ function canvas() {
     bar.value = done;
     if (!image_url) return;
     frame.querySelector("img")?.remove();
-    frame.prepend(picture(image_url.url, ""));
+    frame.prepend(image(image_url.url, ""));
   };
   return frame;
 }
@@ -317,9 +317,9 @@ function tools(turn, place) {
     answer();
   }));
   const before = turns.slice(0, turns.indexOf(turn));
-  const pictured = before.some((one) => one.pictures?.length || one.replies?.some((r) => r.images.length));
+  const hasImages = before.some((one) => one.images?.length || one.replies?.some((r) => r.images.length));
   const spoken = (turn.replies || []).filter((reply) => reply.text);
-  if (pictured && spoken.length) row.append(looker(spoken, before));
+  if (hasImages && spoken.length) row.append(looker(spoken, before));
   place.lastElementChild.append(row);
 }
 
@@ -347,7 +347,7 @@ async function look(reply, before) {
     const figure = document.createElement("figure");
     figure.className = "look";
     figure.append(...found.map((one, number) =>
-      picture(one.image_url.url, `Where ${reply.model} looked in picture ${number + 1}, in orange`)));
+      image(one.image_url.url, `Where ${reply.model} looked in image ${number + 1}, in orange`)));
     const caption = document.createElement("figcaption");
     caption.textContent = "What the model sees; orange: what spoke for this answer";
     figure.append(caption);
@@ -369,14 +369,14 @@ $("ask").addEventListener("submit", (event) => {
   const text = $("words").value.trim();
   if (running || (!text && !waiting.length) || !$("model").value) return;
   tell("");
-  const turn = { role: "user", text, pictures: waiting };
+  const turn = { role: "user", text, images: waiting };
   waiting = [];
   $("words").value = "";
   grow();
   showWaiting();
   document.querySelectorAll(".tools").forEach((node) => node.remove());
   turns.push(turn);
-  show(turn, "user", "You", turn.pictures, $("chat"));
+  show(turn, "user", "You", turn.images, $("chat"));
   answer();
 });
 $("stop").addEventListener("click", () => running?.abort());

@@ -1,4 +1,4 @@
-// A picture from the camera, in a dialog.
+// An image from the camera, in a dialog.
 
 const $ = (id) => document.getElementById(id);
 

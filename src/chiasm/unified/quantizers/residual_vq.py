@@ -16,7 +16,7 @@ class ResidualVQ(VQEMA):
 
     The codes of a place stand side by side, coarse to fine: a grid of h × w places has codes
     [h, w · depth]. Since the codebook is shared they are numbered alike, and whatever a model
-    draws in whatever order is a picture.
+    draws in whatever order is an image.
     """
 
     def __init__(self, config: ResidualVQConfig):

@@ -1,4 +1,4 @@
-"""Bytes that claim to be a picture to RGB pixels that look as their maker meant, or a reason.
+"""Bytes that claim to be an image to RGB pixels that look as their maker meant, or a reason.
 
 Checked before decoding: size in bytes and in pixels (a PNG of 40 kB can unfold to gigabytes).
 """
@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-# Only formats of pictures: PIL would start Ghostscript for an EPS that is called x.jpg.
+# Only formats of images: PIL would start Ghostscript for an EPS that is called x.jpg.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 100_000_000
 HEAD = 2**16
-"""Bytes in which nearly every picture states its size."""
+"""Bytes in which nearly every image states its size."""
 ORIENTATION = 0x0112
 """EXIF's tag; 5 to 8 are turned by a quarter."""
 PAGES = {b"<!doctype html": "an HTML page", b"<html": "an HTML page", b"<svg": "an SVG drawing",
@@ -26,7 +26,7 @@ PAGES = {b"<!doctype html": "an HTML page", b"<html": "an HTML page", b"<svg": "
 
 
 class Unreadable(Exception):  # noqa: N818 -- the reason, for the DataError that names the file
-    """Why bytes are no usable picture."""
+    """Why bytes are no usable image."""
 
 
 def read_file(path: Path) -> bytes:
@@ -39,8 +39,8 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def open_picture(data: bytes) -> PIL.Image.Image:
-    """The picture with its header read, not decoded. Raises Unreadable."""
+def open_image(data: bytes) -> PIL.Image.Image:
+    """The image with its header read, not decoded. Raises Unreadable."""
     if not data:
         raise Unreadable("an empty file")
     if len(data) > MOST_BYTES:
@@ -48,13 +48,13 @@ def open_picture(data: bytes) -> PIL.Image.Image:
     PIL.Image.init()  # once: the plugins that this build of PIL has
     formats = [name for name in FORMATS if name in PIL.Image.OPEN]
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=formats)
+        image = PIL.Image.open(io.BytesIO(data), formats=formats)
     except Exception as error:  # decoders raise what they like
         raise Unreadable(_what_it_is(data) or _words(error)) from None
-    width, height = picture.size
+    width, height = image.size
     if width * height > MOST_PIXELS:
         raise Unreadable(f"{width}x{height}, more than the {MOST_PIXELS:,} pixels allowed")
-    return picture
+    return image
 
 
 def header_size(source: Path | bytes) -> tuple[int, int]:
@@ -71,13 +71,13 @@ def header_size(source: Path | bytes) -> tuple[int, int]:
 
 
 def _stated_size(data: bytes) -> tuple[int, int]:
-    with open_picture(data) as picture:
-        width, height = picture.size
+    with open_image(data) as image:
+        width, height = image.size
         # PIL turns TIFF by itself, its size too, and would decode a PNG whole to look for EXIF
         # behind its pixels.
-        stated = "exif" in picture.info if picture.format == "PNG" else picture.format != "TIFF"
+        stated = "exif" in image.info if image.format == "PNG" else image.format != "TIFF"
         try:
-            turned = stated and picture.getexif().get(ORIENTATION, 1) >= 5
+            turned = stated and image.getexif().get(ORIENTATION, 1) >= 5
         except Exception:  # as decode: a broken EXIF block says nothing
             turned = False
     return (height, width) if turned else (width, height)
@@ -85,56 +85,56 @@ def _stated_size(data: bytes) -> tuple[int, int]:
 
 def decode(data: bytes) -> PIL.Image.Image:
     """The first frame, upright, RGB. Raises Unreadable."""
-    picture = open_picture(data)  # in memory: nothing to close
+    image = open_image(data)  # in memory: nothing to close
     try:
-        picture.load()
+        image.load()
     except Exception as error:  # truncated, or broken inside
         raise Unreadable(_words(error)) from None
-    return rgb(_upright(picture))
+    return rgb(_upright(image))
 
 
-def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """RGB as it is meant to look: 16 bits a channel scaled, transparency over white.
 
     PIL's convert clips what is above 255, so that 16-bit scans turn white, and drops
     transparency, so that black text on nothing turns black on black. RGB comes back itself, not a
     copy: draw on a copy of it.
     """
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        picture = _eight_bits(picture)
-    if picture.has_transparency_data:
-        whole = picture.convert("RGBA")
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
         white = PIL.Image.new("RGBA", whole.size, "white")
         return PIL.Image.alpha_composite(white, whole).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Grey of 8 bits from whole numbers of 16 bits, or floats in [0, 1] or [0, 255]."""
-    pixels = np.nan_to_num(np.asarray(picture, np.float64))
+    pixels = np.nan_to_num(np.asarray(image, np.float64))
     top = float(pixels.max(initial=0.0))
-    if picture.mode.startswith("I"):
-        scale = 255 / 65535 if picture.mode != "I" or top > 255 else 1.0
+    if image.mode.startswith("I"):
+        scale = 255 / 65535 if image.mode != "I" or top > 255 else 1.0
     else:
         scale = 255.0 if top <= 1 else 1.0
     return PIL.Image.fromarray(np.clip(pixels * scale + 0.5, 0, 255).astype(np.uint8))
 
 
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turned as the camera was held. A broken EXIF block says nothing about that."""
     try:
-        if picture.getexif().get(ORIENTATION, 1) == 1:
-            return picture  # exif_transpose would copy it
-        return PIL.ImageOps.exif_transpose(picture)
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image  # exif_transpose would copy it
+        return PIL.ImageOps.exif_transpose(image)
     except Exception:
-        return picture
+        return image
 
 
 def _what_it_is(data: bytes) -> str:
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, name in PAGES.items():
         if head.startswith(mark) or (head.startswith(b"<?xml") and mark in head):
-            return f"holds {name}, not a picture"
+            return f"holds {name}, not an image"
     return ""
 
 

@@ -7,28 +7,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, question
-from chiasm.data.pictures import PictureProcessor, PictureStream, augment
+from chiasm.data.images import ImageProcessor, ImageStream, augment
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.text import train_bpe
 
 SIDE = 8
 
 
-BARE = PictureProcessor(SIDE, SIDE)
-CAPTIONED = PictureProcessor(SIDE, SIDE // 2, None, train_bpe(["caption 0 1 2"], 300), 16)
+BARE = ImageProcessor(SIDE, SIDE)
+CAPTIONED = ImageProcessor(SIDE, SIDE // 2, None, train_bpe(["caption 0 1 2"], 300), 16)
 
 
-def picture(seed: int) -> PIL.Image.Image:
+def image(seed: int) -> PIL.Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
 
 def samples(count: int) -> list[Sample]:
     return [
-        Sample((question(Image(picture(i))),), str(i), meta={"caption": f"caption {i % 3}"})
+        Sample((question(Image(image(i))),), str(i), meta={"caption": f"caption {i % 3}"})
         for i in range(count)
     ]
 
@@ -43,11 +43,11 @@ def broken(count: int, folder: Path) -> list[Sample]:
     ]
 
 
-def take(stream: PictureStream, count: int) -> list[PictureBatch]:
+def take(stream: ImageStream, count: int) -> list[ImageBatch]:
     return [batch for batch, _ in zip(stream, range(count), strict=False)]
 
 
-def equal(a: PictureBatch, b: PictureBatch) -> bool:
+def equal(a: ImageBatch, b: ImageBatch) -> bool:
     tensors = all(
         torch.equal(getattr(a, name), getattr(b, name))
         for name in ("patches", "grids", "texts", "lengths", "match")
@@ -61,7 +61,7 @@ def equal(a: PictureBatch, b: PictureBatch) -> bool:
 def test_augment_keeps_the_size_and_invents_no_colour(
     width: int, height: int, shift: int, mirror: bool, seed: int
 ):
-    before = picture(seed).resize((width, height))
+    before = image(seed).resize((width, height))
     after = augment(before, np.random.default_rng(seed), shift, mirror)
     assert after.size == before.size
     colors = {color for _, color in before.getcolors(100)}
@@ -69,21 +69,21 @@ def test_augment_keeps_the_size_and_invents_no_colour(
 
 
 def test_no_shift_and_no_mirror_is_the_identity():
-    before = picture(0)
+    before = image(0)
     assert augment(before, np.random.default_rng(0), 0, False).tobytes() == before.tobytes()
 
 
 def test_shift_moves_by_whole_pixels_and_fills_from_the_edge():
-    before = np.asarray(picture(0))
+    before = np.asarray(image(0))
     padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), mode="edge")
     windows = {padded[y : y + SIDE, x : x + SIDE].tobytes() for y in range(5) for x in range(5)}
-    moved = {augment(picture(0), np.random.default_rng(i), 2, False).tobytes() for i in range(40)}
+    moved = {augment(image(0), np.random.default_rng(i), 2, False).tobytes() for i in range(40)}
     assert moved <= windows
     assert len(moved) > 10
 
 
-def stream(count: int = 3) -> PictureStream:
-    return PictureStream(samples(7), CAPTIONED, count, 5, shift=2, mirror=True)
+def stream(count: int = 3) -> ImageStream:
+    return ImageStream(samples(7), CAPTIONED, count, 5, shift=2, mirror=True)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4, 9])
@@ -97,13 +97,13 @@ def test_a_restored_stream_yields_the_same_batches_bit_for_bit(done: int):
         assert equal(a, b)
 
 
-def test_an_epoch_shows_every_picture_once():
+def test_an_epoch_shows_every_image_once():
     names = [name for batch in take(stream(1), 14) for name in batch.names]
     assert sorted(names[:7]) == sorted(names[7:]) == list("0123456")
     assert names[:7] != names[7:]
 
 
-def test_match_says_which_distinct_caption_describes_which_picture():
+def test_match_says_which_distinct_caption_describes_which_image():
     (batch,) = take(stream(7), 1)
     assert batch.texts is not None
     assert batch.lengths is not None
@@ -115,10 +115,10 @@ def test_match_says_which_distinct_caption_describes_which_picture():
         assert CAPTIONED.tokenizer.decode(ids.tolist()) == f"caption {int(name) % 3}"
 
 
-def test_bad_pictures_are_quarantined_and_counted_and_the_batch_is_full(tmp_path: Path):
+def test_bad_images_are_quarantined_and_counted_and_the_batch_is_full(tmp_path: Path):
     quarantine = Quarantine(tmp_path / "logs" / "quarantine.jsonl")
     mixed = samples(4) + broken(3, tmp_path)
-    source = PictureStream(mixed, BARE, 4, 0, quarantine=quarantine)
+    source = ImageStream(mixed, BARE, 4, 0, quarantine=quarantine)
     for batch in take(source, 5):
         assert batch.images == 4
         assert len(batch.patches) == 4
@@ -129,13 +129,13 @@ def test_bad_pictures_are_quarantined_and_counted_and_the_batch_is_full(tmp_path
     assert len((tmp_path / "logs" / "quarantine.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_batch_larger_than_the_set_meets_a_bad_picture_often(tmp_path: Path):
-    source = PictureStream(samples(2) + broken(1, tmp_path), BARE, 60, 0)
+def test_a_batch_larger_than_the_set_meets_a_bad_image_often(tmp_path: Path):
+    source = ImageStream(samples(2) + broken(1, tmp_path), BARE, 60, 0)
     assert take(source, 1)[0].images == 60
 
 
 def test_more_than_half_bad_raises(tmp_path: Path):
-    source = PictureStream(samples(2) + broken(3, tmp_path), BARE, 4, 0)
+    source = ImageStream(samples(2) + broken(3, tmp_path), BARE, 4, 0)
     with pytest.raises(DataError, match="3 of 5 samples cannot be used, more than 50%"):
         take(source, 5)
 
@@ -143,25 +143,25 @@ def test_more_than_half_bad_raises(tmp_path: Path):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_tiny_set_that_is_all_bad_raises(tmp_path: Path, count: int):
     with pytest.raises(DataError, match=f"{count} of {count} samples cannot be used"):
-        take(PictureStream(broken(count, tmp_path), BARE, 2, 0), 1)
+        take(ImageStream(broken(count, tmp_path), BARE, 2, 0), 1)
 
 
 def test_bad_samples_that_share_an_id_raise_too(tmp_path: Path):
     same = [sample.replace(id="same") for sample in broken(4, tmp_path)]
-    with pytest.raises(DataError, match="no picture can be read"):
-        take(PictureStream(same, BARE, 2, 0), 1)
+    with pytest.raises(DataError, match="no image can be read"):
+        take(ImageStream(same, BARE, 2, 0), 1)
 
 
-def test_a_set_without_pictures_or_captions_is_refused():
-    with pytest.raises(DataError, match=r"no sample has a picture$"):
-        PictureStream([Sample((question("?"),))], BARE, 1, 0)
+def test_a_set_without_images_or_captions_is_refused():
+    with pytest.raises(DataError, match=r"no sample has an image$"):
+        ImageStream([Sample((question("?"),))], BARE, 1, 0)
     silent = [s.replace(meta={"caption": None}) for s in samples(2)]
     with pytest.raises(DataError, match="with a caption"):
-        PictureStream(silent, CAPTIONED, 1, 0)
+        ImageStream(silent, CAPTIONED, 1, 0)
 
 
 def test_texts_are_cut_and_padded():
-    short = PictureProcessor(SIDE, SIDE, None, CAPTIONED.tokenizer, 3)
+    short = ImageProcessor(SIDE, SIDE, None, CAPTIONED.tokenizer, 3)
     texts, lengths = short.texts(["caption 0 1 2", "caption", ""])
     assert texts.shape == (3, 3)
     assert lengths.tolist()[0] == 3

@@ -1,4 +1,4 @@
-// Pictures a user adds: as data URLs the server reads, not larger than models look at.
+// Images a user adds: as data URLs the server reads, not larger than models look at.
 
 const READ = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const LONGEST = 2048;
@@ -9,7 +9,7 @@ export async function dataUrl(file) {
   try {
     shown = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name || "This file"} is no picture that can be read.`);
+    throw new Error(`${file.name || "This file"} is no image that can be read.`);
   }
   const scale = Math.min(1, LONGEST / Math.max(shown.width, shown.height));
   if (scale === 1 && READ.includes(file.type)) return asUrl(file);

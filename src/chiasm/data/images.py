@@ -1,4 +1,4 @@
-"""Streams of pictures, captioned for the contrastive encoder, bare for the autoencoder."""
+"""Streams of images, captioned for the contrastive encoder, bare for the autoencoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from tokenizers import Tokenizer
 
-from chiasm.core.batch import PictureBatch
+from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.augment import augment, mirrorable
@@ -20,14 +20,14 @@ from chiasm.data.reader import Reader
 from chiasm.data.turns import Mixed, Turns
 from chiasm.vision.patches import fit, patchify, to_array
 
-SMALL, MOST_DECODED = 128 * 128, 10_000  # pixels worth keeping decoded; so many pictures: 0.5 GB
+SMALL, MOST_DECODED = 128 * 128, 10_000  # pixels worth keeping decoded; so many images: 0.5 GB
 
 
 @dataclass(frozen=True)
-class PictureProcessor:
-    """Pictures to patches and captions to ids, for training and for use alike.
+class ImageProcessor:
+    """Images to patches and captions to ids, for training and for use alike.
 
-    image_size, patch_size, max_patches, resample: as vision.patches.fit. tokenizer None: pictures
+    image_size, patch_size, max_patches, resample: as vision.patches.fit. tokenizer None: images
     only. context: longest caption in tokens.
     """
 
@@ -42,16 +42,16 @@ class PictureProcessor:
         if self.tokenizer is not None:  # words of a caption are words, as in a conversation
             self.tokenizer.encode_special_tokens = True
 
-    def patches(self, picture: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+    def patches(self, image: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """(patches [P, 3·p·p] float32 in [-1, 1], grid)."""
         size = self.patch_size
-        resized = fit(picture, self.image_size, size, self.max_patches, self.resample)
+        resized = fit(image, self.image_size, size, self.max_patches, self.resample)
         pixels = to_array(resized)
         return patchify(pixels, size), (pixels.shape[0] // size, pixels.shape[1] // size)
 
-    def pictures(self, pictures: Sequence[PIL.Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(patches [P d], grids [N 2]) of several pictures."""
-        pairs = [self.patches(picture) for picture in pictures]
+    def images(self, images: Sequence[PIL.Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(patches [P d], grids [N 2]) of several images."""
+        pairs = [self.patches(image) for image in images]
         patches = np.concatenate([patches for patches, _ in pairs])
         return torch.from_numpy(patches), torch.tensor([grid for _, grid in pairs])
 
@@ -65,18 +65,18 @@ class PictureProcessor:
         return torch.tensor(rows), torch.tensor([len(ids) for ids in cut])
 
 
-class PictureStream:
-    """Endless batches of `count` pictures in the order of data.turns, where each counts as a token.
+class ImageStream:
+    """Endless batches of `count` images in the order of data.turns, where each counts as a token.
 
     A processor with a tokenizer adds the captions; samples without one are left out, or with
-    `uncaptioned` kept, matching no text. shift and mirror: as data.augment. A picture that cannot
+    `uncaptioned` kept, matching no text. shift and mirror: as data.augment. An image that cannot
     be read goes to the quarantine and the next one takes its turn. threads: that read ahead.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        processor: PictureProcessor,
+        processor: ImageProcessor,
         count: int,
         seed: int,
         shift: int = 0,
@@ -90,7 +90,7 @@ class PictureStream:
             lambda s: s.images and (caption_of(s) or not captioned)
         )
         if not self.samples:
-            raise DataError("no sample has a picture" + (" with a caption" if captioned else ""))
+            raise DataError("no sample has an image" + (" with a caption" if captioned else ""))
         self.processor, self.count, self.shift, self.mirror = processor, count, shift, mirror
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.turns = Turns(self.samples, 1, seed)
@@ -108,11 +108,11 @@ class PictureStream:
         self.turns.load_state_dict(state)
         self.reader.forget()
 
-    def __iter__(self) -> Iterator[PictureBatch]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         while True:
             yield self._next()
 
-    def _next(self) -> PictureBatch:
+    def _next(self) -> ImageBatch:
         patches, grids, captions, names = [], [], [], []
         failed = 0
         while len(grids) < self.count:
@@ -120,33 +120,33 @@ class PictureStream:
             sample = Sample((), f"sample {turn.index}")  # until it has been read
             try:
                 sample = self.reader.next(turn)
-                picture = self._decoded.get(turn.index) or sample.images[0].load()
+                image = self._decoded.get(turn.index) or sample.images[0].load()
             except DataError as error:
                 self.quarantine.add(sample, error, len(self.samples))
                 self.turns.skip(turn)
                 failed += 1
                 if failed > 2 * len(self.samples):  # the quarantine counts one id only once
-                    raise DataError(f"no picture can be read; the last: {error}") from None
+                    raise DataError(f"no image can be read; the last: {error}") from None
                 continue
             failed = 0
             self.turns.use(turn)
-            if picture.width * picture.height <= SMALL and len(self._decoded) < MOST_DECODED:
-                self._decoded[turn.index] = picture
+            if image.width * image.height <= SMALL and len(self._decoded) < MOST_DECODED:
+                self._decoded[turn.index] = image
             caption = caption_of(sample) or ""
             mirror = self.mirror and (self.processor.tokenizer is None or mirrorable([caption]))
-            moved = augment(picture, turn.randomness(), self.shift, mirror)
+            moved = augment(image, turn.randomness(), self.shift, mirror)
             pixels, grid = self.processor.patches(moved)
             patches.append(pixels)
             grids.append(grid)
             captions.append(caption)
             names.append(sample.id)
         texts = _texts(captions, self.processor) if self.processor.tokenizer else (None, None, None)
-        return PictureBatch(
+        return ImageBatch(
             torch.from_numpy(np.concatenate(patches)), torch.tensor(grids), *texts, tuple(names)
         )
 
 
-def _texts(captions: list[str], processor: PictureProcessor):
+def _texts(captions: list[str], processor: ImageProcessor):
     distinct = list(dict.fromkeys(filter(None, captions))) or [""]
     texts, lengths = processor.texts(distinct)
     column = torch.tensor([distinct.index(text) if text else -1 for text in captions])
