@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 
 from chiasm.core.sample import Image, Sample, answer, question
-from chiasm.eval.conversation import picture_key
+from chiasm.eval.conversation import group_key
 from chiasm.eval.image_use import image_use, question_baseline, shuffled_questions
 from chiasm.eval.task import QuestionTask
 
@@ -33,7 +33,7 @@ def use_of(task: QuestionTask, reply, limit: int = 200):
     asked = shuffled_questions(samples, limit)
     own = [task.score(samples[i], reply(samples[i]))["correct"] for i, _ in asked]
     other = [task.score(sample, reply(sample))["correct"] for _, sample in asked]
-    return image_use(own, other, [picture_key(samples[i]) for i, _ in asked])
+    return image_use(own, other, [group_key(samples[i]) for i, _ in asked])
 
 
 def test_a_model_that_sees_and_one_that_does_not():
@@ -57,7 +57,7 @@ def test_whole_images_are_drawn_and_none_keeps_its_own():
     samples = color_task(40, questions=3).samples()
     asked = shuffled_questions(samples, 30)
     assert len(asked) == 30
-    assert len({picture_key(samples[i]) for i, _ in asked}) == 10
+    assert len({group_key(samples[i]) for i, _ in asked}) == 10
     for i, shuffled in asked:
         assert shuffled.turns[-1].text == samples[i].turns[-1].text
         assert shuffled.images[0].load().size != samples[i].images[0].load().size

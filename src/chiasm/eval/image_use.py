@@ -15,7 +15,7 @@ import numpy as np
 
 from chiasm.core.protocols import Task
 from chiasm.core.sample import Sample
-from chiasm.eval.conversation import picture_key
+from chiasm.eval.conversation import group_key
 from chiasm.eval.metrics.interval import bootstrap_mean
 from chiasm.eval.metrics.vqa import fold
 from chiasm.eval.task import blind
@@ -77,13 +77,13 @@ def shuffled_questions(
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
         if sample.images:
-            groups[picture_key(sample)].append(place)
+            groups[group_key(sample)].append(place)
     if len(groups) < 2:
         return []
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()
     members = list(groups.values())
     chosen = sorted([place for group in order for place in members[group]][:limit])
-    if len({picture_key(samples[place]) for place in chosen}) < 2:
+    if len({group_key(samples[place]) for place in chosen}) < 2:
         return []
     return list(zip(chosen, blind([samples[place] for place in chosen], seed), strict=True))
 
