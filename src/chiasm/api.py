@@ -338,13 +338,15 @@ def train(
     resume: Resume = "no",
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    check: bool = True,
     **overrides: Any,
 ) -> Run:
     """Train a recipe, as `chiasm train` does.
 
     recipe: a name ("mllm_smol"), a Python file, a run's recipe.json, or a Recipe. data: as of
     `chiasm train --data`, by default the recipe's own. out: folder of the run, by default
-    runs/RECIPE. resume: "yes" continues the run in `out`, "auto" starts or continues it. overrides:
+    runs/RECIPE. resume: "yes" continues the run in `out`, "auto" starts or continues it. check: see
+    whether the model uses the image (image_use.json in the run's folder). overrides:
     fields of the recipe by dotted name, **{"stages.0.steps": 100}. Raises ConfigError for unknown
     fields and a recipe that cannot be trained, CheckpointError where `out` holds a run.
     """
@@ -360,7 +362,7 @@ def train(
         raise ConfigError("train: give out=, the folder of the run")
     folder = Path(out).expanduser() if out is not None else run_folder(str(default))
     with computing_on(device):
-        cost = run_recipe(chosen, folder, resume, Bar if progress else silent, callbacks)
+        cost = run_recipe(chosen, folder, resume, Bar if progress else silent, callbacks, check)
     return Run(folder, cost)
 
 

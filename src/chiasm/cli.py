@@ -69,6 +69,7 @@ def train(
     data: str | None = None,
     resume: Literal["no", "yes", "auto"] = "no",
     show: bool = False,
+    check: bool = True,
     device: Device = "",
 ) -> None:
     """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
@@ -84,6 +85,9 @@ def train(
         resume: Continue from the newest complete checkpoint in the folder (--resume alone); "auto"
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
+        check: Warn where images lose their text or details at the size the model sees, and at the
+            end ask 200 held-out questions with their own and with other images: does the model
+            use them? (image_use.json)
     """
     from chiasm.core.config import leaves
     from chiasm.recipes.recipe import find, run_folder, with_overrides
@@ -99,7 +103,7 @@ def train(
     _compute_on(device)
     from chiasm.recipes.run import run
 
-    ledger = run(chosen, folder, resume)
+    ledger = run(chosen, folder, resume, check=check)
     Console().print(f"{folder}: {ledger.seconds:.0f} s, {ledger.flops:.3g} FLOPs")
 
 
@@ -207,6 +211,7 @@ def eval(
     judge: Path | None = None,
     turns: Literal["all", "last"] = "all",
     history: Literal["gold", "own"] = "gold",
+    check: bool = True,
     device: Device = "",
 ) -> None:
     """Ask a model every question of a test set; its score with an interval, parse failures.
@@ -254,13 +259,15 @@ def eval(
         turns: all: every assistant turn of a conversation is a question; last: its last one only.
         history: Between the questions of a conversation stand its own answers (gold) or the model's
             replies (own).
+        check: Ask up to 200 of the questions also with another image, and say whether the model
+            uses the image.
     """
     _compute_on(device)
     from chiasm.eval.zero_shot import PROMPTS
     from chiasm.recipes.asked import Asked
     from chiasm.recipes.evaluate import How, evaluate_command
 
-    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels, history)
+    how = How(ablate, batch, max_tokens, precision, by_likelihood, labels, history, check)
     asked = Asked(
         task, data, split, download, metric, columns, compat, limit, seed, turns, prompt, images
     )

@@ -1,4 +1,4 @@
-"""Height of lines of text: of rendered pages, whose heights the font tells, and of what has none."""
+"""Height of lines of text, of rendered pages whose heights the font tells."""
 
 import numpy as np
 import PIL.Image
@@ -9,7 +9,7 @@ from matplotlib import get_data_path
 
 from chiasm.vision.text_lines import text_height
 
-WORDS = "the quick brown fox jumps over lazy dogs and pays twelve pounds for good tea".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "pays", "pounds", "tea"]
 INKS = {"dark on light": ((30, 30, 40), (245, 240, 230)), "light": ((220, 225, 220), (30, 34, 40))}
 
 

@@ -48,6 +48,11 @@ class ImageCodec(Protocol):
         and tiles, no patches, codes that mean nothing."""
         ...
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Width and height in pixels that an image (width, height) is resized to, what is filled
+        in or cut off around it left aside; of all its tiles together."""
+        ...
+
     def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
         """Its images, or the tiles of them, as the model sees them."""
         ...

@@ -18,7 +18,7 @@ from chiasm.data.caption import caption_of
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import Reader
 from chiasm.data.turns import Mixed, Turns
-from chiasm.vision.patches import fit, patchify, to_array
+from chiasm.vision.patches import fit, native, patchify, to_array
 
 SMALL, MOST_DECODED = 128 * 128, 10_000  # pixels worth keeping decoded; so many images: 0.5 GB
 
@@ -41,6 +41,12 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         if self.tokenizer is not None:  # words of a caption are words, as in a conversation
             self.tokenizer.encode_special_tokens = True
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height in pixels that an image (width, height) is resized to."""
+        if self.max_patches is None:
+            return self.image_size, self.image_size
+        return native(size, self.image_size, self.patch_size, self.max_patches)
 
     def patches(self, image: PIL.Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """(patches [P, 3·p·p] float32 in [-1, 1], grid)."""

@@ -59,6 +59,10 @@ class Processor:
         self.slots: MutableMapping[str, Slot] = {}
         """What is remembered, by the images' digests; a server puts a bounded mapping here."""
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Width and height in pixels that an image (width, height) is resized to (ImageCodec)."""
+        return self.codec.input_size(size)
+
     def __call__(self, conversations: Sequence[Messages | Sample], packed: bool = True) -> Batch:
         """A batch of conversations, each OpenAI messages or a Sample.
 

@@ -102,8 +102,8 @@ def image_use(
 
 
 def question_baseline(task: Task) -> float:
-    """The score of a reply that only the words of the question decide: the commonest answer to the
-    same words among the other questions of the task, or of all others where the words stand alone."""
+    """The score of replies that only the words of the question decide: the commonest answer to the
+    same words among the task's other questions, or among all others where the words stand alone."""
     samples = task.samples()
     words = [fold(sample.turns[-1].text) for sample in samples]
     answers = [fold(str(sample.meta["reference"])) for sample in samples]
@@ -113,8 +113,12 @@ def question_baseline(task: Task) -> float:
         same[word][reply] += 1
     scores = []
     for sample, word, reply in zip(samples, words, answers, strict=True):
-        others = same[word] - Counter([reply]) or every - Counter([reply])
-        best = others.most_common(1)[0][0] if others else ""
+        best = _commonest_other(same[word], reply) or _commonest_other(every, reply)
         scores.append(task.score(sample, spelled.get(best, ""))["correct"])
     return float(np.mean(scores))
 
+
+def _commonest_other(counts: Counter[str], own: str) -> str:
+    """The commonest answer when one `own` is left out, "" where nothing else is there."""
+    left = [(count - (name == own), name) for name, count in counts.most_common(2)]
+    return next((name for count, name in sorted(left, key=lambda one: -one[0]) if count), "")

@@ -53,6 +53,9 @@ class MLLMCodec:
     def outline(self, size: tuple[int, int]) -> Slot:
         return self.mode.slot(size)
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        return self.mode.input_size(size)
+
     def tokens(self, size: tuple[int, int]) -> int:
         """How many ids an image (width, height) takes in the sequence."""
         return len(self.mode.slot(size).ids)

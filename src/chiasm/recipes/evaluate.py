@@ -20,8 +20,9 @@ from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
 from chiasm.eval.conversation import History, group_key
 from chiasm.eval.export import check_export, export
 from chiasm.eval.identity import LOOKED_AT, code_hash, prompt_hashes, versions, weights_hash
+from chiasm.eval.image_use import ImageUse, image_use, question_baseline, shuffled_questions
 from chiasm.eval.perplexity import modality_perplexity
-from chiasm.eval.predictions import key_of, run_of
+from chiasm.eval.predictions import key_of, read_predictions, run_of
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
@@ -31,6 +32,7 @@ from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
 from chiasm.recipes.asked import Asked, for_runs, own_labels
 from chiasm.recipes.drawn import contrastive, draw_command, reconstruct_command, report_scores
+from chiasm.recipes.image_check import message
 from chiasm.recipes.talk import responder
 from chiasm.vision.dual import Dual
 
@@ -39,7 +41,8 @@ from chiasm.vision.dual import Dual
 class How:
     """How a model is asked. ablate: to ask once more with less to see (eval/ablation.py). batch:
     questions handed over at once, 0 for as many as fit. precision: as in nn/precision.py. history:
-    what stands between the questions of a conversation (eval/conversation.py)."""
+    what stands between the questions of a conversation (eval/conversation.py). check: ask some
+    questions with another image too, to see whether the model uses it (eval/image_use.py)."""
 
     ablate: tuple[Ablation, ...] = ()
     batch: int = 0
@@ -48,11 +51,14 @@ class How:
     by_likelihood: bool = False
     labels: Path | None = None
     history: History = "gold"
+    check: bool = False
 
 
 DEFAULT = How()
 MOST_LINES = 12
 """Turns or kinds of questions in the printed table; the result's file has all."""
+CHECK = "image-check"
+"""The name of the questions that are asked with another image to see whether it is used."""
 FLIPS = 64
 """Questions asked again one by one where rounding may turn replies."""
 
@@ -91,8 +97,13 @@ def evaluate_command(
     if dual is not None:
         _zero_shot(dual, asked, task, how, prompts, out)
         return
-    results = ask_model(run, asked, task, how, out or home / f"predictions-{task.name}.jsonl")
-    _print(results, majority_baseline(task))
+    file = out or home / f"predictions-{task.name}.jsonl"
+    results = ask_model(run, asked, task, how, file)
+    checked = results.pop(CHECK, None)
+    _print(results, majority_baseline(task), question_baseline(task))
+    use = _image_use(task, file) if checked is not None else None
+    if use is not None:
+        Console().print(message(use), soft_wrap=True)
     if export_to is not None:
         rows = [_row(name, result) for name, result in results.items()]
         record = {name or "plain": result.to_dict() for name, result in results.items()}
@@ -107,8 +118,9 @@ def evaluate_command(
 def ask_model(
     run: Path, asked: Asked, task: QuestionTask, how: How, file: Path, show: Show = Bar
 ) -> dict[str, Result]:
-    """Result of every variant by its name; replies go to `file`, those of a variant beside it, and
-    are not asked for again where they are there already."""
+    """Result of every variant by its name, with how.check also of CHECK where there are questions
+    about different images; replies go to `file`, those of a variant beside it, and are not asked
+    for again where they are there already."""
     if how.history == "own" and asked.turns == "last":
         raise ConfigError(
             "--history own asks all questions of a conversation to go on from the replies; "
@@ -118,7 +130,11 @@ def ask_model(
     model = _Model(run, how.precision, labels)
     sampling = Sampling(max_tokens=how.max_tokens)
     shown = variants(task, how.ablate, asked.seed)
-    groups = [group_key(sample) for sample in task.samples()]
+    keys = {"": [group_key(sample) for sample in task.samples()]}
+    pairs = shuffled_questions(task.samples()) if how.check else []
+    if pairs:
+        shown.append(Variant(CHECK, task.showing([sample for _, sample in pairs])))
+        keys[CHECK] = [keys[""][place] for place, _ in pairs]
     record = {
         "weights": weights_hash(run),
         "sampling": asdict(sampling),
@@ -129,8 +145,7 @@ def ask_model(
     }
     results = {}
     for variant in shown:
-        end = f"-{variant.name}" if variant.name else ""
-        own = file.with_name(f"{file.stem}{end}.jsonl")
+        own = _file_of(variant.name, file)
         results[variant.name] = evaluate(
             variant.task,
             model,
@@ -139,7 +154,7 @@ def ask_model(
             show,
             chunk=how.batch or 256,
             run=model.identity({**record, "ablation": variant.name}, variant.task.samples(), own),
-            groups=groups,
+            groups=keys.get(variant.name, keys[""]),
             history=how.history,
         )
     if how.precision != "none" and not how.by_likelihood:
@@ -150,6 +165,25 @@ def ask_model(
             f"{how.precision} makes them depend on the batch"
         )
     return results
+
+
+def _file_of(variant: str, file: Path) -> Path:
+    """Where the replies of a variant are."""
+    return file.with_name(f"{file.stem}-{variant}.jsonl") if variant else file
+
+
+def _image_use(task: QuestionTask, file: Path) -> ImageUse | None:
+    """What the image adds, from the replies that ask_model left; None where no question has one
+    with both images."""
+    samples = task.samples()
+    own, other = read_predictions(file), read_predictions(_file_of(CHECK, file))
+    places = [place for place, _ in shuffled_questions(samples)]
+    both = [
+        (own[place]["correct"], record["correct"], group_key(samples[place]))
+        for place, record in zip(places, other, strict=True)
+        if own[place]["correct"] is not None and record["correct"] is not None
+    ]
+    return image_use(*zip(*both, strict=True)) if both else None
 
 
 class _Model:
@@ -254,7 +288,7 @@ def _row(name: str, result: Result) -> dict[str, object]:
     }
 
 
-def _print(results: dict[str, Result], majority: dict) -> None:
+def _print(results: dict[str, Result], majority: dict, by_question: float) -> None:
     plain = results[""]
     table = Table(title=f"{plain.task}, n = {plain.n}")
     for heading in ("", plain.measure, "95 %", "always the commonest"):
@@ -265,6 +299,7 @@ def _print(results: dict[str, Result], majority: dict) -> None:
             whole = name == "accuracy"
             label = {"accuracy": "all"}.get(name, name.removesuffix("_accuracy").replace("_", "/"))
             table.add_row(label, f"{value:.1%}", _span(plain) if whole else "", f"{base:.1%}")
+    table.add_row("by the question alone", "", "", f"{by_question:.1%}")
     for name, value in plain.metrics.items():
         table.add_row(name, f"{value:.4g}", "", "")
     said = ", after the model's own replies" if plain.history == "own" else ""

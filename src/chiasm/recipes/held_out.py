@@ -32,12 +32,14 @@ from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import pack_evenly
 from chiasm.data.views import View, by_name
+from chiasm.eval.conversation import group_key
+from chiasm.eval.image_use import QUESTIONS, ImageUse, image_use, shuffled_questions
 from chiasm.eval.runner import replies_to
 from chiasm.eval.task import QuestionTask
 from chiasm.infer.draw import draw
 from chiasm.infer.generate import Generator
 from chiasm.nn.modes import evaluating
-from chiasm.nn.precision import autocast
+from chiasm.nn.precision import Precision, autocast
 from chiasm.recipes.jobs.job import Context
 from chiasm.train.evaluation import (
     Answer,
@@ -167,6 +169,30 @@ class HeldOut:
             )
             if correct is not None:
                 result.sums.append((number, {"accuracy": (correct, 1.0)}))
+
+    def image_use(self, precision: Precision, limit: int = QUESTIONS) -> ImageUse | None:
+        """Up to `limit` held-out questions, each also with another image. None where there are no
+        questions about two different images, or none could be asked both ways."""
+        task = self._questions(limit)
+        pairs = shuffled_questions(task.samples(), limit) if task is not None else []
+        if task is None or not pairs:
+            return None
+        own = [task.samples()[number] for number, _ in pairs]
+        generator = Generator(self.model, self.asker, precision=precision)
+        with evaluating(self.model), rng_preserved(self.device):
+            replies = replies_to([*own, *(s for _, s in pairs)], generator, ANSWERING)
+        both = [
+            (sample, first, second)
+            for sample, first, second in zip(own, replies, replies[len(own) :], strict=False)
+            if not first.error and not second.error
+        ]
+        if not both:
+            return None
+        return image_use(
+            [task.score(sample, first.text)["correct"] for sample, first, _ in both],
+            [task.score(sample, second.text)["correct"] for sample, _, second in both],
+            [group_key(sample) for sample, _, _ in both],
+        )
 
     def _draw(self, generator: Generator, count: int) -> list[Drawing]:
         """Images of held-out captions, with the same seed every time."""

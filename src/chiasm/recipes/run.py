@@ -21,6 +21,7 @@ from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.rows import EMPTY
 from chiasm.data.quarantine import Quarantine
 from chiasm.mllm.config import MLLMConfig
+from chiasm.recipes.image_check import check_image_use, check_resolution
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.recipes.recipe import Recipe, find, from_saved
@@ -51,6 +52,7 @@ def run(
     resume: Resume = "no",
     show: Show = Bar,
     callbacks: Sequence[Callback] = (),
+    check: bool = True,
 ) -> Ledger:
     """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, ledger.json,
     quarantine.jsonl if anything was bad, checkpoints/ and the model.
@@ -59,11 +61,13 @@ def run(
     recipe saved in it; "auto" starts, continues or, where it is finished, does nothing, as a job
     that may be started again wants it. Under torchrun every rank calls this with the same folder.
     It is trained on this process's device (core/device.py). callbacks: called by the main rank, for
-    this recipe alone and not for parts that it trains first.
+    this recipe alone and not for parts that it trains first. check: say before training what
+    images lose at the size the model sees, and after it whether the model uses them
+    (image_use.json), where one process trains.
     """
     device = resolve()
     with joined(device) as world:
-        return _run(recipe, Path(folder), resume, show, world, device, callbacks)
+        return _run(recipe, Path(folder), resume, show, world, device, callbacks, check)
 
 
 def _run(
@@ -74,6 +78,7 @@ def _run(
     world: World,
     device: torch.device,
     callbacks: Sequence[Callback],
+    check: bool,
 ) -> Ledger:
     saved, finished = folder / "recipe.json", (folder / "model.json").exists()
     if finished and resume == "auto":
@@ -96,7 +101,7 @@ def _run(
         read_held_out(recipe.data, reading_of(recipe, Quarantine())),
         folder,
         quarantine,
-        lambda name, path: _prepare(recipe, name, path, show),
+        lambda name, path: _prepare(recipe, name, path, show, check),
     )
     stages = recipe.stages
     if recipe.shift or recipe.mirror:  # moved images are new ones every time: nothing to remember
@@ -108,6 +113,9 @@ def _run(
     check_stages(stages, job.evaluate, f"no held-out sample of {recipe.data} can be evaluated")
     if job.check:
         job.check(stages, world)
+    console = Console(stderr=True)
+    looked = check and world.size == 1
+    seen = check_resolution(job, context.train, console) if looked else None
     ledger = train(
         job.model,
         stages,
@@ -123,9 +131,17 @@ def _run(
         device=device,
         callbacks=callbacks,
     )
+    use = None
+    if looked:
+        try:
+            use = check_image_use(job, stages, seen, len(context.train), console)
+        except Exception as error:  # what was trained is not saved yet
+            console.print(f"whether the image is used could not be checked: {error}", markup=False)
     job.to("cpu")
     if world.main:
         _save(job, folder)
+        if use is not None:
+            write_whole(folder / "image_use.json", json.dumps(use, indent=2))
     world.wait()
     shortened = getattr(job.processor, "shortened", {})
     if shortened:
@@ -164,7 +180,7 @@ def reading_of(recipe: Recipe, quarantine: Quarantine) -> Reading:
     return Reading(quarantine.record, images, strict=recipe.strict)
 
 
-def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:
+def _prepare(recipe: Recipe, name: str, folder: Path, show: Show, check: bool) -> Path:
     """A part the recipe needs and was not given: trained on the same data, once."""
     if not (folder / "model.json").exists():
         part = find(name)
@@ -179,5 +195,6 @@ def _prepare(recipe: Recipe, name: str, folder: Path, show: Show) -> Path:
             folder,
             resume="auto",
             show=show,
+            check=check,
         )
     return folder

@@ -84,6 +84,9 @@ class UnifiedCodec:
         stride = self.autoencoder.config.stride
         return self._slot(np.zeros((height // stride, width // stride), np.int64))
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        return self._size(size)
+
     @torch.no_grad()
     def codes(self, images: Sequence[PIL.Image.Image]) -> list[np.ndarray]:
         """Codes [h w] int64 of each image."""

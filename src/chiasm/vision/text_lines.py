@@ -15,8 +15,8 @@ CONTRAST = 32.0
 HEIGHTS = (4, 120)
 """Lines lower than this cannot be told from noise, taller ones are seen at any size."""
 CROSSINGS = 3.5
-"""Changes between ink and ground along a row, per stretch as long as the line is high. Printed Latin
-text has about six; edges of objects and ruled lines have fewer than one."""
+"""Changes between ink and ground along a row, per stretch as long as the line is high. Printed
+Latin text has about six; edges of objects and ruled lines have fewer than one."""
 RULE = 0.4
 """Share of a column of pixels that is ink above which it is a rule or a margin."""
 EVIDENCE = 3
@@ -24,12 +24,12 @@ EVIDENCE = 3
 
 
 def text_height(image: PIL.Image.Image) -> float | None:
-    """Median height in pixels of a line of text, from the highest to the lowest letter, or None where
-    fewer than three pieces of lines are found.
+    """Median height in pixels of a line of text, from the top of its letters to their descenders,
+    or None where fewer than three pieces of lines are found.
 
-    In each vertical strip a line is a run of rows with ink between rows without; what is kept has the
-    many changes between ink and ground that letters have. Lines have to be within some 10 degrees of
-    horizontal. An estimate: within a quarter of the true height on rendered pages.
+    In each vertical strip a line is a run of rows with ink between rows without; what is kept has
+    the many changes between ink and ground that letters have. Lines have to be within some 10
+    degrees of horizontal. An estimate: within a quarter of the true height on rendered pages.
     """
     gray = image.convert("L")
     around = np.asarray(gray.filter(PIL.ImageFilter.BoxBlur(12)), np.float32)

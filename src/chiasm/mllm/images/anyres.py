@@ -42,6 +42,11 @@ class AnyResMode(ImageMode):
         whole = resized(image, (self.side, self.side), filter)
         return [whole, *cut(fit_into(image, height, width, filter), self.side)]
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        height, width = best_resolution(size, self.choices)
+        scale = min(width / size[0], height / size[1])
+        return size[0] * scale, size[1] * scale
+
     def slot(self, size: tuple[int, int]) -> Slot:
         height, width = best_resolution(size, self.choices)
         rows, columns = height // self.side, width // self.side

@@ -49,6 +49,10 @@ class ImageMode:
         """The slot, without patches, of an image (width, height)."""
         raise NotImplementedError
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Pixels that an image (width, height) itself is resized to, as in ImageCodec."""
+        raise NotImplementedError
+
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Whole patches of a tile."""
         return height // self.encoder.patch_size, width // self.encoder.patch_size

@@ -25,6 +25,25 @@ class SingleMode(ImageMode):
             return [fit_padded(image, colour, longest, e.patch_size, count, e.resample)]
         return [fit(image, longest, e.patch_size, count, e.resample)]
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        longest, count = self._limits()
+        width, height = size
+        if isinstance(self.config, CropConfig):
+            scale = self.side / min(size)
+        elif isinstance(self.config, PadConfig):
+            square = (max(size), max(size))
+            side = (
+                longest
+                if count is None
+                else native(square, longest, self.encoder.patch_size, count)[0]
+            )
+            scale = side / max(size)
+        elif count is None:
+            return longest, longest
+        else:
+            return native(size, longest, self.encoder.patch_size, count)
+        return width * scale, height * scale
+
     def slot(self, size: tuple[int, int]) -> Slot:
         longest, count = self._limits()
         if isinstance(self.config, PadConfig):

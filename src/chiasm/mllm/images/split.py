@@ -34,6 +34,11 @@ class SplitMode(ImageMode):
         parted = self.splits and image.size != square
         return [*cut(image, self.tile), whole] if parted else [whole]
 
+    def input_size(self, size: tuple[int, int]) -> tuple[float, float]:
+        if not self.splits:
+            return self.tile, self.tile
+        return stretched(size, self.longest, self.tile)[1]
+
     def slot(self, size: tuple[int, int]) -> Slot:
         width, height = stretched(size, self.longest, self.tile)[1]
         rows, columns = height // self.tile, width // self.tile

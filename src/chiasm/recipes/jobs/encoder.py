@@ -41,6 +41,7 @@ def build(context: Context) -> Job:
         lambda path: contrastive.save(path, model, processor),
         evaluate if labelled else None,
         lambda stages, _: check_metrics(stages, ["zero_shot_accuracy"]),
+        larger_images=f"--model.vision.image_size {4 * config.vision.image_size}",
     )
 
 

@@ -42,7 +42,8 @@ class Job:
     """A model with its processor, its batches by stage, its evaluation and how it is saved.
 
     evaluate: None where there is nothing to evaluate. check: raises ConfigError for a stage whose
-    evaluation cannot be had; all ranks call it before training.
+    evaluation cannot be had; all ranks call it before training. larger_images: options by which the
+    model sees more of an image, for a warning.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Job:
     save: Callable[[Path], None]
     evaluate: Evaluate | None = None
     check: Callable[[Sequence[Stage], World], None] | None = None
+    larger_images: str = ""
 
     def to(self, device: str) -> None:
         """Move the model and what its processor computes with, as to save them."""

@@ -38,6 +38,8 @@ def build(context: Context) -> Job:
         lambda path: mllm.save(path, model, processor, config),
         held_out,
         held_out and held_out.check,
+        "--model.encoder with a pretrained encoder of larger images (docs/train.md), or tiles: "
+        '--model.images \'{"kind": "anyres"}\'',
     )
 
 

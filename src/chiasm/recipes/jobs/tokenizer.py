@@ -66,6 +66,7 @@ def build(context: Context) -> Job:
         lambda path: autoencoder.save(path, model),
         evaluate if with_images else None,
         lambda stages, _: check_metrics(stages, RECONSTRUCTION),
+        larger_images=f"--model.image_size {4 * config.image_size}",
     )
 
 

@@ -53,6 +53,7 @@ def build(context: Context) -> Job:
         lambda path: unified.save(path, model, processor),
         held_out,
         held_out and held_out.check,
+        "--model.tokenizer RUN of an image tokenizer trained with a larger --model.image_size",
     )
 
 
