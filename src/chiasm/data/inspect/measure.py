@@ -21,6 +21,7 @@ from chiasm.data.formats.reading import Reading
 from chiasm.data.language import language
 from chiasm.data.load import open_data
 from chiasm.data.parallel import mapped
+from chiasm.data.resolution import Resolution, resolution
 
 CountTokens = Callable[[str], int]
 
@@ -88,6 +89,8 @@ class Inspection:
     exact_tokens: bool
     unused: Counter[str] = field(default_factory=Counter)
     """How many records have a key that is not used, by its name."""
+    resolution: Resolution | None = None
+    """Of some of the images at their own size: the height of the text in them."""
 
     @cached_property
     def halves(self) -> dict[str, set[str]]:
@@ -153,7 +156,8 @@ def inspect_data(
             seen.append(Seen(sample, split, tokens, language(text), measured))
     _remark(seen)
     title, exact = next(iter(sources.values())).format.title, count_tokens is not None
-    return Inspection(data, title, seen, unusable, album.alike(), exact, reading.unused)
+    looked = resolution([s.sample for s in seen], lambda size: size, limit=16)
+    return Inspection(data, title, seen, unusable, album.alike(), exact, reading.unused, looked)
 
 
 Look = tuple[str, ImageStats, Fingerprint]

@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from string import Template
@@ -52,6 +53,7 @@ def summary(found: Inspection) -> dict:
         "width": _spread([p.width for s in seen for p in s.images]),
         "height": _spread([p.height for s in seen for p in s.images]),
         "picture formats": Counter(p.format for s in seen for p in s.images),
+        "text": asdict(found.resolution) if found.resolution else None,
         "languages": Counter(s.language for s in seen),
         "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
         "odd": [

@@ -12,6 +12,7 @@ from chiasm.data.inspect.measure import Inspection, Seen
 from chiasm.data.inspect.page import spaced, summary
 from chiasm.data.load import detected
 from chiasm.data.quarantine import said_of
+from chiasm.data.resolution import LEGIBLE
 
 AS_READ, MOST_TURNS = 5, 6  # samples that are printed; messages of each
 
@@ -30,6 +31,7 @@ def show(found: Inspection, console: Console) -> None:
         ("clips", f"{numbers['clips']:,}"),
         ("width", _range(numbers["width"])),
         ("height", _range(numbers["height"])),
+        ("text in images", _text(found)),
         (f"text tokens{'' if found.exact_tokens else ' (est.)'}", _range(numbers["tokens"])),
         ("languages", _counts(numbers["languages"])),
         ("images alike", f"{sum(map(len, found.alike)):,} in {len(found.alike):,} groups"),
@@ -73,6 +75,15 @@ def _as_read(seen: Seen) -> str:
     lines += told[:MOST_TURNS]
     lines += [line(turn, " (rejected)") for turn in seen.sample.rejected]
     return "\n".join(lines)
+
+
+def _text(found: Inspection) -> str:
+    """The height of the lines of text, and the size of an image that they need."""
+    looked = found.resolution
+    if looked is None or looked.text is None:
+        return "none found"
+    need = f", legible from {LEGIBLE / looked.text:.0%} of the size" * (looked.text > LEGIBLE)
+    return f"{looked.text:.0f} px lines in {looked.with_text} of {looked.images}{need}"
 
 
 def _counts(counts: Counter[str]) -> str:
