@@ -29,12 +29,12 @@ import torch
 
 from benchmarks.harness import Run, alternate, report, result, round_to, rounds_argument
 from chiasm.data.load import load_samples
+from chiasm.data.objectives import chat
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import SampleStream
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
-from chiasm.data.views import converse
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.projectors import build_projector
@@ -100,7 +100,7 @@ def stream_of(folder: Folder, quarantine: Quarantine) -> SampleStream:
     codec = MLLMCodec(vision, build_projector(PixelShuffleConfig(2), 8, 8, 1.0), image_token=7)
     template = RoleTemplate(train_bpe(["What is image?"] * 4, 320))
     samples = load_samples(str(folder.path), "train")
-    return SampleStream(samples, [converse], Processor(template, codec), TOKENS, 0, quarantine)
+    return SampleStream(samples, [chat], Processor(template, codec), TOKENS, 0, quarantine)
 
 
 def one_pass(folder: Folder, record: Path) -> Run:

@@ -30,10 +30,10 @@ from benchmarks.harness import Comparison, alternate, report, result, round_to, 
 from chiasm.core.batch import Batch, pack
 from chiasm.core.progress import silent
 from chiasm.data import easy_vqa
+from chiasm.data.objectives import caption
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
-from chiasm.data.views import describe
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig
 from chiasm.mllm.language import attention
@@ -66,8 +66,8 @@ class Given:
     def load_state_dict(self, state: dict) -> None:
         self.cursor = state["cursor"]
 
-    def split(self, strand: int, count: int) -> None:
-        self.batches = self.batches[strand::count]
+    def split(self, data_shard: int, count: int) -> None:
+        self.batches = self.batches[data_shard::count]
 
 
 def build() -> tuple[MLLM, list[Batch]]:
@@ -92,7 +92,7 @@ def build() -> tuple[MLLM, list[Batch]]:
     codec = MLLMCodec(vision.config, projector, model.image_token)
     processor = Processor(RoleTemplate(bpe), codec)
     random = np.random.default_rng(0)
-    described = [describe(sample, random) for sample in samples]
+    described = [caption(sample, random) for sample in samples]
     encoded = [processor.encode(sample) for sample in described if sample is not None]
     rows, row = [], []
     for one in encoded:

@@ -37,13 +37,13 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
 DRAWING = tuple(
     replace(part, save_every=50)
     for part in (
-        stage("draw", 300, "draw", warmup=0.05),
-        stage("perceive", 100, "describe+describe+describe+draw"),
-        stage("settle", 640, "describe+draw+draw+draw"),
-        stage("cool", 460, "describe+draw+draw+draw", "linear"),
+        stage("draw", 300, "text_to_image", warmup=0.05),
+        stage("perceive", 100, "caption+caption+caption+text_to_image"),
+        stage("settle", 640, "caption+text_to_image+text_to_image+text_to_image"),
+        stage("cool", 460, "caption+text_to_image+text_to_image+text_to_image", "linear"),
     )
 )
-SPOT = stage("spot", 150, "spot")
+SPOT = stage("spot", 150, "word_match")
 """Instead of matching, for codes of a codebook: whole captions are compared too late (LOG.md)."""
 
 PASSES = 32
@@ -94,9 +94,9 @@ def main() -> None:
     codes: Any = tokenizer.model
     tokenizer = replace(tokenizer, model=replace(codes, quantizer=QUANTIZERS[given.quantizer]))
     if given.quantizer == "vq" and not given.fast:
-        stages = tuple(SPOT if s.name == "match" else s for s in unified.stages)
+        stages = tuple(SPOT if s.name == "itm" else s for s in unified.stages)
         unified = replace(unified, stages=stages)
-    model: Any = replace(unified.model, undrawn=kept_away)  # type: ignore[arg-type]
+    model: Any = replace(unified.model, held_out_captions=kept_away)  # type: ignore[arg-type]
     if given.masked:
         model = replace(model, image_objective="masked", rope="2d")
         stages = unified.stages[: len(DRAWING)] if given.fast else DRAWING

@@ -184,7 +184,7 @@ class Batches:
     def __init__(self, batches: Sequence[Batch]):
         self.batches, self.cursor = batches, 0
 
-    def split(self, strand: int, count: int) -> None:
+    def split(self, data_shard: int, count: int) -> None:
         raise NotImplementedError("one micro-batch a step")
 
     def state_dict(self) -> dict:
@@ -370,7 +370,12 @@ def toy_unified(tiny: bool) -> tuple[Unified, Processor]:
     torch.manual_seed(0)
     width, layers = (64, 1) if tiny else (256, 4)
     config = UnifiedConfig(
-        text_vocabulary=1024, width=width, layers=layers, heads=4, kv_heads=2, hidden=2 * width
+        text_vocabulary=1024,
+        hidden_size=width,
+        layers=layers,
+        heads=4,
+        kv_heads=2,
+        intermediate_size=2 * width,
     )
     return unified_model(config, CPU)
 
@@ -503,7 +508,7 @@ def _trained_stages(count: int, folder: Path, device: torch.device, tiny: bool) 
         filled(lambda n: conversation(random, image, n, model.image_token)[0], tokens, seed)
         for seed in range(4)
     ]
-    rates = dict.fromkeys(("vision", "projector", "language"), 1e-3)
+    rates = dict.fromkeys(("vision", "projector", "language_model"), 1e-3)
     stage = Stage("", 3, rates, autocast="none", log_every=1, save_every=3)
     stages = [replace(stage, name=f"stage {number}") for number in range(count)]
     stream = Batches([pack_evenly(row, tokens) for row in rows])
@@ -586,7 +591,7 @@ def our_steps(
         rates,
         autocast="bfloat16",
         schedule="constant",
-        warmup=0.0,
+        warmup_ratio=0.0,
         feature_cache=0.0,
         log_every=1,
     )
@@ -602,7 +607,7 @@ def our_steps(
         )
         lines = [json.loads(x) for x in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     edges = marks[counts.warmup - 1 :: counts.steps]
-    reached = float(np.median([line["of_achievable"] for line in lines[counts.warmup :]]))
+    reached = float(np.median([line["mfu_measured"] for line in lines[counts.warmup :]]))
     seconds = [float(s) / counts.steps for s in np.diff(edges)]
     return Speed(lines[0]["loss"], seconds, peak_gb(job.device)), reached
 
@@ -692,7 +697,7 @@ def training(
                 tokens_per_second=batch.tokens / speed.step,
                 step_ms=1e3 * speed.step,
                 mfu_percent=100 * flops / speed.step / sheet,
-                of_achievable_percent=100 * reached * mine.step / speed.step if mine else math.nan,
+                mfu_measured_percent=100 * reached * mine.step / speed.step if mine else math.nan,
                 peak_gb=speed.peak,
             )
 
@@ -722,7 +727,7 @@ def nanovlm(tiny: bool) -> Vlm:
         language,
         PixelShuffleConfig(2),
         TowerOptions(layer=-1, norm=True),
-        {"vision": 1e-4, "projector": 1e-4, "language": 1e-4},
+        {"vision": 1e-4, "projector": 1e-4, "language_model": 1e-4},
         320 if tiny else 16384,
         1024 if tiny else 32768,
         Counts(1, 1, 2) if tiny else Counts(),
@@ -756,12 +761,12 @@ def step_of(job: Job, name: str, shape: Vlm, profiled: bool) -> None:
     """The peer's modules, which ours takes over with the weights they began with."""
     torch.manual_seed(0)
     low, full = torch.bfloat16, torch.float32
-    frozen = {group: group not in shape.trained for group in ("vision", "language")}
+    frozen = {group: group not in shape.trained for group in ("vision", "language_model")}
     config = AutoConfig.for_model(**shape.vision)
     with torch.device(job.device):
         vision = AutoModel.from_config(config, dtype=low if frozen["vision"] else full)
-    language = language_model(shape.language, job.device, low if frozen["language"] else full)
-    for group, part in (("vision", vision), ("language", language)):
+    language = language_model(shape.language, job.device, low if frozen["language_model"] else full)
+    for group, part in (("vision", vision), ("language_model", language)):
         part.requires_grad_(not frozen[group])
         for norm in (m for m in part.modules() if isinstance(m, nn.LayerNorm)):
             norm.float()
@@ -832,13 +837,31 @@ def align_7b(job: Job) -> None:
 def billion(tiny: bool) -> UnifiedConfig:
     """Llama 3.2 1B's layers (without what a stock Llama has not) under ids of our own."""
     size = (
-        {"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "hidden": 96, "text_vocabulary": 512}
+        {
+            "hidden_size": 64,
+            "layers": 1,
+            "heads": 2,
+            "kv_heads": 1,
+            "intermediate_size": 96,
+            "text_vocabulary": 512,
+        }
         if tiny
-        else {"width": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "hidden": 8192}
+        else {
+            "hidden_size": 2048,
+            "layers": 16,
+            "heads": 32,
+            "kv_heads": 8,
+            "intermediate_size": 8192,
+        }
         | {"text_vocabulary": 32768}
     )
     return UnifiedConfig(
-        **size, max_length=4096, qk_norm=False, z_loss=0.0, image_weight=1.0, share_codes=False
+        **size,
+        max_length=4096,
+        qk_norm=False,
+        z_loss=0.0,
+        image_weight=1.0,
+        factorized_code_embedding=False,
     )
 
 

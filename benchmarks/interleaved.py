@@ -26,7 +26,7 @@ import PIL.Image
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Sample, question
 from chiasm.data import easy_vqa
-from chiasm.data.views import CHANGES, DRAW_SAY_REDRAW
+from chiasm.data.objectives import CHANGES, DRAW_SAY_REDRAW
 from chiasm.eval.judge import Judge, judge_accuracy, train_judge
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
@@ -138,7 +138,7 @@ def trained(out: Path, steps: int, tokenizer: str | None, data: str) -> Generato
         recipe = find("unified_interleaved")
         stages = recipe.stages
         if steps:
-            stages = tuple(replace(s, steps=steps, batch=400, log_every=1) for s in stages)
+            stages = tuple(replace(s, steps=steps, batch_tokens=400, log_every=1) for s in stages)
         model = replace(recipe.model, tokenizer=tokenizer)
         run(replace(recipe, model=model, stages=stages, data=data), out, resume="auto")
     return Generator(*load(out), tokens=16384, precision="auto")

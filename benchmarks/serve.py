@@ -102,13 +102,13 @@ def write_models(folder: Path) -> None:
     SiglipVisionModel(shape).save_pretrained(folder / "siglip")
     config = MLLMConfig(
         encoder=str(folder / "siglip"),
-        language="smollm2",
+        language_model="smollm2",
         projector=MLPConfig(merge=1),
         lora=None,
-        tower=TowerOptions(-2),
-        images=PadConfig(),
+        vision=TowerOptions(-2),
+        image_processing=PadConfig(),
     )
-    vision = load_encoder(str(folder / "siglip"), config.tower)
+    vision = load_encoder(str(folder / "siglip"), config.vision)
     model, processor = mllm.build(config, vision)
     mllm.save(folder / "mllm", model, processor, config)
     print(export(folder / "mllm", folder / "stock", "hf"), flush=True)

@@ -78,7 +78,7 @@ class Stock(nn.Module):
         super().__init__()
         config = nanovlm_222m.recipe().model
         vision = AutoConfig.for_model(**VISION[config.encoder], vision_use_head=False)
-        language = AutoConfig.for_model(**LANGUAGE[config.language])
+        language = AutoConfig.for_model(**LANGUAGE[config.language_model])
         self.vision = SiglipVisionModel(vision)
         self.projector = nn.Linear(
             vision.hidden_size * SHUFFLE**2, language.hidden_size, bias=False
@@ -261,7 +261,7 @@ def shares(precision: Precision, ours: Sequence[Turn]) -> dict[str, float]:
     }
     peak = max(turn.peak for side in sides.values() for turn in side)
     return {
-        f"{name}_of_achievable_{precision.name}": round_to(
+        f"{name}_mfu_measured_{precision.name}": round_to(
             float(np.median([turn.flops / turn.seconds for turn in side])) / peak
         )
         for name, side in sides.items()

@@ -44,9 +44,9 @@ from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.sample import Sample, split_independent
 from chiasm.core.vocab import Vocabulary
 from chiasm.data import easy_vqa
+from chiasm.data.objectives import chat, text_to_image
 from chiasm.data.processor import Processor
 from chiasm.data.text import train_bpe
-from chiasm.data.views import converse, draw
 from chiasm.hub import unified
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
@@ -77,8 +77,8 @@ def llama(config: UnifiedConfig, vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=config.width,
-            intermediate_size=config.hidden,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads,
@@ -120,7 +120,7 @@ def make_steps(
 def _views(samples: Sequence[Sample]) -> Iterator[Sample]:
     random = np.random.default_rng(0)
     for number, sample in enumerate(samples):
-        seen = draw(sample, random) if number % 2 else converse(sample, random)
+        seen = text_to_image(sample, random) if number % 2 else chat(sample, random)
         if seen is not None:
             yield seen
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chiasm.core.sample import Sample, answer, question
 from chiasm.data.caption import caption_of
 from chiasm.data.formats.format import Format
-from chiasm.data.views import Objective
+from chiasm.data.objectives import Objective
 from chiasm.eval.scoring import Metric, result
 from chiasm.eval.tasks.definition import Definition
 from chiasm.mllm.config import CustomImages, CustomProjector, ResizeConfig

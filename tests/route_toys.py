@@ -77,38 +77,38 @@ def mllm_recipe(folder: Path, **stage) -> Recipe:
     common = {"log_every": 1, "autocast": "none", "feature_cache": 0.0} | stage
     model = MLLMConfig(
         encoder=str(folder / "encoder"),
-        language=str(folder / "language"),
+        language_model=str(folder / "language"),
         lora=None,
-        frozen_layers=1,
+        freeze_first_layers=1,
         chat_template="chatml",
         system="",
     )
-    align = Stage("align", 2, {"vision": 1e-3, "projector": 1e-3}, "words", batch=4)
-    tune = Stage("tune", 4, {"projector": 1e-3, "language": 1e-3}, "converse", batch=128)
+    align = Stage("align", 2, {"vision": 1e-3, "projector": 1e-3}, "embed_align", batch_images=4)
+    tune = Stage("tune", 4, {"projector": 1e-3, "language_model": 1e-3}, "chat", batch_tokens=128)
     stages = tuple(replace(each, **common) for each in (align, tune))
-    return Recipe(model, stages, data=str(folder / "data"), questions=1)
+    return Recipe(model, stages, data=str(folder / "data"), questions_per_image=1)
 
 
 def unified_recipe(folder: Path, model: dict | None = None, **stage) -> Recipe:
     """Two stages with these fields, with dropout unless the model says otherwise."""
-    common = {"log_every": 1, "autocast": "none", "batch": 256} | stage
+    common = {"log_every": 1, "autocast": "none", "batch_tokens": 256} | stage
     config = UnifiedConfig(
         **{
             "tokenizer": str(folder / "tokenizer"),
             "text_vocabulary": 300,
-            "width": 16,
+            "hidden_size": 16,
             "layers": 2,
             "heads": 2,
             "kv_heads": 2,
-            "hidden": 24,
+            "intermediate_size": 24,
             "dropout": 0.1,
             **(model or {}),
         }
     )
     rates = {"embedding": 1e-3, "transformer": 1e-3}
     stages = (
-        Stage("look", 2, {"transformer": 1e-3}, "match+draw"),
-        Stage("mix", 4, rates, "converse+draw"),
+        Stage("look", 2, {"transformer": 1e-3}, "itm+text_to_image"),
+        Stage("mix", 4, rates, "chat+text_to_image"),
     )
     stages = tuple(replace(each, **common) for each in stages)
-    return Recipe(config, stages, data=str(folder / "data"), questions=1)
+    return Recipe(config, stages, data=str(folder / "data"), questions_per_image=1)

@@ -374,7 +374,7 @@ def test_saving_leaves_adapters_in_the_model(parts, tmp_path):
     pytest.importorskip("peft")
     recipe = mllm_recipe(parts)
     model = recipe.model.__class__(
-        **{**vars(recipe.model), "lora": LoRAConfig(rank=2), "frozen_layers": 0}
+        **{**vars(recipe.model), "lora": LoRAConfig(rank=2), "freeze_first_layers": 0}
     )
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(to_dict(Recipe(model, recipe.stages[:1], recipe.data))))

@@ -72,7 +72,7 @@ def train(
     check: bool = True,
     device: Device = "",
 ) -> None:
-    """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.width 384.
+    """Train a recipe; any field of it can be set: --stages.0.steps 500 --model.hidden_size 384.
 
     Args:
         recipe: encoder, tokenizer, mllm_smol, unified_nano, unified_interleaved, unified_base,
@@ -120,9 +120,9 @@ def precompute(
     workers: int = 1,
     device: Device = "",
 ) -> None:
-    """Encode a data set's training images once: as codes, for train unified_nano --model.tokens
-    OUT, or as features, for CHIASM_CACHE=OUT chiasm train mllm_smol. What is complete in OUT
-    already is left alone.
+    """Encode a data set's training images once: as codes, for train unified_nano
+    --model.image_codes OUT, or as features, for CHIASM_CACHE=OUT chiasm train mllm_smol. What is
+    complete in OUT already is left alone.
 
     Args:
         part: Folder of a trained image tokenizer (codes), encoder or MLLM (features).
@@ -597,8 +597,8 @@ def allow_own_code(arguments: list[str]) -> list[str]:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
-    """Arguments of `train` and `plan` that are fields of the recipe (--model.width 384, --seed=1)
-    apart from the command's own."""
+    """Arguments of `train` and `plan` that are fields of the recipe (--model.hidden_size 384,
+    --seed=1) apart from the command's own."""
     own = {"--out", "--data", "--resume", "--device", "--help", "-h"}
     own |= {"--gpus", "--mfu", "--price", "--words", "--picture", "--pictures"}
     own |= {f"--{no}{name}" for name in ("show", "plot", "fit") for no in ("", "no-")}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.augment import mirrorable, mirrored, movable
-from chiasm.data.views import converse, moved
+from chiasm.data.objectives import chat, moved
 
 SIDED = (
     "left", "right", "leftmost", "top-left", "lower right", "topleft", "northeast", "clockwise",
@@ -29,7 +29,7 @@ def sample(*texts):
 
 
 def views_of(one, count=24, **options):
-    view = moved(converse, **options)
+    view = moved(chat, **options)
     seen = [view(one, np.random.default_rng(n)) for n in range(count)]
     return [np.asarray(s.images[0].load()) for s in seen]
 
@@ -80,8 +80,7 @@ def test_all_images_of_a_sample_are_mirrored_alike():
     )
     for n in range(12):
         seen = [
-            np.asarray(i.load())
-            for i in moved(converse, 0, True)(two, np.random.default_rng(n)).images
+            np.asarray(i.load()) for i in moved(chat, 0, True)(two, np.random.default_rng(n)).images
         ]
         assert np.array_equal(seen[0], seen[1])
         assert np.array_equal(seen[0], seen[2][:, ::-1])

@@ -23,6 +23,7 @@ from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.inspect.page import write_page
 from chiasm.data.load import load_samples
+from chiasm.data.objectives import chat
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.shard_import import ImportPlan
@@ -30,7 +31,6 @@ from chiasm.data.shards import run_shards
 from chiasm.data.stream import SampleStream
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
-from chiasm.data.views import converse
 
 GOOD = 70
 
@@ -322,7 +322,7 @@ def test_both_training_streams_leave_out_the_same(salted: Path, tmp_path: Path, 
         samples = load_samples(str(salted), "train", on_error=quarantine.record)
         if number == 0:
             processor = Processor(template, Codec(most))  # type: ignore[arg-type]
-            stream = SampleStream(samples, [converse], processor, 600, 0, quarantine)
+            stream = SampleStream(samples, [chat], processor, 600, 0, quarantine)
         else:
             stream = ImageStream(
                 samples, ImageProcessor(32, 8, most), 8, seed=0, quarantine=quarantine

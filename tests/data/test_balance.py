@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.balance import answer_rarity
-from chiasm.data.views import at_most, converse, match, spot
+from chiasm.data.objectives import at_most, chat, itm, word_match
 
 IMAGE = Image(PIL.Image.new("RGB", (8, 8)))
 
@@ -47,7 +47,7 @@ def test_unknown_questions_answers_and_free_conversations_weigh_one():
 
 def test_rare_answers_are_chosen_more_often():
     sample = asked([("red?", "yes"), ("blue?", "no"), ("green?", "no"), ("grey?", "no")])
-    view = at_most(converse, 1, lambda q, a: 3.0 if a == "yes" else 1.0)
+    view = at_most(chat, 1, lambda q, a: 3.0 if a == "yes" else 1.0)
     random = np.random.default_rng(0)
     seen = Counter(view(sample, random).turns[1].text for _ in range(2000))
     assert seen["yes"] / 2000 == pytest.approx(0.5, abs=0.05)
@@ -55,7 +55,7 @@ def test_rare_answers_are_chosen_more_often():
 
 
 def test_match_asks_of_its_own_caption_and_of_others():
-    view = match(["a cat", "a dog", "a cat"], pairs=3)
+    view = itm(["a cat", "a dog", "a cat"], pairs=3)
     random = np.random.default_rng(0)
     for _ in range(20):
         seen = view(asked([("what?", "cat")], "a cat"), random)
@@ -70,7 +70,7 @@ def test_match_asks_of_its_own_caption_and_of_others():
 
 def test_spot_asks_of_what_tells_captions_apart():
     captions = [f"a {color} {shape}" for color in "pqrs" for shape in "xyz"]
-    view, random = spot(captions, pairs=3), np.random.default_rng(0)
+    view, random = word_match(captions, pairs=3), np.random.default_rng(0)
     seen = Counter()
     for _ in range(300):
         turns = view(asked([("what?", "p")], "a p x"), random).turns
@@ -85,14 +85,14 @@ def test_spot_asks_of_what_tells_captions_apart():
 
 
 def test_spot_needs_an_image_and_a_telling_word():
-    view, random = spot(["a cat", "a dog"]), np.random.default_rng(0)
+    view, random = word_match(["a cat", "a dog"]), np.random.default_rng(0)
     assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
     assert view(asked([("what?", "cat")], "a"), random) is None
 
 
 def test_every_other_stranger_is_a_near_one():
     captions = [f"a {color} {shape}" for color in "pqrs" for shape in "xyzw"]
-    view, random = match(captions, hard=True, pairs=2), np.random.default_rng(0)
+    view, random = itm(captions, hard=True, pairs=2), np.random.default_rng(0)
     shared = {0: 0, 1: 0}
     for _ in range(200):
         turns = view(asked([("what?", "p")], "a p x"), random).turns
@@ -104,7 +104,7 @@ def test_every_other_stranger_is_a_near_one():
 
 
 def test_match_needs_an_image_and_a_caption():
-    view = match(["a cat"])
+    view = itm(["a cat"])
     random = np.random.default_rng(0)
     assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
     assert view(Sample((question(IMAGE, "what?"),), "silent"), random) is None

@@ -176,7 +176,7 @@ def test_published_templates_keep_what_the_tokenizer_puts_around():
 
 
 def test_tokens_that_people_mean_are_tokens_in_their_words():
-    """model.tokens: those that the template does not write itself."""
+    """model.extra_special_tokens: those that the template does not write itself."""
     words = tokenizer()
     words.add_tokens(["<box>"], special_tokens=True)
     box = words.convert_tokens_to_ids("<box>")

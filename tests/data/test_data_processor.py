@@ -14,21 +14,21 @@ from transformers import PreTrainedTokenizerFast
 from chiasm.core.batch import IGNORE, Slot
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.sample import Image, Sample, Turn, answer, question, split_independent
+from chiasm.data.objectives import (
+    at_most,
+    by_name,
+    caption,
+    chat,
+    moved,
+    text_to_image,
+    with_caption,
+    without,
+)
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import SPECIALS, train_bpe
-from chiasm.data.views import (
-    at_most,
-    by_name,
-    converse,
-    describe,
-    draw,
-    moved,
-    with_caption,
-    without,
-)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -41,7 +41,7 @@ BARE = (
 WORDS = train_bpe(["what colour is the circle? it is red, really. system user assistant"] * 4, 320)
 
 
-def chat(template=CHATML, trim=False):
+def chat_template(template=CHATML, trim=False):
     """A chat template over a byte-level BPE; trim: offsets leave out spaces, as Llama 3's do."""
     words = train_bpe(["what colour is the circle?   it is red, really"] * 4, 320)
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -174,11 +174,15 @@ def test_chat_template_supervises_the_assistants_words_and_the_first_end(pairs, 
     assert invited.ids == tokens.ids[: len(invited.ids)]
 
 
-CHATS = {"plain": chat(), "trimmed": chat(trim=True), "bare": chat(BARE)}
+CHATS = {
+    "plain": chat_template(),
+    "trimmed": chat_template(trim=True),
+    "bare": chat_template(BARE),
+}
 
 
 def test_chat_template_puts_markers_where_images_are():
-    template = chat()
+    template = chat_template()
     turns = [question("left ", image(), " right ", image()), answer("red")]
     tokens = template.render(turns, reply=False)
     assert tokens.ids.count(template.marker) == 2
@@ -190,7 +194,7 @@ def test_chat_template_puts_markers_where_images_are():
 
 
 def test_chat_template_refuses_what_it_cannot_do():
-    template = chat()
+    template = chat_template()
     template.tokenizer.chat_template = "{{ messages | length }}" + CHATML
     with pytest.raises(DataError, match="rewrites earlier turns"):
         template.render([question("a"), answer("b")], reply=False)
@@ -407,26 +411,28 @@ def rng(seed=0):
 
 def test_describe_and_draw_are_each_others_mirror():
     sample = captioned()
-    seen, drawn = describe(sample, rng()), draw(sample, rng())
+    seen, drawn = caption(sample, rng()), text_to_image(sample, rng())
     assert [t.role for t in seen.turns] == [t.role for t in drawn.turns] == ["user", "assistant"]
     assert seen.turns[0].parts == drawn.turns[1].parts == sample.images
     assert seen.turns[1].text == drawn.turns[0].text == "a red circle"
     assert not seen.independent
     assert not drawn.independent
-    assert converse(sample, rng()) is sample
+    assert chat(sample, rng()) is sample
 
 
 def test_describe_and_draw_need_a_caption_and_an_image():
-    for view in (describe, draw):
+    for view in (caption, text_to_image):
         assert view(captioned(caption=None), rng()) is None
         assert view(Sample((question("a"), answer("b"))), rng()) is None
 
 
 def test_drop_leaves_out_the_caption_as_often_as_said():
-    dropped = [draw(captioned(), rng(n), drop=0.25).turns[0].parts == () for n in range(2000)]
+    dropped = [
+        text_to_image(captioned(), rng(n), drop=0.25).turns[0].parts == () for n in range(2000)
+    ]
     assert 0.2 < np.mean(dropped) < 0.3
-    assert all(draw(captioned(), rng(n), drop=1.0).turns[0].parts == () for n in range(20))
-    kept = [draw(captioned(), rng(n)) for n in range(20)]
+    assert all(text_to_image(captioned(), rng(n), drop=1.0).turns[0].parts == () for n in range(20))
+    kept = [text_to_image(captioned(), rng(n)) for n in range(20)]
     assert all(s.turns[0].text == "a red circle" and s.turns[1].parts for s in kept)
 
 
@@ -436,7 +442,7 @@ def test_at_most_keeps_whole_pairs_in_order_and_the_image_first(count, seed, sys
     sample = captioned()
     if system:
         sample = sample.replace(turns=(Turn("system", question("brief").parts), *sample.turns))
-    seen = at_most(converse, count)(sample, rng(seed))
+    seen = at_most(chat, count)(sample, rng(seed))
     turns = [t for t in seen.turns if t.role != "system"]
     assert len(turns) == 2 * min(count, 4)
     numbers = [int(t.text[1]) for t in turns[::2]]
@@ -448,32 +454,32 @@ def test_at_most_keeps_whole_pairs_in_order_and_the_image_first(count, seed, sys
 
 
 def test_at_most_chooses_every_question_and_leaves_dialogues_whole():
-    view = at_most(converse, 1)
+    view = at_most(chat, 1)
     assert {view(captioned(), rng(n)).turns[0].text for n in range(60)} == {"q0", "q1", "q2", "q3"}
     dialogue = captioned().replace(independent=False)
     assert view(dialogue, rng()) is dialogue
 
 
 def test_with_caption_adds_a_branch_that_asks_nothing():
-    seen = with_caption(at_most(converse, 1))(captioned(), rng())
+    seen = with_caption(at_most(chat, 1))(captioned(), rng())
     assert [t.text for t in seen.turns[2:]] == ["", "a red circle"]
     assert len(split_independent(seen)) == 2
     for sample in (captioned(caption=None), captioned().replace(independent=False)):
-        assert with_caption(converse)(sample, rng()) is sample
+        assert with_caption(chat)(sample, rng()) is sample
 
 
 def test_without_leaves_out_the_captions_it_is_told():
     sample = captioned()
-    assert without(draw, ("a blue square",))(sample, rng()) == draw(sample, rng())
-    assert without(draw, ("a blue square", "a red circle"))(sample, rng()) is None
-    assert without(converse, ("a red circle",))(captioned(caption=None), rng()) is not None
+    assert without(text_to_image, ("a blue square",))(sample, rng()) == text_to_image(sample, rng())
+    assert without(text_to_image, ("a blue square", "a red circle"))(sample, rng()) is None
+    assert without(chat, ("a red circle",))(captioned(caption=None), rng()) is not None
 
 
 def test_moved_moves_each_image_once_and_nothing_else():
     pixels = rng().integers(0, 256, (8, 8, 3), np.uint8)
     image = Image(PIL.Image.fromarray(pixels), "there")
     sample = Sample((question(image, "a"), answer("b"), question(image, "c"), answer("d")))
-    seen = moved(converse, 2)(sample, rng(1))
+    seen = moved(chat, 2)(sample, rng(1))
     assert [t.text for t in seen.turns] == ["a", "b", "c", "d"]
     assert seen.images[0] is seen.images[1]
     assert seen.images[0].where == "there"
@@ -487,21 +493,21 @@ def test_moved_moves_each_image_once_and_nothing_else():
         )
     ]
     assert len(shifts) == 1
-    assert np.array_equal(np.asarray(moved(converse, 0)(sample, rng()).images[0].load()), pixels)
-    assert moved(draw, 2)(captioned(caption=None), rng()) is None
+    assert np.array_equal(np.asarray(moved(chat, 0)(sample, rng()).images[0].load()), pixels)
+    assert moved(text_to_image, 2)(captioned(caption=None), rng()) is None
 
 
 def test_views_by_name():
-    views = {"converse": converse, "draw": draw}
-    assert by_name("draw+converse", views) == [draw, converse]
-    with pytest.raises(ConfigError, match=r"unknown data view 'paint'; .*has converse, draw"):
+    views = {"chat": chat, "text_to_image": text_to_image}
+    assert by_name("text_to_image+chat", views) == [text_to_image, chat]
+    with pytest.raises(ConfigError, match=r"unknown objective 'paint'; .*has chat, text_to_image"):
         by_name("paint", views)
 
 
 # The stream.
 
 
-def stream(samples, views=(converse,), tokens=120, seed=0, **options):
+def stream(samples, views=(chat,), tokens=120, seed=0, **options):
     return SampleStream(samples, list(views), processor(continuous=False), tokens, seed, **options)
 
 
@@ -534,7 +540,7 @@ def noisy(count=9):
     return made
 
 
-VIEWS = (moved(at_most(converse, 2), 3), lambda s, r: draw(s, r, drop=0.5))
+VIEWS = (moved(at_most(chat, 2), 3), lambda s, r: text_to_image(s, r, drop=0.5))
 
 
 @settings(max_examples=8, deadline=None)
@@ -555,7 +561,7 @@ def test_a_restored_stream_goes_on_bit_for_bit(done, seed, tokens):
 
 
 def test_every_sample_passes_every_view_once_an_epoch():
-    source = stream(noisy(7), (converse, draw), tokens=1)
+    source = stream(noisy(7), (chat, text_to_image), tokens=1)
     for _ in range(3):
         seen = []
         for batch in take(source, 14):
@@ -567,7 +573,7 @@ def test_every_sample_passes_every_view_once_an_epoch():
 @pytest.mark.parametrize(("tokens", "lengths"), [(128, {64, 128}), (100, {64, 100}), (1, {15})])
 def test_rows_are_filled_up_to_few_lengths(tokens, lengths):
     """Within the budget; the filling is nobody's and teaches nothing."""
-    batches = take(stream(noisy(9), (draw,), tokens), 12)
+    batches = take(stream(noisy(9), (text_to_image,), tokens), 12)
     assert {batch.ids.shape[1] for batch in batches} <= lengths
     for batch in batches:
         filling = batch.segment < 0
@@ -599,7 +605,7 @@ def test_text_and_any_number_of_images_mixed_lose_no_sample(kind, images, tokens
         image = Image(PIL.Image.new("RGB", (8, 8), (20 * number, 0, 0)))
         shown = question(*[image] * count, "which colour is it?")
         made.append(Sample((shown, answer("a dark one")), f"s{number}"))
-    source = kind(made, [converse], processor(continuous=True), tokens, 0)
+    source = kind(made, [chat], processor(continuous=True), tokens, 0)
     names: list[str] = []
     while len(names) < 2 * len(made):
         batch = next(iter(source))
@@ -607,7 +613,7 @@ def test_text_and_any_number_of_images_mixed_lose_no_sample(kind, images, tokens
         names += batch.names
     state = source.state_dict()  # what is chosen and still to come
     places = [place for row in state.get("rows", ()) for place in row]
-    places += [(strand, place) for strand, place, *_ in state.get("waiting", ())]
+    places += [(data_shard, place) for data_shard, place, *_ in state.get("waiting", ())]
     names += [made[source.turns.at(*place).index].id for place in places]
     seen = [names.count(sample.id) for sample in made]
     assert max(seen) - min(seen) <= 1
@@ -647,12 +653,14 @@ def test_a_view_that_suits_no_sample_is_an_error():
         for n in range(4)
     ]
     with pytest.raises(DataError, match="captions are needed to describe or draw"):
-        take(stream(plain, (draw,)), 1)
+        take(stream(plain, (text_to_image,)), 1)
     with pytest.raises(DataError, match="no samples to train on"):
         stream([])
 
 
 def test_a_view_that_suits_some_samples_takes_those():
     some = [captioned(n, "red" if n % 2 else None) for n in range(6)]
-    names = {name for batch in take(stream(some, (draw,), tokens=1), 9) for name in batch.names}
+    names = {
+        name for batch in take(stream(some, (text_to_image,), tokens=1), 9) for name in batch.names
+    }
     assert names == {"s1", "s3", "s5"}

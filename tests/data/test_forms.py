@@ -30,12 +30,12 @@ from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.inspect.page import summary
 from chiasm.data.inspect.show import show
 from chiasm.data.load import load_samples, open_data
+from chiasm.data.objectives import chat, moved
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine, said_of
 from chiasm.data.splits import split_of
 from chiasm.data.template import ChatTemplate, RoleTemplate
 from chiasm.data.text import train_bpe
-from chiasm.data.views import converse, moved
 from chiasm.eval.conversation import questions_of
 from chiasm.eval.tasks.table import prompted, read_table
 from chiasm.recipes import run
@@ -726,7 +726,7 @@ def test_a_chat_template_leaves_excluded_replies_out_of_the_loss():
 def test_views_keep_what_is_excluded_from_the_loss():
     image = Image(PIL.Image.new("RGB", (8, 8)))
     sample = Sample((question(image, "?"), answer("!").replace(supervised=False)))
-    seen = moved(converse, 1)(sample, np.random.default_rng(0))
+    seen = moved(chat, 1)(sample, np.random.default_rng(0))
     assert seen is not None
     assert [turn.supervised for turn in seen.turns] == [True, False]
 

@@ -96,15 +96,15 @@ def test_temperature_flattens():
     st.integers(0, 4),
     st.integers(1, 3),
 )
-def test_resumed_anywhere_it_goes_on_as_if_uninterrupted(counts, data, unit, seed, strands):
+def test_resumed_anywhere_it_goes_on_as_if_uninterrupted(counts, data, unit, seed, data_shards):
     shares = data.draw(st.lists(st.integers(1, 5), min_size=len(counts), max_size=len(counts)))
     samples = mixed(counts, shares, unit)
     done = data.draw(st.integers(0, 40))
-    strand = data.draw(st.integers(0, strands - 1))
+    data_shard = data.draw(st.integers(0, data_shards - 1))
 
     def fresh():
         turns = Turns(samples, 2, seed)
-        turns.split(strand, strands)
+        turns.split(data_shard, data_shards)
         return turns
 
     def length(sample):
@@ -163,13 +163,13 @@ def test_when_nothing_is_left_it_is_told():
         turns.next()
 
 
-@pytest.mark.parametrize("strands", [1, 2, 3])
-def test_strands_together_see_every_source_as_one_would(strands):
+@pytest.mark.parametrize("data_shards", [1, 2, 3])
+def test_data_shards_together_see_every_source_as_one_would(data_shards):
     samples = mixed((6, 4), (1.0, 1.0), epochs=(2, 3))
     seen = Counter()
-    for strand in range(strands):
+    for data_shard in range(data_shards):
         turns = Turns(samples, 1, 0)
-        turns.split(strand, strands)
+        turns.split(data_shard, data_shards)
         with suppress(DataError):  # as often as their epochs allow
             for _ in range(100):
                 seen.update(id for id, _, _ in walk(turns, samples, 1))

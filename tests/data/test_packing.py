@@ -13,9 +13,9 @@ from chiasm.core.batch import Encoded
 from chiasm.core.errors import DataError
 from chiasm.core.image import header_size
 from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.data.objectives import chat
 from chiasm.data.packing import Budget, Size, fill, usefulness
 from chiasm.data.stream import KnapsackStream, SampleStream
-from chiasm.data.views import converse
 
 SIZES = st.lists(st.builds(Size, st.integers(1, 130), st.integers(0, 60)), max_size=60)
 
@@ -106,7 +106,7 @@ def samples(n=60):
 
 
 def stream(kind=KnapsackStream, **more):
-    return kind(samples(), [converse], Words(), 128, 0, **more)
+    return kind(samples(), [chat], Words(), 128, 0, **more)
 
 
 def test_the_stream_sees_every_sample_once_an_epoch_in_full_rows():
@@ -133,11 +133,11 @@ def test_the_stream_resumes_in_the_middle_of_a_window():
         assert [b.names for b in itertools.islice(again, 40 - cut)] == names[cut:]
 
 
-def test_strands_share_the_order():
+def test_data_shards_share_the_order():
     found = []
-    for strand in range(2):
+    for data_shard in range(2):
         made = stream(window=30)
-        made.split(strand, 2)
+        made.split(data_shard, 2)
         found.append({n for b in itertools.islice(made, 4) for n in b.names})
     assert found[0] != found[1]
 

@@ -13,6 +13,7 @@ from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data import reader
 from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.mixture import Ingredient, Mixture
+from chiasm.data.objectives import chat
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import Reader, spare_threads
@@ -20,7 +21,6 @@ from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
 from chiasm.data.turns import Mixed, Turns
-from chiasm.data.views import converse
 
 
 def part(folder, name, count):
@@ -62,7 +62,7 @@ def stream(kind, data, quarantine, threads):
     words = RoleTemplate(train_bpe(["which answer"] * 4, 320))
     more = {"window": 8} if kind is KnapsackStream else {}
     return kind(
-        data, [converse], Processor(words, Codec()), 120, 0,
+        data, [chat], Processor(words, Codec()), 120, 0,
         quarantine=quarantine, threads=threads, **more,
     )  # fmt: skip
 

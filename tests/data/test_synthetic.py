@@ -512,12 +512,12 @@ def test_a_made_set_trains_the_unified_route(tmp_path):
     data, tokenizer, out = (str(tmp_path / name) for name in ("docs", "tokenizer", "unified"))
     make("documents", tmp_path / "docs", 12, show=silent)
     cli.main(["train", "tokenizer", "--data", data, "--out", tokenizer, "--stages.0.steps", "3",
-              "--stages.0.batch", "4", "--model.decoder_channels", "64",
+              "--stages.0.batch_images", "4", "--model.decoder_channels", "64",
               "--model.decoder_blocks", "1"])  # fmt: skip
-    sizes = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "hidden": 64}
+    sizes = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 64}
     settings = [f"--model.{name}={value}" for name, value in sizes.items()]
     for stage in range(6):
-        settings += [f"--stages.{stage}.steps=3", f"--stages.{stage}.batch=256"]
+        settings += [f"--stages.{stage}.steps=3", f"--stages.{stage}.batch_tokens=256"]
     cli.main(["train", "unified_nano", "--data", data, "--out", out, *settings,
               "--model.tokenizer", tokenizer])  # fmt: skip
     rows = [json.loads(x) for x in (tmp_path / "unified/metrics.jsonl").read_text().splitlines()]

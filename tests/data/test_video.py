@@ -318,7 +318,11 @@ def llama(tmp_path_factory):
 def model_of(llama, video, images=AS_TRAINED):
     torch.manual_seed(1)
     config = MLLMConfig(
-        language=str(llama), projector=LinearConfig(), lora=None, video=video, images=images
+        language_model=str(llama),
+        projector=LinearConfig(),
+        lora=None,
+        video=video,
+        image_processing=images,
     )
     model, processor = hub.build(config, ViT(VISION))
     return model.eval(), processor
@@ -373,7 +377,7 @@ def test_a_clip_keeps_to_its_budget_by_averaging_neighbours(images, budget, clip
 @pytest.mark.parametrize(("budget", "shown"), [(1024, [0, 1, 2, 3]), (40, [0, 2]), (20, [0])])
 def test_of_codes_the_first_of_neighbours_stands_for_all(clip, budget, shown):
     torch.manual_seed(0)
-    config = UnifiedConfig(width=32, layers=1, heads=2, kv_heads=2, hidden=48,
+    config = UnifiedConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, intermediate_size=48,
                            video=VideoConfig(frames=4, max_tokens=budget))  # fmt: skip
     codes = Autoencoder(AutoencoderConfig(image_size=32, decoder_channels=64, decoder_blocks=1))
     words = train_bpe(["what happens in it? <0.5 seconds> red"] * 4, 300)

@@ -72,7 +72,12 @@ def llama(folder):
     vision = ViT(ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2))
     images = NativeConfig(max_num_patches=36)
     return mllm.build(
-        MLLMConfig(language=str(folder), projector=MLPConfig(merge=2), lora=None, images=images),
+        MLLMConfig(
+            language_model=str(folder),
+            projector=MLPConfig(merge=2),
+            lora=None,
+            image_processing=images,
+        ),
         vision,
     )
 
@@ -89,7 +94,7 @@ def chameleon():
             decoder_blocks=1,
         )
     )
-    shape = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+    shape = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
     model, processor = unified.build(shape, train_bpe([WORDS] * 4, 300), autoencoder)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -104,7 +104,7 @@ def full(tmp_path: Path) -> Path:
             "trained_parameters": 10,
             "frozen_parameters": 134_515_008,
         }
-        write(tmp_path, f"{model}/ledger.json", {"stages": [stage, stage]})
+        write(tmp_path, f"{model}/cost.json", {"stages": [stage, stage]})
     rows = [
         {
             "id": str(i),
@@ -222,14 +222,14 @@ def test_a_minimal_report(tmp_path, summary):
 def test_damaged_files_become_notes(full):
     with (full / "mllm" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')
-    (full / "mllm" / "ledger.json").write_text("[]")
+    (full / "mllm" / "cost.json").write_text("[]")
     (full / "tokenizer" / "reconstructions.png").write_bytes(b"no")
     (full / "unified" / "drawings" / "a-red-circle-0.png").write_bytes(b"no")
     text = render(full).read_text()
     Page(text)
     for note in (
         "1 unreadable line skipped",
-        "mllm/ledger.json is not a ledger",
+        "mllm/cost.json is not a record of costs",
         "reconstructions.png could not be read",
         "1 image could not be read",
     ):

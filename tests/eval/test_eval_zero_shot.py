@@ -180,7 +180,7 @@ def talker():
         quantizer=FSQConfig((4, 3)), image_size=8, base_channels=32, multipliers=(1, 1, 1),
         decoder_channels=64, decoder_blocks=1,
     )  # fmt: skip
-    shape = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+    shape = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
     torch.manual_seed(2)
     model, processor = unified.build(shape, words(), Autoencoder(tokens))
     with torch.no_grad():

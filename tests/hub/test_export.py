@@ -55,9 +55,11 @@ def parts(tmp_path_factory):
 
 def built(parts, encoder="clip", language="llama", **settings):
     settings = {"projector": PLAIN, "lora": None, **settings}
-    config = MLLMConfig(encoder=str(parts[encoder]), language=str(parts[language]), **settings)
+    config = MLLMConfig(
+        encoder=str(parts[encoder]), language_model=str(parts[language]), **settings
+    )
     torch.manual_seed(0)
-    return config, *hub.build(config, load_encoder(str(parts[encoder]), config.tower))
+    return config, *hub.build(config, load_encoder(str(parts[encoder]), config.vision))
 
 
 def saved(parts, folder, **settings):
@@ -70,18 +72,18 @@ def saved(parts, folder, **settings):
     ("settings", "kind"),
     [
         ({}, "llava"),
-        ({"encoder": "siglip", "images": PadConfig(), "system": "be brief"}, "llava"),
-        ({"tower": TowerOptions(layer=(1, -2), class_token=True), "system": ""}, "llava"),
-        ({"images": AnyResConfig()}, "llava_next"),
+        ({"encoder": "siglip", "image_processing": PadConfig(), "system": "be brief"}, "llava"),
+        ({"vision": TowerOptions(layer=(1, -2), class_token=True), "system": ""}, "llava"),
+        ({"image_processing": AnyResConfig()}, "llava_next"),
         ({"chat_template": "vicuna"}, "llava"),
         (
             {
                 "encoder": "siglip",
-                "language": "gemma",
+                "language_model": "gemma",
                 "projector": LinearConfig(zero_init=True),
                 "chat_template": "paligemma",
                 "attention": "prefix",
-                "tower": TowerOptions(layer=-1, norm=True),
+                "vision": TowerOptions(layer=-1, norm=True),
             },
             "paligemma",
         ),
@@ -140,7 +142,7 @@ def test_pixels_of_another_library_are_no_fault_of_an_export(images, parts, tmp_
 
 def test_our_own_encoder_as_siglip(parts, tmp_path):
     config = MLLMConfig(
-        language=str(parts["gemma"]),
+        language_model=str(parts["gemma"]),
         projector=LinearConfig(),
         lora=None,
         chat_template="paligemma",
@@ -166,27 +168,27 @@ def obstacles(model, processor, name):
         (
             {
                 "projector": DeepStackConfig(2, MLPConfig(merge=1)),
-                "tower": TowerOptions(layer=(1, 2)),
+                "vision": TowerOptions(layer=(1, 2)),
             },
             "LLaVA",
             "the projector DeepStackConfig",
         ),
-        ({"images": NativeConfig(20)}, "LLaVA", "images shown by NativeConfig"),
-        ({"images": AnyResConfig()}, "LLaVA", "images shown by AnyResConfig"),
+        ({"image_processing": NativeConfig(20)}, "LLaVA", "images shown by NativeConfig"),
+        ({"image_processing": AnyResConfig()}, "LLaVA", "images shown by AnyResConfig"),
         ({}, "LLaVA-NeXT", "images shown by ResizeConfig"),
         (
-            {"images": AnyResConfig(), "tower": TowerOptions(class_token=True)},
+            {"image_processing": AnyResConfig(), "vision": TowerOptions(class_token=True)},
             "LLaVA-NeXT",
             "class tokens among",
         ),
         ({"attention": "prefix"}, "LLaVA", "prefix-LM attention"),
-        ({"tower": TowerOptions(layer=-1, norm=True)}, "LLaVA", "the encoder's last norm"),
-        ({"tower": TowerOptions(image_size=42)}, "LLaVA", "images of 42 pixels"),
+        ({"vision": TowerOptions(layer=-1, norm=True)}, "LLaVA", "the encoder's last norm"),
+        ({"vision": TowerOptions(image_size=42)}, "LLaVA", "images of 42 pixels"),
         ({"lora": LoRAConfig(merged=False)}, "LLaVA", "LoRA adapters apart"),
         ({}, "PaliGemma", "the family clip_vision_model"),
         ({"encoder": "siglip"}, "PaliGemma", "without the encoder's last norm"),
         (
-            {"encoder": "siglip", "tower": TowerOptions(layer=(1, -1), norm=True)},
+            {"encoder": "siglip", "vision": TowerOptions(layer=(1, -1), norm=True)},
             "PaliGemma",
             "features of the encoder's layers (1, 3)",
         ),
@@ -203,7 +205,7 @@ def test_what_is_in_the_way_is_named(settings, name, words, parts):
 @pytest.mark.parametrize("name", ["LLaVA", "LLaVA-NeXT", "PaliGemma"])
 def test_two_encoders_have_no_place(name, parts):
     both = f"{parts['clip']}+{parts['siglip']}"
-    config = MLLMConfig(language=str(parts["llama"]), projector=PLAIN, lora=None)
+    config = MLLMConfig(language_model=str(parts["llama"]), projector=PLAIN, lora=None)
     model, processor = hub.build(config, load_encoder(both, TowerOptions()))
     assert "two encoders fused" in obstacles(model, processor, name)
 

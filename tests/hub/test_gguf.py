@@ -83,11 +83,11 @@ def folders(tmp_path_factory):
 
 def build(folders, language="llama", encoder="siglip", layer=-2, norm=False, **settings):
     torch.manual_seed(1)
-    chosen = {"projector": MLPConfig(merge=1), "images": PadConfig(), **settings}
+    chosen = {"projector": MLPConfig(merge=1), "image_processing": PadConfig(), **settings}
     config = MLLMConfig(
-        language=str(folders[language]), lora=None, tower=TowerOptions(layer, norm), **chosen
+        language_model=str(folders[language]), lora=None, vision=TowerOptions(layer, norm), **chosen
     )
-    vision = load_encoder(str(folders[encoder]), config.tower)
+    vision = load_encoder(str(folders[encoder]), config.vision)
     model, processor = hub.build(config, vision)
     return model.eval(), processor, config
 
@@ -147,7 +147,7 @@ def test_neighbours_turn_as_halves_did():
 
 
 def test_what_llama_cpp_cannot_say_is_named(folders, tmp_path):
-    _, _, run = saved(folders, tmp_path, images=ResizeConfig())
+    _, _, run = saved(folders, tmp_path, image_processing=ResizeConfig())
     with pytest.raises(ConfigError, match="in the way of GGUF: images shown by ResizeConfig"):
         export(run, tmp_path / "out", "gguf")
     model, processor, _ = build(folders, projector=MLPConfig(merge=2))

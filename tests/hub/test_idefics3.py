@@ -304,10 +304,10 @@ VISION = ViTConfig(image_size=TILE, patch_size=PATCH, width=16, layers=2, heads=
 def build(words, vision=VISION, **settings):
     chosen = {
         "projector": PixelShuffleConfig(2),
-        "images": SplitConfig(longest_edge=LONGEST),
+        "image_processing": SplitConfig(longest_edge=LONGEST),
         **settings,
     }
-    config = MLLMConfig(language=str(words), lora=None, system="Be brief.", **chosen)
+    config = MLLMConfig(language_model=str(words), lora=None, system="Be brief.", **chosen)
     model, processor = hub.build(config, ViT(vision))
     return model.eval(), processor, config
 
@@ -336,7 +336,9 @@ def test_what_cannot_be_said_is_named(words, tmp_path):
     with pytest.raises(ConfigError, match="in the way of Idefics3: the projector MLPConfig"):
         export(tmp_path / "run", tmp_path / "out", "hf")
     assert not (tmp_path / "out").exists()
-    model, processor, _ = build(words, images=SplitConfig(longest_edge=LONGEST, max_image_size=16))
+    model, processor, _ = build(
+        words, image_processing=SplitConfig(longest_edge=LONGEST, max_image_size=16)
+    )
     assert any("tiles of 16 pixels" in line for line in IDEFICS3.obstacles(model, processor))
     vision = ViTConfig(**{**vars(VISION), "image_size": 24})
     model, processor, _ = build(words, vision)

@@ -43,7 +43,7 @@ from chiasm.unified.quantizers import FSQ, LFQ, build_quantizer
 from own_parts import SignConfig
 
 TEXTS = ["what is this? a red circle", "draw a blue square"]
-SIZE = {"width": 32, "layers": 2, "heads": 4, "hidden": 48, "rope_theta": 1000.0}
+SIZE = {"hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 48, "rope_theta": 1000.0}
 TOKENIZER = AutoencoderConfig(
     FSQConfig((8, 5, 3)), 16, multipliers=(1, 1, 1), res_blocks=1, decoder_channels=64
 )
@@ -107,7 +107,7 @@ def chameleon(tmp_path_factory):
     return *made, folder
 
 
-@pytest.mark.parametrize("changes", [{}, {"reordered": True, "kv_heads": 4}, {"tied": True}])
+@pytest.mark.parametrize("changes", [{}, {"post_norm": True, "kv_heads": 4}, {"tied": True}])
 def test_chameleons_class_computes_the_same_from_pixels(tmp_path, changes):
     """Its own processor makes the ids and pixels."""
     model, processor = build(**changes)
@@ -229,7 +229,7 @@ def test_an_emu3_with_a_processor_needs_our_files_to_be_read_again(tmp_path):
 
 def test_emu3s_own_networks_go_in_whole_and_draw(tmp_path):
     """A tokenizer of its networks: pixels from the class are ours."""
-    tokenizer = AutoencoderConfig(VQConfig(20, 4), 16, stock=EMU3_NETWORKS)
+    tokenizer = AutoencoderConfig(VQConfig(20, 4), 16, hf_networks=EMU3_NETWORKS)
     model, processor = build(tokenizer, qk_norm=False)
     EMU3.export(model, processor, tmp_path)
     said = EMU3.verify(model, processor, tmp_path)
@@ -258,7 +258,9 @@ def test_published_networks_can_be_trained():
     pixels = torch.rand(2 * 64, 12)
     batch = ImageBatch(pixels, torch.tensor([[8, 8]] * 2))
     for networks, width in ((EMU3_NETWORKS, 4), (chameleon, 5)):
-        config = AutoencoderConfig(FSQConfig((3,) * width), 16, stock=networks, decoder_channels=64)
+        config = AutoencoderConfig(
+            FSQConfig((3,) * width), 16, hf_networks=networks, decoder_channels=64
+        )
         made = Autoencoder(config).train()
         made.loss(batch).sum.backward()
         learnt = [p.grad is not None for p in made.parameters()]
@@ -307,10 +309,10 @@ def test_lfq_is_a_nearest_neighbour():
         ({"attention_softcap": 3.0}, "attention_softcap"),
         ({"image_attention": "bidirectional"}, "bidirectional"),
         ({"rope": "2d"}, "rope '2d'"),
-        ({"mup_base": 16}, "mup_base"),
+        ({"mup_base_width": 16}, "mup_base_width"),
         ({"tokenizer": replace(TOKENIZER, quantizer=ResidualVQConfig(16, 4, 2))}, "ResidualVQ"),
         ({"tokenizer": replace(TOKENIZER, vit=TokenizerViT(4, 32, 1, 2))}, "vit"),
-        ({"tokenizer": AutoencoderConfig(VQConfig(20, 4), 16, stock=EMU3_NETWORKS)}, "emu3"),
+        ({"tokenizer": AutoencoderConfig(VQConfig(20, 4), 16, hf_networks=EMU3_NETWORKS)}, "emu3"),
     ],
 )
 def test_what_chameleons_class_cannot_say_is_named(changes, named):
@@ -319,9 +321,9 @@ def test_what_chameleons_class_cannot_say_is_named(changes, named):
 
 
 def test_what_emu3s_class_cannot_say_is_named():
-    assert [o.split()[0] for o in EMU3.obstacles(*build(reordered=True))] == [
+    assert [o.split()[0] for o in EMU3.obstacles(*build(post_norm=True))] == [
         "qk_norm",
-        "reordered",
+        "post_norm",
     ]
     assert not EMU3.obstacles(*build(qk_norm=False))
 
@@ -419,7 +421,7 @@ def test_codes_numbered_in_the_middle_are_read(chameleon, tmp_path):
 
 
 def test_a_published_emu3_is_read_with_its_decoder(tmp_path):
-    tokenizer = AutoencoderConfig(VQConfig(20, 4), 16, stock=EMU3_NETWORKS)
+    tokenizer = AutoencoderConfig(VQConfig(20, 4), 16, hf_networks=EMU3_NETWORKS)
     model, processor = build(tokenizer, qk_norm=False)
     EMU3.export(model, processor, tmp_path / "out")
     theirs = published(tmp_path / "out", tmp_path / "p")

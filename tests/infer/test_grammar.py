@@ -35,7 +35,7 @@ TOKENS = AutoencoderConfig(
     decoder_channels=64,
     decoder_blocks=1,
 )
-SHAPE = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+SHAPE = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
 GRIDS = ((2, 2), (1, 3), (3, 2), (1, 2))
 KINDS = {
     "one size": {},

@@ -36,7 +36,7 @@ TOKENS = AutoencoderConfig(
     decoder_channels=64,
     decoder_blocks=1,
 )
-SHAPE = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+SHAPE = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -85,7 +85,9 @@ def reading_model(folder, projector=None):
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = MLLMConfig(language=str(folder), projector=projector or MLPConfig(merge=2), lora=None)
+    config = MLLMConfig(
+        language_model=str(folder), projector=projector or MLPConfig(merge=2), lora=None
+    )
     model, processor = mllm.build(
         config, ViT(ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2))
     )

@@ -11,17 +11,17 @@ import torch
 from chiasm.core.batch import pack
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Text, answer, question
-from chiasm.data.text import train_bpe
-from chiasm.data.views import (
+from chiasm.data.objectives import (
     CHANGES,
     DOCUMENTS,
     DRAW_SAY_REDRAW,
     Pairs,
-    describe,
-    document,
-    draw,
+    caption,
     edit,
+    interleaved,
+    text_to_image,
 )
+from chiasm.data.text import train_bpe
 from chiasm.hub import unified
 from chiasm.infer.generate import Generator
 from chiasm.unified.autoencoder import Autoencoder
@@ -35,7 +35,9 @@ TOKENS = AutoencoderConfig(
     decoder_channels=64,
     decoder_blocks=1,
 )
-SHAPE = UnifiedConfig(width=64, layers=2, heads=4, kv_heads=2, hidden=96, image_weight=1.0)
+SHAPE = UnifiedConfig(
+    hidden_size=64, layers=2, heads=4, kv_heads=2, intermediate_size=96, image_weight=1.0
+)
 REQUEST = "draw a red circle, then say what you drew, then draw it blue"
 
 
@@ -104,8 +106,8 @@ def test_one_request_draws_says_and_draws_again(objective):
     red, blue = restored(respond, RED), restored(respond, BLUE)
     assert red != blue
     sampling = Sampling(max_images=2, max_tokens=40, image_steps=4)
-    document = Sample((question(REQUEST),))
-    assert parts(respond, document, sampling) == ([red, "a red circle", blue], "stop")
+    interleaved = Sample((question(REQUEST),))
+    assert parts(respond, interleaved, sampling) == ([red, "a red circle", blue], "stop")
     # The other ways, from the same weights.
     drawing = dataclasses.replace(sampling, max_images=1, draw_first=True)
     assert parts(respond, Sample((question("a red circle"),)), drawing)[0] == [red]
@@ -139,7 +141,7 @@ def test_an_edit_shows_the_image_and_asks_for_another_colour():
 
 
 def test_documents_mix_in_three_ways():
-    view, random = document(Pairs([RED, BLUE])), np.random.default_rng(0)
+    view, random = interleaved(Pairs([RED, BLUE])), np.random.default_rng(0)
     red, blue, caption = RED.images[0], BLUE.images[0], Text("a red circle")
     ways = {
         DRAW_SAY_REDRAW.format("a red circle", "blue"): (red, caption, blue),
@@ -157,8 +159,8 @@ def test_documents_mix_in_three_ways():
 
 def test_conditions_are_left_out_as_often_as_asked():
     pairs, random = Pairs([RED, BLUE]), np.random.default_rng(0)
-    for view in (document(pairs, 0.3), edit(pairs, 0.3)):
+    for view in (interleaved(pairs, 0.3), edit(pairs, 0.3)):
         bare = [not view(RED, random).turns[0].parts for _ in range(400)]
         assert 80 < sum(bare) < 160
-    assert draw(RED, random) is not None
-    assert describe(RED, random) is not None
+    assert text_to_image(RED, random) is not None
+    assert caption(RED, random) is not None

@@ -44,7 +44,7 @@ class Toy:
 
     def config(self, family="llama", **settings):
         settings = {"projector": MLPConfig(merge=2), "lora": None, **settings}
-        return MLLMConfig(language=str(self.folders[family]), **settings)
+        return MLLMConfig(language_model=str(self.folders[family]), **settings)
 
     def build(self, family="llama", vision=None, **settings):
         torch.manual_seed(1)

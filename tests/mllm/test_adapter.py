@@ -82,7 +82,7 @@ def test_an_adapted_matrix_is_the_formula(toy):
 @every_kind
 def test_a_stage_trains_the_whole_adapter_and_nothing_else(toy, lora):
     model, _, batch = trained(toy, lora)
-    set_trained(model, Stage("s", 1, lr={"adapter": 1.0}))
+    set_trained(model, Stage("s", 1, lr={"lora": 1.0}))
     model.loss(batch).sum.backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {n for n, _ in model.named_parameters() if "lora_" in n}
@@ -95,7 +95,7 @@ def test_a_stage_trains_the_whole_adapter_and_nothing_else(toy, lora):
 @every_kind
 def test_adapters_and_projector_are_checkpointed_together(toy, lora, tmp_path):
     model, _, batch = trained(toy, lora)
-    names = ("adapter", "projector")
+    names = ("lora", "projector")
     checkpoint.save(tmp_path / "step-1", {"model": checkpoint.state_of(model, names)}, {})
     again, _ = toy.build(lora=lora)
     for parameter in again.projector.parameters():
@@ -158,7 +158,7 @@ def test_cost_is_what_torch_counts(toy, lora):
     model, processor, _ = trained(toy, lora)
     encoded = processor.encode(toy.samples()[0])
     batch = pack([[replace(encoded, targets=torch.full((len(encoded),), 5).numpy())]])
-    set_trained(model, Stage("s", 1, lr={"adapter": 1.0, "projector": 1.0}))
+    set_trained(model, Stage("s", 1, lr={"lora": 1.0, "projector": 1.0}))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
     assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
@@ -171,7 +171,7 @@ def test_four_bits_without_a_gpu_are_refused(toy, monkeypatch):
 
 
 def test_a_language_model_that_is_trained_is_not_left_out_of_the_run(toy):
-    stages = (Stage("s", 1, lr={"language": 1.0}),)
+    stages = (Stage("s", 1, lr={"language_model": 1.0}),)
     context = SimpleNamespace(recipe=SimpleNamespace(stages=stages))
     config = toy.config(lora=replace(PLAIN, merged=False))
     with pytest.raises(ConfigError, match="stage 's' trains the language model itself"):
@@ -192,7 +192,7 @@ def test_adapters_over_four_bits_train_and_are_the_same_function_when_loaded(
     lora = LoRAConfig(rank=2, quantised=True, dora=dora)
     model, processor = toy.build(lora=lora)
     batch = pack([[processor.encode(s) for s in toy.samples()]])
-    stage = Stage("s", 1, lr={"adapter": 1e-2, "projector": 1e-2})
+    stage = Stage("s", 1, lr={"lora": 1e-2, "projector": 1e-2})
     set_trained(model, stage)
     optimizer = make_optimizer(model, stage)
     losses = []

@@ -12,8 +12,8 @@ import torch
 
 from chiasm.core.batch import ImageBatch
 from chiasm.core.progress import silent
+from chiasm.data.objectives import chat
 from chiasm.data.stream import SampleStream
-from chiasm.data.views import converse
 from chiasm.train.feature_cache import (
     RECORD,
     FeatureCache,
@@ -27,7 +27,9 @@ from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
 IMAGES = 4  # in toy.samples()
-FROZEN = Stage("s", 12, lr={"projector": 1e-2, "language": 1e-3}, autocast="none", log_every=1)
+FROZEN = Stage(
+    "s", 12, lr={"projector": 1e-2, "language_model": 1e-3}, autocast="none", log_every=1
+)
 GRIDS = torch.tensor([[3, 3], [2, 4], [3, 3]])
 
 
@@ -73,7 +75,7 @@ def run(toy, folder, stages, **settings):
     ledger = train(
         model,
         stages,
-        lambda _: SampleStream(toy.samples(), [converse], processor, 100, 0),
+        lambda _: SampleStream(toy.samples(), [chat], processor, 100, 0),
         folder,
         show=silent,
     )
@@ -96,7 +98,7 @@ def test_the_loss_curve_is_the_same_and_every_image_is_encoded_once(toy, tmp_pat
 
 
 def test_with_recomputed_blocks_and_in_bfloat16_too(toy, tmp_path):
-    stage = replace(FROZEN, recompute=True, autocast="bfloat16")
+    stage = replace(FROZEN, gradient_checkpointing=True, autocast="bfloat16")
     plain = run(toy, tmp_path / "plain", [replace(stage, feature_cache=0.0)])
     cached = run(toy, tmp_path / "cached", [stage])
     assert cached[2] == IMAGES

@@ -163,7 +163,9 @@ def build(folders, encoder, projector, language):
         vision = ViT(ViTConfig(**{**vars(OURS), "chosen": chosen}))
     else:
         vision = load_encoder(str(folders[encoder]), TowerOptions(layer=layers))
-    config = MLLMConfig(language=str(folders[language]), projector=PROJECTORS[projector], lora=None)
+    config = MLLMConfig(
+        language_model=str(folders[language]), projector=PROJECTORS[projector], lora=None
+    )
     return hub.build(config, vision)
 
 

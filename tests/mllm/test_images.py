@@ -417,7 +417,11 @@ VISION = ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2)
 def model_of(folders, images, projector=MERGED, **settings):
     torch.manual_seed(1)
     config = MLLMConfig(
-        language=str(folders["llama"]), projector=projector, lora=None, images=images, **settings
+        language_model=str(folders["llama"]),
+        projector=projector,
+        lora=None,
+        image_processing=images,
+        **settings,
     )
     return (*hub.build(config, ViT(VISION)), config)
 
@@ -466,7 +470,7 @@ def test_packed_with_text_equals_alone_and_is_restored(name, folders, tmp_path):
 @pytest.mark.parametrize("name", IN_MODEL)
 def test_a_batch_without_images_gives_the_eyes_no_gradient(name, folders):
     model, processor, _ = model_of(folders, IN_MODEL[name])
-    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language": 1.0}))
+    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language_model": 1.0}))
     seeing = [*model.vision.parameters(), *model.projector.parameters()]
     with_text = [processor.encode(sample) for sample in samples()]
     model.loss(pack([with_text])).sum.backward()
@@ -510,7 +514,7 @@ def made(folders):
 def test_words_for_tiles_are_added_once_and_well(folders, tmp_path):
     model, processor, config = model_of(folders, IN_MODEL["split"])
     words = processor.template.tokenizer
-    names = words_needed(config.images, 16)
+    names = words_needed(config.image_processing, 16)
     assert names[2:] == ["<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>"]
     table = model.language.get_input_embeddings().weight
     ids = words.convert_tokens_to_ids(names)
@@ -576,8 +580,8 @@ def test_class_tokens_come_before_the_patches(name, layer, folders):
 def test_a_model_with_class_tokens_trains(images, folders):
     options = TowerOptions(class_token=True)
     config = MLLMConfig(
-        language=str(folders["llama"]), projector=LinearConfig(), lora=None, tower=options,
-        images=images, max_length=4096,
+        language_model=str(folders["llama"]), projector=LinearConfig(), lora=None, vision=options,
+        image_processing=images, max_length=4096,
     )  # fmt: skip
     model, processor = hub.build(config, load_encoder(str(folders["clip"]), options))
     slot = processor.codec.encode([make_image(32, 32)])[0]
@@ -596,7 +600,7 @@ def test_class_tokens_that_are_not_there_or_not_wanted_are_refused(folders):
         load_encoder(str(folders["siglip"]), TowerOptions(class_token=True))
     options = TowerOptions(class_token=True)
     config = MLLMConfig(
-        language=str(folders["llama"]), projector=PerceiverConfig(3, 1, 2), tower=options
+        language_model=str(folders["llama"]), projector=PerceiverConfig(3, 1, 2), vision=options
     )
     with pytest.raises(ConfigError, match="other than one token of one feature"):
         hub.build(config, load_encoder(str(folders["clip"]), options))

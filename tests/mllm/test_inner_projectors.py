@@ -278,7 +278,7 @@ def test_it_is_saved_and_loaded(toy, projector, tmp_path):
 
 
 @every_kind
-@pytest.mark.parametrize("trained", [("projector",), ("vision", "projector", "language")])
+@pytest.mark.parametrize("trained", [("projector",), ("vision", "projector", "language_model")])
 def test_cost_is_what_torch_counts(toy, projector, trained):
     model, processor = build(toy, projector)
     encoded = processor.encode(toy.samples()[0])

@@ -131,7 +131,12 @@ def family(request, folders):
 
 def build(folder, **settings):
     torch.manual_seed(1)
-    settings = {"language": str(folder), "projector": MLPConfig(merge=2), "lora": None, **settings}
+    settings = {
+        "language_model": str(folder),
+        "projector": MLPConfig(merge=2),
+        "lora": None,
+        **settings,
+    }
     model, processor = hub.build(MLLMConfig(**settings), ViT(VISION))
     return model.eval(), processor
 
@@ -454,7 +459,7 @@ NEW = ("<box>", "</box>")
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
 def test_new_tokens_get_rows_like_the_others_and_survive_saving(kind, folders, tmp_path):
     plain, _ = load_language(str(folders(kind)))
-    model, processor = build(folders(kind), tokens=(*NEW, "<box>", "</s>"))
+    model, processor = build(folders(kind), extra_special_tokens=(*NEW, "<box>", "</s>"))
     words = processor.template.tokenizer
     ids = words.convert_tokens_to_ids(list(NEW))
     before = len(tokenizer())
@@ -472,7 +477,10 @@ def test_new_tokens_get_rows_like_the_others_and_survive_saving(kind, folders, t
     batch = pack([[processor.encode(sample)]])
     assert {*ids} <= {*batch.targets[0].tolist()}
     hub.save(
-        tmp_path / "run", model, processor, MLLMConfig(tokens=NEW, projector=MLPConfig(2, 0, 2))
+        tmp_path / "run",
+        model,
+        processor,
+        MLLMConfig(extra_special_tokens=NEW, projector=MLPConfig(2, 0, 2)),
     )
     again, other = load(tmp_path / "run")
     assert torch.equal(pack([[other.encode(sample)]]).ids, batch.ids)
@@ -506,7 +514,7 @@ GEMMA_TURNS = ["<start_of_turn>", "<end_of_turn>"]
 
 
 def test_gemmas_turns_end_with_their_own_token(folders):
-    settings = {"tokens": tuple(GEMMA_TURNS), "chat_template": "gemma"}
+    settings = {"extra_special_tokens": tuple(GEMMA_TURNS), "chat_template": "gemma"}
     _, processor = build(folders("gemma3_text"), **settings)
     words = processor.template.tokenizer
     end = words.convert_tokens_to_ids("<end_of_turn>")

@@ -125,7 +125,7 @@ def gpt2(tmp_path_factory):
 def build(folder, lora=None, merge=2, projector=None, **settings):
     torch.manual_seed(1)
     projector = projector or MLPConfig(merge=merge)
-    config = MLLMConfig(language=str(folder), projector=projector, lora=lora, **settings)
+    config = MLLMConfig(language_model=str(folder), projector=projector, lora=lora, **settings)
     model, processor = hub.build(config, ViT(VISION))
     return model.eval(), processor
 
@@ -341,7 +341,7 @@ def test_merged_adapters_are_the_same_function(llama):
 def test_groups_are_disjoint_and_complete(llama, lora):
     model, _ = build(llama, lora)
     groups = model.groups()
-    assert list(groups) == ["vision", "projector", "language"] + ["adapter"] * (lora is not None)
+    assert list(groups) == ["vision", "projector", "language_model"] + ["lora"] * (lora is not None)
     owned = [id(p) for part in groups.values() for p in part.parameters()]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
 
@@ -351,10 +351,10 @@ def test_groups_are_disjoint_and_complete(llama, lora):
     [
         ("projector",),
         ("vision", "projector"),
-        ("adapter",),
-        ("projector", "adapter"),
-        ("language",),
-        ("vision", "projector", "language", "adapter"),
+        ("lora",),
+        ("projector", "lora"),
+        ("language_model",),
+        ("vision", "projector", "language_model", "lora"),
     ],
 )
 def test_a_stage_trains_exactly_its_groups(llama, names):
@@ -369,7 +369,7 @@ def test_a_stage_trains_exactly_its_groups(llama, names):
 
 def test_batches_without_images_train_and_give_the_encoder_no_gradient(llama):
     model, processor = build(llama)
-    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language": 1.0}))
+    set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0, "language_model": 1.0}))
     loss = model.loss(pack([[processor.encode(samples()[1])]]))
     loss.sum.backward()
     assert loss.count > 0
@@ -454,11 +454,11 @@ def test_a_saved_language_model_is_a_stock_checkpoint(llama, tmp_path):
 
 @pytest.mark.parametrize(
     "trained",
-    [("vision", "projector", "language"), ("projector",), ("projector", "adapter"), ("vision",)],
+    [("vision", "projector", "language_model"), ("projector",), ("projector", "lora"), ("vision",)],
 )
 def test_cost_is_what_torch_counts(llama, trained):
     """Unpadded images and text, a target on every token, through the plain kernel."""
-    model, processor = build(llama, LORA if "adapter" in trained else None)
+    model, processor = build(llama, LORA if "lora" in trained else None)
     encoded = processor.encode(samples()[0])
     batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
@@ -480,10 +480,10 @@ def test_cost_with_another_projector_is_what_torch_counts(llama, projector):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "trained"), [(1, ("language",)), (1, ("projector", "language"))]
+    ("frozen", "trained"), [(1, ("language_model",)), (1, ("projector", "language_model"))]
 )
 def test_cost_with_frozen_layers_is_what_torch_counts(llama, frozen, trained):
-    model, processor = build(llama, frozen_layers=frozen)
+    model, processor = build(llama, freeze_first_layers=frozen)
     encoded = processor.encode(samples()[0])
     batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
@@ -504,15 +504,15 @@ def test_cost_of_the_alignment_is_what_torch_counts(llama):
 
 
 def test_frozen_layers_stay_and_the_rest_learns(llama):
-    model, processor = build(llama, frozen_layers=1)
-    set_trained(model, Stage("s", 1, lr={"language": 1.0}))
+    model, processor = build(llama, freeze_first_layers=1)
+    set_trained(model, Stage("s", 1, lr={"language_model": 1.0}))
     model.loss(pack([[processor.encode(samples()[0])]])).sum.backward()
     moved = {name for name, p in model.language.named_parameters() if p.grad is not None}
     held = {name for name, p in model.language.named_parameters() if p.grad is None}
     assert {name for name in held if "layers.0." not in name} == {"model.embed_tokens.weight"}
     assert all("layers.1." in name or name == "model.norm.weight" for name in moved)
-    with pytest.raises(ConfigError, match=r"frozen_layers: 3, but .* 2 layers"):
-        build(llama, frozen_layers=3)
+    with pytest.raises(ConfigError, match=r"freeze_first_layers: 3, but .* 2 layers"):
+        build(llama, freeze_first_layers=3)
 
 
 def test_alignment_brings_images_to_their_words(llama):

@@ -82,7 +82,7 @@ def parts(tmp_path_factory):
 
 def config_of(parts, names):
     encoder = "+".join(str(parts[name]) for name in names.split("+"))
-    return MLLMConfig(encoder=encoder, language=str(parts["llama"]), lora=None)
+    return MLLMConfig(encoder=encoder, language_model=str(parts["llama"]), lora=None)
 
 
 def samples():
@@ -99,7 +99,7 @@ def samples():
 def test_trained_saved_and_loaded_without_its_sources(names, parts, tmp_path):
     mine = {name: shutil.copytree(folder, tmp_path / name) for name, folder in parts.items()}
     config = config_of(mine, names)
-    model, processor = hub.build(config, load_encoder(config.encoder, config.tower))
+    model, processor = hub.build(config, load_encoder(config.encoder, config.vision))
     batch = pack([[processor.encode(s) for s in samples()]])
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0}))
     model.train()
@@ -129,7 +129,7 @@ def test_trained_saved_and_loaded_without_its_sources(names, parts, tmp_path):
 @pytest.mark.parametrize("names", ["clip", "naflex", "clip+dinov2"])
 def test_cost_is_what_torch_counts(names, trained, parts):
     config = config_of(parts, names)
-    model, processor = hub.build(config, load_encoder(config.encoder, config.tower))
+    model, processor = hub.build(config, load_encoder(config.encoder, config.vision))
     encoded = processor.encode(samples()[0])
     batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))

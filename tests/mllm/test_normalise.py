@@ -63,8 +63,8 @@ def test_accumulated_over_uneven_batches_it_is_one_large_batch(toy, per_sample, 
         def __init__(self, groups):
             self.groups = groups
 
-        def split(self, strand, count):
-            self.groups = self.groups[strand::count]
+        def split(self, data_shard, count):
+            self.groups = self.groups[data_shard::count]
 
         def state_dict(self):
             return {}
@@ -80,8 +80,8 @@ def test_accumulated_over_uneven_batches_it_is_one_large_batch(toy, per_sample, 
         stage = Stage(
             "s",
             3,
-            lr={"projector": 1e-3, "language": 1e-3},
-            accumulate=len(groups),
+            lr={"projector": 1e-3, "language_model": 1e-3},
+            gradient_accumulation_steps=len(groups),
             autocast="none",
         )
         members = [[encoded[i] for i in group] for group in groups]
@@ -97,7 +97,13 @@ def test_the_unified_route_weighs_examples_too():
     torch.manual_seed(0)
     bpe = train_bpe(["a b c d e"] * 3, 290)
     config = UnifiedConfig(
-        width=16, layers=1, heads=2, kv_heads=1, hidden=16, z_loss=0.0, image_weight=1.0
+        hidden_size=16,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        intermediate_size=16,
+        z_loss=0.0,
+        image_weight=1.0,
     )
     model, processor = unified.build(config, bpe, Autoencoder(AutoencoderConfig()))
     samples = [Sample((question("a"), answer("b " * n)), str(n)) for n in (1, 7, 3)]
@@ -110,4 +116,4 @@ def test_the_unified_route_weighs_examples_too():
 def test_a_stage_of_images_alone_refuses_to_weigh_replies():
     context = Context(SimpleNamespace(), [], [], None, None, None)
     with pytest.raises(ConfigError, match="stage 's': normalise 'sample' weighs replies"):
-        context.images(Stage("s", 1, normalise="sample"), None)
+        context.images(Stage("s", 1, loss_reduction="sample"), None)

@@ -52,7 +52,7 @@ def same(model, batch):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("trained", [("vision", "projector", "language"), ("projector",)])
+@pytest.mark.parametrize("trained", [("vision", "projector", "language_model"), ("projector",)])
 def test_packed_losses_and_gradients_are_equal(toy, family, trained):
     model, processor = toy.build(family)
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
@@ -61,13 +61,15 @@ def test_packed_losses_and_gradients_are_equal(toy, family, trained):
 
 def test_with_adapters_too(toy):
     model, processor = toy.build(lora=LoRAConfig(rank=2, dora=True))
-    set_trained(model, Stage("s", 1, lr={"adapter": 1.0, "projector": 1.0}))
+    set_trained(model, Stage("s", 1, lr={"lora": 1.0, "projector": 1.0}))
     same(model.train(), pack([[processor.encode(s) for s in toy.samples()]]))
 
 
 def test_the_unified_route_with_dropout():
     torch.manual_seed(0)
-    config = UnifiedConfig(width=16, layers=3, heads=2, kv_heads=1, hidden=64, dropout=0.2)
+    config = UnifiedConfig(
+        hidden_size=16, layers=3, heads=2, kv_heads=1, intermediate_size=64, dropout=0.2
+    )
     bpe = train_bpe(["what colour is it? red circle"] * 3, 290)
     model, processor = unified.build(config, bpe, Autoencoder(AutoencoderConfig()))
     samples = [Sample((question("what is it?"), answer("red " * n)), str(n)) for n in (3, 9)]
@@ -79,8 +81,8 @@ def test_a_stage_with_it_ends_at_the_same_weights(toy, autocast, tmp_path):
     def run(recompute):
         model, processor = toy.build()
         batch = pack([[processor.encode(s) for s in toy.samples()]])
-        stage = Stage("s", 4, lr={"projector": 1e-2, "language": 1e-2}, autocast=autocast)
-        stage = replace(stage, recompute=recompute)
+        stage = Stage("s", 4, lr={"projector": 1e-2, "language_model": 1e-2}, autocast=autocast)
+        stage = replace(stage, gradient_checkpointing=recompute)
         folder = tmp_path / str(recompute)
 
         class Four(list):

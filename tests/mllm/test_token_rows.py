@@ -70,14 +70,17 @@ def missed(model, processor):
     return -likely[place].gather(1, batch.targets[place][:, None]).mean().item()
 
 
-WAYS = {"frozen layers": ({"frozen_layers": 3}, "language"), "lora": ({"lora": LORA}, "adapter")}
+WAYS = {
+    "frozen layers": ({"freeze_first_layers": 3}, "language_model"),
+    "lora": ({"lora": LORA}, "lora"),
+}
 
 
 @pytest.mark.parametrize("family", ["llama", "untied", "gemma"])
 @pytest.mark.parametrize("way", WAYS)
 def test_new_tokens_are_learnt_and_nothing_else_of_the_tables(families, way, family):
     settings, group = WAYS[way]
-    model, processor = families.build(family, tokens=NAMES, **settings)
+    model, processor = families.build(family, extra_special_tokens=NAMES, **settings)
     ids = processor.template.tokenizer.convert_tokens_to_ids(list(NAMES))
     tables = [model.language.get_input_embeddings().weight, model.head.weight]
     before = [table.detach().clone() for table in tables]
@@ -100,16 +103,16 @@ def test_new_tokens_are_learnt_and_nothing_else_of_the_tables(families, way, fam
 
 
 def test_without_frozen_tables_they_are_trained_as_all_rows_are(toy):
-    model, _ = toy.build(tokens=NAMES)
+    model, _ = toy.build(extra_special_tokens=NAMES)
     assert model.rows is None
-    assert set(model.groups()) == {"vision", "projector", "language"}
+    assert set(model.groups()) == {"vision", "projector", "language_model"}
     plain, _ = toy.build(lora=LORA)
     assert plain.rows is None
 
 
 def test_words_between_tiles_are_learnt_too(toy):
     images = SplitConfig(longest_edge=48, max_image_size=24)
-    model, processor = toy.build(images=images, frozen_layers=1)
+    model, processor = toy.build(image_processing=images, freeze_first_layers=1)
     words = processor.template.tokenizer
     assert "<row_1_col_1>" in words.convert_ids_to_tokens(model.rows.ids.tolist())
 
@@ -117,12 +120,12 @@ def test_words_between_tiles_are_learnt_too(toy):
 @pytest.mark.parametrize("apart", [False, True])
 def test_saved_with_the_adapters(families, apart, tmp_path, capsys):
     lora = replace(LORA, merged=not apart)
-    model, processor = families.build("untied", tokens=NAMES, lora=lora)
-    train(model, processor, "adapter", 5)
+    model, processor = families.build("untied", extra_special_tokens=NAMES, lora=lora)
+    train(model, processor, "lora", 5)
     batch = pack([[processor.encode(s) for s in SAMPLES]])
     with torch.no_grad():
         expected = model.logits(model(batch))
-    config = families.config("untied", tokens=NAMES, lora=lora)
+    config = families.config("untied", extra_special_tokens=NAMES, lora=lora)
     hub.save(tmp_path / "run", model, processor, config)
     with torch.no_grad():
         found, again = load(tmp_path / "run")
@@ -141,10 +144,13 @@ def test_saved_with_the_adapters(families, apart, tmp_path, capsys):
 
 def test_gradients_reach_new_tokens_below_frozen_layers_and_are_counted(toy):
     """cost: a frozen layer above a trained row costs two passes, not one."""
-    with_rows, processor = toy.build(tokens=NAMES, frozen_layers=2)
-    without, _ = toy.build(frozen_layers=2)
+    with_rows, processor = toy.build(extra_special_tokens=NAMES, freeze_first_layers=2)
+    without, _ = toy.build(freeze_first_layers=2)
     batch = pack([[processor.encode(s) for s in SAMPLES]])
-    stage = Stage("s", 1, lr={"language": 0.1})
+    stage = Stage("s", 1, lr={"language_model": 0.1})
     for model in (with_rows, without):
         set_trained(model, stage)
-    assert with_rows.cost(batch).parts["language"] > 1.2 * without.cost(batch).parts["language"]
+    assert (
+        with_rows.cost(batch).parts["language_model"]
+        > 1.2 * without.cost(batch).parts["language_model"]
+    )

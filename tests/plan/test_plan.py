@@ -18,7 +18,7 @@ from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, withou
 from chiasm.recipes.outline import Assumed, forward, outline_of, typical
 from chiasm.recipes.planning import chosen_sharding, plan_of
 from chiasm.recipes.published import CHAMELEON_34B, RUNS, SMALL, implied_mfu
-from chiasm.recipes.recipe import Recipe
+from chiasm.recipes.recipe import Recipe, batch_unit
 from chiasm.train.optim import set_trained
 from chiasm.train.parallel import World
 from chiasm.train.split import split
@@ -27,7 +27,7 @@ from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
 RATES = {"embedding": 1.0, "transformer": 1.0}
-UNIFIED = UnifiedConfig(width=64, layers=3, heads=4, kv_heads=4, hidden=128)
+UNIFIED = UnifiedConfig(hidden_size=64, layers=3, heads=4, kv_heads=4, intermediate_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_their_sizes_are_the_published_ones(implied):
 
 def test_34_billion_parameters_are_planned_in_seconds():
     began = time.process_time()
-    recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch=4096),))
+    recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch_tokens=4096),))
     _, (plan,) = plan_of(recipe, Assumed(words=4000))
     assert time.process_time() - began < 20
     assert plan.weights.trained > 33e9
@@ -71,7 +71,7 @@ def test_34_billion_parameters_are_planned_in_seconds():
 @pytest.mark.parametrize("words", [700, 1400])
 def test_activations_are_what_autograd_keeps(words):
     """A real forward of the same shapes on the CPU, under the same autocast."""
-    stage, assumed = Stage("s", 1, RATES, batch=words), Assumed(words=words)
+    stage, assumed = Stage("s", 1, RATES, batch_tokens=words), Assumed(words=words)
     shapes = without_storage()
     with shapes:
         outlined = outline_of(UNIFIED, assumed)
@@ -122,12 +122,12 @@ def pair():
 
 
 def test_neighbours_hold_what_is_planned_of_them(pair):
-    stage, assumed = Stage("s", 1, RATES, batch=700), Assumed(words=700)
+    stage, assumed = Stage("s", 1, RATES, batch_tokens=700), Assumed(words=700)
     _, (plan,) = plan_of(Recipe(UNIFIED, (stage,)), assumed, tensor=2)
     outlined = outline_of(UNIFIED, assumed)
     set_trained(outlined.model, stage)
     batch = typical(outlined, stage, assumed)
-    split(outlined.model, pair, Ranks(tensor=2), torch.device("cpu"))
+    split(outlined.model, pair, Ranks(tensor_parallel=2), torch.device("cpu"))
     held = {_local(p) for p in outlined.model.parameters()}
     assert plan.weights.trained == sum(p.numel() for p in held)
     assert plan.trained == sum(p.numel() for p in outlined.model.parameters())
@@ -150,11 +150,23 @@ def _local(tensor):
 
 
 def test_neighbours_are_planned_as_the_engine_takes_them():
-    recipe = Recipe(UNIFIED, (Stage("s", 3, RATES, "converse+draw", batch=2048, accumulate=8),))
+    recipe = Recipe(
+        UNIFIED,
+        (
+            Stage(
+                "s",
+                3,
+                RATES,
+                "chat+text_to_image",
+                batch_tokens=2048,
+                gradient_accumulation_steps=8,
+            ),
+        ),
+    )
     _, (whole,) = plan_of(recipe, Assumed())
     _, (plan,) = plan_of(recipe, Assumed(), tensor=2)
     cluster, weights = parse("8xH100"), plan.weights
-    chosen = chosen_sharding(Ranks(tensor=2), weights, cluster, False)
+    chosen = chosen_sharding(Ranks(tensor_parallel=2), weights, cluster, False)
     assert str(chosen) == "tensor over 2, 4 groups"
     apart = estimate(plan.work, weights, plan.saved, cluster, chosen, 0.4)
     alone = estimate(whole.work, whole.weights, whole.saved, cluster, Sharding("DDP", 1, 8), 0.4)
@@ -163,7 +175,7 @@ def test_neighbours_are_planned_as_the_engine_takes_them():
         assert getattr(apart.memory, part) < getattr(alone.memory, part), part
     assert apart.sent > 4 * 2 * weights.trained
     with pytest.raises(ConfigError, match="divisor"):
-        chosen_sharding(Ranks(tensor=3), weights, cluster, False)
+        chosen_sharding(Ranks(tensor_parallel=3), weights, cluster, False)
     with pytest.raises(ConfigError, match="kv_heads"):
         plan_of(recipe, Assumed(), tensor=3)
     with pytest.raises(ConfigError, match="only the unified"):
@@ -193,7 +205,9 @@ def test_memory_counts_by_hand():
 
 
 def test_a_larger_cluster_is_faster_and_what_does_not_fit_is_made_to():
-    recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch=32768, accumulate=64),))
+    recipe = Recipe(
+        CHAMELEON_34B, (Stage("s", 10, RATES, batch_tokens=32768, gradient_accumulation_steps=64),)
+    )
     _, (plan,) = plan_of(recipe, Assumed(words=4000))
     one, many = parse("8xH100"), parse("64xH100")
     given = (plan.work, plan.weights, plan.saved)
@@ -212,14 +226,16 @@ def test_a_larger_cluster_is_faster_and_what_does_not_fit_is_made_to():
     [
         (ContrastiveConfig(), {"vision": 1.0, "text": 1.0}, ""),
         (AutoencoderConfig(), {"encoder": 1.0, "decoder": 1.0}, ""),
-        (UNIFIED, RATES, "converse+draw"),
-        (MLLMConfig(lora=None), {"vision": 1.0, "projector": 1.0}, "words"),
-        (MLLMConfig(projector=MLPConfig(merge=2)), {"projector": 1.0, "adapter": 1.0}, ""),
+        (UNIFIED, RATES, "chat+text_to_image"),
+        (MLLMConfig(lora=None), {"vision": 1.0, "projector": 1.0}, "embed_align"),
+        (MLLMConfig(projector=MLPConfig(merge=2)), {"projector": 1.0, "lora": 1.0}, ""),
     ],
     ids=["encoder", "tokenizer", "unified", "align", "lora"],
 )
 def test_every_kind_of_recipe_is_planned(model, rates, data):
-    _, (plan,) = plan_of(Recipe(model, (Stage("s", 3, rates, data, batch=2048),)), Assumed())
+    stage = Stage("s", 3, rates, data)
+    stage = stage.with_batch_size(batch_unit(model, stage), 2048)
+    _, (plan,) = plan_of(Recipe(model, (stage,)), Assumed())
     assert plan.work.flops > 0
     assert plan.saved.activations > 0
     assert plan.weights.trained > 0
@@ -239,6 +255,6 @@ def test_the_command_says_what_fits(capsys):
     said = capsys.readouterr().out
     assert "parameters" in said
     assert "2 x T4" in said
-    assert "--stages.0.accumulate 2" in said
+    assert "--stages.0.gradient_accumulation_steps 2" in said
     with pytest.raises(SystemExit):
         main(["plan", "unified_nano", "--gpus", "2xT5"])

@@ -68,10 +68,10 @@ def parts(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("parts")
     data = SHARED / "photos-captions"
     runs("train", "encoder", "--data", data, "--out", folder / "encoder",
-         *flags(model__vision__layers=1), *stages(1, steps=2, batch=8))  # fmt: skip
+         *flags(model__vision__layers=1), *stages(1, steps=2, batch_images=8))  # fmt: skip
     runs("train", "tokenizer", "--data", data, "--out", folder / "tokenizer",
          *flags(model__decoder_channels=64, model__decoder_blocks=1),
-         *stages(1, steps=2, batch=4))  # fmt: skip
+         *stages(1, steps=2, batch_images=4))  # fmt: skip
     return {"encoder": folder / "encoder", "tokenizer": folder / "tokenizer"}
 
 
@@ -81,16 +81,16 @@ def both_routes(
     """beside: what is trained on together with the data."""
     trained = f"{data}{beside and ','}{beside}"
     # The first stages of the unified recipe want captions, which a set of clips has not.
-    early = stages(4, mix=json.dumps({Path(beside).name: 1})) if beside else []
+    early = stages(4, source_weights=json.dumps({Path(beside).name: 1})) if beside else []
     runs("train", "mllm_smol", "--data", trained, "--out", out / "mllm",
          *flags(model__language=language, model__encoder=parts["encoder"], model__frozen_layers=0,
                 model__chat_template="chatml", model__max_length=6000),
-         *stages(3, steps=STEPS), *stages(1, batch=8), "--stages.1.batch", 256,
-         "--stages.2.batch", 256)  # fmt: skip
+         *stages(3, steps=STEPS), *stages(1, batch_images=8), "--stages.1.batch_tokens", 256,
+         "--stages.2.batch_tokens", 256)  # fmt: skip
     runs("train", "unified_nano", "--data", trained, "--out", out / "unified",
          *flags(model__width=32, model__layers=1, model__heads=2, model__kv_heads=2,
                 model__hidden=64, model__max_length=8000, model__tokenizer=parts["tokenizer"]),
-         *stages(7, steps=STEPS, batch=256), *early)  # fmt: skip
+         *stages(7, steps=STEPS, batch_tokens=256), *early)  # fmt: skip
     for route in ("mllm", "unified"):
         runs("eval", out / route, "--task", data, "--limit", ASKED)
         (found,) = (out / route).glob("predictions-*.jsonl")
@@ -162,6 +162,7 @@ def test_a_mixture_trains_a_model_that_is_asked_about_another_set(language, part
     runs("train", "mllm_smol", "--data", mixture, "--out", tmp_path,
          *flags(model__language=language, model__encoder=parts["encoder"], model__frozen_layers=0,
                 model__chat_template="chatml", model__max_length=6000),
-         *stages(3, steps=STEPS), *stages(1, batch=8), "--stages.1.batch", 256,
-         "--stages.2.batch", 256, "--stages.2.mix", '{"screenshots": 1}')  # fmt: skip
+         *stages(3, steps=STEPS), *stages(1, batch_images=8), "--stages.1.batch_tokens", 256,
+         "--stages.2.batch_tokens", 256,
+         "--stages.2.source_weights", '{"screenshots": 1}')  # fmt: skip
     runs("eval", tmp_path, "--task", SHARED / "cifar10-zeroshot", "--limit", ASKED)

@@ -36,15 +36,15 @@ def quick(stages: int, batch: int) -> list[str]:
     return [
         word
         for stage in range(stages)
-        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch", str(batch))
+        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch_tokens", str(batch))
     ]
 
 
 def small_mllm(parts: Path) -> list[str]:
     return [
         *("--data", str(parts / "data"), "--model.encoder", str(parts / "encoder")),
-        *("--model.language", str(parts / "language"), "--model.chat_template", "chatml"),
-        *("--model.system", "", "--model.max_length", "256", "--model.frozen_layers", "0"),
+        *("--model.language_model", str(parts / "language"), "--model.chat_template", "chatml"),
+        *("--model.system", "", "--model.max_length", "256", "--model.freeze_first_layers", "0"),
     ]
 
 
@@ -53,7 +53,7 @@ def test_commands_of_the_mllm(parts, on_device, tmp_path, capsys):
     rates = [
         word
         for stage in (0, 1, 2)
-        for word in (f"--stages.{stage}.lr", '{"projector": 1e-3, "adapter": 1e-3}')
+        for word in (f"--stages.{stage}.lr", '{"projector": 1e-3, "lora": 1e-3}')
     ]
     lora = ["--model.lora", '{"rank": 2, "merged": false}', *rates, *quick(3, 128)]
     on_device("train", "mllm_smol", "--out", run, *small_mllm(parts), *lora)

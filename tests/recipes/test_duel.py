@@ -61,7 +61,7 @@ def data(tmp_path):
 
 
 VIT = ViTConfig(image_size=16, patch_size=4, width=16, layers=1, heads=2)
-SMALL = {"warmup": 0.0, "batch": 8, "optimizer": "adamw"}
+SMALL = {"warmup_ratio": 0.0, "batch_images": 8, "optimizer": "adamw"}
 
 
 def tiny_arms() -> dict[str, Arm]:
@@ -94,31 +94,31 @@ def tiny_arms() -> dict[str, Arm]:
         MLLMConfig(projector=MLPConfig(merge=2), lora=None),
         (
             Stage(
-                "converse",
+                "chat",
                 20,
-                {"vision": 1e-3, "projector": 1e-3, "language": 1e-3},
-                "converse",
-                **SMALL | {"batch": 96},
+                {"vision": 1e-3, "projector": 1e-3, "language_model": 1e-3},
+                "chat",
+                **SMALL | {"batch_images": None, "batch_tokens": 96},
             ),
         ),
     )
     unified = Recipe(
         UnifiedConfig(
-            width=32,
+            hidden_size=32,
             layers=1,
             heads=2,
             kv_heads=2,
-            hidden=48,
+            intermediate_size=48,
             text_vocabulary=300,
-            local_heads=False,
+            local_attention_init=False,
         ),
         (
             Stage(
-                "converse",
+                "chat",
                 20,
                 {"embedding": 1e-3, "transformer": 1e-3},
-                "converse",
-                **SMALL | {"batch": 96},
+                "chat",
+                **SMALL | {"batch_images": None, "batch_tokens": 96},
             ),
         ),
     )
@@ -193,7 +193,7 @@ def test_a_bill_holds_the_parts(tmp_path):
     def ledger(folder, flops, peak):
         folder.mkdir(parents=True)
         stage = {"name": "s", "steps": 1, "seconds": 2.0, "flops": flops, "peak_memory": peak}
-        (folder / "ledger.json").write_text(json.dumps({"stages": [stage]}))
+        (folder / "cost.json").write_text(json.dumps({"stages": [stage]}))
 
     ledger(tmp_path / "run", 3e9, 5.0)
     ledger(tmp_path / "elsewhere", 1e9, 9.0)

@@ -47,7 +47,7 @@ def trained(folder):
     """All that training made: the weights, the optimiser, the averages, and what was logged."""
     newest = folder / "checkpoints" / "step-6"
     tensors = {f: load_file(newest / f"{f}.safetensors") for f in ("model", "optimizer", "ema")}
-    timed = ("per_second", "seconds", "elapsed", "memory_gb", "of_achievable", "data_stall")
+    timed = ("per_second", "seconds", "elapsed", "memory_gb", "mfu_measured", "data_wait")
     logged = [
         {k: v for k, v in line.items() if not k.endswith(timed)}
         for line in lines(folder)
@@ -67,7 +67,7 @@ def trained(folder):
 )
 def test_training_is_bit_for_bit_what_it_is_without_evaluation(parts, route, lowered, tmp_path):
     """With averages, dropout, frozen weights held in bfloat16, and gradient checkpointing."""
-    fields = {"autocast": lowered, "ema": 0.9, "save_every": 6, "recompute": True}
+    fields = {"autocast": lowered, "ema": 0.9, "save_every": 6, "gradient_checkpointing": True}
     run(ROUTES[route](parts, **fields), tmp_path / "without", show=silent)
     few = {"evaluate_samples": 4, "evaluate_questions": 2, "evaluate_examples": 1}
     recipe = ROUTES[route](parts, evaluate_every=1, **few, **fields)
@@ -88,15 +88,17 @@ def test_metrics_are_those_of_the_saved_model(parts, route, tmp_path):
     folder = tmp_path / "run"
     recipe = ROUTES[route](parts, evaluate_every=3)
     last = recipe.stages[1]
-    view = "converse" if route == "mllm" else "draw"
-    recipe = replace(recipe, stages=(recipe.stages[0], replace(last, data=view)), questions=0)
+    view = "chat" if route == "mllm" else "text_to_image"
+    recipe = replace(
+        recipe, stages=(recipe.stages[0], replace(last, objectives=view)), questions_per_image=0
+    )
     run(recipe, folder, show=silent)
     found = evaluations(folder)
     assert [line["step"] for line in found] == [2, 5, 6], "every 3 steps of a stage and at its end"
     respond, held_out = responder(folder), load_samples(str(parts / "data"), "test")
     sums, counts = {}, {}
     for sample in held_out:
-        sample = sample if view == "converse" else drawn(sample)
+        sample = sample if view == "chat" else drawn(sample)
         batch = pack([[respond.processor.encode(sample)]])
         with torch.no_grad():
             loss = respond.model.loss(batch)
@@ -167,7 +169,11 @@ def test_examples_are_kept_in_the_run(parts, tmp_path):
 
 def test_nothing_is_asked_or_drawn_where_none_is_wanted(parts, tmp_path):
     recipe = unified_recipe(
-        parts, evaluate_every=4, evaluate_questions=0, evaluate_examples=0, evaluate_samples=1
+        parts,
+        evaluate_every=4,
+        evaluate_questions=0,
+        evaluate_examples=0,
+        evaluate_samples=1,
     )
     run(recipe, tmp_path, show=silent)
     assert not (tmp_path / "samples").exists()
@@ -195,9 +201,9 @@ def test_masked_images_are_evaluated_with_the_same_masks_every_time(parts, tmp_p
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_best_checkpoint_of_each_stage_is_kept(parts, route, tmp_path):
     recipe = ROUTES[route](
-        parts, evaluate_every=1, evaluate_questions=0, evaluate_examples=0, best="-loss"
+        parts, evaluate_every=1, evaluate_questions=0, evaluate_examples=0, best_metric="-loss"
     )
-    run(replace(recipe, keep=1), tmp_path, show=silent)
+    run(replace(recipe, keep_checkpoints=1), tmp_path, show=silent)
     best = {}
     for line in evaluations(tmp_path):
         before = best.get(line["stage"])
@@ -214,7 +220,9 @@ def test_a_resumed_run_evaluates_as_the_whole_one(parts, tmp_path, monkeypatch):
     import shutil
 
     few = {"evaluate_questions": 3, "evaluate_examples": 1}
-    recipe = replace(unified_recipe(parts, evaluate_every=2, save_every=1, **few), keep=9)
+    recipe = replace(
+        unified_recipe(parts, evaluate_every=2, save_every=1, **few), keep_checkpoints=9
+    )
     run(recipe, tmp_path / "whole", show=silent)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut/model.json").unlink()
@@ -239,22 +247,25 @@ def test_a_resumed_run_evaluates_as_the_whole_one(parts, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"best": "-loss"}, "never evaluates; set evaluate_every"),
-        ({"evaluate_every": 2, "best": "acuracy"}, "did you mean 'accuracy'"),
-        ({"evaluate_every": 2, "best": "accuracy", "evaluate_questions": 0}, "not evaluated"),
-        ({"evaluate_every": 2, "best": "-image"}, "not evaluated"),
-        ({"evaluate_every": 2, "data": "words"}, "unknown|of the MLLM"),
+        ({"best_metric": "-loss"}, "never evaluates; set evaluate_every"),
+        ({"evaluate_every": 2, "best_metric": "acuracy"}, "did you mean 'accuracy'"),
+        (
+            {"evaluate_every": 2, "best_metric": "accuracy", "evaluate_questions": 0},
+            "not evaluated",
+        ),
+        ({"evaluate_every": 2, "best_metric": "-image"}, "not evaluated"),
+        ({"evaluate_every": 2, "objectives": "embed_align"}, "unknown|of the MLLM"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(parts, fields, words, tmp_path):
-    recipe = unified_recipe(parts, **{"data": "converse", **fields})
+    recipe = unified_recipe(parts, **{"objectives": "chat", **fields})
     with pytest.raises(ConfigError, match=words):
         run(recipe, tmp_path / "run", show=silent)
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_part_of_the_loss_can_be_the_best(parts, tmp_path):
-    run(unified_recipe(parts, evaluate_every=2, best="-image"), tmp_path, show=silent)
+    run(unified_recipe(parts, evaluate_every=2, best_metric="-image"), tmp_path, show=silent)
     (state,) = [
         json.loads((p / "state.json").read_text())
         for p in (tmp_path / "checkpoints").iterdir()
@@ -289,7 +300,7 @@ def test_an_encoder_without_captions_to_evaluate_on_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no held-out sample of .* can be evaluated"):
         run(replace(recipe, stages=(stage,)), tmp_path / "run", show=silent)
     write_messages(given, tmp_path / "data" / "test.jsonl")
-    stage = replace(stage, best="zero_shot")
+    stage = replace(stage, best_metric="zero_shot")
     with pytest.raises(ConfigError, match="did you mean 'zero_shot_accuracy'"):
         run(replace(recipe, stages=(stage,)), tmp_path / "run", show=silent)
 
@@ -324,22 +335,25 @@ def test_results_add_up_in_one_order_and_leave_out_what_was_not_counted():
 
 
 def test_typed_as_in_the_issue(parts, tmp_path):
-    """chiasm train RECIPE --stages.1.evaluate_every N --stages.1.best=-loss."""
+    """chiasm train RECIPE --stages.1.evaluate_every N --stages.1.best_metric=-loss."""
     routes = {
         "mllm_smol": [
-            "--model.encoder", parts / "encoder", "--model.language", parts / "language",
-            "--model.frozen_layers", 0, "--model.chat_template", "chatml",
-            *(w for s in range(3) for w in (f"--stages.{s}.steps", 2, f"--stages.{s}.batch", 64)),
+            "--model.encoder", parts / "encoder", "--model.language_model", parts / "language",
+            "--model.freeze_first_layers", 0, "--model.chat_template", "chatml",
+            *(w for s in range(3) for w in (f"--stages.{s}.steps", 2)), "--stages.0.batch_images",
+            64, *(w for s in (1, 2) for w in (f"--stages.{s}.batch_tokens", 64)),
         ],
         "unified_nano": [
-            "--model.tokenizer", parts / "tokenizer", "--model.width", 16, "--model.layers", 1,
-            "--model.heads", 2, "--model.kv_heads", 2, "--model.hidden", 24,
-            *(w for s in range(7) for w in (f"--stages.{s}.steps", 2, f"--stages.{s}.batch", 64)),
+            "--model.tokenizer", parts / "tokenizer", "--model.hidden_size", 16,
+            "--model.layers", 1,
+            "--model.heads", 2, "--model.kv_heads", 2, "--model.intermediate_size", 24,
+            *(w for s in range(7) for w in (f"--stages.{s}.steps", 2)),
+            *(w for s in range(7) for w in (f"--stages.{s}.batch_tokens", 64)),
         ],
     }  # fmt: skip
     for name, settings in routes.items():
         words = ["train", name, "--data", parts / "data", "--out", tmp_path / name, *settings,
-                 "--stages.1.evaluate_every", 1, "--stages.1.best=-loss"]  # fmt: skip
+                 "--stages.1.evaluate_every", 1, "--stages.1.best_metric=-loss"]  # fmt: skip
         with suppress(SystemExit):  # the command's end, with a code that the files below belie
             cli.main([str(word) for word in words])
         found = evaluations(tmp_path / name)

@@ -32,7 +32,7 @@ def llava(recipe):
         "image_size": 336,
         "patch_size": 14,
     }
-    layer = recipe.model.tower.layer % 25
+    layer = recipe.model.vision.layer % 25
     tower = TowerConfig(
         recipe.model.encoder,
         "clip_vision_model",
@@ -60,14 +60,14 @@ def paligemma(recipe):
         "patch_size": 14,
         "vision_use_head": False,
     }
-    layer = recipe.model.tower.layer % 28
+    layer = recipe.model.vision.layer % 28
     tower = TowerConfig(
         recipe.model.encoder,
         "siglip_vision_model",
         1152,
         layer,
         (layer,),
-        recipe.model.tower.norm,
+        recipe.model.vision.norm,
         224,
         14,
         None,
@@ -76,7 +76,7 @@ def paligemma(recipe):
         HALF,
     )
     words = GemmaConfig(
-        vocab_size=256_000 + len(recipe.model.tokens),
+        vocab_size=256_000 + len(recipe.model.extra_special_tokens),
         hidden_size=2048,
         intermediate_size=16_384,
         num_hidden_layers=18,
@@ -103,7 +103,7 @@ def test_the_published_model_is_what_the_recipe_builds(name, parts, size, projec
         model = MLLM(Tower(tower, encoder), made, language, 32_000)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.005)
     assert sum(p.numel() for p in made.parameters()) == projector
-    codec = MLLMCodec(tower, made, 32_000, recipe.model.images)
+    codec = MLLMCodec(tower, made, 32_000, recipe.model.image_processing)
     assert codec.tokens((640, 480)) == tokens
     for stage in recipe.stages:
         set_trained(model, stage)
@@ -118,9 +118,9 @@ def test_the_published_model_is_what_the_recipe_builds(name, parts, size, projec
 def test_batches_are_the_published_numbers_of_examples():
     """An image with about 100 words beside it for LLaVA's captions, 30 for VQAv2's questions."""
     align, tune = find("llava15_7b").stages
-    assert align.batch * align.accumulate == 256 * 680
-    assert tune.batch * tune.accumulate == 128 * 1024
+    assert align.batch_tokens * align.gradient_accumulation_steps == 256 * 680
+    assert tune.batch_tokens * tune.gradient_accumulation_steps == 128 * 1024
     assert (align.steps * 256, tune.steps * 128) == pytest.approx((558_128, 665_298), rel=1e-3)
     (transfer,) = find("paligemma_3b").stages
-    assert transfer.batch * transfer.accumulate == 256 * 288
+    assert transfer.batch_tokens * transfer.gradient_accumulation_steps == 256 * 288
     assert transfer.steps * 256 == pytest.approx(647_871 * 10, rel=1e-4)

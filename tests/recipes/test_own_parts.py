@@ -59,8 +59,8 @@ def trained(folder):
         replace(recipe, stages=stages),
         {
             "model.projector": MEAN,
-            "model.images": "own_parts:GreyConfig",
-            "stages.1.data": "converse+own_parts:Backwards",
+            "model.image_processing": "own_parts:GreyConfig",
+            "stages.1.objectives": "chat+own_parts:Backwards",
         },
     )
     run(recipe, folder / "run")
@@ -71,7 +71,7 @@ def test_a_run_with_parts_of_ones_own_is_saved_by_their_names_and_loads(trained)
     _, place = trained
     saved = json.loads((place / "model.json").read_text())["model"]
     assert saved["projector"] == json.loads(MEAN)
-    assert saved["images"] == {"kind": "own_parts:GreyConfig"}
+    assert saved["image_processing"] == {"kind": "own_parts:GreyConfig"}
     model, processor = load(place, "cpu")
     assert isinstance(model.projector, own_parts.Mean)
     assert model.projector.config == own_parts.MeanConfig([6])
@@ -117,12 +117,12 @@ def test_what_an_objective_of_ones_own_makes_is_learnt(folder):
     samples = load_samples(str(folder / "data"), "train")
     seen = own_parts.Backwards(samples)(samples[0], None)
     assert seen.turns[-1].text == samples[0].meta["caption"][::-1]
-    recipe = unified_recipe(folder, data="own_parts:Backwards")
+    recipe = unified_recipe(folder, objectives="own_parts:Backwards")
     run(replace(recipe, stages=recipe.stages[1:]), folder / "objective")
-    recipe = unified_recipe(folder, data="own_parts:Missing")
+    recipe = unified_recipe(folder, objectives="own_parts:Missing")
     with pytest.raises(ConfigError, match="'own_parts:Missing': there is no Missing in "):
         run(recipe, folder / "missing")
-    recipe = unified_recipe(folder, data="own_parts:NoProjector")
+    recipe = unified_recipe(folder, objectives="own_parts:NoProjector")
     with pytest.raises(ConfigError, match="is no objective: it must be a subclass of Objective"):
         run(recipe, folder / "no")
 

@@ -21,7 +21,7 @@ NAMES = ("nanovlm_222m", "smolvlm_256m")
 
 def on_paper(recipe):
     """The recipe's model with the published sizes of its parts, on the meta device."""
-    options, side = recipe.model.tower, int(recipe.model.encoder.rsplit("-", 1)[1])
+    options, side = recipe.model.vision, int(recipe.model.encoder.rsplit("-", 1)[1])
     assert (options.layer, options.norm) == (-1, True)
     tower = TowerConfig(
         source=recipe.model.encoder,
@@ -76,10 +76,10 @@ def test_nanovlm_has_222_million_parameters_and_49_tokens_an_image():
     recipe = find("nanovlm_222m")
     model = on_paper(recipe)
     assert millions(model) == pytest.approx(222, abs=0.5)
-    codec = MLLMCodec(model.vision.config, model.projector, IMAGE, recipe.model.images)
+    codec = MLLMCodec(model.vision.config, model.projector, IMAGE, recipe.model.image_processing)
     assert codec.tokens((1000, 300)) == 49
     (stage,) = recipe.stages
-    assert stage.batch * stage.accumulate == 256 * 128
+    assert stage.batch_tokens * stage.gradient_accumulation_steps == 256 * 128
 
 
 def test_smolvlm_has_256_million_parameters_and_64_tokens_a_tile():
@@ -88,7 +88,7 @@ def test_smolvlm_has_256_million_parameters_and_64_tokens_a_tile():
     model = on_paper(recipe)
     head = model.head.weight.numel() / 1e6
     assert millions(model) + head == pytest.approx(256.3, abs=0.5)
-    images = recipe.model.images
+    images = recipe.model.image_processing
     words = [w for w in words_needed(images, 512) if w.startswith("<row_")]
     assert len(words) == 16
 

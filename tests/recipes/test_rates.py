@@ -12,14 +12,20 @@ from chiasm.train.stage import Stage
 
 STAGES = (
     Stage("align", 20, {"projector": 1e-3}, schedule="cosine"),
-    Stage("tune", 30, {"projector": 5e-4, "language": 1e-4}, schedule="constant", warmup=0.1),
+    Stage(
+        "tune",
+        30,
+        {"projector": 5e-4, "language_model": 1e-4},
+        schedule="constant",
+        warmup_ratio=0.1,
+    ),
 )
 
 
 def test_curves_run_over_all_stages_and_are_zero_where_frozen():
     found = curves(STAGES)
-    assert [step for step, _ in found["language"]] == list(range(50))
-    assert all(rate == 0 for _, rate in found["language"][:20])
+    assert [step for step, _ in found["language_model"]] == list(range(50))
+    assert all(rate == 0 for _, rate in found["language_model"][:20])
     expected = [1e-3 * factor(STAGES[0], t) for t in range(20)]
     expected += [5e-4 * factor(STAGES[1], t) for t in range(30)]
     assert [rate for _, rate in found["projector"]] == pytest.approx(expected)
@@ -40,13 +46,13 @@ def test_the_image_draws_the_curves_to_scale():
     rate = [r for _, r in found["projector"]]
     assert [s / max(scale) for s in scale] == pytest.approx([r / max(rate) for r in rate], abs=2e-3)
     said = {e.text for e in tree.iter() if e.tag.endswith("text")}
-    assert {"align", "tune", "projector", "language", "step 50"} <= said
+    assert {"align", "tune", "projector", "language_model", "step 50"} <= said
 
 
 def test_the_terminal_shows_one_line_a_group():
     projector, language = rows(STAGES, width=10)
     assert "peak 0.001" in projector
-    marks = language.split("language ")[1].split(" peak")[0]
+    marks = language.split("language_model ")[1].split(" peak")[0]
     assert marks[:4] == "    "
     assert marks[-1] == "█"
 

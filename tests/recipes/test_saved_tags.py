@@ -8,8 +8,9 @@ import warnings
 
 import pytest
 
-from chiasm.core import config as core
-from chiasm.core.config import ALIASES, CONFIGS, from_dict, tag_of, to_dict
+from chiasm.core import aliases
+from chiasm.core.aliases import KINDS
+from chiasm.core.config import CONFIGS, from_dict, tag_of, to_dict
 from chiasm.core.errors import CheckpointError
 from chiasm.data.mixture import Ingredient, Mixture
 from chiasm.hub.load import LOADERS, load
@@ -65,12 +66,12 @@ def test_what_is_saved_under_a_tag_loads(tag):
     assert from_dict(type(config) | None, saved) == config
 
 
-@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_name_of_an_earlier_version_loads(name, monkeypatch):
-    monkeypatch.setattr(core, "_warned", set())
-    config = example(CONFIGS[ALIASES[name]])
+    monkeypatch.setattr(aliases, "_told", set())
+    config = example(CONFIGS[KINDS[name]])
     saved = to_dict(config) | {"kind": name}
-    with pytest.warns(FutureWarning, match=f"'{name}' is called '{ALIASES[name]}' now"):
+    with pytest.warns(FutureWarning, match=f"'{name}' is called '{KINDS[name]}' now"):
         assert from_dict(type(config) | None, saved) == config
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once a process

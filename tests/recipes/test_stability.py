@@ -28,11 +28,11 @@ from chiasm.unified.model import Unified
 RATES = {"embedding": 1e-2, "transformer": 1e-2}
 SMALL = UnifiedConfig(
     text_vocabulary=VOCABULARY.text,
-    width=32,
+    hidden_size=32,
     layers=2,
     heads=2,
     kv_heads=1,
-    hidden=48,
+    intermediate_size=48,
     qk_norm=False,
     image_weight=0.5,
 )
@@ -241,5 +241,5 @@ def test_large_recipes_have_the_published_size(name, codes, low, high):
         made = Unified(recipe.model, vocabulary)
         assert low < sum(p.numel() for p in made.parameters()) < high
         assert set(made.groups()) == set(recipe.stages[0].lr)
-    tokens = recipe.stages[0].batch * recipe.stages[0].accumulate
+    tokens = recipe.stages[0].batch_tokens * recipe.stages[0].gradient_accumulation_steps
     assert tokens >= 2**15

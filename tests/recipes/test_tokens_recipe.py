@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 
 
 def tokenizer(data, folder, rates=RATES, **changes):
-    stage = Stage("t", 2, rates, batch=4, autocast="none", log_every=1)
+    stage = Stage("t", 2, rates, batch_tokens=4, autocast="none", log_every=1)
     recipe = Recipe(replace(TOKENIZER, **changes), (stage,), data)
     run(recipe, folder, show=silent)
     return folder
@@ -51,17 +51,19 @@ def test_precomputed_codes_train_the_same_model(data, tmp_path, quantizer):
     config = UnifiedConfig(
         str(made),
         text_vocabulary=280,
-        width=32,
+        hidden_size=32,
         layers=1,
         heads=2,
         kv_heads=1,
-        hidden=48,
+        intermediate_size=48,
         rope="2d",
     )
-    stage = Stage("u", 3, {"embedding": 1e-3, "transformer": 1e-3}, "converse+draw", batch=128)
+    stage = Stage(
+        "u", 3, {"embedding": 1e-3, "transformer": 1e-3}, "chat+text_to_image", batch_tokens=128
+    )
     recipe = Recipe(config, (replace(stage, autocast="none"),), data)
     run(recipe, tmp_path / "fresh", show=silent)
-    stored = replace(config, tokens=str(tmp_path / "codes"))
+    stored = replace(config, image_codes=str(tmp_path / "codes"))
     run(replace(recipe, model=stored), tmp_path / "stored", show=silent)
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("fresh", "stored")]
     assert weights[0] == weights[1]
@@ -76,7 +78,7 @@ def test_precomputed_codes_train_the_same_model(data, tmp_path, quantizer):
 
 def test_a_perceptual_and_adversarial_tokenizer_from_the_command_line(data, tmp_path):
     encoder = find("encoder")
-    stage = replace(encoder.stages[0], steps=1, batch=4)
+    stage = replace(encoder.stages[0], steps=1, batch_images=4)
     run(replace(encoder, stages=(stage,), data=data), tmp_path / "e", show=silent)
     settings = [
         "--model.image_size=16",
@@ -85,11 +87,11 @@ def test_a_perceptual_and_adversarial_tokenizer_from_the_command_line(data, tmp_
         "--model.quantizer",
         '{"kind": "lfq", "bits": 6}',
         "--model.perceptual=0.5",
-        f"--model.features={tmp_path / 'e'}",
+        f"--model.perceptual_encoder={tmp_path / 'e'}",
         "--model.adversarial=0.5",
         "--stages.0.steps=2",
         "--stages.0.log_every=1",
-        "--stages.0.batch=4",
+        "--stages.0.batch_images=4",
     ]
     call = ["train", "tokenizer", "--data", data, "--out", str(tmp_path / "t"), *settings]
     with pytest.raises(SystemExit):

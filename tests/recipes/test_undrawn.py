@@ -31,7 +31,9 @@ def test_undrawn_captions_are_seen_but_never_a_target(tmp_path):
         made.encoder.conv_out.weight.mul_(20)  # type: ignore[union-attr,operator]
     autoencoder.save(tmp_path, made)
     recipe = find("unified_interleaved")
-    model = replace(recipe.model, tokenizer=str(tmp_path), undrawn=("a red circle",), layers=1)
+    model = replace(
+        recipe.model, tokenizer=str(tmp_path), held_out_captions=("a red circle",), layers=1
+    )
     named = [(c, s) for c in ("red", "blue") for s in ("circle", "square")]
     samples = [seen(*named[n % 4], n) for n in range(8)]
     job = unified.build(
@@ -47,7 +49,7 @@ def test_undrawn_captions_are_seen_but_never_a_target(tmp_path):
     length = len(next(iter(never)))
     looked_at = False
     for stage in recipe.stages:
-        batches = iter(job.stream_of(replace(stage, batch=600)))
+        batches = iter(job.stream_of(replace(stage, batch_tokens=600)))
         for _ in range(6):
             batch = next(batches)
             for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True):

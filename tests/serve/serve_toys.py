@@ -54,7 +54,9 @@ def drawing_toy(**settings):
         decoder_channels=64,
         decoder_blocks=1,
     )
-    shape = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48, **settings)
+    shape = UnifiedConfig(
+        hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, **settings
+    )
     model, processor = unified.build(shape, words(), Autoencoder(tokens))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -91,7 +93,7 @@ def reading_toy(folder, projector=None, **settings):
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     projector = projector or MLPConfig(merge=2)
-    config = MLLMConfig(language=str(folder), projector=projector, lora=None, **settings)
+    config = MLLMConfig(language_model=str(folder), projector=projector, lora=None, **settings)
     model, processor = mllm.build(config, ViT(VIT))
     with torch.no_grad():
         for name, parameter in model.projector.named_parameters():

@@ -70,7 +70,9 @@ def run(request, tmp_path_factory):
     else:
         respond = reading_toy(folder / "llama")
         loss = taught(respond, samples)
-        config = MLLMConfig(language=str(folder / "llama"), projector=MLPConfig(merge=2), lora=None)
+        config = MLLMConfig(
+            language_model=str(folder / "llama"), projector=MLPConfig(merge=2), lora=None
+        )
         mllm.save(folder / "run", respond.model, respond.processor, config)
     assert loss < 0.3
     return folder / "run", file

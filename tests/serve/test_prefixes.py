@@ -35,7 +35,9 @@ DIALOGUES = [
 
 @pytest.fixture(scope="module")
 def models(toys, more_toys, tmp_path_factory):
-    cut = reading_toy(tmp_path_factory.mktemp("cut"), images=AnyResConfig(((16, 32), (32, 16))))
+    cut = reading_toy(
+        tmp_path_factory.mktemp("cut"), image_processing=AnyResConfig(((16, 32), (32, 16)))
+    )
     whole = drawing_toy(image_attention="bidirectional")
     return toys | more_toys | {"reads-cut": cut, "draws-whole": whole}
 

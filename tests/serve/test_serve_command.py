@@ -41,7 +41,9 @@ def test_what_a_folder_holds_decides_what_it_serves(runs):
 
 def test_the_fastest_weights_are_those_measured(runs, tmp_path, monkeypatch, capsys):
     toy = reading_toy(tmp_path / "llama")
-    config = MLLMConfig(language=str(tmp_path / "llama"), projector=MLPConfig(merge=2), lora=None)
+    config = MLLMConfig(
+        language_model=str(tmp_path / "llama"), projector=MLPConfig(merge=2), lora=None
+    )
     mllm.save(tmp_path / "reading", toy.model, toy.processor, config)
     monkeypatch.setattr(MLLM, "fastest_weights", lambda _model: "int8")
     made = []

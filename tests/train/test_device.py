@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 def trained(kind, folder, device, tmp_path, resume=False, until=None, **settings):
     """The model of a kind (test_resume.py) after its stages, 4 steps each, and its log."""
     model, rates, stream_of = BUILDERS[kind](tmp_path / "language")
-    common = {"batch": 60, "log_every": 1, "autocast": "none", "save_every": 2}
+    common = {"batch_tokens": 60, "log_every": 1, "autocast": "none", "save_every": 2}
     settings = {**common, "feature_cache": 0.0, **settings}
     stages = [Stage(name, 4, lr=lr, **settings) for name, lr in rates.items()][:until]
     train(
@@ -84,12 +84,12 @@ def assert_same_log(one, two, tolerance=1e-3):
 
 SETTINGS = {
     "plain": {},
-    "bfloat16, accumulated": {"autocast": "bfloat16", "accumulate": 2},
+    "bfloat16, accumulated": {"autocast": "bfloat16", "gradient_accumulation_steps": 2},
     "muon, average, evaluated": {"optimizer": "muon", "ema": 0.9, "evaluate_every": 2},
     "stable, monitored, recomputed": {
         "optimizer": "stable_adamw",
         "monitor_every": 2,
-        "recompute": True,
+        "gradient_checkpointing": True,
     },
 }
 

@@ -42,7 +42,7 @@ def parts(tmp_path_factory):
 
 def log(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("per_second", "seconds", "elapsed", "memory_gb", "of_achievable", "data_stall")
+    timed = ("per_second", "seconds", "elapsed", "memory_gb", "mfu_measured", "data_wait")
     return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in lines]
 
 
@@ -55,8 +55,8 @@ def test_two_ranks_evaluate_what_one_does(parts, route, ranks, tmp_path):
     from dataclasses import replace
 
     make = {"mllm": mllm_recipe, "unified": unified_recipe}[route]
-    fields = {"accumulate": 2, "ema": 0.9, "save_every": 3, "evaluate_examples": 2}
-    recipe = make(parts, evaluate_every=2, evaluate_questions=5, best="-loss", **fields)
+    fields = {"gradient_accumulation_steps": 2, "ema": 0.9, "save_every": 3, "evaluate_examples": 2}
+    recipe = make(parts, evaluate_every=2, evaluate_questions=5, best_metric="-loss", **fields)
     run(recipe, tmp_path / "one", show=silent)
 
     def work(_rank):
@@ -166,7 +166,7 @@ def test_the_live_view_shows_the_latest_evaluation(tmp_path):
 
 def test_an_evaluation_of_nan_is_never_the_best(tmp_path):
     values = iter([float("nan"), 2.0, 1.0])
-    stage = Stage("s", 3, lr=RATES, evaluate_every=1, best="x")
+    stage = Stage("s", 3, lr=RATES, evaluate_every=1, best_metric="x")
     train(toy(), [stage], lambda _: ToyStream(), tmp_path, show=silent,
           evaluate=lambda _: EvalResult.of({"x": next(values)}))  # fmt: skip
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
@@ -174,7 +174,7 @@ def test_an_evaluation_of_nan_is_never_the_best(tmp_path):
 
 def test_each_stage_keeps_its_best_whatever_it_scores_by(tmp_path):
     values = iter([0.9, 0.8, 0.7, -5.0, -6.0, -7.0])
-    stages = [Stage(n, 3, lr=RATES, evaluate_every=1, best="x", save_every=1) for n in "ab"]
+    stages = [Stage(n, 3, lr=RATES, evaluate_every=1, best_metric="x", save_every=1) for n in "ab"]
     train(toy(), stages, lambda _: ToyStream(), tmp_path, show=silent, keep=1,
           evaluate=lambda _: EvalResult.of({"x": next(values)}))  # fmt: skip
     found = {p.name for p in (tmp_path / "checkpoints").iterdir()}
@@ -185,7 +185,7 @@ def test_each_stage_keeps_its_best_whatever_it_scores_by(tmp_path):
     ("fields", "words"),
     [
         ({"evaluate_every": 2}, "nothing to evaluate"),
-        ({"best": "x"}, "never evaluates"),
+        ({"best_metric": "x"}, "never evaluates"),
     ],
 )
 def test_training_refuses_what_it_cannot_evaluate(fields, words, tmp_path):

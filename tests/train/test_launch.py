@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["train", "encoder", "--stages.0.batch", "8", "--stages.0.accumulate", "2"]
+TRAIN = [
+    "train",
+    "encoder",
+    "--stages.0.batch_images",
+    "8",
+    "--stages.0.gradient_accumulation_steps",
+    "2",
+]
 TRAIN += ["--stages.0.steps", "2", "--stages.0.log-every", "1", "--resume", "auto"]
 SRUN = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
 SCONTROL = '#!/bin/sh\nfor last; do :; done\necho "$last" | tr , "\\n"\n'

@@ -21,7 +21,7 @@ from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.train.checkpoint import newest, read_json, read_tensors
 from chiasm.train.evaluation import EvalResult
-from chiasm.train.feed import strands
+from chiasm.train.feed import micro_batch_count
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, current
 from chiasm.train.shard import shard
@@ -34,7 +34,7 @@ from chiasm.vision.vit import ViT
 
 IMAGE = 3
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
-WHOLE, PARTS, SPLIT = Ranks(), Ranks(shard=0), Ranks(tensor=2)
+WHOLE, PARTS, SPLIT = Ranks(), Ranks(fsdp_min_params=0), Ranks(tensor_parallel=2)
 
 
 def mllm():
@@ -63,12 +63,14 @@ def mllm():
 
 def unified():
     torch.manual_seed(0)
-    config = UnifiedConfig(width=16, layers=2, heads=2, kv_heads=2, hidden=24, dropout=0.1)
+    config = UnifiedConfig(
+        hidden_size=16, layers=2, heads=2, kv_heads=2, intermediate_size=24, dropout=0.1
+    )
     return Unified(config, VOCABULARY)
 
 
 class Mixed(ToyStream):
-    """Packs of samples with no, one or several images of uneven grids: most strands of a step
+    """Packs of samples with no, one or several images of uneven grids: most data shards of a step
     differ in how many, and about one in three has none."""
 
     def __init__(self, images):
@@ -77,7 +79,7 @@ class Mixed(ToyStream):
 
     def __iter__(self):
         while True:
-            place = self.cursor * self.strand[1] + self.strand[0]
+            place = self.cursor * self.data_shard[1] + self.data_shard[0]
             random = np.random.default_rng((place, 7))
             self.cursor += 1
             counts = random.integers(0, 3, 2) * (random.random() > 0.3)
@@ -98,7 +100,7 @@ class Mixed(ToyStream):
 
 
 MADE = {
-    "mllm": (mllm, lambda _: Mixed(True), ("vision", "projector", "language")),
+    "mllm": (mllm, lambda _: Mixed(True), ("vision", "projector", "language_model")),
     "unified": (unified, lambda _: Mixed(False), ("embedding", "transformer")),
     "toy": (toy, lambda _: ToyStream(), ("body", "head")),
 }
@@ -106,7 +108,13 @@ MADE = {
 
 def stages(groups, steps=3, **settings):
     """The first stage trains the last group only: frozen parts, then everything."""
-    common = {"accumulate": 2, "log_every": 1, "autocast": "none", "save_every": 2, **settings}
+    common = {
+        "gradient_accumulation_steps": 2,
+        "log_every": 1,
+        "autocast": "none",
+        "save_every": 2,
+        **settings,
+    }
     rates = dict.fromkeys(groups, 1e-3)
     return [
         Stage("first", steps, lr={groups[-1]: 1e-3}, feature_cache=0, **common),
@@ -235,18 +243,31 @@ def test_each_modality_is_accounted_for_as_by_hand_under_accumulation_and_ranks(
     def made():
         torch.manual_seed(0)
         config = UnifiedConfig(
-            width=16, layers=2, heads=2, kv_heads=2, hidden=24, z_loss=0.01, image_weight=0.25
+            hidden_size=16,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            intermediate_size=24,
+            z_loss=0.01,
+            image_weight=0.25,
         )
         return Unified(config, VOCABULARY)
 
     def one_step(folder):
-        stage = Stage("s", 1, lr={"transformer": 1e-3}, accumulate=4, log_every=1, autocast="none")
+        stage = Stage(
+            "s",
+            1,
+            lr={"transformer": 1e-3},
+            gradient_accumulation_steps=4,
+            log_every=1,
+            autocast="none",
+        )
         train(made(), [stage], lambda _: Spoken(), folder, show=silent)
 
     batches = []
-    for strand in range(4):
+    for data_shard in range(4):
         stream = Spoken()
-        stream.split(strand, 4)
+        stream.split(data_shard, 4)
         batches.append(next(iter(stream)))
     expected = by_hand(made().double(), batches)
     one_step(tmp_path / "one")
@@ -284,15 +305,21 @@ def test_a_sharded_checkpoint_of_two_resumes_on_one_and_back(tmp_path):
     cut(tmp_path / "two-one", tmp_path / "two", 6)
     run("unified", tmp_path / "two-one", resume=True, **settings)
     for kind in (WHOLE, PARTS):
-        cut(tmp_path / f"one-two-{kind.shard}", tmp_path / "one", 6)
+        cut(tmp_path / f"one-two-{kind.fsdp_min_params}", tmp_path / "one", 6)
 
     def second(_rank):
         for kind in (WHOLE, PARTS):
-            run("unified", tmp_path / f"one-two-{kind.shard}", kind, resume=True, **settings)
+            run(
+                "unified",
+                tmp_path / f"one-two-{kind.fsdp_min_params}",
+                kind,
+                resume=True,
+                **settings,
+            )
 
     (tmp_path / "b").mkdir()
     together(second, tmp_path / "b")
-    for other in ("two", "two-one", "one-two-0", f"one-two-{WHOLE.shard}"):
+    for other in ("two", "two-one", "one-two-0", f"one-two-{WHOLE.fsdp_min_params}"):
         assert_same_training(tmp_path / "one", tmp_path / other)
 
 
@@ -307,10 +334,16 @@ def test_a_thousand_uneven_steps_without_a_hang(name, ranks, tmp_path):
 
 
 def test_hybrid_sharding_equals_one(tmp_path):
-    run("unified", tmp_path / "one", accumulate=4, save_every=3)
+    run("unified", tmp_path / "one", gradient_accumulation_steps=4, save_every=3)
 
     def work(_rank):
-        run("unified", tmp_path / "four", Ranks(0, replicas=2), accumulate=4, save_every=3)
+        run(
+            "unified",
+            tmp_path / "four",
+            Ranks(0, hsdp_replicas=2),
+            gradient_accumulation_steps=4,
+            save_every=3,
+        )
 
     together(work, tmp_path, size=4)
     assert_same_training(tmp_path / "one", tmp_path / "four")
@@ -333,7 +366,9 @@ def test_a_nan_on_one_rank_is_refused_by_all_and_a_signal_to_one_ends_all(tmp_pa
                     yield x, y
 
         model = toy()
-        stage = Stage("s", 50, lr={"head": 1e-2, "body": 1e-2}, accumulate=2, log_every=1)
+        stage = Stage(
+            "s", 50, lr={"head": 1e-2, "body": 1e-2}, gradient_accumulation_steps=2, log_every=1
+        )
         with pytest.raises(InterruptedRunError):
             train(model, [stage], lambda _: Poisoned(), tmp_path / "run", show=silent)
         assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -346,21 +381,21 @@ def test_a_nan_on_one_rank_is_refused_by_all_and_a_signal_to_one_ends_all(tmp_pa
     assert state["ledger"]["stages"][0]["skipped_steps"] == 1
 
 
-def test_strands_share_a_step_evenly_or_say_on_how_many_ranks():
-    assert strands(1, 1, World()) == 1
-    assert strands(3, 2, World(0, 2)) == 4
-    assert strands(4, 1, World(0, 2)) == 4
+def test_data_shards_share_a_step_evenly_or_say_on_how_many_ranks():
+    assert micro_batch_count(1, 1, World()) == 1
+    assert micro_batch_count(3, 2, World(0, 2)) == 4
+    assert micro_batch_count(4, 1, World(0, 2)) == 4
     with pytest.raises(CheckpointError, match="on 1, 2, 4 ranks"):
-        strands(4, 4, World(0, 3))
+        micro_batch_count(4, 4, World(0, 3))
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_that_split_every_block_equal_one(size, tmp_path):
     """Two hold slices of one model; of four, two such pairs share the data out."""
-    run("unified", tmp_path / "one", accumulate=2)
+    run("unified", tmp_path / "one", gradient_accumulation_steps=2)
 
     def work(_rank):
-        model = run("unified", tmp_path / "split", SPLIT, accumulate=2)
+        model = run("unified", tmp_path / "split", SPLIT, gradient_accumulation_steps=2)
         assert all(type(p.data) is torch.Tensor for p in model.parameters())
         batch = next(iter(Mixed(False)))
         sums = current().gather(model.loss(batch).sum.item())  # whole again, and alike
@@ -405,7 +440,7 @@ def test_what_cannot_be_split_is_refused(tmp_path):
     def work(_rank):
         for name, ranks, words in (
             ("mllm", SPLIT, "only the unified model's blocks"),
-            ("unified", Ranks(tensor=3), "choose a divisor"),
+            ("unified", Ranks(tensor_parallel=3), "choose a divisor"),
         ):
             with pytest.raises(ConfigError, match=words):
                 run(name, tmp_path / "run", ranks)
@@ -419,7 +454,8 @@ def test_rates_that_hang_on_parameters_stay_with_those_held_in_parts(tmp_path):
 
     def made():
         return Unified(
-            UnifiedConfig(width=16, layers=1, heads=2, kv_heads=2, mup_base=8), VOCABULARY
+            UnifiedConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, mup_base_width=8),
+            VOCABULARY,
         )
 
     def work(_rank):
@@ -438,6 +474,6 @@ def test_rates_that_hang_on_parameters_stay_with_those_held_in_parts(tmp_path):
 def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path):
     def work(_rank):
         with pytest.raises(ConfigError, match="choose a divisor"):
-            run("toy", tmp_path / "run", Ranks(0, replicas=3))
+            run("toy", tmp_path / "run", Ranks(0, hsdp_replicas=3))
 
     together(work, tmp_path)

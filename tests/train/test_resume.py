@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from chiasm.core.progress import silent
 from chiasm.core.sample import Image, Sample, answer, question
 from chiasm.data.images import ImageProcessor, ImageStream
+from chiasm.data.objectives import caption, chat, moved, text_to_image
 from chiasm.data.stream import SampleStream
 from chiasm.data.text import train_bpe
-from chiasm.data.views import converse, describe, draw, moved
 from chiasm.hub import mllm, unified
 from chiasm.mllm.config import LoRAConfig, MLLMConfig, MLPConfig
 from chiasm.train.loop import train
@@ -74,19 +74,21 @@ def build_mllm(folder):
         language(folder)
     torch.manual_seed(1)
     config = MLLMConfig(
-        language=str(folder), projector=MLPConfig(merge=1), lora=LoRAConfig(rank=2, alpha=4.0)
+        language_model=str(folder), projector=MLPConfig(merge=1), lora=LoRAConfig(rank=2, alpha=4.0)
     )
     model, processor = mllm.build(config, ViT(VISION))
-    views = [moved(view, 2) for view in (converse, describe)]
-    stages = {"projector": {"projector": 1e-2}, "adapter": {"projector": 1e-2, "adapter": 1e-2}}
+    views = [moved(view, 2) for view in (chat, caption)]
+    stages = {"projector": {"projector": 1e-2}, "lora": {"projector": 1e-2, "lora": 1e-2}}
     return model, stages, lambda _: SampleStream(samples(), views, processor, 90, 3)
 
 
 def build_unified(_folder):
     torch.manual_seed(1)
-    config = UnifiedConfig(width=16, layers=1, heads=2, kv_heads=2, hidden=24, dropout=0.1)
+    config = UnifiedConfig(
+        hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=24, dropout=0.1
+    )
     model, processor = unified.build(config, train_bpe(WORDS, 290), Autoencoder(CODES).eval())
-    views = [converse, describe, lambda sample, random: draw(sample, random, 0.3)]
+    views = [chat, caption, lambda sample, random: text_to_image(sample, random, 0.3)]
     stages = {
         "embedding": {"embedding": 1e-2},
         "all": {"embedding": 1e-2, "transformer": 1e-2},
@@ -159,7 +161,15 @@ def test_killed_again_and_again_it_equals_one_go(kind, tmp_path):
     def run(folder, after=None, optimizer="muon"):
         model, rates, stream_of = BUILDERS[kind](tmp_path / "language")
         stages = [
-            Stage(name, 4, lr=lr, accumulate=2, save_every=1, optimizer=optimizer, ema=0.9)
+            Stage(
+                name,
+                4,
+                lr=lr,
+                gradient_accumulation_steps=2,
+                save_every=1,
+                optimizer=optimizer,
+                ema=0.9,
+            )
             for name, lr in rates.items()
         ]
         source = stream_of if after is None else dying(stream_of, after)

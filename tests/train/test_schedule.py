@@ -15,7 +15,7 @@ N, WARM, FLOOR = 100, 10, 0.1
 
 
 def stage(schedule, **changes):
-    settings = {"warmup": 0.1, "floor": FLOOR} | changes
+    settings = {"warmup_ratio": 0.1, "min_lr_ratio": FLOOR} | changes
     return Stage("s", N, {"a": 2e-3, "b": 5e-4}, schedule=schedule, **settings)
 
 
@@ -43,7 +43,9 @@ def test_every_step_equals_the_formula(name):
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(list(FORMULAS)), st.integers(1, 300), st.floats(0, 0.5), st.floats(0.01, 1))
 def test_it_rises_then_never_rises_again_and_stays_within(name, steps, warmup, floor):
-    made = Stage("s", steps, warmup=warmup, schedule=name, floor=floor, cooldown=0.3)
+    made = Stage(
+        "s", steps, warmup_ratio=warmup, schedule=name, min_lr_ratio=floor, decay_ratio=0.3
+    )
     curve = np.array([factor(made, t) for t in range(steps)])
     warm = round(warmup * steps)
     assert (np.diff(curve[: warm + 1]) > 0).all()
@@ -56,7 +58,7 @@ def test_it_rises_then_never_rises_again_and_stays_within(name, steps, warmup, f
 
 def test_inverse_sqrt_is_the_transformers_up_to_its_peak():
     """min(step^-0.5, step · warm^-1.5), steps counted from 1 (1706.03762, equation 3)."""
-    made = stage("inverse_sqrt", floor=0.0)
+    made = stage("inverse_sqrt", min_lr_ratio=0.0)
     curve = np.array([factor(made, t) for t in range(N)])
     step, warm = np.arange(1, N + 1), WARM + 1
     paper = np.minimum(step**-0.5, step * warm**-1.5)
@@ -72,7 +74,7 @@ def test_rates_are_peak_times_factor_for_each_group():
 
 
 def test_impossible_schedules_are_refused():
-    with pytest.raises(ConfigError, match="set floor"):
-        stage("exponential", floor=0.0)
+    with pytest.raises(ConfigError, match="set min_lr_ratio"):
+        stage("exponential", min_lr_ratio=0.0)
     with pytest.raises(ConfigError, match="cannot exceed 1"):
-        stage("wsd", warmup=0.5, cooldown=0.6)
+        stage("wsd", warmup_ratio=0.5, decay_ratio=0.6)

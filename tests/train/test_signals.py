@@ -64,7 +64,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, a
 
 def test_no_micro_batch_more_is_run_and_none_is_lost(tmp_path):
     """Between the micro-batches of one long step: the half step is dropped, and its data kept."""
-    stage = [Stage("s", 4, lr=RATES, accumulate=8)]
+    stage = [Stage("s", 4, lr=RATES, gradient_accumulation_steps=8)]
     whole, model, made = toy(), toy(), []
     train(whole, stage, lambda _: ToyStream(), tmp_path / "whole", show=silent)
 

@@ -60,17 +60,21 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     """Sums divided by the global count: uneven micro-batches weigh by their size."""
 
     class Uneven(ToyStream):
-        """Both strands see the same places, each its own part of them."""
+        """Both data shards see the same places, each its own part of them."""
 
         def __iter__(self):
             for x, y in ToyStream(6).__iter__():
-                yield (x[:1], y[:1]) if self.strand[0] == 0 else (x[1:], y[1:])
+                yield (x[:1], y[:1]) if self.data_shard[0] == 0 else (x[1:], y[1:])
 
     def run(stream, accumulate):
         model = toy().eval()
         model.train = lambda mode=True: model  # dropout off: only the arithmetic is compared
         stage = Stage(
-            "s", 3, lr={"head": 1e-2, "body": 1e-2}, accumulate=accumulate, autocast="none"
+            "s",
+            3,
+            lr={"head": 1e-2, "body": 1e-2},
+            gradient_accumulation_steps=accumulate,
+            autocast="none",
         )
         train(model, [stage], lambda _: stream(6), tmp_path / str(accumulate), show=silent)
         return model
@@ -160,7 +164,7 @@ def test_keep_deletes_the_oldest(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedules_rise_then_fall_to_the_floor(schedule):
-    stage = Stage("s", 100, warmup=0.1, schedule=schedule, floor=0.1)
+    stage = Stage("s", 100, warmup_ratio=0.1, schedule=schedule, min_lr_ratio=0.1)
     values = [factor(stage, step) for step in range(100)]
     assert 0 < values[0] < values[5] < values[10] == 1.0
     assert all(a >= b for a, b in pairwise(values[10:]))
@@ -194,8 +198,8 @@ def test_the_log_says_how_well_the_machine_is_used(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     for line in lines:
-        assert 0.3 < line["data_stall"] <= 1
-        assert 0 < line["of_achievable"] < 1
+        assert 0.3 < line["data_wait"] <= 1
+        assert 0 < line["mfu_measured"] < 1
         assert line["memory_gb"] > 0.01
         assert "waited" not in line
         assert line["tokens_per_second"] > 0

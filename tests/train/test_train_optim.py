@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
     for best, kept in (("x", 2), ("-x", 6)):
         values = iter([1.0, 5.0, 4.0, 2.0, 3.0, 0.5, 2.0, 2.0, 2.0, 2.0])
         folder = tmp_path / best
-        stage = Stage("s", 10, lr=RATES, evaluate_every=1, save_every=1, best=best)
+        stage = Stage("s", 10, lr=RATES, evaluate_every=1, save_every=1, best_metric=best)
         train(
             toy(),
             [stage],
@@ -167,7 +167,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
 
 
 def test_a_best_that_is_not_evaluated_is_refused(tmp_path):
-    stage = Stage("s", 2, lr=RATES, evaluate_every=1, best="acuracy")
+    stage = Stage("s", 2, lr=RATES, evaluate_every=1, best_metric="acuracy")
     with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
         train(
             toy(),

@@ -36,10 +36,10 @@ class ToyStream:
 
     def __init__(self, size=4, poison=None, corrupt=()):
         self.size, self.poison, self.corrupt, self.cursor = size, poison, corrupt, 0
-        self.strand = (0, 1)
+        self.data_shard = (0, 1)
 
-    def split(self, strand, count):
-        self.strand = (strand, count)
+    def split(self, data_shard, count):
+        self.data_shard = (data_shard, count)
 
     def state_dict(self):
         return {"cursor": self.cursor}
@@ -49,7 +49,7 @@ class ToyStream:
 
     def __iter__(self):
         while True:
-            place = self.cursor * self.strand[1] + self.strand[0]
+            place = self.cursor * self.data_shard[1] + self.data_shard[0]
             generator = torch.Generator().manual_seed(place)
             x = torch.randn(self.size, 4, generator=generator)
             if place == self.poison:

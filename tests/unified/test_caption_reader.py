@@ -35,9 +35,14 @@ def test_where_a_code_stands_does_not_matter():
 def test_the_tokenizer_learns_from_captions_only_where_there_are_any():
     torch.manual_seed(0)
     config = AutoencoderConfig(
-        FSQConfig((4, 4)), 16, multipliers=(1, 1, 1), decoder_channels=64, decoder_blocks=1, words=8
+        FSQConfig((4, 4)),
+        16,
+        multipliers=(1, 1, 1),
+        decoder_channels=64,
+        decoder_blocks=1,
+        caption_vocab=8,
     )
-    model = Autoencoder(dataclasses.replace(config, caption=0.5))
+    model = Autoencoder(dataclasses.replace(config, caption_loss_weight=0.5))
     patches, grids = torch.rand(3 * 16, 48) * 2 - 1, torch.tensor([[4, 4]] * 3)
     captioned = model.loss(ImageBatch(patches, grids, TEXTS, LENGTHS, MATCH))
     bare = model.loss(ImageBatch(patches, grids))
@@ -46,4 +51,4 @@ def test_the_tokenizer_learns_from_captions_only_where_there_are_any():
     assert bare.numbers()["caption"][0] == 0
     captioned.sum.backward()
     assert all(p.grad is not None for p in model.reader.parameters())
-    assert Autoencoder(dataclasses.replace(config, caption=0.0)).reader is None
+    assert Autoencoder(dataclasses.replace(config, caption_loss_weight=0.0)).reader is None

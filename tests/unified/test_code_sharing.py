@@ -11,7 +11,7 @@ from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.code_sharing import share_codes
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
 
-CONFIG = UnifiedConfig(width=32, layers=1, heads=4, kv_heads=4, hidden=48)
+CONFIG = UnifiedConfig(hidden_size=32, layers=1, heads=4, kv_heads=4, intermediate_size=48)
 
 
 def build(shared):

@@ -12,7 +12,13 @@ from chiasm.unified.model import Unified
 
 def model(**changes):
     torch.manual_seed(0)
-    settings = {"width": 64, "layers": 3, "heads": 4, "kv_heads": 2, "hidden": 64} | changes
+    settings = {
+        "hidden_size": 64,
+        "layers": 3,
+        "heads": 4,
+        "kv_heads": 2,
+        "intermediate_size": 64,
+    } | changes
     return Unified(UnifiedConfig(**settings), Vocabulary(20, 16, 0, 1, 2, 3, 4))
 
 

@@ -22,7 +22,13 @@ from chiasm.unified.model import Unified
 
 V = Vocabulary(20, 12, pad=0, begin=1, end=2, begin_image=3, end_image=4, mask=19)
 CONFIG = UnifiedConfig(
-    width=32, layers=2, heads=4, kv_heads=2, hidden=48, image_objective="masked", z_loss=0.0
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    intermediate_size=48,
+    image_objective="masked",
+    z_loss=0.0,
 )
 
 

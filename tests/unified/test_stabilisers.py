@@ -26,19 +26,19 @@ from chiasm.unified.local_heads import look_nearby
 from chiasm.unified.model import Unified
 
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
-CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+CONFIG = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
 COLUMNS = 3
 SWITCHES = [
     {"qk_norm": "rms"},
     {"qk_norm": False},
-    {"reordered": True},
+    {"post_norm": True},
     {"attention_softcap": 5.0},
     {"logit_softcap": 3.0},
     {"image_attention": "bidirectional"},
     {"rope": "2d"},
     {"tied": True},
-    {"mup_base": 16},
-    {"reordered": True, "rope": "2d", "image_attention": "bidirectional", "tied": True},
+    {"mup_base_width": 16},
+    {"post_norm": True, "rope": "2d", "image_attention": "bidirectional", "tied": True},
 ]
 
 
@@ -102,9 +102,9 @@ def test_a_reordered_branch_keeps_the_size_of_its_norm():
     torch.manual_seed(0)
     x, turn, gamma = torch.randn(1, 6, 32), rotation(torch.arange(6)[None], 8), 0.7
 
-    def added(reordered, growth):
+    def added(post_norm, growth):
         torch.manual_seed(1)
-        block = Block(32, 4, 2, 48, True, 0.0, reordered=reordered)
+        block = Block(32, 4, 2, 48, True, 0.0, post_norm=post_norm)
         block.post_attention_layernorm.weight.fill_(gamma)
         block.self_attn.o_proj.weight.zero_()  # leaves the feed-forward's branch alone
         block.mlp.down_proj.weight.mul_(10 * growth)  # far above the norm's epsilon
@@ -116,8 +116,8 @@ def test_a_reordered_branch_keeps_the_size_of_its_norm():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reordered", [False, True])
-def test_block_equals_chameleons(reordered):
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_block_equals_chameleons(post_norm):
     torch.manual_seed(0)
     config = ChameleonConfig(
         hidden_size=32,
@@ -126,14 +126,14 @@ def test_block_equals_chameleons(reordered):
         intermediate_size=48,
         rms_norm_eps=1e-5,
         attn_implementation="eager",
-        swin_norm=reordered,
+        swin_norm=post_norm,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
-    kind = chameleon.ChameleonSwinDecoderLayer if reordered else chameleon.ChameleonDecoderLayer
+    kind = chameleon.ChameleonSwinDecoderLayer if post_norm else chameleon.ChameleonDecoderLayer
     theirs = kind(config, 0).eval()
     for name, parameter in theirs.named_parameters():
         torch.nn.init.normal_(parameter, 1.0 if "norm.weight" in name else 0.0, 0.2)
-    ours = Block(32, 4, 2, 48, True, 0.0, reordered=reordered)
+    ours = Block(32, 4, 2, 48, True, 0.0, post_norm=post_norm)
     ours.load_state_dict(theirs.state_dict())
     x, position = torch.randn(1, 9, 32), torch.arange(9)[None]
     mask = torch.full((9, 9), float("-inf")).triu(1)[None, None]
@@ -302,7 +302,7 @@ def test_mup_at_its_base_width_is_off():
     torch.manual_seed(0)
     plain = Unified(CONFIG, VOCABULARY)
     torch.manual_seed(0)
-    based = Unified(dataclasses.replace(CONFIG, mup_base=32), VOCABULARY)
+    based = Unified(dataclasses.replace(CONFIG, mup_base_width=32), VOCABULARY)
     for a, b in zip(plain.parameters(), based.parameters(), strict=True):
         assert torch.equal(a, b)
     batch = pack([[tokens(1, 5, "image", 7)]])
@@ -310,7 +310,7 @@ def test_mup_at_its_base_width_is_off():
 
 
 def test_mup_rates_by_parameter():
-    made = model(width=64, heads=8, kv_heads=8, hidden=96, mup_base=16)
+    made = model(hidden_size=64, heads=8, kv_heads=8, intermediate_size=96, mup_base_width=16)
     for optimizer, divided in (("adamw", 4.0), ("muon", 2.0)):
         stage = Stage("s", 1, {"embedding": 1.0, "transformer": 1.0}, optimizer=optimizer)
         stage = dataclasses.replace(stage, muon_scale=1.0, autocast="none")
@@ -329,12 +329,12 @@ def test_mup_keeps_what_a_step_changes_and_the_standard_way_does_not():
 
     def moved(width, mup_base):
         config = UnifiedConfig(
-            width=width,
+            hidden_size=width,
             layers=2,
             heads=width // 8,
             kv_heads=width // 8,
-            hidden=2 * width,
-            mup_base=mup_base,
+            intermediate_size=2 * width,
+            mup_base_width=mup_base,
         )
         torch.manual_seed(0)
         made = Unified(config, VOCABULARY)
@@ -358,7 +358,7 @@ def test_mup_keeps_what_a_step_changes_and_the_standard_way_does_not():
 
 def test_impossible_heads_are_refused():
     with pytest.raises(ConfigError, match="heads must divide"):
-        UnifiedConfig(width=100, heads=6)
+        UnifiedConfig(hidden_size=100, heads=6)
     with pytest.raises(ConfigError, match="known width"):
         Unified(dataclasses.replace(CONFIG, rope="2d"), VOCABULARY)
 
@@ -370,7 +370,13 @@ def test_impossible_heads_are_refused():
 def test_local_heads_find_their_neighbour_in_two_dimensions(objective, distances, head):
     columns, theta, distance = 4, 100.0, distances[head]
     config = UnifiedConfig(
-        width=64, layers=2, heads=4, kv_heads=4, hidden=64, rope="2d", image_objective=objective
+        hidden_size=64,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        intermediate_size=64,
+        rope="2d",
+        image_objective=objective,
     )
     made = Unified(config, dataclasses.replace(VOCABULARY, mask=9), columns)
     look_nearby(made, columns)

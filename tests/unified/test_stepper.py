@@ -23,7 +23,7 @@ def joined(monkeypatch):
 
 
 V = Vocabulary(20, 12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
-CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+CONFIG = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
 PROMPTS = (3, 6, 1)
 STEPS = 9
 SWITCHES = {
@@ -32,12 +32,12 @@ SWITCHES = {
     "rms": {"qk_norm": "rms", "kv_heads": 1},
     "tied": {"tied": True},
     "soft-cap": {"logit_softcap": 3.0},
-    "mup": {"mup_base": 16},
+    "mup": {"mup_base_width": 16},
     "bidirectional": {"image_attention": "bidirectional"},
 }
 COMMON = {
     "2d": {"rope": "2d"},
-    "reordered": {"reordered": True},
+    "post_norm": {"post_norm": True},
     "attention soft-cap": {"attention_softcap": 5.0},
 }
 

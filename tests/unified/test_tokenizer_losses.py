@@ -177,7 +177,9 @@ def test_the_discriminator_starts_when_it_is_told_and_leaves_with_the_training(t
             pass
 
     rates = {"encoder": 1e-3, "decoder": 1e-3, "discriminator": 1e-3}
-    stage = Stage("both", 5, rates, schedule="constant", warmup=0.0, autocast="none", log_every=1)
+    stage = Stage(
+        "both", 5, rates, schedule="constant", warmup_ratio=0.0, autocast="none", log_every=1
+    )
     train(model, [stage], lambda _: Images(), tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert ["hinge" in line for line in lines] == [False, False, False, True, True]

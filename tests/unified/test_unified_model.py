@@ -25,7 +25,7 @@ from chiasm.unified.model import Unified
 from kernel_stand_ins import blocks_of, using, varlen
 
 VOCABULARY = Vocabulary(text=20, codes=12, pad=0, begin=1, end=2, begin_image=3, end_image=4)
-CONFIG = UnifiedConfig(width=32, layers=2, heads=4, kv_heads=2, hidden=48)
+CONFIG = UnifiedConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48)
 
 
 def model(**changes):

@@ -1,19 +1,21 @@
 """Recipes as dataclasses: override by dotted name, save as JSON, load strictly.
 
 JSON says which class an object is of by "kind": the tag that the class is registered under, or
-`module:Class` for one of the user's own (core/registry.py). Class names stand in ALIASES alone.
+`module:Class` for one of the user's own (core/registry.py). Names of earlier versions, of classes,
+fields and values, stand in core/aliases.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from chiasm.core import aliases
 from chiasm.core.errors import ConfigError
 from chiasm.core.registry import REFERENCE, Registry, allow_named, nearest, own
 
@@ -26,55 +28,10 @@ CONFIGS: Registry[Any] = Registry("configuration", object, classes=True)
 """tag -> dataclass, of everything that is saved."""
 _TAGS: dict[type, str] = {}
 
-ALIASES = {
-    "AnyResConfig": "anyres",
-    "AutoencoderConfig": "autoencoder",
-    "AveragePoolConfig": "average_pool",
-    "CAbstractorConfig": "c_abstractor",
-    "ContrastiveConfig": "contrastive",
-    "CropConfig": "crop",
-    "CrossAttentionConfig": "cross_attention",
-    "DAbstractorConfig": "d_abstractor",
-    "DeepStackConfig": "deepstack",
-    "FSQConfig": "fsq",
-    "FusedConfig": "fused_encoders",
-    "GroupSettings": "group",
-    "GuardSettings": "guard",
-    "IdentityConfig": "identity",
-    "Ingredient": "mixture_source",
-    "LFQConfig": "lfq",
-    "LinearConfig": "linear",
-    "LoRAConfig": "lora",
-    "MLLMConfig": "mllm",
-    "MLPConfig": "mlp",
-    "Mixture": "mixture",
-    "NativeConfig": "native",
-    "PadConfig": "pad",
-    "PerceiverConfig": "perceiver",
-    "PixelShuffleConfig": "pixel_shuffle",
-    "QFormerConfig": "qformer",
-    "Ranks": "ranks",
-    "Recipe": "recipe",
-    "ResidualMLPConfig": "residual_mlp",
-    "ResidualVQConfig": "residual_vq",
-    "ResizeConfig": "resize",
-    "SavedMLLM": "mllm_run",
-    "SplitConfig": "split",
-    "Stage": "stage",
-    "StockNetworks": "hf_networks",
-    "TokenMergeConfig": "token_merge",
-    "TokenizerViT": "vit_networks",
-    "TowerConfig": "hf_encoder",
-    "TowerOptions": "encoder_options",
-    "UnifiedConfig": "unified",
-    "VQConfig": "vq",
-    "VideoConfig": "video",
-    "ViTConfig": "vit",
+_FIRST_KINDS = {tag: name for name, tag in aliases.KINDS.items()}
+_FIRST_FIELDS = {
+    tag: {new: old for old, new in names.items()} for tag, names in aliases.FIELDS.items()
 }
-"""Kinds as versions before 0.2 wrote them, the names of classes -> tag. Saved runs have them for
-ever: nothing is taken out."""
-_FIRST_NAMES = {tag: name for name, tag in ALIASES.items()}
-_warned: set[str] = set()
 
 
 class Custom:
@@ -83,14 +40,36 @@ class Custom:
 
 
 def tag(name: str) -> Callable[[K], K]:
-    """Register a dataclass under the tag that it is saved by, which stays when it is renamed."""
+    """Register a dataclass under the tag that it is saved by, which stays when it is renamed. Its
+    fields may be given by the names of earlier versions too."""
 
     def add(kind: K) -> K:
         CONFIGS.register(name, kind)
         _TAGS[kind] = name
+        if name in aliases.FIELDS:
+            _take_old_names(kind, name)
         return kind
 
     return add
+
+
+def _take_old_names(kind: type, name: str) -> None:
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def translated(self: Any, *arguments: Any, **given: Any) -> None:
+        own = dataclasses.fields(kind)
+        if len(arguments) <= len(own):  # else too many: init says so
+            named = dict(zip((f.name for f in own), arguments, strict=False))
+            with aliases.one_warning():
+                given = aliases.fields(name, named | given, kind.__name__)
+            arguments = ()
+            for f in own:
+                if dataclasses.is_dataclass(f.default) and isinstance(given.get(f.name), dict):
+                    given[f.name] = dataclasses.replace(f.default, **given[f.name])  # type: ignore[type-var]
+        init(self, *arguments, **given)
+
+    kind.__init__ = translated
 
 
 def tag_of(kind: type) -> str:
@@ -100,17 +79,7 @@ def tag_of(kind: type) -> str:
 
 def current(kind: Any) -> Any:
     """A saved "kind" as it is called now; warns once of a name of an earlier version."""
-    if not isinstance(kind, str) or kind not in ALIASES:
-        return kind
-    if not _warned:
-        _warned.add(kind)
-        warnings.warn(
-            f"the kind '{kind}' is called '{ALIASES[kind]}' now; names of earlier versions stay "
-            "readable, and what is saved again has the new ones",
-            FutureWarning,
-            stacklevel=2,
-        )
-    return ALIASES[kind]
+    return aliases.renamed(kind, aliases.KINDS.get(kind, kind)) if isinstance(kind, str) else kind
 
 
 def to_dict(config: Any) -> Any:
@@ -120,14 +89,20 @@ def to_dict(config: Any) -> Any:
 
 
 def identity(config: Any) -> Any:
-    """to_dict with kinds as they were first called: what digests of codes and features that are
-    kept on disk are made of."""
-    return _plain(config, lambda kind: _FIRST_NAMES.get(tag_of(kind), tag_of(kind)))
+    """to_dict with kinds and fields as they were first called: what digests of codes and features
+    that are kept on disk are made of."""
+    return _plain(config, lambda kind: _FIRST_KINDS.get(tag_of(kind), tag_of(kind)), _FIRST_FIELDS)
 
 
-def _plain(config: Any, name: Callable[[type], str]) -> Any:
+def _plain(
+    config: Any, name: Callable[[type], str], fields: Mapping[str, Mapping[str, str]] | None = None
+) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        body = {f.name: _plain(getattr(config, f.name), name) for f in dataclasses.fields(config)}
+        names = (fields or {}).get(tag_of(type(config)), {})
+        body = {
+            names.get(f.name, f.name): _plain(getattr(config, f.name), name, fields)
+            for f in dataclasses.fields(config)
+        }
         if "kind" in body:  # it would overwrite the tag and be lost on the way back
             raise ConfigError(f"{type(config).__name__}: a field cannot be named 'kind'; rename it")
         return {"kind": name(type(config)), **body}
@@ -137,9 +112,9 @@ def _plain(config: Any, name: Callable[[type], str]) -> Any:
             "@dataclass(frozen=True)"
         )
     if isinstance(config, (list, tuple)):
-        return [_plain(item, name) for item in config]
+        return [_plain(item, name, fields) for item in config]
     if isinstance(config, dict):
-        return {key: _plain(value, name) for key, value in config.items()}
+        return {key: _plain(value, name, fields) for key, value in config.items()}
     return config
 
 
@@ -154,7 +129,13 @@ def _lasting(kind: type) -> str:
 
 
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
-    """The inverse of to_dict for a type; ConfigError names an unknown, missing or ill-typed key."""
+    """The inverse of to_dict for a type; ConfigError names an unknown, missing or ill-typed key.
+    Names of earlier versions are read, with one warning (core/aliases.py)."""
+    with aliases.one_warning():
+        return _from_dict(kind, value, where)
+
+
+def _from_dict(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _from_union(arguments, value, where)
@@ -192,9 +173,15 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
 def override(config: C, settings: dict[str, str], what: str = "recipe") -> C:
     """A copy of a dataclass with dotted fields set from text, e.g. {"stages.0.steps": "500"}.
 
-    Text is read as JSON where the field is not a string. Raises ConfigError naming the nearest
-    field for an unknown one.
+    Text is read as JSON where the field is not a string. Fields may have their names of earlier
+    versions, with a warning. Raises ConfigError naming the nearest field for an unknown one.
     """
+    with aliases.one_warning():
+        settings = {_current_path(config, key): text for key, text in settings.items()}
+        return _override(config, settings, what)
+
+
+def _override(config: C, settings: dict[str, str], what: str) -> C:
     known = leaves(config)
     tree = to_dict(config)
     allow_named(settings.values())
@@ -206,6 +193,31 @@ def override(config: C, settings: dict[str, str], what: str = "recipe") -> C:
             raise ConfigError(f"unknown field '{key}' in {what}{nearest(key, known)}")
         _put(tree, key, _parse(text, known.get(key)))
     return from_dict(type(config), tree, what)
+
+
+def _current_path(config: Any, key: str) -> str:
+    """A dotted name with every field as it is called now."""
+    node, path = config, []
+    model = tag_of(type(getattr(config, "model", None)))
+    for part in key.split("."):
+        name = part
+        if dataclasses.is_dataclass(node) and not isinstance(node, type):
+            body = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+            name = aliases.field(tag_of(type(node)), part, body, model)
+        elif path and path[-1] in ("lr", "groups"):
+            name = aliases.group(part)
+        for step in name.split("."):
+            path.append(step)
+            node = _child(node, step)
+    return ".".join(path)
+
+
+def _child(node: Any, name: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(name)
+    if isinstance(node, list | tuple):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    return getattr(node, name, None)
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -282,6 +294,7 @@ def _from_object(kind: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     body = {k: v for k, v in value.items() if k != "kind"}
+    body = aliases.fields(tag_of(kind), body, where)
     for key in body:
         if key not in fields:
             raise ConfigError(f"unknown field '{key}' in {where}{nearest(key, fields)}")

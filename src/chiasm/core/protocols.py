@@ -167,9 +167,9 @@ class Stream(Protocol[T_co]):
     def state_dict(self) -> dict: ...
     def load_state_dict(self, state: dict) -> None: ...
 
-    def split(self, strand: int, count: int) -> None:
-        """See only every count-th place of the order from now on, beginning with number `strand`:
-        several such streams see all of it together. Before the first batch."""
+    def split(self, data_shard: int, count: int) -> None:
+        """See only every count-th place of the order from now on, beginning with number
+        `data_shard`: several such streams see all of it together. Before the first batch."""
         ...
 
 

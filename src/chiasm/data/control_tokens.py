@@ -29,7 +29,7 @@ Encoding = tuple[list[int], list[tuple[int, int]]]
 
 class ControlTokens:
     """Of a transformers tokenizer: its special tokens but those in `allowed`, which people write
-    and mean (model.tokens)."""
+    and mean (model.extra_special_tokens)."""
 
     def __init__(self, tokenizer: Any, allowed: Collection[str] = ()):
         self.tokenizer, self.size = tokenizer, len(tokenizer)

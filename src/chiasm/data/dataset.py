@@ -13,11 +13,11 @@ from chiasm.core.sample import Sample
 from chiasm.data.formats.reading import Reading
 from chiasm.data.load import Split, load_samples
 from chiasm.data.mixture import Ingredient, parse
+from chiasm.data.objectives import chat
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine, said_of
 from chiasm.data.stream import SampleStream
 from chiasm.data.turns import Mixed
-from chiasm.data.views import converse
 
 
 def loader(
@@ -39,7 +39,7 @@ def loader(
     quarantine = Quarantine()
     if isinstance(data, (str, Path)):
         data = read(str(data), split, quarantine)
-    return SampleStream(data, [converse], processor, batch_tokens, seed, quarantine)
+    return SampleStream(data, [chat], processor, batch_tokens, seed, quarantine)
 
 
 def read(

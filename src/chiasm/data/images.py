@@ -103,9 +103,9 @@ class ImageStream:
         self.reader = Reader(self.samples, self.turns, threads)
         self._decoded: dict[int, PIL.Image.Image] = {}
 
-    def split(self, strand: int, count: int) -> None:
-        """As core.protocols.Stream; the counters count the strand's own places."""
-        self.turns.split(strand, count)
+    def split(self, data_shard: int, count: int) -> None:
+        """As core.protocols.Stream; the counters count the data shard's own places."""
+        self.turns.split(data_shard, count)
 
     def state_dict(self) -> dict:
         return self.turns.state_dict()

@@ -24,6 +24,6 @@ def randomness_at(cursor: int, seed: int) -> np.random.Generator:
     return np.random.default_rng((seed, 1, cursor))
 
 
-def place_of(cursor: int, strand: int, count: int) -> int:
-    """Where the cursor of one of `count` strands stands in the whole sequence."""
-    return cursor * count + strand
+def place_of(cursor: int, data_shard: int, count: int) -> int:
+    """Where the cursor of one of `count` data shards stands in the whole sequence."""
+    return cursor * count + data_shard

@@ -11,12 +11,12 @@ import numpy as np
 from chiasm.core.batch import Batch, Encoded, pack, round_up
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
+from chiasm.data.objectives import View
 from chiasm.data.packing import Budget, Size, fill
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import Reader
 from chiasm.data.turns import Mixed, Turn, Turns
-from chiasm.data.views import View
 
 T = TypeVar("T")
 
@@ -36,9 +36,10 @@ class SampleStream:
     """Endless batches of whole samples, packed until the next one would pass `tokens`.
 
     Every sample passes through every view once an epoch of its source. A batch holds consecutive
-    samples of the order (data.turns) or of a strand of it, so the state is that order's counters. A
-    sample that cannot be used goes to the quarantine. A sample longer than `tokens` makes a batch
-    of its own. per_sample: as in core.batch.Batch. threads: that read ahead (data/reader.py).
+    samples of the order (data.turns) or of a data shard of it, so the state is that order's
+    counters. A sample that cannot be used goes to the quarantine. A sample longer than `tokens`
+    makes a batch of its own. per_sample: as in core.batch.Batch. threads: that read ahead
+    (data/reader.py).
     """
 
     def __init__(
@@ -61,9 +62,9 @@ class SampleStream:
         self.reader = Reader(self.samples, self.turns, threads)
         self._ahead: tuple[Turn, Encoded] | None = None
 
-    def split(self, strand: int, count: int) -> None:
-        """As core.protocols.Stream; the counters count the strand's own places."""
-        self.turns.split(strand, count)
+    def split(self, data_shard: int, count: int) -> None:
+        """As core.protocols.Stream; the counters count the data shard's own places."""
+        self.turns.split(data_shard, count)
 
     def state_dict(self) -> dict:
         return self.turns.state_dict()
@@ -171,7 +172,7 @@ class KnapsackStream(SampleStream):
         """Measure the next window and lay out its rows, in an order of their own: those filled
         first hold the longest samples."""
         turns = self.turns
-        random = np.random.default_rng((turns.seed, 2, turns.passed, *turns.strand))
+        random = np.random.default_rng((turns.seed, 2, turns.passed, *turns.data_shard))
         measured = [*self._waiting, *(self._measure_next() for _ in range(self.window))]
         rows, left = fill([size for _, size in measured], self.budget)
         order = random.permutation(len(rows))

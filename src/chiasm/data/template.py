@@ -119,8 +119,8 @@ class ChatTemplate:
     What people wrote is tokenized as words even where it looks like a control token
     (control_tokens).
     system: the system's words where a conversation has none; None leaves them to the template.
-    spoken: special tokens that people may write (model.tokens); those that the chat template itself
-    writes are not among them.
+    spoken: special tokens that people may write (model.extra_special_tokens); those that the
+    chat template itself writes are not among them.
     stop: further ids that end a reply (a generation_config's), beside the tokenizer's eos and what
     the template writes after a reply (Gemma's <end_of_turn>). Raises DataError for a tokenizer
     without a template, or one whose replies have no special token at the end.
@@ -241,7 +241,7 @@ class ChatTemplate:
                 return token
         raise DataError(
             "this chat template writes no special token after a reply, so a model could not learn "
-            "to stop; end replies with {{ eos_token }} or one of model.tokens"
+            "to stop; end replies with {{ eos_token }} or one of model.extra_special_tokens"
         )
 
     def _content(self, turn: Turn, hidden: Hidden) -> Any:

@@ -126,8 +126,8 @@ class Turns:
 
     Next is the source that is furthest behind its weight in samples or tokens used; within a source
     the order is that of data.order. So the counters are the whole state, any two orders that count
-    alike go on alike, and after n samples no source is more than one away from its part. A strand
-    counts its own places (core.protocols.Stream.split).
+    alike go on alike, and after n samples no source is more than one away from its part. A data
+    shard counts its own places (core.protocols.Stream.split).
     """
 
     def __init__(self, samples: Mixed, views: int, seed: int):
@@ -136,10 +136,10 @@ class Turns:
         self.counts = [Counts() for _ in self.sources]
         self.split(0, 1)
 
-    def split(self, strand: int, count: int) -> None:
-        self.strand = (strand, count)
+    def split(self, data_shard: int, count: int) -> None:
+        self.data_shard = (data_shard, count)
         # Strands do not begin in step: else all would see the same source at the same time.
-        self._phase = np.random.default_rng((self.seed, 2, strand)).random(len(self.sources))
+        self._phase = np.random.default_rng((self.seed, 2, data_shard)).random(len(self.sources))
 
     def next(self) -> Turn:
         """Raises DataError when all sources have been seen as often as they may."""
@@ -148,7 +148,7 @@ class Turns:
 
     def of_cursor(self, number: int, cursor: int) -> Turn:
         """The turn of a source when its cursor stands there."""
-        return self.at(number, place_of(cursor, *self.strand))
+        return self.at(number, place_of(cursor, *self.data_shard))
 
     def at(self, number: int, place: int) -> Turn:
         """The turn at a place of a source's order, whoever's it is."""
@@ -204,6 +204,6 @@ class Turns:
 
     def _finished(self, number: int) -> bool:
         source = self.sources[number]
-        place = place_of(self.counts[number].cursor, *self.strand)
+        place = place_of(self.counts[number].cursor, *self.data_shard)
         over = source.epochs and place >= source.epochs * self._total(number)
         return not source.count or not source.weight or bool(over)

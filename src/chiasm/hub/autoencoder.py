@@ -13,7 +13,9 @@ from chiasm.unified.config import AutoencoderConfig
 
 def save(path: Path, model: Autoencoder) -> None:
     """Without what only training needs: the head that read captions and those who judged."""
-    plain = Autoencoder(replace(model.config, caption=0.0, perceptual=0.0, adversarial=0.0))
+    plain = Autoencoder(
+        replace(model.config, caption_loss_weight=0.0, perceptual=0.0, adversarial=0.0)
+    )
     helpers = ("reader.", "perceptual.", "discriminator.")
     plain.load_state_dict(
         {k: v for k, v in model.state_dict().items() if not k.startswith(helpers)}

@@ -145,7 +145,10 @@ def base_models(model: MLLM | Unified) -> list[str]:
     """What a model's configuration says it was made from: encoder and language model, or image
     tokenizer; those that were trained as part of its own run are not named."""
     if isinstance(model, MLLM):
-        named: list[str | None] = [*(model.config.encoder or "").split("+"), model.config.language]
+        named: list[str | None] = [
+            *(model.config.encoder or "").split("+"),
+            model.config.language_model,
+        ]
     else:
         named = [model.config.tokenizer]
     return [name.strip() for name in named if name and name.strip()]

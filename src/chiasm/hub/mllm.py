@@ -44,7 +44,7 @@ from chiasm.vision.pretrained import Encoder, restore_encoder, save_encoder
 from chiasm.vision.vit import ViT
 
 ROWS = "token_rows.safetensors"
-"""In `adapter/`: what was learnt of the tokens in model.tokens."""
+"""In `adapter/`: what was learnt of the tokens in model.extra_special_tokens."""
 
 
 def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
@@ -60,32 +60,34 @@ def build(config: MLLMConfig, vision: Encoder) -> tuple[MLLM, Processor]:
     model, processor = assemble(config, vision, language, tokenizer, scale)
     if config.lora is not None:
         add_adapters(model.language, config.lora)
-    freeze(model, config.frozen_layers)
+    freeze(model, config.freeze_first_layers)
     model.rows = _new_rows(config, model, tokenizer)
     return model, processor
 
 
 def _new_rows(config: MLLMConfig, model: MLLM, tokenizer: Any) -> TokenRows | None:
     """Rows of the special tokens to be learnt, where the tables that hold them are frozen."""
-    if config.lora is None and not config.frozen_layers:
+    if config.lora is None and not config.freeze_first_layers:
         return None
     names = _learnt(config, model)
     ids = tokenizer.convert_tokens_to_ids(names)
-    # frozen_layers leaves a head of its own to the stages; under adapters it is frozen.
+    # freeze_first_layers leaves a head of its own to the stages; under adapters it is frozen.
     return TokenRows(model.language, ids, config.lora is not None) if ids else None
 
 
 def _learnt(config: MLLMConfig, model: MLLM) -> list[str]:
-    words = image_words(config.images, model.vision.config, model.projector)
-    return list(dict.fromkeys([*config.tokens, *words]))
+    words = image_words(config.image_processing, model.vision.config, model.projector)
+    return list(dict.fromkeys([*config.extra_special_tokens, *words]))
 
 
 def _base(config: MLLMConfig) -> tuple[Any, Any]:
     """The pretrained language model, in 4 bits where the adapters want it so, and its tokenizer
     with the tokens and the chat template wanted. The same whenever it is called."""
     quantised = config.lora is not None and config.lora.quantised
-    language, tokenizer = load_language(config.language, quantisation() if quantised else None)
-    add_tokens(language, tokenizer, config.tokens)
+    language, tokenizer = load_language(
+        config.language_model, quantisation() if quantised else None
+    )
+    add_tokens(language, tokenizer, config.extra_special_tokens)
     if config.chat_template is not None:
         tokenizer.chat_template = chat_template(config.chat_template)
     return language, tokenizer
@@ -106,7 +108,8 @@ def freeze(model: MLLM, count: int) -> None:
     """Hold the language model's embedding and first `count` layers in every stage (train.optim)."""
     if count > len(model.layers()):
         raise ConfigError(
-            f"model.frozen_layers: {count}, but the language model has {len(model.layers())} layers"
+            f"model.freeze_first_layers: {count}, but the language model has "
+            f"{len(model.layers())} layers"
         )
     held = [model.language.get_input_embeddings(), *model.layers()[:count]] if count else []
     for module in held:
@@ -134,7 +137,7 @@ def save(path: Path, model: MLLM, processor: Processor, config: MLLMConfig) -> N
     if not isinstance(model.vision, ViT):
         save_encoder(path / "vision", model.vision)
     if config.lora is not None and config.lora.apart:
-        save_adapters(path / "adapter", model.language, config.language)
+        save_adapters(path / "adapter", model.language, config.language_model)
         if model.rows is not None:
             save_rows(path / "adapter" / ROWS, model.rows, _learnt(config, model))
         return
@@ -218,10 +221,12 @@ def replace_projector(model: MLLM, processor: Processor, projector: Projector) -
         projector.config = None  # it computes, and is refused when it is to be saved
     config = replace(model.config, projector=projector.config)
     tokenizer = processor.template.tokenizer  # type: ignore[attr-defined]
-    add_image_parts(config.images, model.vision.config, projector, model.language, tokenizer)
+    add_image_parts(
+        config.image_processing, model.vision.config, projector, model.language, tokenizer
+    )
     model.use_projector(projector.to(next(model.parameters()).device))
     words, marker = partial(_ids, tokenizer), processor.template.marker
-    codec = MLLMCodec(model.vision.config, projector, marker, config.images, words)
+    codec = MLLMCodec(model.vision.config, projector, marker, config.image_processing, words)
     processor.codec, processor.clips = codec, Clips(config.video, codec.frames)
     processor.slots.clear()
     model.config = config
@@ -243,21 +248,24 @@ def assemble(
     """The parts together, with a fresh projector; template: if not the tokenizer's own."""
     if template is None:
         template = ChatTemplate(
-            tokenizer, system=config.system, stop=stop_ids(language), spoken=config.tokens
+            tokenizer,
+            system=config.system,
+            stop=stop_ids(language),
+            spoken=config.extra_special_tokens,
         )
     levels = feature_levels(vision.config)
     if isinstance(config.projector, DeepStackConfig) and config.projector.levels != levels:
         raise ConfigError(
             f"model.projector.levels: {config.projector.levels}, but the features are of {levels} "
-            "layers of one encoder; set model.tower.layer to as many layers"
+            "layers of one encoder; set model.vision.layer to as many layers"
         )
     width = language.config.hidden_size
     projector = build_projector(config.projector, feature_width(vision.config), width, scale)
-    add_image_parts(config.images, vision.config, projector, language, tokenizer)
+    add_image_parts(config.image_processing, vision.config, projector, language, tokenizer)
     model = MLLM(vision, projector, language, template.marker)
     model.config = config
     words = partial(_ids, tokenizer)
-    codec = MLLMCodec(vision.config, projector, template.marker, config.images, words)
+    codec = MLLMCodec(vision.config, projector, template.marker, config.image_processing, words)
     # A learned table of positions has no row beyond its last.
     known = getattr(language.config, "max_position_embeddings", config.max_length)
     length = min(config.max_length, known)

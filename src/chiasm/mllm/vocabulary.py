@@ -105,8 +105,8 @@ def load_rows(file: Path, rows: TokenRows, names: Sequence[str]) -> None:
     """Fill rows with what save_rows wrote. CheckpointError where they are of other tokens."""
     if not file.exists():
         raise CheckpointError(
-            f"{file}: no such file, so what was learnt of model.tokens ({', '.join(names)}) is "
-            "missing; give the whole folder of the run"
+            f"{file}: no such file, so what was learnt of model.extra_special_tokens "
+            f"({', '.join(names)}) is missing; give the whole folder of the run"
         )
     with safe_open(file, "pt") as opened:
         told = json.loads((opened.metadata() or {}).get("tokens", "[]"))

@@ -82,7 +82,7 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(·)), dropout after each branch.
 
-    reordered: x + norm(attention(x)), then + norm(mlp(·)) (Swin v2, 2111.09883, section 3.2;
+    post_norm: x + norm(attention(x)), then + norm(mlp(·)) (Swin v2, 2111.09883, section 3.2;
     Chameleon, 2405.09818, section 2.3): what a branch adds then has the size of its norm's weight,
     however its matrices grow. The norms keep their names, as in Chameleon's weights.
     """
@@ -96,11 +96,11 @@ class Block(nn.Module):
         qk_norm: QKNorm,
         dropout: float,
         eps: float = 1e-5,
-        reordered: bool = False,
+        post_norm: bool = False,
         softcap: float | None = None,
     ):
         super().__init__()
-        self.reordered = reordered
+        self.post_norm = post_norm
         self.input_layernorm = RMSNorm(width, eps=eps)
         self.self_attn = Attention(width, heads, kv_heads, qk_norm, softcap)
         self.post_attention_layernorm = RMSNorm(width, eps=eps)
@@ -115,7 +115,7 @@ class Block(nn.Module):
         cache: Any | None = None,
         layer: int = 0,
     ) -> Tensor:
-        if self.reordered:
+        if self.post_norm:
             mixed = self.self_attn(lowered(x), turn, layout, cache, layer)
             x = x + self.dropout(self.input_layernorm(mixed))
             return x + self.dropout(self.post_attention_layernorm(self.mlp(lowered(x))))

@@ -63,23 +63,32 @@ def known_arms() -> dict[str, Arm]:
 def scratch_recipe() -> Recipe:
     """Route A with nothing borrowed: all parts learn from captions, then from matching captions,
     then from questions, as unified_nano's do."""
-    rates = {"vision": 1e-3, "projector": 2e-3, "language": 2e-3}
+    rates = {"vision": 1e-3, "projector": 2e-3, "language_model": 2e-3}
 
     def stage(name: str, steps: int, data: str, **more: Any) -> Stage:
-        settings = {"schedule": "constant", "warmup": 0.0, **more}
+        settings = {"schedule": "constant", "warmup_ratio": 0.0, **more}
         return Stage(
-            name, steps, rates, data, batch=2048, optimizer="muon", muon_iterations=3, **settings
+            name,
+            steps,
+            rates,
+            data,
+            batch_tokens=2048,
+            optimizer="muon",
+            muon_iterations=3,
+            **settings,
         )
 
     stages = (
-        stage("perceive", 90, "describe", warmup=0.05),
-        stage("match", 110, "match"),
-        stage("discern", 40, "discern"),
-        stage("converse", 130, "converse+converse+converse+discern"),
-        stage("settle", 300, "converse"),
-        stage("cool", 290, "converse", schedule="linear"),
+        stage("perceive", 90, "caption", warmup=0.05),
+        stage("itm", 110, "itm"),
+        stage("itm_hard", 40, "itm_hard"),
+        stage("chat", 130, "chat+chat+chat+itm_hard"),
+        stage("settle", 300, "chat"),
+        stage("cool", 290, "chat", schedule="linear"),
     )
-    return Recipe(MLLMConfig(projector=MLPConfig(merge=2), lora=None), stages, questions=9)
+    return Recipe(
+        MLLMConfig(projector=MLPConfig(merge=2), lora=None), stages, questions_per_image=9
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ def train_main(
         language = folder / "language"
         if not (folder / "model" / "recipe.json").exists():
             write_language(language, corpus(train), arm.scratch, seed)
-        given["language"] = str(language)
+        given["language_model"] = str(language)
     model = replace(arm.main.model, **given)  # type: ignore[arg-type]
     recipe = replace(_with_steps(arm.main, steps), model=model, data=data, seed=seed)
     return run(recipe, folder / "model", "auto", show)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chiasm.core.aliases import file_of
 from chiasm.core.errors import CheckpointError
 from chiasm.eval.compare import Bill
 from chiasm.train.checkpoint import read_json
+from chiasm.train.log import COST
 
 PARTS = ("encoder", "tokenizer")
 """Fields of a model's configuration that name another run's folder."""
@@ -36,9 +38,9 @@ def parts_of(folder: Path) -> list[Path]:
         return []
     named = [(part, model[part]) for part in PARTS if part in model]
     places = [Path(given) if given else folder / part for part, given in named]
-    return [place for place in places if (place / "ledger.json").exists()]
+    return [place for place in places if file_of(place, COST).exists()]
 
 
 def _stages(folder: Path) -> list[dict]:
-    file = folder / "ledger.json"
+    file = file_of(folder, COST)
     return read_json(file)["stages"] if file.exists() else []

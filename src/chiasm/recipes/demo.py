@@ -34,9 +34,10 @@ from chiasm.mllm.gguf import smollm2
 from chiasm.recipes.jobs.encoder import zero_shot
 from chiasm.recipes.jobs.tokenizer import pixels_of, reconstruction
 from chiasm.recipes.lanes import side_by_side
-from chiasm.recipes.recipe import Recipe, find
+from chiasm.recipes.recipe import Model, Recipe, batch_unit, find
 from chiasm.recipes.run import run as run_recipe
 from chiasm.train.log import Ledger
+from chiasm.train.stage import Stage
 from chiasm.vision.patches import from_array
 
 ATTRIBUTES = {"color": easy_vqa.COLORS, "shape": easy_vqa.SHAPES}
@@ -59,10 +60,14 @@ class Settings:
         recipe = find(name)
         if not self.fast:
             return recipe
-        stages = tuple(
-            replace(s, steps=2, batch=min(s.batch, 384), log_every=1) for s in recipe.stages
-        )
-        return replace(recipe, stages=stages)
+        return replace(recipe, stages=tuple(_small(s, recipe.model) for s in recipe.stages))
+
+
+def _small(stage: Stage, model: Model) -> Stage:
+    """Two steps of at most 384 tokens or images."""
+    unit = batch_unit(model, stage)
+    stage = stage.with_batch_size(unit, min(stage.batch_size(unit), 384))
+    return replace(stage, steps=2, log_every=1)
 
 
 def run(folder: Path, fast: bool = False, seed: int = 0) -> Path:

@@ -6,7 +6,7 @@ a rate of 5e-5 on a cosine to 0, the first phase at 5,120 tokens. Steps and batc
 to plan with: 1T tokens at 2^22 a step.
 
 The image tokenizer has to be given, --model.tokenizer: a trained one with 32,768 codes at stride 8;
-model.stock {"kind": "hf_networks", "family": "emu3", "settings": {}} has its networks.
+model.hf_networks {"kind": "hf_networks", "family": "emu3", "settings": {}} has its networks.
 """
 
 from chiasm.recipes.recipe import Recipe
@@ -20,30 +20,30 @@ def recipe() -> Recipe:
     model = UnifiedConfig(
         tokenizer="runs/emu3_tokenizer",
         text_vocabulary=184_622 - CODES,
-        width=4096,
+        hidden_size=4096,
         layers=32,
         heads=32,
         kv_heads=8,
-        hidden=14_336,
+        intermediate_size=14_336,
         qk_norm=False,
         z_loss=0.0,
         dropout=0.1,
         rope_theta=1_000_000.0,
         image_weight=0.5,
-        share_codes=False,
-        local_heads=False,
+        factorized_code_embedding=False,
+        local_attention_init=False,
         max_length=CONTEXT,
     )
     stage = Stage(
         "pretrain",
         round(TOKENS / STEP),
         {"embedding": 5e-5, "transformer": 5e-5},
-        "converse+draw",
-        batch=CONTEXT,
-        accumulate=STEP // CONTEXT,
-        warmup=0.01,
+        "chat+text_to_image",
+        batch_tokens=CONTEXT,
+        gradient_accumulation_steps=STEP // CONTEXT,
+        warmup_ratio=0.01,
         weight_decay=0.1,
-        recompute=True,
+        gradient_checkpointing=True,
         save_every=1000,
         monitor_every=200,
     )

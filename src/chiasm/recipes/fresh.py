@@ -22,7 +22,7 @@ def fresh(recipe: Recipe) -> tuple[Any, Any]:
     seed. Parts that the recipe names are read; those that it would train first have random weights.
     Text tokenizers are trained on the recipe's data, so it is read where one is needed. Raises
     ConfigError, CheckpointError and DataError as training does."""
-    recipe, quarantine = replace(recipe, questions=0), Quarantine()
+    recipe, quarantine = replace(recipe, questions_per_image=0), Quarantine()
     config = recipe.model
     whole = isinstance(config, MLLMConfig) and config.encoder is not None
     reading = reading_of(recipe, quarantine)

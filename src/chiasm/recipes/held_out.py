@@ -28,10 +28,10 @@ from chiasm.data import easy_vqa
 from chiasm.data.caption import caption_of
 from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.load import BUILT_IN
+from chiasm.data.objectives import View, by_name
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.stream import pack_evenly
-from chiasm.data.views import View, by_name
 from chiasm.eval.conversation import group_key
 from chiasm.eval.image_use import QUESTIONS, ImageUse, image_use, shuffled_questions
 from chiasm.eval.runner import replies_to
@@ -69,11 +69,10 @@ ANNOUNCED = 64
 class HeldOut:
     """The `Evaluate` of a model of either route.
 
-    samples: the held-out half. views: as Context.views; words: makes batches of images and captions
-    for data "words", where the route has it. closed: the answers replies are parsed into, None
-    compares folded text. Samples that cannot be used are recorded in `quarantine`.
-
-    Everything is encoded once, when it is first needed, and kept; `check` does so before training.
+    samples: the held-out half. objectives: as Context.objectives; words: makes batches of images
+    and captions for the objective embed_align, where the route has it. closed: the answers replies
+    are parsed into, None compares folded text. Samples that cannot be used are recorded in
+    `quarantine`.
     """
 
     def __init__(
@@ -81,12 +80,12 @@ class HeldOut:
         model: Any,
         processor: Processor,
         samples: Sequence[Sample],
-        views: dict[str, View],
+        objectives: dict[str, View],
         quarantine: Quarantine,
         words: ImageProcessor | None = None,
         closed: tuple[str, ...] | None = None,
     ):
-        self.model, self.samples, self.views, self.words = model, samples, views, words
+        self.model, self.samples, self.objectives, self.words = model, samples, objectives, words
         self.quarantine, self.closed = quarantine, closed
         # Slots of their own: those that training remembers stay as they are.
         self.encoder, self.asker = copy.copy(processor), copy.copy(processor)
@@ -108,7 +107,7 @@ class HeldOut:
                 continue
             self.batches(stage, world)
             found = ["loss", *(["accuracy"] if self.task(stage) else [])]
-            if stage.best.removeprefix("-") not in ("", *found):
+            if stage.best_metric.removeprefix("-") not in ("", *found):
                 found = self._measured(stage, found)
             check_best(stage, found)
             if stage.evaluate_examples and self.asker.codec.codes_per_image:
@@ -226,35 +225,36 @@ class HeldOut:
     def batches(self, stage: Stage, world: World) -> list[tuple[int, Batch | ImageBatch]]:
         """This rank's batches of the stage's objectives, with their numbers among all ranks'.
         ConfigError where the held-out half has none."""
-        key = (stage.data, stage.batch, stage.normalise, stage.evaluate_samples, world)
+        size = stage.batch_tokens, stage.batch_images
+        key = (stage.objectives, size, stage.loss_reduction, stage.evaluate_samples, world)
         if key not in self._batches:
-            make = self._word_batches if stage.data == "words" else self._packed
+            make = self._word_batches if stage.objectives == "embed_align" else self._packed
             whole = make(stage)
             if not whole:
                 raise ConfigError(
                     f"stage '{stage.name}': evaluate_every is {stage.evaluate_every}, but no "
-                    f"held-out sample suits data '{stage.data or 'converse'}'; add such samples to "
-                    "the test half, or set it to 0"
+                    f"held-out sample suits the objectives '{stage.objectives or 'chat'}'; add "
+                    "such samples to the test half, or set it to 0"
                 )
             self._batches[key] = list(enumerate(whole))[world.rank :: world.size]
         return self._batches[key]
 
     def _packed(self, stage: Stage) -> list[Batch]:
         rows: list[list[Encoded]] = []
-        used = stage.batch
+        used = size = stage.batch_size("tokens")
         for encoded in self._encoded(stage):
-            if not rows or used + len(encoded) > stage.batch:
+            if not rows or used + len(encoded) > size:
                 rows.append([])
                 used = 0
             rows[-1].append(encoded)
             used += len(encoded)
-        per_sample = stage.normalise == "sample"
-        return [pack_evenly(row, stage.batch, per_sample) for row in rows]
+        per_sample = stage.loss_reduction == "sample"
+        return [pack_evenly(row, size, per_sample) for row in rows]
 
     def _encoded(self, stage: Stage) -> Iterator[Encoded]:
         """At most evaluate_samples conversations: every objective of every sample, in an order that
         is the same for every run."""
-        chosen, count = by_name(stage.data or "converse", self.views), 0
+        chosen, count = by_name(stage.objectives or "chat", self.objectives), 0
         for index in self._order:
             for number, view in enumerate(chosen):
                 if stage.evaluate_samples and count >= stage.evaluate_samples:
@@ -272,13 +272,13 @@ class HeldOut:
         """Batches of as many images as in training, or of all where there are fewer."""
         if self.words is None:
             raise ConfigError(
-                f"stage '{stage.name}': data 'words' is of the MLLM; name another objective"
+                f"stage '{stage.name}': the objective embed_align is of the MLLM; name another"
             )
         suited = [i for i in self._order if self.samples[i].images and caption_of(self.samples[i])]
         found = [self.samples[i] for i in suited[: stage.evaluate_samples or None]]
         if not found:
             return []
-        size = min(stage.batch, len(found))
+        size = min(stage.batch_size("images"), len(found))
         stream = iter(ImageStream(found, self.words, size, 0, quarantine=self.quarantine))
         return [next(stream) for _ in range(len(found) // size)]
 
@@ -334,7 +334,7 @@ def held_out_of(
     context: Context,
     model: Any,
     processor: Processor,
-    views: dict[str, View],
+    objectives: dict[str, View],
     words: ImageProcessor | None = None,
 ) -> HeldOut | None:
     """The evaluation of a job, None where its data has no held-out half."""
@@ -343,7 +343,7 @@ def held_out_of(
     closed = easy_vqa.ANSWERS if context.recipe.data in BUILT_IN else None
     # A quarantine of its own: bad held-out samples must not end a training. One rank writes.
     quarantine = Quarantine(context.quarantine.path if current().main else None)
-    return HeldOut(model, processor, context.test, views, quarantine, words, closed)
+    return HeldOut(model, processor, context.test, objectives, quarantine, words, closed)
 
 
 def _ends_in_words(sample: Sample) -> bool:

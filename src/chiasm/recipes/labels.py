@@ -62,11 +62,13 @@ def _mllm(config: MLLMConfig) -> Processor:
     encoder = find("encoder").model
     assert isinstance(encoder, ContrastiveConfig)
     width = feature_width(encoder.vision)
-    words = load_tokenizer(config.language)
-    words.add_tokens([t for t in config.tokens if t not in words.get_vocab()], special_tokens=True)
+    words = load_tokenizer(config.language_model)
+    words.add_tokens(
+        [t for t in config.extra_special_tokens if t not in words.get_vocab()], special_tokens=True
+    )
     if config.chat_template is not None:
         words.chat_template = chat_template(config.chat_template)
-    template = ChatTemplate(words, system=config.system, spoken=config.tokens)
+    template = ChatTemplate(words, system=config.system, spoken=config.extra_special_tokens)
     with torch.device("meta"):
         projector = build_projector(config.projector, width, width, 1.0)
     codec = MLLMCodec(encoder.vision, projector, template.marker)

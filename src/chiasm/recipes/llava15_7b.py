@@ -16,12 +16,12 @@ BETAS = (0.9, 0.999)
 def recipe() -> Recipe:
     model = MLLMConfig(
         encoder="openai/clip-vit-large-patch14-336",
-        language="lmsys/vicuna-7b-v1.5",
+        language_model="lmsys/vicuna-7b-v1.5",
         projector=MLPConfig(layers=2, merge=1),
         lora=None,
         chat_template="vicuna",
-        tower=TowerOptions(layer=-2),
-        images=PadConfig(),
+        vision=TowerOptions(layer=-2),
+        image_processing=PadConfig(),
         max_length=2048,
     )
     # Batches are counted in tokens: an image is 576, so 256 captions with their images are about
@@ -30,23 +30,23 @@ def recipe() -> Recipe:
         "align",
         2180,
         {"projector": 1e-3},
-        "describe",
-        batch=5440,
-        accumulate=32,
-        warmup=0.03,
+        "caption",
+        batch_tokens=5440,
+        gradient_accumulation_steps=32,
+        warmup_ratio=0.03,
         betas=BETAS,
         save_every=500,
     )
     tune = Stage(
         "tune",
         5197,
-        {"projector": 2e-5, "language": 2e-5},
-        "converse",
-        batch=8192,
-        accumulate=16,
-        warmup=0.03,
+        {"projector": 2e-5, "language_model": 2e-5},
+        "chat",
+        batch_tokens=8192,
+        gradient_accumulation_steps=16,
+        warmup_ratio=0.03,
         betas=BETAS,
-        recompute=True,
+        gradient_checkpointing=True,
         save_every=500,
     )
     return Recipe(model, (align, tune), data="data/llava15")

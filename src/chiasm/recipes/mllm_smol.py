@@ -13,14 +13,22 @@ def recipe() -> Recipe:
             "align",
             220,
             {"vision": 2e-3, "projector": 2e-3},
-            "words",
-            batch=32,
+            "embed_align",
+            batch_images=32,
             optimizer="muon",
             schedule="linear",
         ),
-        Stage("tune", 50, {"language": 3e-4}, "converse", batch=384, schedule="constant"),
+        Stage("tune", 50, {"language_model": 3e-4}, "chat", batch_tokens=384, schedule="constant"),
         Stage(
-            "settle", 30, {"language": 3e-4}, "converse", batch=384, warmup=0.0, schedule="linear"
+            "settle",
+            30,
+            {"language_model": 3e-4},
+            "chat",
+            batch_tokens=384,
+            warmup_ratio=0.0,
+            schedule="linear",
         ),
     )
-    return Recipe(MLLMConfig(lora=None, frozen_layers=15, system=""), stages, questions=4)
+    return Recipe(
+        MLLMConfig(lora=None, freeze_first_layers=15, system=""), stages, questions_per_image=4
+    )

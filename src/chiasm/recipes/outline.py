@@ -72,19 +72,21 @@ def outline_of(config: Model, assumed: Assumed) -> Outline:
         if isinstance(config, UnifiedConfig):
             return _unified(config)
         if isinstance(config, AutoencoderConfig):
-            return Outline(config, Autoencoder(replace(config, caption=0.0)))
+            return Outline(config, Autoencoder(replace(config, caption_loss_weight=0.0)))
         return Outline(config, DualEncoder(config))
 
 
 def _mllm(config: MLLMConfig, assumed: Assumed) -> Outline:
-    vision, language = _encoder(config), _language(config.language)
+    vision, language = _encoder(config), _language(config.language_model)
     width = language.config.hidden_size
     projector = build_projector(config.projector, feature_width(vision.config), width, 1.0)
     model = MLLM(vision, projector, language, language.config.vocab_size - 1)
-    codec = MLLMCodec(vision.config, projector, model.image_token, config.images, _words(model))
+    codec = MLLMCodec(
+        vision.config, projector, model.image_token, config.image_processing, _words(model)
+    )
     if config.lora is not None:
         add_adapters(model.language, config.lora)
-    freeze(model, config.frozen_layers)
+    freeze(model, config.freeze_first_layers)
     return Outline(config, model, codec.outline(assumed.picture))
 
 
@@ -103,7 +105,7 @@ def _language(source: str) -> Any:
             )
             return AutoModelForCausalLM.from_config(config, attn_implementation=SEAM)
         except (OSError, ValueError, KeyError) as error:
-            raise _unknown("model.language", source, error) from None
+            raise _unknown("model.language_model", source, error) from None
 
 
 def _encoder(config: MLLMConfig) -> Encoder:
@@ -123,7 +125,7 @@ def _encoder(config: MLLMConfig) -> Encoder:
             theirs = AutoConfig.for_model(**known) if known else AutoConfig.from_pretrained(given)
         except (OSError, ValueError, KeyError) as error:
             raise _unknown("model.encoder", given, error) from None
-    return outline(given, getattr(theirs, "vision_config", theirs), config.tower)
+    return outline(given, getattr(theirs, "vision_config", theirs), config.vision)
 
 
 def _unknown(field: str, source: str, error: Exception) -> CheckpointError:
@@ -163,12 +165,12 @@ def _unified(config: UnifiedConfig) -> Outline:
 def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | ImageBatch:
     """A micro-batch of a stage: as many like samples as it has room for, at least one."""
     model, config = outlined.model, outlined.config
-    if outlined.slot is None or stage.data == "words":
-        return _images(outlined, stage.batch)
-    kinds = (stage.data or "converse").split("+")
+    if outlined.slot is None or stage.objectives == "embed_align":
+        return _images(outlined, stage.batch_size("images"))
+    kinds = (stage.objectives or "chat").split("+")
     samples = [_sample(outlined, assumed, kind) for kind in kinds]
     mean = sum(map(len, samples)) / len(samples)
-    count = max(1, int(stage.batch // mean))
+    count = max(1, int(stage.batch_size("tokens") // mean))
     batch = pack([[samples[i % len(samples)] for i in range(count)]])
     if isinstance(config, MLLMConfig) and batch.grids is not None:
         vit = model.vision.config
@@ -180,7 +182,7 @@ def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | ImageB
 def _sample(outlined: Outline, assumed: Assumed, kind: str) -> Encoded:
     assert outlined.slot is not None
     slot, words = outlined.slot, assumed.words
-    drawn = kind == "draw"
+    drawn = kind == "text_to_image"
     image = np.tile(slot.ids, 1 if drawn else assumed.pictures)
     text = np.zeros(words, np.int64)
     ids = np.concatenate([text, image] if drawn else [image, text])
@@ -275,7 +277,7 @@ def _forward_unified(model: Unified, batch: Batch, supervised: int) -> Any:
     config, length = model.config, batch.ids.shape[1]
     x = model.embed_tokens(torch.zeros(1, length, dtype=torch.long))
     position = torch.zeros(1, length, dtype=torch.long)
-    turn = rotation(position, config.width // config.heads, config.rope_theta)
+    turn = rotation(position, config.hidden_size // config.heads, config.rope_theta)
     layout = causal_layout(length, x.device)
     for layer in model.layers:
         x = layer(x, turn, layout)

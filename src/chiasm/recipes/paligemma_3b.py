@@ -19,29 +19,29 @@ SHAPES = tuple(f"<seg{n:03}>" for n in range(128))
 def recipe() -> Recipe:
     model = MLLMConfig(
         encoder="google/siglip-so400m-patch14-224",
-        language="google/gemma-2b",
+        language_model="google/gemma-2b",
         projector=LinearConfig(zero_init=True),
         lora=None,
         chat_template="paligemma",
-        tokens=(*PLACES, *SHAPES),
+        extra_special_tokens=(*PLACES, *SHAPES),
         attention="prefix",
-        tower=TowerOptions(layer=-1, norm=True),
+        vision=TowerOptions(layer=-1, norm=True),
         max_length=512,
     )
     # 256 images of 256 tokens with a question and an answer each.
     transfer = Stage(
         "transfer",
         25_307,
-        {"vision": RATE, "projector": RATE, "language": RATE},
-        "converse",
-        batch=9216,
-        accumulate=8,
-        warmup=0.05,
-        clip=1.0,
+        {"vision": RATE, "projector": RATE, "language_model": RATE},
+        "chat",
+        batch_tokens=9216,
+        gradient_accumulation_steps=8,
+        warmup_ratio=0.05,
+        max_grad_norm=1.0,
         weight_decay=0.1,  # theirs is 1e-6 a step, not times the rate
-        normalise="sample",
+        loss_reduction="sample",
         betas=(0.9, 0.999),
-        recompute=True,
+        gradient_checkpointing=True,
         save_every=1000,
     )
     return Recipe(model, (transfer,), data="data/vqav2")

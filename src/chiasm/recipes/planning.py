@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +18,10 @@ from chiasm.plan.flops import Work, work_of
 from chiasm.plan.hardware import Cluster
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, without_storage
 from chiasm.recipes.outline import Assumed, Outline, forward, outline_of, typical
-from chiasm.recipes.recipe import Recipe
+from chiasm.recipes.recipe import Recipe, batch_unit
 from chiasm.train.optim import set_trained
 from chiasm.train.split import slices
-from chiasm.train.stage import Ranks, Stage
+from chiasm.train.stage import Ranks, Stage, Unit
 
 MEASURED = 4096
 """Tokens of the batch that activations are measured on: longer ones are like it, only longer."""
@@ -64,15 +64,15 @@ def _stage(
     model = outlined.model
     set_trained(model, stage)
     batch = typical(outlined, stage, assumed)
-    work = work_of(model, batch, stage.accumulate, stage.steps)
-    small = typical(outlined, _shrunk(stage, work), assumed)
+    work = work_of(model, batch, stage.gradient_accumulation_steps, stage.steps)
+    small = typical(outlined, _shrunk(stage, work, batch_unit(outlined.config, stage)), assumed)
     pass_of_it = forward(outlined, small)
     sliced = slices(model, tensor) if tensor > 1 else []
     branches = [m for b in model.blocks() for m in (b.self_attn, b.mlp)] if sliced else []
     with shapes:
         saved = measure(pass_of_it, model, model.blocks(), branches, tensor)
     saved = saved.times(work.tokens / max(1, int(small.tokens)))
-    one = typical(outlined, replace(stage, batch=1), assumed)
+    one = typical(outlined, stage.with_batch_size(batch_unit(outlined.config, stage), 1), assumed)
     whole = _weights(model, stage)
     cut = {id(p): tensor for layer, _ in sliced for p in layer.parameters(recurse=False)}
     return StagePlan(
@@ -87,9 +87,10 @@ def _stage(
     )
 
 
-def _shrunk(stage: Stage, work: Work) -> Stage:
+def _shrunk(stage: Stage, work: Work, unit: Unit) -> Stage:
     """The stage with a batch of about MEASURED tokens or patches, if its own is larger."""
-    return replace(stage, batch=max(1, int(stage.batch * min(1.0, MEASURED / max(1, work.tokens)))))
+    share = min(1.0, MEASURED / max(1, work.tokens))
+    return stage.with_batch_size(unit, max(1, int(stage.batch_size(unit) * share)))
 
 
 def _weights(model: Any, stage: Stage, cut: Mapping[int, int] = MappingProxyType({})) -> Weights:
@@ -115,23 +116,25 @@ def _weights(model: Any, stage: Stage, cut: Mapping[int, int] = MappingProxyType
 
 def chosen_sharding(ranks: Ranks, weights: Weights, cluster: Cluster, recompute: bool) -> Sharding:
     """What the engine would do with a recipe's ranks (train/shard.py, train/split.py)."""
-    if ranks.tensor > 1 and cluster.count > 1:
-        if cluster.count % ranks.tensor:
+    if ranks.tensor_parallel > 1 and cluster.count > 1:
+        if cluster.count % ranks.tensor_parallel:
             raise ConfigError(
-                f"ranks.tensor: {ranks.tensor}, but {cluster.count} GPUs cannot be split evenly "
-                "into groups of so many; choose a divisor"
+                f"ranks.tensor_parallel: {ranks.tensor_parallel}, but {cluster.count} GPUs cannot "
+                "be split evenly into groups of so many; choose a divisor"
             )
-        return Sharding("tensor", 1, cluster.count // ranks.tensor, recompute, ranks.tensor)
-    if cluster.count == 1 or weights.trained + weights.frozen < ranks.shard:
-        return Sharding("DDP", 1, cluster.count, recompute)
-    if cluster.count % ranks.replicas:
-        raise ConfigError(
-            f"ranks.replicas: {ranks.replicas} groups, but {cluster.count} GPUs cannot be split "
-            "evenly; choose a divisor"
+        return Sharding(
+            "tensor", 1, cluster.count // ranks.tensor_parallel, recompute, ranks.tensor_parallel
         )
-    parts = cluster.count // ranks.replicas
-    name = "FSDP2" if ranks.replicas == 1 else "HSDP"
-    return Sharding(name, parts, ranks.replicas, recompute)
+    if cluster.count == 1 or weights.trained + weights.frozen < ranks.fsdp_min_params:
+        return Sharding("DDP", 1, cluster.count, recompute)
+    if cluster.count % ranks.hsdp_replicas:
+        raise ConfigError(
+            f"ranks.hsdp_replicas: {ranks.hsdp_replicas} groups, but {cluster.count} GPUs cannot "
+            "be split evenly; choose a divisor"
+        )
+    parts = cluster.count // ranks.hsdp_replicas
+    name = "FSDP2" if ranks.hsdp_replicas == 1 else "HSDP"
+    return Sharding(name, parts, ranks.hsdp_replicas, recompute)
 
 
 def report(
@@ -144,7 +147,7 @@ def report(
 ) -> None:
     """Print the plan."""
     console = Console(soft_wrap=True, highlight=False, width=max(120, Console().width))
-    tensor = recipe.ranks.tensor if cluster and cluster.count > 1 else 1
+    tensor = recipe.ranks.tensor_parallel if cluster and cluster.count > 1 else 1
     parameters, stages = plan_of(recipe, assumed, tensor)
     total = sum(parameters.values())
     each = ", ".join(f"{name} {_number(n)}" for name, n in parameters.items())
@@ -164,7 +167,7 @@ def report(
             s.weights,
             s.saved,
             cluster,
-            chosen_sharding(recipe.ranks, s.weights, cluster, s.stage.recompute),
+            chosen_sharding(recipe.ranks, s.weights, cluster, s.stage.gradient_checkpointing),
             mfu,
         )
         for s in stages
@@ -175,7 +178,7 @@ def report(
         _say_remarks(console, s, e)
         if propose or not e.fits:
             found = fit(s.work, s.weights, s.saved, cluster, mfu, s.smallest, tensor)
-            _say_proposal(console, number, s, found)
+            _say_proposal(console, number, s, found, batch_unit(recipe.model, s.stage))
 
 
 def _work_table(stages: list[StagePlan]) -> Table:
@@ -236,7 +239,8 @@ def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
         on = f"{count} GPUs" if s.tensor == 1 else f"{count} groups of {s.tensor} GPUs"
         console.print(
             f"{name}: {s.work.micro_batches} micro-batches a step on {on}: training raises "
-            f"them to {wanted} (a larger step); set --stages.N.accumulate and batch to keep it"
+            f"them to {wanted} (a larger step); set "
+            "--stages.N.gradient_accumulation_steps and batch_tokens to keep it"
         )
     if e.network_share > 0.5:
         console.print(f"{name}: the network needs {e.network_share:.0%} of the time of a step")
@@ -244,7 +248,9 @@ def _say_remarks(console: Console, s: StagePlan, e: Estimate) -> None:
         console.print(f"{name}: images keep {e.decoding_cores:.0f} cores a GPU busy decoding")
 
 
-def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal | None) -> None:
+def _say_proposal(
+    console: Console, number: int, s: StagePlan, found: Proposal | None, unit: Unit
+) -> None:
     name = s.stage.name
     if found is None:
         console.print(
@@ -253,15 +259,16 @@ def _say_proposal(console: Console, number: int, s: StagePlan, found: Proposal |
         return
     e = found.estimate
     ranks = "1000000000000" if e.sharding.parts == 1 else "0"
-    flags = [f"--ranks.shard {ranks}"]
+    flags = [f"--ranks.fsdp_min_params {ranks}"]
     if e.sharding.name == "tensor":
-        flags = [f"--ranks.tensor {e.sharding.tensor}"]
+        flags = [f"--ranks.tensor_parallel {e.sharding.tensor}"]
     if e.sharding.name == "HSDP":
-        flags.append(f"--ranks.replicas {e.sharding.replicas}")
-    flags.append(f"--stages.{number}.batch {max(1, round(s.stage.batch * found.factor))}")
-    flags.append(f"--stages.{number}.accumulate {found.micro_batches}")
+        flags.append(f"--ranks.hsdp_replicas {e.sharding.replicas}")
+    size = max(1, round(s.stage.batch_size(unit) * found.factor))
+    flags.append(f"--stages.{number}.batch_{unit} {size}")
+    flags.append(f"--stages.{number}.gradient_accumulation_steps {found.micro_batches}")
     if e.sharding.recompute:
-        flags.append(f"--stages.{number}.recompute true")
+        flags.append(f"--stages.{number}.gradient_checkpointing true")
     console.print(
         f"{name}: {e.sharding}, {e.memory.total / 1e9:.0f} GB a GPU, {e.seconds / 3600:.3g} hours:"
         f"\n  {' '.join(flags)}"

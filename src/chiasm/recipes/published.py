@@ -50,7 +50,7 @@ def _paligemma(side: int) -> MLLMConfig:
     tower = TowerOptions(-1, norm=True, image_size=side)
     encoder = "google/siglip-so400m-patch14-224"
     return MLLMConfig(
-        encoder, "google/gemma-2b", LinearConfig(True), None, attention="prefix", tower=tower
+        encoder, "google/gemma-2b", LinearConfig(True), None, attention="prefix", vision=tower
     )
 
 
@@ -59,13 +59,24 @@ NANOVLM = MLLMConfig(
     "HuggingFaceTB/SmolLM2-135M",
     PixelShuffleConfig(2),
     None,
-    tower=TowerOptions(-1, norm=True),
+    vision=TowerOptions(-1, norm=True),
 )
 CHAMELEON_7B = UnifiedConfig(
-    text_vocabulary=57344, width=4096, layers=32, heads=32, kv_heads=32, hidden=11008
+    text_vocabulary=57344,
+    hidden_size=4096,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    intermediate_size=11008,
 )
-CHAMELEON_34B = replace(CHAMELEON_7B, width=8192, layers=48, heads=64, kv_heads=8, hidden=22016)
-ALIGN, TUNE, ALL = ("projector",), ("projector", "language"), ("vision", "projector", "language")
+CHAMELEON_34B = replace(
+    CHAMELEON_7B, hidden_size=8192, layers=48, heads=64, kv_heads=8, intermediate_size=22016
+)
+ALIGN, TUNE, ALL = (
+    ("projector",),
+    ("projector", "language_model"),
+    ("vision", "projector", "language_model"),
+)
 UNIFIED = ("embedding", "transformer")
 SMALL = (
     "a model of 0.2B on rows of 128 tokens does not fill an H100: launches, decoding and the "
@@ -91,7 +102,7 @@ def implied_mfu(run: Run) -> tuple[int, float, float]:
     assumed = Assumed(run.words, (640, 640), pictures=0 if run.trained is UNIFIED else 1)
     with without_storage():
         outlined = outline_of(run.model, assumed)
-    stage = Stage("s", 1, dict.fromkeys(run.trained, 1.0), batch=1)
+    stage = Stage("s", 1, dict.fromkeys(run.trained, 1.0), batch_tokens=1)
     set_trained(outlined.model, stage)
     batch = typical(outlined, stage, assumed)
     if run.trained is UNIFIED:

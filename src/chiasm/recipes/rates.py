@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chiasm.recipes.recipe import Recipe
+from chiasm.recipes.recipe import Recipe, batch_unit
 from chiasm.train.schedule import rates
 from chiasm.train.stage import Stage
 
@@ -20,10 +20,12 @@ def plan_command(recipe: Recipe, plot: bool, image: Path) -> None:
     """Print the stages; with `plot` their rates too, which also become an SVG file."""
     console = Console()
     for stage in recipe.stages:
+        unit = batch_unit(recipe.model, stage)
         peaks = ", ".join(f"{name} {rate:g}" for name, rate in stage.lr.items())
         console.print(
-            f"{stage.name}: {stage.steps} steps of {stage.accumulate} x {stage.batch}, "
-            f"{stage.schedule}, warm-up {stage.warmup:.0%}, {peaks}",
+            f"{stage.name}: {stage.steps} steps of {stage.gradient_accumulation_steps} x "
+            f"{stage.batch_size(unit)} {unit}, {stage.schedule}, "
+            f"warm-up {stage.warmup_ratio:.0%}, {peaks}",
             highlight=False,
             soft_wrap=True,
         )

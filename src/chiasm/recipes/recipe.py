@@ -11,11 +11,21 @@ from chiasm.core.config import from_dict, nearest, override, tag, to_dict
 from chiasm.core.errors import ConfigError
 from chiasm.core.registry import allow_named, import_file
 from chiasm.mllm.config import MLLMConfig
-from chiasm.train.stage import Ranks, Stage
+from chiasm.train.stage import Ranks, Stage, Unit
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
 Model = ContrastiveConfig | AutoencoderConfig | MLLMConfig | UnifiedConfig
+
+
+@tag("augment")
+@dataclass(frozen=True)
+class Augment:
+    """shift: pixels of random translation, each way. hflip: flip half of the images of which that
+    leaves true what is said (data/augment.py)."""
+
+    shift: int = 0
+    hflip: bool = False
 
 
 @tag("recipe")
@@ -24,11 +34,10 @@ class Recipe:
     """One training run: a model, its stages, its data.
 
     data: "easy-vqa", a folder with train.jsonl (and test.jsonl), or a .jsonl file, or several
-    (data/mixture.py). shift: pixels of random translation of images while training the two
-    routes; mirror: mirror half of those of which that leaves true what is said (data/augment.py).
-    questions: at most this many questions of an independent sample are used at a time (0: all).
-    keep: checkpoints kept. ranks:
-    how the processes of torchrun share the model. sinks: where metrics go besides metrics.jsonl:
+    (data/mixture.py). augment: of the images while training the two routes (encoders and image
+    tokenizers have fields of their own). questions_per_image: at most this many questions of an
+    independent sample are used at a time (0: all). keep_checkpoints: so many of the newest. ranks:
+    how the processes of torchrun share the model. loggers: where metrics go besides metrics.jsonl:
     tensorboard, wandb, trackio, mlflow. images: the folder that image paths of the data are
     relative to ("" for each file's own; "/" also allows absolute paths). strict: leave out records
     with keys that no reader uses.
@@ -38,12 +47,11 @@ class Recipe:
     stages: tuple[Stage, ...]
     data: str = "easy-vqa"
     seed: int = 0
-    shift: int = 0
-    mirror: bool = False
-    questions: int = 0
-    keep: int = 2
+    augment: Augment = Augment()  # frozen
+    questions_per_image: int = 0
+    keep_checkpoints: int = 2
     ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
-    sinks: tuple[str, ...] = ()
+    loggers: tuple[str, ...] = ()
     images: str = ""
     strict: bool = False
 
@@ -86,6 +94,12 @@ def find(name: str) -> Recipe:
     if name not in NAMES:
         raise ConfigError(f"unknown recipe '{name}'{nearest(name, NAMES)}; there are {_list()}")
     return importlib.import_module(f"chiasm.recipes.{name}").recipe()
+
+
+def batch_unit(model: Model, stage: Stage) -> Unit:
+    """What a stage of training this model counts its batches in."""
+    images = isinstance(model, ContrastiveConfig | AutoencoderConfig)
+    return "images" if images or stage.objectives == "embed_align" else "tokens"
 
 
 def with_overrides(recipe: Recipe, settings: dict[str, str]) -> Recipe:

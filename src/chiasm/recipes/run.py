@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
+from chiasm.core import aliases
 from chiasm.core.config import to_dict
 from chiasm.core.device import resolve
 from chiasm.core.errors import CheckpointError
@@ -24,11 +25,11 @@ from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.image_check import check_image_use, check_resolution
 from chiasm.recipes.jobs import encoder, mllm, tokenizer, unified
 from chiasm.recipes.jobs.job import Context, Job
-from chiasm.recipes.recipe import Recipe, find, from_saved
+from chiasm.recipes.recipe import Augment, Recipe, batch_unit, find, from_saved
 from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import read_json, write_whole
 from chiasm.train.evaluation import check_stages
-from chiasm.train.log import Ledger
+from chiasm.train.log import COST, Ledger
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, joined
 from chiasm.train.sinks import open_sinks
@@ -54,7 +55,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     check: bool = True,
 ) -> Ledger:
-    """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, ledger.json,
+    """Train a recipe into a folder that hub.load reads: recipe.json, metrics.jsonl, cost.json,
     quarantine.jsonl if anything was bad, checkpoints/ and the model.
 
     A folder that holds a run already is refused unless it is resumed: "yes" continues it, with the
@@ -82,13 +83,15 @@ def _run(
 ) -> Ledger:
     saved, finished = folder / "recipe.json", (folder / "model.json").exists()
     if finished and resume == "auto":
-        return Ledger.from_dict(read_json(folder / "ledger.json"))
+        return Ledger.from_dict(read_json(aliases.file_of(folder, COST)))
     if finished and resume == "no":
         raise CheckpointError(f"{folder}: holds a finished run; choose another --out or delete it")
     if resume == "yes" and not saved.exists():
         raise CheckpointError(f"{folder}: holds no run; --resume auto would start one")
     if resume != "no" and saved.exists():
         recipe = from_saved(read_json(saved))
+    for stage in recipe.stages:
+        stage.batch_size(batch_unit(recipe.model, stage))
     check_stages(recipe.stages, True)  # before a refused recipe is written
     world.wait()  # all have looked
     if world.main:
@@ -104,7 +107,7 @@ def _run(
         lambda name, path: _prepare(recipe, name, path, show, check),
     )
     stages = recipe.stages
-    if recipe.shift or recipe.mirror:  # moved images are new ones every time: nothing to remember
+    if recipe.augment != Augment():  # moved images are new ones every time: nothing to remember
         stages = tuple(replace(stage, feature_cache=0.0) for stage in stages)
     reason = f"{recipe.data} has no held-out half"
     check_stages(stages, context.test or None, reason)  # before parts of the model are trained
@@ -124,10 +127,10 @@ def _run(
         seed=recipe.seed,
         resume=resume != "no",
         evaluate=job.evaluate,
-        keep=recipe.keep,
+        keep=recipe.keep_checkpoints,
         show=show,
         ranks=recipe.ranks,
-        sinks=lambda step: open_sinks(recipe.sinks, folder, to_dict(recipe), step),
+        sinks=lambda step: open_sinks(recipe.loggers, folder, to_dict(recipe), step),
         device=device,
         callbacks=callbacks,
     )

@@ -15,35 +15,35 @@ from chiasm.vision.config import TowerOptions
 def recipe() -> Recipe:
     model = MLLMConfig(
         encoder="google/siglip-base-patch16-512",
-        language="HuggingFaceTB/SmolLM2-135M-Instruct",
+        language_model="HuggingFaceTB/SmolLM2-135M-Instruct",
         projector=PixelShuffleConfig(4),
         lora=None,
         max_length=8192,
-        tower=TowerOptions(layer=-1, norm=True),
-        images=SplitConfig(longest_edge=2048, max_image_size=512),
+        vision=TowerOptions(layer=-1, norm=True),
+        image_processing=SplitConfig(longest_edge=2048, max_image_size=512),
     )
     # The projector alone first: untrained, it would pull the parts that know something about.
     align = Stage(
         "align",
         2000,
         {"projector": 1e-3},
-        "converse",
-        batch=16384,
-        accumulate=8,
-        warmup=0.03,
+        "chat",
+        batch_tokens=16384,
+        gradient_accumulation_steps=8,
+        warmup_ratio=0.03,
         autocast="bfloat16",
         save_every=500,
     )
     tune = Stage(
         "tune",
         20_000,
-        {"vision": 2e-5, "projector": 1e-4, "language": 1e-4},
-        "converse",
-        batch=16384,
-        accumulate=8,
-        warmup=0.03,
+        {"vision": 2e-5, "projector": 1e-4, "language_model": 1e-4},
+        "chat",
+        batch_tokens=16384,
+        gradient_accumulation_steps=8,
+        warmup_ratio=0.03,
         weight_decay=0.01,
-        recompute=True,
+        gradient_checkpointing=True,
         autocast="bfloat16",
         save_every=1000,
     )

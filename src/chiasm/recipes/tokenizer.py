@@ -10,9 +10,9 @@ def recipe() -> Recipe:
         "autoencoder",
         steps=700,
         lr={"encoder": 2e-3, "decoder": 2e-3},
-        batch=16,
+        batch_images=16,
         optimizer="muon",
-        warmup=0.02,
+        warmup_ratio=0.02,
         muon_iterations=3,
     )
-    return Recipe(AutoencoderConfig(caption=0.05), (stage,))
+    return Recipe(AutoencoderConfig(caption_loss_weight=0.05), (stage,))

@@ -20,8 +20,8 @@ def recipe() -> Recipe:
         "autoencoder",
         20_000,
         {"encoder": 4e-4, "decoder": 4e-4},
-        batch=32,
-        warmup=0.02,
+        batch_images=32,
+        warmup_ratio=0.02,
         save_every=1000,
     )
     return Recipe(model, (stage,))

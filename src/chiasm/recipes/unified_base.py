@@ -3,7 +3,7 @@ run by us on one.
 
     chiasm train tokenizer_base --data D
     chiasm precompute runs/tokenizer_base codes --data D
-    chiasm train unified_base --data D --model.tokens codes
+    chiasm train unified_base --data D --model.image_codes codes
 
 QK-norm and z-loss as Chameleon; rates scaled from what the small models here take.
 """
@@ -19,25 +19,25 @@ def recipe() -> Recipe:
     model = UnifiedConfig(
         tokenizer="runs/tokenizer_base",
         text_vocabulary=16_384,
-        width=768,
+        hidden_size=768,
         layers=16,
         heads=12,
         kv_heads=12,
-        hidden=2048,
+        intermediate_size=2048,
         rope_theta=10_000.0,
         image_weight=0.5,
-        local_heads=False,
+        local_attention_init=False,
         max_length=1024,
     )
     stage = Stage(
         "both",
         20_000,
         RATES,
-        "converse+draw",
-        batch=32_768,
-        warmup=0.02,
+        "chat+text_to_image",
+        batch_tokens=32_768,
+        warmup_ratio=0.02,
         schedule="wsd",
-        floor=0.01,
+        min_lr_ratio=0.01,
         weight_decay=0.1,
         save_every=1000,
         monitor_every=200,

@@ -14,11 +14,11 @@ def stage(name: str, steps: int, data: str, schedule: Schedule = "constant", war
         steps,
         RATES,
         data,
-        batch=2048,
+        batch_tokens=2048,
         optimizer="muon",
         muon_iterations=3,
         schedule=schedule,
-        warmup=warmup,
+        warmup_ratio=warmup,
     )
 
 
@@ -28,12 +28,12 @@ def recipe() -> Recipe:
     # with words (drawing beside it, or captions too much alike, hold that up for long); only then
     # can questions be answered.
     stages = (
-        stage("draw", 60, "draw", warmup=0.05),
-        stage("perceive", 90, "describe+describe+describe+draw"),
-        stage("match", 110, "match"),
-        stage("discern", 40, "discern"),
-        stage("converse", 130, "converse+converse+converse+discern"),
-        stage("settle", 400, "converse+draw"),
-        stage("cool", 330, "converse+draw+draw+draw", "linear"),
+        stage("draw", 60, "text_to_image", warmup=0.05),
+        stage("perceive", 90, "caption+caption+caption+text_to_image"),
+        stage("itm", 110, "itm"),
+        stage("itm_hard", 40, "itm_hard"),
+        stage("chat", 130, "chat+chat+chat+itm_hard"),
+        stage("settle", 400, "chat+text_to_image"),
+        stage("cool", 330, "chat+text_to_image+text_to_image+text_to_image", "linear"),
     )
-    return Recipe(UnifiedConfig(), stages, questions=9)
+    return Recipe(UnifiedConfig(), stages, questions_per_image=9)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from chiasm.core import aliases
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Trainable
 from chiasm.train.shard import full, like
@@ -33,6 +34,7 @@ def state_of(model: Trainable, names: Iterable[str]) -> dict[str, Tensor]:
 def load_state(model: Trainable, state: dict[str, Tensor], where: Path) -> None:
     """The inverse; CheckpointError when names or shapes differ."""
     groups = model.groups()
+    state = dict(_current_names(state, groups))
     for name in {key.split(".", 1)[0] for key in state}:
         if name not in groups:
             raise CheckpointError(
@@ -41,6 +43,15 @@ def load_state(model: Trainable, state: dict[str, Tensor], where: Path) -> None:
             )
         part = {k.split(".", 1)[1]: v for k, v in state.items() if k.split(".", 1)[0] == name}
         load_strictly(groups[name], part, where)
+
+
+def _current_names(
+    state: Mapping[str, Tensor], groups: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of groups that have had another name since, by the name of now."""
+    for key, value in state.items():
+        name, _, rest = key.partition(".")
+        yield (key if name in groups else f"{aliases.group(name)}.{rest}"), value
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:

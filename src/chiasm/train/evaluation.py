@@ -113,10 +113,10 @@ def check_stages(stages: Sequence[Stage], evaluate: object | None, reason: str =
     """ConfigError for a stage that asks for an evaluation that cannot be had. evaluate: None where
     nothing can be evaluated, for this reason."""
     for stage in stages:
-        if stage.best and not stage.evaluate_every:
+        if stage.best_metric and not stage.evaluate_every:
             raise ConfigError(
-                f"stage '{stage.name}': best is '{stage.best}', but the stage never evaluates; set "
-                "evaluate_every to a number of steps"
+                f"stage '{stage.name}': best_metric is '{stage.best_metric}', but the stage never "
+                "evaluates; set evaluate_every to a number of steps"
             )
         if stage.evaluate_every and evaluate is None:
             raise ConfigError(
@@ -126,9 +126,9 @@ def check_stages(stages: Sequence[Stage], evaluate: object | None, reason: str =
 
 
 def check_best(stage: Stage, metrics: Sequence[str]) -> str:
-    """The metric of stage.best without its sign, "" without one. ConfigError where it is none of
-    the evaluated metrics."""
-    name = stage.best.removeprefix("-")
+    """stage.best_metric without its sign, "" without one. ConfigError where it is none of the
+    evaluated metrics."""
+    name = stage.best_metric.removeprefix("-")
     if name and name not in metrics:
         raise ConfigError(
             f"stage '{stage.name}': best is '{name}', which is not evaluated"

@@ -1,9 +1,9 @@
 """The micro-batches of a step, dealt to ranks so that their number changes nothing.
 
-The data order is split into as many strands as a step has micro-batches: strand s of n sees the
-places s, s + n, s + 2n, ... Every step takes one micro-batch of each strand, and rank r of w reads
-strands r, r + w, ...: no rank encodes what another trains on, and any number of ranks that divides
-n makes the same steps.
+The data order is split into as many data shards as a step has micro-batches: data shard s of n
+sees the places s, s + n, s + 2n, ... Every step takes one micro-batch of each data shard, and rank
+r of w reads data shards r, r + w, ...: no rank encodes what another trains on, and any number of
+ranks that divides n makes the same steps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from chiasm.core.protocols import Stream
 from chiasm.train.parallel import World
 
 
-def strands(accumulate: int, ranks: int, world: World) -> int:
-    """Micro-batches a step of a run begun on `ranks` ranks: accumulate, raised to their next
-    multiple. CheckpointError where this world cannot share them evenly."""
-    count = ranks * math.ceil(accumulate / ranks)
+def micro_batch_count(accumulation_steps: int, ranks: int, world: World) -> int:
+    """Micro-batches a step of a run begun on `ranks` ranks: accumulation_steps, raised to their
+    next multiple. CheckpointError where this world cannot share them evenly."""
+    count = ranks * math.ceil(accumulation_steps / ranks)
     if count % world.size:
         fitting = [n for n in range(1, count + 1) if count % n == 0]
         raise CheckpointError(
@@ -34,37 +34,39 @@ def strands(accumulate: int, ranks: int, world: World) -> int:
 
 
 class Feed:
-    """This rank's strands of a stage's data, on the device that computes.
+    """This rank's data shards of a stage's data, on the device that computes.
 
-    Beside an accelerator a thread makes the next micro-batch of every strand while this one is
-    computed; where the strands stand is said as of the batches that were given out, so resuming is
-    exact.
+    Beside an accelerator a thread makes the next micro-batch of every data shard while this one is
+    computed; the position of the data shards is saved as of the batches that were given out, so
+    resuming is exact.
     """
 
     def __init__(self, make: Callable[[], Stream], count: int, world: World, device: torch.device):
         self.count, self.world, self.device = count, world, device
         streams = {s: make() for s in range(world.rank, count, world.size)}
         if count > 1:
-            for strand, stream in streams.items():
-                stream.split(strand, count)
+            for data_shard, stream in streams.items():
+                stream.split(data_shard, count)
         ahead = device.type != "cpu"
         self._pool = ThreadPoolExecutor(1, "feed") if ahead else None
-        self._strands = {s: _Strand(stream, device, self._pool) for s, stream in streams.items()}
+        self._data_shards = {
+            s: _DataShard(stream, device, self._pool) for s, stream in streams.items()
+        }
 
     def step(self) -> Iterator[tuple[int, Any]]:
-        """(strand, micro-batch) for each of this rank's strands."""
-        for strand, own in self._strands.items():
+        """(data shard, micro-batch) for each of this rank's data shards."""
+        for data_shard, own in self._data_shards.items():
             batch = own.next()
-            yield strand, batch if self._pool is None else batch.to(self.device)
+            yield data_shard, batch if self._pool is None else batch.to(self.device)
 
     def state(self) -> dict[int, dict]:
-        """Where this rank's strands stand; between two steps, or it is of no use."""
-        return {strand: own.state() for strand, own in self._strands.items()}
+        """Where this rank's data shards stand; between two steps, or it is of no use."""
+        return {data_shard: own.state() for data_shard, own in self._data_shards.items()}
 
     def load(self, states: list[dict]) -> None:
-        """states: of all strands, in order. Before the first step."""
-        for strand, own in self._strands.items():
-            own.stream.load_state_dict(states[strand])
+        """states: of all data shards, in order. Before the first step."""
+        for data_shard, own in self._data_shards.items():
+            own.stream.load_state_dict(states[data_shard])
 
     def close(self) -> None:
         """Forget what was made ahead."""
@@ -72,7 +74,7 @@ class Feed:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Strand:
+class _DataShard:
     """The batches of one stream, made when asked for or, with a pool, one ahead."""
 
     def __init__(self, stream: Stream, device: torch.device, pool: ThreadPoolExecutor | None):

@@ -11,10 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from chiasm.core import aliases
 from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import write_whole
 from chiasm.train.evaluation import Examples
 from chiasm.train.sinks import Sink
+
+COST = "cost.json"
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The cost of a run, a stage at a time; saved as ledger.json and with every checkpoint."""
+    """The cost of a run, a stage at a time; saved as cost.json and with every checkpoint."""
 
     stages: list[Entry] = field(default_factory=list)
 
@@ -61,7 +64,9 @@ class Ledger:
         return cls([Entry(**e) for e in state["stages"]])
 
     def write(self, folder: Path) -> None:
-        write_whole(folder / "ledger.json", json.dumps(self.to_dict(), indent=2))
+        write_whole(folder / COST, json.dumps(self.to_dict(), indent=2))
+        for old in (old for old, new in aliases.FILES.items() if new == COST):
+            (folder / old).unlink(missing_ok=True)  # of an earlier version that began the run
 
 
 class Metrics:

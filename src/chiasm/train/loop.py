@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor.experimental import implicit_replication
 
+from chiasm.core import aliases
 from chiasm.core.device import model_device, use
 from chiasm.core.errors import CheckpointError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
@@ -38,7 +39,7 @@ from chiasm.train.evaluation import (
     summary,
 )
 from chiasm.train.feature_cache import remembered
-from chiasm.train.feed import Feed, strands
+from chiasm.train.feed import Feed, micro_batch_count
 from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
 from chiasm.train.meter import in_words, memory_in_use, peak_memory, peak_rate, use_of
@@ -88,7 +89,7 @@ def train(
     device: torch.device | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Ledger:
-    """Run the stages and leave metrics.jsonl, ledger.json and checkpoints in `folder`.
+    """Run the stages and leave metrics.jsonl, cost.json and checkpoints in `folder`.
 
     stream_of makes the endless batch stream of a stage. resume continues from the newest complete
     checkpoint in `folder`, bit for bit on CPU; without one it starts afresh. evaluate is called
@@ -202,7 +203,7 @@ class _Trainer:
             try:
                 self.ledger.write(self.folder)
             except OSError as error:
-                self.warn(f"{self.folder}: ledger.json could not be written ({error})")
+                self.warn(f"{self.folder}: cost.json could not be written ({error})")
 
     def close(self) -> None:
         try:
@@ -224,7 +225,7 @@ class _Trainer:
             with (
                 nullcontext() if self.in_parts else remembered(self.model, stage),
                 compiled(self.model.blocks() if stage.compile else ()),
-                recomputed(self.model.blocks() if stage.recompute else ()),
+                recomputed(self.model.blocks() if stage.gradient_checkpointing else ()),
             ):
                 self._steps(number, first, lowered)
         finally:
@@ -242,7 +243,7 @@ class _Trainer:
         owned = [p for group in self.optimizer.groups for p in group["params"]]
         self.ema = EMA(owned, stage.ema) if stage.ema else None
         self.guard, self.healthy, self.best = Guard(stage.guard), None, None
-        count = strands(stage.accumulate, self.ranks, self.data)
+        count = micro_batch_count(stage.gradient_accumulation_steps, self.ranks, self.data)
         self.feed = Feed(lambda: self.stream_of(stage), count, self.data, self.device)
         entry = self.ledger.entry(number, stage.name)
         parameters = list(self.model.parameters())
@@ -308,12 +309,12 @@ class _Trainer:
                 _put_back(buffers)
                 raise _HaltError
             asked = time.perf_counter()
-            strand, batch = next(feed, (None, None))
+            data_shard, batch = next(feed, (None, None))
             waited += time.perf_counter() - asked
-            if strand is None:
+            if data_shard is None:
                 break
-            batches[strand] = batch
-            own[strand] = self._micro_batch(stage, strand, batch)
+            batches[data_shard] = batch
+            own[data_shard] = self._micro_batch(stage, data_shard, batch)
         idle = all(row["idle"] for row in own.values())
         if not self.world.any(not idle):  # to the optimiser it is as unused as to one process
             for module in getattr(self.model, "idle", ()):
@@ -342,11 +343,11 @@ class _Trainer:
         cost["waited"] = waited
         return {"loss": done.loss, "grad_norm": norm, **done.means, **watched, **rates, **cost}
 
-    def _micro_batch(self, stage: Stage, strand: int, batch: Any) -> dict:
+    def _micro_batch(self, stage: Stage, data_shard: int, batch: Any) -> dict:
         """Forward and backward of one micro-batch, and its sums."""
         # A function of the place and of nothing before it: dropout is the same for every number of
         # ranks, and after every resume.
-        place = (self.seed, self.total, strand)
+        place = (self.seed, self.total, data_shard)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         with autocast(stage.autocast, self.device):
             loss = self.model.loss(batch)
@@ -379,7 +380,7 @@ class _Trainer:
         norm *= share
         verdict = self.guard.judge(done.loss, norm, lambda: self._earlier() is not None)
         if verdict.action == "apply":
-            clipped = min(1.0, stage.clip / (norm + 1e-6)) if stage.clip else 1.0
+            clipped = min(1.0, stage.max_grad_norm / (norm + 1e-6)) if stage.max_grad_norm else 1.0
             torch._foreach_mul_([own(g) for g in gradients], share * clipped)
             with implicit_replication() if self.split else nullcontext():
                 self.optimizer.step()
@@ -489,7 +490,7 @@ class _Trainer:
         name = check_best(stage, list(metrics))
         if not name or math.isnan(metrics[name]):
             return False
-        self.score = metrics[name] * (-1 if stage.best.startswith("-") else 1)
+        self.score = metrics[name] * (-1 if stage.best_metric.startswith("-") else 1)
         better = self.best is None or self.score > self.best
         self.best = self.score if better else self.best
         return better
@@ -505,7 +506,7 @@ class _Trainer:
             "total": self.total,
             "ranks": self.ranks,
             "seed": self.seed,
-            "strands": [marks[strand] for strand in sorted(marks)],
+            "data_shards": [marks[data_shard] for data_shard in sorted(marks)],
             "guard": self.guard.state_dict(),
             "best": self.best,
             "score": self.score,
@@ -556,7 +557,7 @@ class _Trainer:
         """What restore left for when the stage has been set up."""
         state = checkpoint.read_json(place / "state.json")
         self._load_optimizer(place, state)
-        self.feed.load(state["strands"])
+        self.feed.load(aliases.keys(state, aliases.STATE)["data_shards"])
         self.guard.load_state_dict(state["guard"])
         self.best = state["best"]
 

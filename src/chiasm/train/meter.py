@@ -41,13 +41,13 @@ def use_of(line: dict[str, float], peak: float) -> dict[str, float]:
     kept = {name: value for name, value in line.items() if name != "waited"}
     return {
         **kept,
-        "of_achievable": line["flops_per_second"] / peak,
-        "data_stall": line["waited"] / max(1e-9, line["seconds"]),
+        "mfu_measured": line["flops_per_second"] / peak,
+        "data_wait": line["waited"] / max(1e-9, line["seconds"]),
     }
 
 
 def in_words(line: dict[str, float]) -> str:
     """A log line for the live view."""
     rates = f"{line['tokens_per_second']:,.0f} tok/s  {line['images_per_second']:,.0f} img/s"
-    use = f"{line['of_achievable']:.0%} of peak  data {line['data_stall']:.0%}"
+    use = f"{line['mfu_measured']:.0%} of peak  data {line['data_wait']:.0%}"
     return f"loss {line['loss']:.4f}  {rates}  {use}  {line['memory_gb']:.1f} GB"

@@ -16,7 +16,7 @@ def factor(stage: Stage, step: int) -> float:
     sqrt(warm / step) with both counted from 1 (1706.03762, equation 3, divided by its peak), never
     below the floor.
     """
-    warm = round(stage.warmup * stage.steps)
+    warm = round(stage.warmup_ratio * stage.steps)
     if step < warm:
         return (step + 1) / (warm + 1)
     progress = (step - warm) / max(1, stage.steps - warm)
@@ -24,17 +24,17 @@ def factor(stage: Stage, step: int) -> float:
         case "constant":
             return 1.0
         case "exponential":
-            return stage.floor**progress
+            return stage.min_lr_ratio**progress
         case "inverse_sqrt":
-            return max(stage.floor, math.sqrt((warm + 1) / (step + 1)))
+            return max(stage.min_lr_ratio, math.sqrt((warm + 1) / (step + 1)))
         case "wsd":
-            cool = max(1, round(stage.cooldown * stage.steps))
+            cool = max(1, round(stage.decay_ratio * stage.steps))
             fall = min(1.0, (stage.steps - step) / cool)
         case "linear":
             fall = 1 - progress
         case "cosine":
             fall = (1 + math.cos(math.pi * progress)) / 2
-    return stage.floor + (1 - stage.floor) * fall
+    return stage.min_lr_ratio + (1 - stage.min_lr_ratio) * fall
 
 
 def rates(stage: Stage) -> dict[str, list[float]]:

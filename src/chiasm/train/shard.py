@@ -23,20 +23,20 @@ def shard(model: Any, world: World, ranks: Ranks, device: torch.device) -> bool:
 
     Its units (model.units(), else its blocks) are gathered one at a time; what is left, together.
     """
-    if world.size == 1 or sum(p.numel() for p in model.parameters()) < ranks.shard:
+    if world.size == 1 or sum(p.numel() for p in model.parameters()) < ranks.fsdp_min_params:
         return False
-    if world.size % ranks.replicas:
+    if world.size % ranks.hsdp_replicas:
         raise ConfigError(
-            f"ranks.replicas: {ranks.replicas}, but {world.size} ranks cannot be split evenly "
-            f"into {ranks.replicas} groups; choose a divisor"
+            f"ranks.hsdp_replicas: {ranks.hsdp_replicas}, but {world.size} ranks cannot be split "
+            f"evenly into {ranks.hsdp_replicas} groups; choose a divisor"
         )
     # Imported here as it takes half a second, which who loads a model to use it need not wait.
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     written = {name: vars(p) for name, p in model.named_parameters()}
     mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
-    if ranks.replicas > 1:
-        shape = (ranks.replicas, world.size // ranks.replicas)
+    if ranks.hsdp_replicas > 1:
+        shape = (ranks.hsdp_replicas, world.size // ranks.hsdp_replicas)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     for unit in model.units() if hasattr(model, "units") else model.blocks():
         fully_shard(unit, mesh=mesh)

@@ -42,18 +42,19 @@ ENTERS: dict[str, Placement] = {ROWS: Replicate(), COLUMNS: Shard(-1), HEADS: Sh
 def split(
     model: Any, world: World, ranks: Ranks, device: torch.device
 ) -> tuple[Split | None, World]:
-    """Split a model's blocks in place over every ranks.tensor neighbours; and the world of those
-    that hold the same slices, which share the data out. ConfigError where it cannot be split so."""
-    if world.size == 1 or ranks.tensor == 1:
+    """Split a model's blocks in place over every ranks.tensor_parallel neighbours; and the world
+    of those that hold the same slices, which share the data out. ConfigError where it cannot be
+    split so."""
+    if world.size == 1 or ranks.tensor_parallel == 1:
         return None, world
-    if world.size % ranks.tensor:
+    if world.size % ranks.tensor_parallel:
         raise ConfigError(
-            f"ranks.tensor: {ranks.tensor}, but {world.size} ranks cannot be split evenly into "
-            "groups of so many; choose a divisor"
+            f"ranks.tensor_parallel: {ranks.tensor_parallel}, but {world.size} ranks cannot be "
+            "split evenly into groups of so many; choose a divisor"
         )
-    layers = slices(model, ranks.tensor)
+    layers = slices(model, ranks.tensor_parallel)
     model.to(device)
-    shape = (world.size // ranks.tensor, ranks.tensor)
+    shape = (world.size // ranks.tensor_parallel, ranks.tensor_parallel)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
     data = World(mesh["data"].get_local_rank(), shape[0], mesh["data"].get_group())
     return Split(layers, mesh["tensor"]), data
@@ -65,8 +66,8 @@ def slices(model: Any, parts: int) -> list[tuple[nn.Module, str]]:
     blocks = model.blocks()
     if not all(isinstance(block, Block) for block in blocks):
         raise ConfigError(
-            "ranks.tensor: only the unified model's blocks can be split; set it to 1 and "
-            "ranks.shard to 0, which holds any model in parts"
+            "ranks.tensor_parallel: only the unified model's blocks can be split; set it to 1 and "
+            "ranks.fsdp_min_params to 0, which holds any model in parts"
         )
     for block in blocks:
         _check(block, parts)
@@ -77,11 +78,11 @@ def _check(block: Block, parts: int) -> None:
     attention = block.self_attn
     keys = attention.k_proj.out_features // attention.size
     hidden = block.mlp.gate_proj.out_features
-    for name, count in (("kv_heads", keys), ("hidden", hidden)):
+    for name, count in (("kv_heads", keys), ("intermediate_size", hidden)):
         if count % parts:
             raise ConfigError(
-                f"ranks.tensor: {parts} ranks cannot share model.{name} {count} evenly; choose a "
-                "divisor"
+                f"ranks.tensor_parallel: {parts} ranks cannot share model.{name} {count} evenly; "
+                "choose a divisor"
             )
 
 

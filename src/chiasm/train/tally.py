@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tally:
-    """One step. losses: mean loss of each micro-batch (strand); means: parts of the loss."""
+    """One step. losses: mean loss of each micro-batch (data_shard); means: parts of the loss."""
 
     total: float
     count: int
@@ -28,7 +28,7 @@ class Tally:
         return self.total / max(1, self.count)
 
     def worst(self) -> int:
-        """The strand whose loss is not finite, or highest."""
+        """The data shard whose loss is not finite, or highest."""
         return max(
             self.losses,
             key=lambda s: self.losses[s] if math.isfinite(self.losses[s]) else math.inf,
@@ -64,13 +64,13 @@ def _mapped(change: Any, value: Any) -> Any:
 
 
 def tally(ranks: Sequence[Mapping]) -> Tally:
-    """From every rank's {strand: sums of its micro-batch}; summed in the order of
-    strands, so that the numbers do not depend on how many ranks there are."""
-    rows = {int(strand): row for own in ranks for strand, row in own.items()}
+    """From every rank's {data shard: sums of its micro-batch}; summed in the order of
+    data shards, so that the numbers do not depend on how many ranks there are."""
+    rows = {int(data_shard): row for own in ranks for data_shard, row in own.items()}
     parts: dict[str, tuple[float, float]] = {}
     total, count, tokens, images, flops = 0.0, 0, 0, 0, 0.0
-    for strand in sorted(rows):
-        row = rows[strand]
+    for data_shard in sorted(rows):
+        row = rows[data_shard]
         total, count = total + row["sum"], count + row["count"]
         tokens, images = tokens + row["tokens"], images + row["images"]
         flops += row["flops"]
@@ -78,7 +78,7 @@ def tally(ranks: Sequence[Mapping]) -> Tally:
             before = parts.get(name, (0.0, 0.0))
             parts[name] = (before[0] + value, before[1] + n)
     means = {name: value / n for name, (value, n) in parts.items() if n}
-    losses = {strand: row["sum"] / max(1, row["count"]) for strand, row in rows.items()}
+    losses = {data_shard: row["sum"] / max(1, row["count"]) for data_shard, row in rows.items()}
     return Tally(total, count, means, losses, tokens, images, flops)
 
 

@@ -137,8 +137,8 @@ class Autoencoder(nn.Module):
         latent = self.quantizer.width
         self.encoder: nn.Module
         self.decoder: nn.Module
-        if config.stock is not None:
-            self.encoder, decoder = stock_networks(config.stock, latent)
+        if config.hf_networks is not None:
+            self.encoder, decoder = stock_networks(config.hf_networks, latent)
             self.decoder = decoder or (
                 Decoder(config, latent) if config.decoder_channels else NoDecoder()
             )
@@ -147,11 +147,13 @@ class Autoencoder(nn.Module):
         else:
             self.encoder = ViTEncoder(config.vit, config.image_size, latent)
             self.decoder = ViTDecoder(config.vit, config.image_size, latent)
-        self.reader = CaptionReader(latent, config.words) if config.caption else None
+        self.reader = (
+            CaptionReader(latent, config.caption_vocab) if config.caption_loss_weight else None
+        )
         self.discriminator = Discriminator(config.adversarial_start) if config.adversarial else None
         self.perceptual: Perceptual | None = None
         self.meter = CodeMeter(self.quantizer.codes, config.usage_floor)
-        if config.stock is None:  # Emu3's convolutions in time have no such layout
+        if config.hf_networks is None:  # Emu3's convolutions in time have no such layout
             # Convolutions of few channels run about twice as fast in this layout on a CPU.
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -187,7 +189,7 @@ class Autoencoder(nn.Module):
                 assert batch.match is not None
                 match = batch.match[moved_tensor(rows, total.device)]
                 read = self.reader.loss(quantized.values, batch.texts, batch.lengths, match).sum()
-                total = total + self.config.caption * read
+                total = total + self.config.caption_loss_weight * read
                 sums["caption"] = sums["caption"] + read.detach()
         count = len(batch.grids)
         parts: Parts = {name: (value, float(count)) for name, value in sums.items()}
@@ -206,7 +208,7 @@ class Autoencoder(nn.Module):
         """How far the drawn images are from the pixels, mean over images."""
         squared = (drawn - pixels).square()
         error = squared if self.config.pixel_loss == "l2" else (drawn - pixels).abs()
-        restored = (error * (1 + self.config.detail * details(pixels))).mean()
+        restored = (error * (1 + self.config.edge_loss_weight * details(pixels))).mean()
         _add(sums, "mse", squared.mean() * len(pixels))
         if self.perceptual is not None and self.config.perceptual:
             apart = self.perceptual(drawn, pixels)

@@ -33,5 +33,5 @@ class SharedRows(nn.Module):
 def share_codes(model: Unified, features: Tensor) -> None:
     """Give the model's embedding and head shared rows for its image codes, features [codes F]."""
     for layer in filter(None, (model.embed_tokens, model.lm_head)):
-        shared = SharedRows(features, model.config.width)
+        shared = SharedRows(features, model.config.hidden_size)
         parametrize.register_parametrization(layer, "weight", shared, unsafe=True)

@@ -143,50 +143,49 @@ class AutoencoderConfig:
     """An autoencoder with a discrete bottleneck, by default convolutional, its encoder in
     Chameleon's shape.
 
-    image_size in pixels (images are squeezed to it; the networks take any multiple of the
-    stride). vit: transformers instead, stock: published networks instead, of which the next fields
-    say nothing. The stride is 2^(len(multipliers) - 1), or theirs. base_channels must be a
-    multiple of 32.
-    decoder_channels: width of the decoder at the code grid.
-    pixel_loss: squared or absolute error. detail: its additional weight at edges, strokes and
-    small things, which flat backgrounds would outvote.
+    image_size in pixels (images are squeezed to it; the networks take any multiple of the stride).
+    vit: transformers instead; hf_networks: published networks instead, to which the next fields do
+    not apply. The stride is 2^(len(multipliers) - 1), or theirs. base_channels must be a multiple
+    of 32. decoder_channels: width of the decoder at the code grid.
+    pixel_loss: squared or absolute error. edge_loss_weight: its additional weight at edges, strokes
+    and small objects, which flat backgrounds would outvote.
     perceptual: weight of the distance between features of both images (unified/perceptual.py);
-    features: whose, the folder of a contrastive encoder or any encoder that model.encoder of the
-    MLLM takes; None is our demo's, trained first on the same data.
-    adversarial: weight of a patch discriminator's verdict (unified/discriminator.py), from batch
+    perceptual_encoder: whose, the folder of a contrastive encoder or any encoder that model.encoder
+    of the MLLM takes; None is our demo's, trained first on the same data.
+    adversarial: weight of a patch discriminator's loss (unified/discriminator.py), from batch
     `adversarial_start` on; a stage must give its group "discriminator" a rate.
-    caption: weight of reading the caption's words from the codes (unified/caption_reader.py),
-    words: size of the vocabulary they are read in.
-    usage_floor: a warning is printed when fewer than this share of the codes were used in the
-    last hundred batches.
+    caption_loss_weight: weight of predicting the caption's words from the codes
+    (unified/caption_reader.py), caption_vocab: size of the vocabulary they are predicted in.
+    usage_floor: a warning is printed when fewer than this share of the codes were used in the last
+    hundred batches.
     shift, mirror: augmentation.
     """
 
     quantizer: QuantizerConfig = FSQConfig()
     image_size: int = 64
     vit: TokenizerViT | None = None
-    stock: StockNetworks | None = None
+    hf_networks: StockNetworks | None = None
     base_channels: int = 32
     multipliers: tuple[int, ...] = (1, 1, 1, 1)
     res_blocks: int = 0
     decoder_channels: int = 128
     decoder_blocks: int = 2
     pixel_loss: Literal["l2", "l1"] = "l2"
-    detail: float = 8.0
+    edge_loss_weight: float = 8.0
     perceptual: float = 0.0
-    features: str | None = None
+    perceptual_encoder: str | None = None
     adversarial: float = 0.0
     adversarial_start: int = 0
-    caption: float = 0.0
-    words: int = 512
+    caption_loss_weight: float = 0.0
+    caption_vocab: int = 512
     usage_floor: float = 0.1
     shift: int = 0
     mirror: bool = True
 
     @property
     def stride(self) -> int:
-        if self.stock:
-            return self.stock.stride
+        if self.hf_networks:
+            return self.hf_networks.stride
         return self.vit.patch_size if self.vit else 2 ** (len(self.multipliers) - 1)
 
 
@@ -195,52 +194,53 @@ class AutoencoderConfig:
 class UnifiedConfig:
     """A causal transformer over one vocabulary of text and image ids.
 
-    tokenizer: folder of a trained image tokenizer. tokens: folder of codes precomputed with it
-    (chiasm precompute). text_vocabulary: size of the BPE. hidden is the SwiGLU's width. kv_heads
-    below heads is grouped-query attention. tied: the head is the embedding.
+    tokenizer: folder of a trained image tokenizer. image_codes: folder of codes precomputed with it
+    (chiasm precompute). text_vocabulary: size of the BPE. intermediate_size is the SwiGLU's width.
+    kv_heads below heads is grouped-query attention. tied: the head is the embedding.
 
     Stabilisers, each a switch by itself: qk_norm (True is Chameleon's LayerNorm a head, "rms"
-    without mean and bias), z_loss, reordered (norms after the branches: nn/block.py), dropout,
+    without mean and bias), z_loss, post_norm (norms after the branches: nn/block.py), dropout,
     attention_softcap and logit_softcap (Gemma 2, 2408.00118, section 2: 50 and 30; 0 is none).
 
-    image_attention: "bidirectional" lets the codes of given images see each other; drawn ones
-    stay causal. rope: "2d" turns codes by row and column (unified/image_layout.py for both).
+    image_attention: "bidirectional" lets the codes of given images attend to each other; generated
+    ones stay causal. rope: "2d" turns codes by row and column (unified/image_layout.py for both).
     rope_theta: small, as an image's neighbours are near.
-    mup_base: the width at which the rates were found; they then hold at other widths (μP,
+    mup_base_width: the width at which the rates were found; they then hold at other widths (μP,
     2203.03466, table 8). 0 is off. Scale the number of heads with the width, not their size.
 
     image_weight scales the loss of image ids against text: an image has 64 of them and an answer
-    two, which would otherwise hardly count. share_codes: image codes train with what they have in
-    common (unified/code_sharing.py). local_heads: some heads start by looking at neighbouring
-    codes (unified/local_heads.py). drop_condition: fraction of drawings trained without their
-    text, for classifier-free guidance. undrawn: captions whose images are never drawn in
-    training, only seen: does the model draw combinations that it has not been shown to draw?
+    two, which would otherwise hardly count. factorized_code_embedding: image codes train with the
+    levels they have in common (unified/code_sharing.py). local_attention_init: some heads are
+    initialised to attend to neighbouring codes (unified/local_heads.py). cfg_dropout: fraction of
+    generated images trained without their text, for classifier-free guidance. held_out_captions:
+    captions whose images are never generated in training, only given: does the model generate
+    combinations that it was not trained to generate?
     """
 
     tokenizer: str | None = None
-    tokens: str | None = None
+    image_codes: str | None = None
     text_vocabulary: int = 400
-    width: int = 192
+    hidden_size: int = 192
     layers: int = 4
     heads: int = 6
     kv_heads: int = 6
-    hidden: int = 512
+    intermediate_size: int = 512
     tied: bool = False
     qk_norm: bool | Literal["rms"] = True
     z_loss: float = 1e-5
-    reordered: bool = False
+    post_norm: bool = False
     dropout: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     image_attention: Literal["causal", "bidirectional"] = "causal"
     rope: Literal["1d", "2d"] = "1d"
     rope_theta: float = 100.0
-    mup_base: int = 0
+    mup_base_width: int = 0
     image_weight: float = 0.1
-    share_codes: bool = True
-    local_heads: bool = True
-    drop_condition: float = 0.1
-    undrawn: tuple[str, ...] = ()
+    factorized_code_embedding: bool = True
+    local_attention_init: bool = True
+    cfg_dropout: float = 0.1
+    held_out_captions: tuple[str, ...] = ()
     image_objective: Literal["next", "masked"] = "next"
     grids: tuple[tuple[int, int], ...] = ()
     row_ends: bool = False
@@ -257,13 +257,18 @@ class UnifiedConfig:
             raise ConfigError(
                 "model.grids of several widths need model.rope 1d, or grids of one width"
             )
-        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+        if (
+            self.hidden_size % self.heads
+            or self.heads % self.kv_heads
+            or self.hidden_size // self.heads % 2
+        ):
             raise ConfigError(
-                f"model.width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads "
-                "must divide width into even sizes, and kv_heads must divide heads"
+                f"model.hidden_size {self.hidden_size}, heads {self.heads}, kv_heads "
+                f"{self.kv_heads}: heads must divide hidden_size into even sizes, and kv_heads "
+                "must divide heads"
             )
 
     @property
     def widening(self) -> float:
         """How many times wider than where the rates were found; 1 without μP."""
-        return self.width / self.mup_base if self.mup_base else 1.0
+        return self.hidden_size / self.mup_base_width if self.mup_base_width else 1.0

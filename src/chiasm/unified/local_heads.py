@@ -28,7 +28,7 @@ def look_nearby(model: Unified, columns: int, strength: float = 2.5, frequencies
     with a rope_theta of 100 the wanted token stands about 1.5 nats above its neighbours.
     """
     config = model.config
-    size = config.width // config.heads
+    size = config.hidden_size // config.heads
     distances = (1, columns, columns - 1, columns + 1)
     if config.image_objective == "masked":
         distances = (1, columns, -1, -columns)

@@ -54,24 +54,24 @@ class Unified(nn.Module):
                 "has not; build it with hub.unified.build"
             )
         self.config, self.vocabulary, self.columns = config, vocabulary, columns
-        self.embed_tokens = nn.Embedding(vocabulary.size, config.width)
+        self.embed_tokens = nn.Embedding(vocabulary.size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(
-                config.width,
+                config.hidden_size,
                 config.heads,
                 config.kv_heads,
-                config.hidden,
+                config.intermediate_size,
                 config.qk_norm,
                 config.dropout,
-                reordered=config.reordered,
+                post_norm=config.post_norm,
                 softcap=config.attention_softcap or None,
             )
             for _ in range(config.layers)
         )
-        self.norm = RMSNorm(config.width, eps=1e-5)
+        self.norm = RMSNorm(config.hidden_size, eps=1e-5)
         self.lm_head: nn.Linear | None = None
         if not config.tied:
-            self.lm_head = nn.Linear(config.width, vocabulary.size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, vocabulary.size, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -124,7 +124,7 @@ class Unified(nn.Module):
     def _place(self, batch: Batch, cache: KVCache | None) -> tuple[Layout, tuple[Tensor, Tensor]]:
         """Who sees whom, and how queries and keys are turned."""
         index = Index(batch.segment, batch.block, batch.branch)
-        size, theta = self.config.width // self.config.heads, self.config.rope_theta
+        size, theta = self.config.hidden_size // self.config.heads, self.config.rope_theta
         if self.config.rope == "1d":
             layout = (
                 packed_layout(index, batch.packing)
@@ -153,7 +153,7 @@ class Unified(nn.Module):
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What the head gives, as μP and the soft-cap want it."""
-        if self.config.mup_base:
+        if self.config.mup_base_width:
             logits = logits / self.config.widening
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
@@ -221,11 +221,11 @@ class Unified(nn.Module):
         config, trained = self.config, {n: is_trained(part) for n, part in self.groups().items()}
         upstream = trained["embedding"]
         matrices = 2.0 * matrix_parameters(self.layers) * batch.tokens
-        mixing = attention_flops(segment_lengths(batch.segment), config.width, config.layers)
+        mixing = attention_flops(segment_lengths(batch.segment), config.hidden_size, config.layers)
         parts = {
             "transformer": passes(trained["transformer"], upstream) * matrices
             + mixing_passes(upstream or trained["transformer"]) * mixing,
             "head": passes(trained["embedding"], trained["transformer"])
-            * (2.0 * self.vocabulary.size * config.width * len(batch.supervised)),
+            * (2.0 * self.vocabulary.size * config.hidden_size * len(batch.supervised)),
         }
         return Cost(sum(parts.values()), batch.tokens, batch.images, parts)

@@ -61,7 +61,13 @@ class Stepper:
     def _gains(self) -> bool:
         """Whether this machine is faster by the joined matrices than by the common way."""
         config = self.model.config
-        shape = [config.width, config.layers, config.heads, config.kv_heads, config.hidden]
+        shape = [
+            config.hidden_size,
+            config.layers,
+            config.heads,
+            config.kv_heads,
+            config.intermediate_size,
+        ]
         makers = {"joined": lambda: self._joined, "plain": lambda: self._common}
         first = torch.zeros(1, 1, dtype=torch.long)
         code = first + self.model.vocabulary.first_code
@@ -88,7 +94,7 @@ class Stepper:
         model, config, start = self.model, self.model.config, len(cache)
         layout = cache.reserve(Index(batch.segment, batch.block, batch.branch), steps)
         bias = layout.bias(torch.float32)[:, 0].repeat_interleave(config.kv_heads, 0)
-        at, size = batch.position + torch.arange(steps), config.width // config.heads
+        at, size = batch.position + torch.arange(steps), config.hidden_size // config.heads
         cos, sin = rotation(at, size, config.rope_theta)
         turns = [turn.unbind(1) for turn in (cos, signed(sin))]
         table = model.embed_tokens.weight
@@ -106,7 +112,7 @@ class Stepper:
 
     def _applies(self, batch: Batch) -> bool:
         config, weight = self.model.config, self.model.embed_tokens.weight
-        usual = config.rope == "1d" and not config.reordered and not config.attention_softcap
+        usual = config.rope == "1d" and not config.post_norm and not config.attention_softcap
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32
         plain &= not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
         small = sum(p.numel() for p in self.model.parameters()) <= MOST

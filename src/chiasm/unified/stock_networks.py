@@ -24,7 +24,7 @@ def stock_networks(config: StockNetworks, latent: int) -> tuple[nn.Module, nn.Mo
         return Emu3Encoder(model), Emu3Decoder(model)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"model.stock.settings: {error}; see {config.family}'s vq_config"
+            f"model.hf_networks.settings: {error}; see {config.family}'s vq_config"
         ) from None
 
 

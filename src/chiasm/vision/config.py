@@ -126,7 +126,7 @@ class FusedConfig:
             raise ConfigError(
                 f"{self.first.source} sees {self.first.grid} and {self.second.source} "
                 f"{self.second.grid}, but two encoders are fused patch by patch; set "
-                "model.tower.image_size (or max_patches), or choose two of one patch size"
+                "model.vision.image_size (or max_patches), or choose two of one patch size"
             )
 
     @property

@@ -428,12 +428,12 @@ def _resolve(
     layers = (options.layer,) if isinstance(options.layer, int) else options.layer
     if not layers or not all(-states <= layer < states for layer in layers):
         raise ConfigError(
-            f"model.tower.layer: {options.layer}, but {source} has {states} hidden states; "
+            f"model.vision.layer: {options.layer}, but {source} has {states} hidden states; "
             f"choose from {-states} to {states - 1}"
         )
     if options.class_token and not family.class_token:
         raise ConfigError(
-            f"model.tower.class_token: {source} is a '{theirs.model_type}', which has none; "
+            f"model.vision.class_token: {source} is a '{theirs.model_type}', which has none; "
             "set it to false"
         )
     chosen = tuple(layer % states for layer in layers)
@@ -445,7 +445,7 @@ def _resolve(
         size = options.image_size or _side(theirs.image_size, source)
     if size < patch:
         raise ConfigError(
-            f"model.tower.image_size: {size} pixels, less than one patch of {source} ({patch})"
+            f"model.vision.image_size: {size} pixels, less than one patch of {source} ({patch})"
         )
     mean, deviation = _colours(stated, family.colours)
     return TowerConfig(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chiasm.core.aliases import file_of
 from chiasm.core.errors import DataError
 
 MODELS = {
@@ -106,14 +107,14 @@ def _lines(run: Run, into: dict[str, list[dict]], model: str, name: str) -> None
 
 
 def _ledger(run: Run, model: str) -> None:
-    path = run.folder / model / "ledger.json"
+    path = file_of(run.folder / model, "cost.json")
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
         run.ledgers[model] = [stage for stage in stages if isinstance(stage, dict)]
     except OSError:
-        run.notes.append(f"{model}/ledger.json is missing")
+        run.notes.append(f"{model}/cost.json is missing")
     except (ValueError, KeyError, TypeError):
-        run.notes.append(f"{model}/ledger.json is not a ledger")
+        run.notes.append(f"{model}/cost.json is not a record of costs")
 
 
 def _drawings(run: Run) -> None:

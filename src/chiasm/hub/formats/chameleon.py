@@ -56,7 +56,7 @@ class Chameleon:
         found = layout.obstacles(model, processor)
         if not model.config.qk_norm:
             found.append("qk_norm false (the class always normalises queries and keys)")
-        stock = _tokenizer(processor).config.stock
+        stock = _tokenizer(processor).config.hf_networks
         if stock is not None and stock.family != "chameleon":
             found.append(f"the image tokenizer's {stock.family} networks")
         if model.config.row_ends:
@@ -70,7 +70,7 @@ class Chameleon:
         tokenizer = _tokenizer(processor)
         config = ChameleonConfig(
             **layout.text_settings(model, numbering),
-            swin_norm=model.config.reordered,
+            swin_norm=model.config.post_norm,
             vocabulary_map=numbering.map,
             vq_config=ChameleonVQVAEConfig(**_tokenizer_settings(tokenizer)),
         )
@@ -104,8 +104,8 @@ def _tokenizer(processor: Processor) -> Autoencoder:
 def _tokenizer_settings(tokenizer: Autoencoder) -> dict[str, Any]:
     config, quantizer = tokenizer.config, tokenizer.quantizer
     codes = {"embed_dim": quantizer.width, "num_embeddings": quantizer.codes}
-    if config.stock is not None:
-        return config.stock.settings | codes
+    if config.hf_networks is not None:
+        return config.hf_networks.settings | codes
     return {
         **codes,
         "latent_channels": quantizer.width,
@@ -123,7 +123,7 @@ def _tokenizer_state(tokenizer: Autoencoder) -> dict[str, Tensor]:
     points = codebook(quantizer)
     assert points is not None
     state = {"quantize.embedding.weight": points}
-    if tokenizer.config.stock is not None:
+    if tokenizer.config.hf_networks is not None:
         state |= tokenizer.encoder.state_dict()
         latent = int(state["quant_conv.weight"].shape[1])
         state["post_quant_conv.weight"] = torch.zeros(latent, quantizer.width, 1, 1)

@@ -1,9 +1,10 @@
 """Emu3ForConditionalGeneration of transformers (2409.18869): Llama's blocks, a whole image
 tokenizer inside, row ends among the codes.
 
-Inside means the class's own networks: a tokenizer trained with them (model.stock) goes in whole.
-Our convolutional encoder is theirs with attention and time left out, which zeros say exactly; our
-decoder is not theirs, so theirs is zeros, which draws grey, and ours lies beside in chiasm/.
+Inside means the class's own networks: a tokenizer trained with them (model.hf_networks) goes in
+whole. Our convolutional encoder is theirs with attention and time left out, which zeros say
+exactly; our decoder is not theirs, so theirs is zeros, which draws grey, and ours lies beside in
+chiasm/.
 
 The class puts a row end after every row of codes it makes from pixels. A model trained without
 them (model.row_ends) must not see them: give attention_mask 0 there and position_ids that count
@@ -107,9 +108,9 @@ class Emu3:
         found = layout.obstacles(model, processor)
         if model.config.qk_norm and model.config.qk_norm != "rms":
             found.append("qk_norm (the class has none)")
-        if model.config.reordered:
-            found.append("reordered (the class normalises before its branches)")
-        stock = _tokenizer(processor).config.stock
+        if model.config.post_norm:
+            found.append("post_norm (the class normalises before its branches)")
+        stock = _tokenizer(processor).config.hf_networks
         if stock is not None and stock.family != "emu3":
             found.append(f"the image tokenizer's {stock.family} networks")
         return found
@@ -213,8 +214,8 @@ def _tokenizer(processor: Processor) -> Autoencoder:
 def _tokenizer_settings(tokenizer: Autoencoder) -> dict[str, Any]:
     config, quantizer = tokenizer.config, tokenizer.quantizer
     codes = {"embed_dim": quantizer.width, "codebook_size": quantizer.codes}
-    if config.stock is not None:
-        return config.stock.settings | codes
+    if config.hf_networks is not None:
+        return config.hf_networks.settings | codes
     shape = layout.shape_of(config)
     return {
         **codes,
@@ -231,7 +232,7 @@ def _tokenizer_state(tokenizer: Autoencoder, settings: Any) -> dict[str, Tensor]
 
     points = codebook(tokenizer.quantizer)
     assert points is not None
-    if tokenizer.config.stock is not None:
+    if tokenizer.config.hf_networks is not None:
         parts = {**tokenizer.encoder.state_dict(), **tokenizer.decoder.state_dict()}
         return {**parts, "quantize.embedding.weight": points}
     # Attention and temporal blocks add what their last layer gives: zeros, nothing. Their norms

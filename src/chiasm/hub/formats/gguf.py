@@ -41,7 +41,7 @@ class GGUFFormat:
     target: Target = "gguf"
 
     def recognises(self, config: dict[str, Any]) -> bool:
-        return False  # it is written, not read: model.language takes a .gguf file
+        return False  # it is written, not read: model.language_model takes a .gguf file
 
     def load(self, folder: Path) -> tuple[MLLM, Processor]:
         raise CheckpointError(f"{folder}: GGUF is only written; give the model it was made from")
@@ -170,7 +170,7 @@ def _encoder_in_the_way(model: MLLM) -> list[str]:
     if activation not in ACTIVATIONS:
         found.append(f"{activation} in the encoder (only {', '.join(ACTIVATIONS)})")
     if tower.class_token:
-        found.append("class tokens among the features (model.tower.class_token)")
+        found.append("class tokens among the features (model.vision.class_token)")
     layers = _chosen(tower)
     if list(layers) != sorted(layers) or (_normed(model) and len(layers) > 1):
         found.append(f"features of the layers {layers} in this order or with a norm each")

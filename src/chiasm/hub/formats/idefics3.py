@@ -71,14 +71,14 @@ class Idefics3Format:
         stock = read_stock(folder)
         config = MLLMConfig(
             encoder=str(folder),
-            language=str(folder),
+            language_model=str(folder),
             projector=PixelShuffleConfig(stock.config.scale_factor),
             lora=None,
             max_length=getattr(stock.config.text_config, "max_position_embeddings", 2048),
-            tower=TowerOptions(layer=-1, norm=True),
-            images=_shown(stock),
+            vision=TowerOptions(layer=-1, norm=True),
+            image_processing=_shown(stock),
         )
-        model, processor = take_apart(stock, config, config.tower, template_of(stock))
+        model, processor = take_apart(stock, config, config.vision, template_of(stock))
         connector = stock.model.model.connector.modality_projection
         model.projector.load_state_dict(connector.state_dict())
         return model, processor
@@ -90,7 +90,7 @@ class Idefics3Format:
         assert isinstance(codec, MLLMCodec)
         assert isinstance(template, ChatTemplate)
         if isinstance(model.vision, Tower) and not model.vision.config.norm:
-            found.append("features without the encoder's last norm (set model.tower.norm)")
+            found.append("features without the encoder's last norm (set model.vision.norm)")
         last: tuple[tuple[int, ...], ...] = ((), (len(model.vision.layers),))
         if not (found or isinstance(vision, FusedConfig) or vision.chosen in last):
             found.append(f"features of the encoder's layers {vision.chosen} (it must be the last)")
@@ -106,7 +106,7 @@ class Idefics3Format:
         elif codec.mode.tile != vision.image_size:
             found.append(
                 f"tiles of {codec.mode.tile} pixels (the encoder was trained at "
-                f"{vision.image_size}; set model.images.max_image_size)"
+                f"{vision.image_size}; set model.image_processing.max_image_size)"
             )
         if processor.prefix:
             found.append("prefix-LM attention (model.attention)")

@@ -62,12 +62,12 @@ def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
     )
     config = MLLMConfig(
         encoder=str(stock.folder),
-        language=str(stock.folder),
+        language_model=str(stock.folder),
         projector=MLPConfig(merge=1),
         lora=None,
         max_length=getattr(c.text_config, "max_position_embeddings", 2048),
-        tower=tower,
-        images=images,
+        vision=tower,
+        image_processing=images,
     )
     model, processor = take_apart(stock, config, tower, template_of(stock))
     state = {
@@ -105,7 +105,7 @@ def family_obstacles(
     if isinstance(tower, ViTConfig) and not found:
         found.append("the last norm of chiasm's own encoder (LLaVA takes features before it)")
     if isinstance(tower, TowerConfig) and tower.norm:
-        found.append("the encoder's last norm over the features (model.tower.norm)")
+        found.append("the encoder's last norm over the features (model.vision.norm)")
     plain = MLPConfig(merge=1)
     projector = model.projector.config
     if not isinstance(projector, MLPConfig) or (projector.layers, projector.merge) != (2, 1):

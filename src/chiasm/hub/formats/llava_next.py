@@ -38,7 +38,7 @@ class LlavaNextFormat:
     def obstacles(self, model: MLLM, processor: Processor) -> list[str]:
         found = family_obstacles(model, processor, (AnyResConfig,), "AnyResConfig")
         if model.vision.config.class_token:
-            found.append("class tokens among the features (model.tower.class_token)")
+            found.append("class tokens among the features (model.vision.class_token)")
         return found
 
     def export(self, model: MLLM, processor: Processor, folder: Path) -> None:

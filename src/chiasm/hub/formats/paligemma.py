@@ -58,13 +58,13 @@ class PaliGemmaFormat:
         tower = TowerOptions(layer=-1, norm=True)
         config = MLLMConfig(
             encoder=str(folder),
-            language=str(folder),
+            language_model=str(folder),
             projector=LinearConfig(zero_init=True),
             lora=None,
             attention="prefix",
             max_length=text.max_position_embeddings,
-            tower=tower,
-            images=shown(stock),
+            vision=tower,
+            image_processing=shown(stock),
         )
         stock.tokenizer.chat_template = PALIGEMMA
         template = ChatTemplate(stock.tokenizer, stock.image, stop=stop_ids(stock.model))
@@ -77,7 +77,7 @@ class PaliGemmaFormat:
         vision, language = model.vision.config, model.language
         last = (len(model.vision.layers),)
         if isinstance(vision, TowerConfig) and not vision.norm:
-            found.append("features without the encoder's last norm (set model.tower.norm)")
+            found.append("features without the encoder's last norm (set model.vision.norm)")
         if not isinstance(vision, FusedConfig) and vision.chosen not in ((), last):
             found.append(f"features of the encoder's layers {vision.chosen} (it must be the last)")
         if not isinstance(model.projector.config, LinearConfig):

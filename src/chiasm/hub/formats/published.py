@@ -97,17 +97,17 @@ def _config(folder: Path, text: Any, family: Family, tensors: dict[str, Tensor])
             "transformer does; load it with transformers"
         )
     return UnifiedConfig(
-        width=text.hidden_size,
+        hidden_size=text.hidden_size,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
         kv_heads=text.num_key_value_heads,
-        hidden=text.intermediate_size,
+        intermediate_size=text.intermediate_size,
         tied="lm_head.weight" not in tensors,
         qk_norm=family == "chameleon",
-        reordered=bool(getattr(text, "swin_norm", False)),
+        post_norm=bool(getattr(text, "swin_norm", False)),
         rope_theta=float(text.rope_parameters["rope_theta"]),
-        share_codes=False,
-        local_heads=False,
+        factorized_code_embedding=False,
+        local_attention_init=False,
         max_length=text.max_position_embeddings,
     )
 
@@ -122,7 +122,9 @@ def _image_tokenizer(
     points = tensors["model.vqmodel.quantize.embedding.weight"].float()
     side = _image_side(folder, config.vq_config)
     networks = StockNetworks(family, settings)
-    shape = AutoencoderConfig(VQConfig(*points.shape), side, stock=networks, decoder_channels=0)
+    shape = AutoencoderConfig(
+        VQConfig(*points.shape), side, hf_networks=networks, decoder_channels=0
+    )
     made = Autoencoder(shape)
     prefix = "model.vqmodel."
     own = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}

@@ -104,7 +104,7 @@ def obstacles(model: Unified, processor: Processor) -> list[str]:
         "logit_softcap": bool(config.logit_softcap),
         "image_attention 'bidirectional' (the class is causal)": config.image_attention != "causal",
         "rope '2d'": config.rope == "2d",
-        "mup_base (the class does not divide its logits)": config.widening != 1.0,
+        "mup_base_width (the class does not divide its logits)": config.widening != 1.0,
         "image_objective 'masked'": config.image_objective != "next",
         "grids (sizes that are announced)": bool(config.grids),
         "the image tokenizer's ResidualVQ (one code a place)": codebook(tokenizer.quantizer)
@@ -119,7 +119,7 @@ def transformer_state(model: Unified, numbering: Numbering, prefix: str) -> dict
     lm_head stays at the top, and away where it is the embedding."""
     state = files.plain_state(model)
     for name in ROWS & set(state):
-        unseen = state[name].new_zeros(len(numbering.extra), model.config.width)
+        unseen = state[name].new_zeros(len(numbering.extra), model.config.hidden_size)
         state[name] = torch.cat([state[name], unseen])
     return {(k if k.startswith("lm_head") else prefix + k): v for k, v in state.items()}
 
@@ -129,8 +129,8 @@ def text_settings(model: Unified, numbering: Numbering) -> dict[str, Any]:
     config, vocabulary = model.config, model.vocabulary
     return {
         "vocab_size": numbering.size,
-        "hidden_size": config.width,
-        "intermediate_size": config.hidden,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,

@@ -32,8 +32,8 @@ class AnyResMode(ImageMode):
         for height, width in self.choices:
             if height < side or width < side or height % side or width % side:
                 raise ConfigError(
-                    f"model.images.image_grid_pinpoints: {height} x {width} pixels, but the "
-                    f"encoder sees tiles of {side}; choose multiples of that"
+                    f"model.image_processing.image_grid_pinpoints: {height} x {width} pixels, but "
+                    f"the encoder sees tiles of {side}; choose multiples of that"
                 )
 
     def tiles(self, image: PIL.Image.Image) -> list[PIL.Image.Image]:

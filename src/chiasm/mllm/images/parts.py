@@ -24,7 +24,7 @@ def add_image_parts(
     Raises ConfigError for a class token that the projector would resample as an image."""
     if encoder.class_token and projector.shape((1, 1)) != (1, 1):
         raise ConfigError(
-            "model.tower.class_token: this projector makes other than one token of one feature; "
+            "model.vision.class_token: this projector makes other than one token of one feature; "
             "choose one that works feature by feature (LinearConfig, MLPConfig)"
         )
     if isinstance(config, AnyResConfig):

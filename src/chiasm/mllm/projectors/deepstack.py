@@ -25,7 +25,7 @@ class DeepStackProjector(InnerProjector):
         if vision % config.levels:
             raise ConfigError(
                 f"model.projector.levels: {config.levels} layers cannot have {vision} features "
-                "together; set model.tower.layer to as many layers"
+                "together; set model.vision.layer to as many layers"
             )
         self.levels = nn.ModuleList(
             build_projector(config.each, vision // config.levels, language, scale)

@@ -14,22 +14,22 @@ from chiasm.core.sample import Sample
 from chiasm.data.balance import answer_rarity
 from chiasm.data.caption import caption_of
 from chiasm.data.images import ImageProcessor, ImageStream
+from chiasm.data.objectives import (
+    View,
+    at_most,
+    by_name,
+    caption,
+    chat,
+    itm,
+    moved,
+    own_objectives,
+    word_match,
+)
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import spare_threads
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
-from chiasm.data.views import (
-    View,
-    at_most,
-    by_name,
-    converse,
-    describe,
-    match,
-    moved,
-    own_objectives,
-    spot,
-)
 from chiasm.hub.load import move
 from chiasm.recipes.recipe import Recipe
 from chiasm.train.evaluation import Evaluate
@@ -76,55 +76,59 @@ class Context:
         the recipe `name` trained on the same data beside it."""
         return Path(given) if given else self.prepare(name, self.folder / name)
 
-    def views(self) -> dict[str, View]:
-        """What both routes can make of a sample: see data/views.py."""
-        questions: View = converse
-        if self.recipe.questions:
-            questions = at_most(converse, self.recipe.questions, answer_rarity(self.train))
+    def objectives(self) -> dict[str, View]:
+        """What both routes can learn of a sample: see data/objectives.py."""
+        questions: View = chat
+        if self.recipe.questions_per_image:
+            questions = at_most(chat, self.recipe.questions_per_image, answer_rarity(self.train))
         return {
-            "converse": questions,
-            "describe": describe,
-            "spot": lambda sample, random: self._spotting(sample, random),
-            "match": lambda sample, random: self._matching(sample, random),
-            "discern": lambda sample, random: self._discerning(sample, random),
-            **own_objectives((stage.data for stage in self.recipe.stages), self.train),
+            "chat": questions,
+            "caption": caption,
+            "word_match": lambda sample, random: self._word_match(sample, random),
+            "itm": lambda sample, random: self._itm(sample, random),
+            "itm_hard": lambda sample, random: self._itm_hard(sample, random),
+            **own_objectives((stage.objectives for stage in self.recipe.stages), self.train),
         }
 
     # Made when a stage first uses them: they read every caption.
     @cached_property
-    def _spotting(self) -> View:
-        return spot(self.captions())
+    def _word_match(self) -> View:
+        return word_match(self.captions())
 
     @cached_property
-    def _matching(self) -> View:
-        return match(self.captions())
+    def _itm(self) -> View:
+        return itm(self.captions())
 
     @cached_property
-    def _discerning(self) -> View:
-        return match(self.captions(), hard=True)
+    def _itm_hard(self) -> View:
+        return itm(self.captions(), hard=True)
 
     def mixed(self, stage: Stage) -> Sequence[Sample]:
         """The training samples as the stage weighs their sources."""
         if isinstance(self.train, Mixed):
-            return self.train.weighed(stage.mix)
-        if stage.mix:
-            raise ConfigError(f"stage '{stage.name}' mixes {', '.join(stage.mix)}, but the data is "
-                              "a single set; name several: --data a=2,b=1")  # fmt: skip
+            return self.train.weighed(stage.source_weights)
+        if stage.source_weights:
+            raise ConfigError(
+                f"stage '{stage.name}' mixes {', '.join(stage.source_weights)}, but the data is a "
+                "single set; name several: --data a=2,b=1"
+            )
         return self.train
 
-    def samples(self, stage: Stage, processor: Processor, views: dict[str, View]) -> SampleStream:
+    def samples(
+        self, stage: Stage, processor: Processor, objectives: dict[str, View]
+    ) -> SampleStream:
         """The packed batches of a stage."""
-        chosen = by_name(stage.data or "converse", views)
-        knapsack = partial(KnapsackStream, patches=stage.patches or None)
+        chosen = by_name(stage.objectives or "chat", objectives)
+        knapsack = partial(KnapsackStream, patches=stage.max_patches or None)
         kind = knapsack if stage.packing == "knapsack" else SampleStream
         return kind(
             self.mixed(stage),
-            [moved(view, self.recipe.shift, self.recipe.mirror) for view in chosen],
+            [moved(view, self.recipe.augment.shift, self.recipe.augment.hflip) for view in chosen],
             processor,
-            stage.batch,
+            stage.batch_size("tokens"),
             self.recipe.seed,
             self.quarantine,
-            stage.normalise == "sample",
+            stage.loss_reduction == "sample",
             spare_threads(),
         )
 
@@ -137,15 +141,15 @@ class Context:
         uncaptioned: bool = False,
     ) -> ImageStream:
         """The images of a stage, moved by up to `shift` pixels and mirrored half of the time."""
-        if stage.normalise == "sample":
+        if stage.loss_reduction == "sample":
             raise ConfigError(
-                f"stage '{stage.name}': normalise 'sample' weighs replies, but this stage learns "
-                "from images alone; leave it at 'token'"
+                f"stage '{stage.name}': loss_reduction 'sample' weighs replies, but this stage "
+                "learns from images alone; leave it at 'token'"
             )
         return ImageStream(
             self.mixed(stage),
             processor,
-            stage.batch,
+            stage.batch_size("images"),
             self.recipe.seed,
             shift,
             mirror,

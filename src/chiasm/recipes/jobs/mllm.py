@@ -22,15 +22,15 @@ def build(context: Context) -> Job:
     assert isinstance(config, MLLMConfig)
     _check_adapters(context, config)
     model, processor = mllm.build(config, _encoder(context, config))
-    views = context.views()
+    objectives = context.objectives()
     words = mllm.word_processor(model, processor)
 
     def stream(stage: Stage) -> Stream:
-        if stage.data == "words":
+        if stage.objectives == "embed_align":
             return context.images(stage, words)
-        return context.samples(stage, processor, views)
+        return context.samples(stage, processor, objectives)
 
-    held_out = held_out_of(context, model, processor, views, words)
+    held_out = held_out_of(context, model, processor, objectives, words)
     return Job(
         model,
         processor,
@@ -39,7 +39,7 @@ def build(context: Context) -> Job:
         held_out,
         held_out and held_out.check,
         "--model.encoder with a pretrained encoder of larger images (docs/train.md), or tiles: "
-        '--model.images \'{"kind": "anyres"}\'',
+        '--model.image_processing \'{"kind": "anyres"}\'',
     )
 
 
@@ -47,11 +47,11 @@ def _check_adapters(context: Context, config: MLLMConfig) -> None:
     """Adapters that are saved alone belong to a language model that anyone can read again."""
     if config.lora is not None and config.lora.apart:
         for stage in context.recipe.stages:
-            if "language" in stage.lr:
+            if "language_model" in stage.lr:
                 raise ConfigError(
                     f"stage '{stage.name}' trains the language model itself, which is not saved "
                     "where adapters are kept apart; set model.lora.merged true and "
-                    "model.lora.quantised false, or take 'language' out of the stage"
+                    "model.lora.quantised false, or take 'language_model' out of the stage"
                 )
 
 
@@ -63,11 +63,11 @@ def _encoder(context: Context, config: MLLMConfig) -> Encoder:
         path = Path(given).expanduser()
         misspelt = not path.exists() and path.parent != Path() and path.parent.is_dir()
         if not (path / "model.json").exists() and not (misspelt and "+" not in given):
-            return load_encoder(given, config.tower)
+            return load_encoder(given, config.vision)
     source = context.given_or_prepared(given, "encoder")
     dual, _ = load_as(source, DualEncoder, "model.encoder", "cpu")
-    if isinstance(config.tower.layer, tuple):
+    if isinstance(config.vision.layer, tuple):
         count = dual.vision.config.layers
-        chosen = tuple(layer % (count + 1) for layer in config.tower.layer)
+        chosen = tuple(layer % (count + 1) for layer in config.vision.layer)
         dual.vision.config = replace(dual.vision.config, chosen=chosen)
     return dual.vision

@@ -37,7 +37,7 @@ def build(context: Context) -> Job:
     processor = autoencoder.image_processor(config)
     model = Autoencoder(config)
     if config.perceptual:
-        model.watch(_features(context, config.features))
+        model.watch(_features(context, config.perceptual_encoder))
     if config.adversarial and not any("discriminator" in s.lr for s in context.recipe.stages):
         raise ConfigError(
             "model.adversarial wants a discriminator that learns, but no stage trains it; "
@@ -45,8 +45,8 @@ def build(context: Context) -> Job:
             '"discriminator": 1e-3}\''
         )
 
-    captions = context.captions() if config.caption else []
-    words = train_bpe(captions, config.words) if captions else None
+    captions = context.captions() if config.caption_loss_weight else []
+    words = train_bpe(captions, config.caption_vocab) if captions else None
     captioned = replace(processor, tokenizer=words, context=64)
 
     def stream(stage: Stage) -> ImageStream:
@@ -75,7 +75,7 @@ def _features(context: Context, given: str | None) -> Encoder:
     is named, or one of transformers."""
     if given is None or (Path(given) / "model.json").exists():
         source = context.given_or_prepared(given, "encoder")
-        dual, _ = load_as(source, DualEncoder, "model.features", "cpu")
+        dual, _ = load_as(source, DualEncoder, "model.perceptual_encoder", "cpu")
         return dual.vision
     return load_encoder(given, TowerOptions())
 

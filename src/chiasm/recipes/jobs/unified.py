@@ -8,9 +8,17 @@ from pathlib import Path
 
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
+from chiasm.data.objectives import (
+    Pairs,
+    View,
+    edit,
+    interleaved,
+    text_to_image,
+    with_caption,
+    without,
+)
 from chiasm.data.text import train_bpe
 from chiasm.data.tokens import read_tokens
-from chiasm.data.views import Pairs, View, document, draw, edit, with_caption, without
 from chiasm.hub import unified
 from chiasm.hub.load import load_as
 from chiasm.recipes.held_out import held_out_of
@@ -29,27 +37,27 @@ def build(context: Context) -> Job:
     autoencoder, _ = load_as(source, Autoencoder, "model.tokenizer")
     words = train_bpe(corpus(context.train), config.text_vocabulary)
     # Moved images are never the same twice: only still ones are worth remembering.
-    still = not (context.recipe.shift or context.recipe.mirror)
+    still = not (context.recipe.augment.shift or context.recipe.augment.hflip)
     model, processor = unified.build(config, words, autoencoder, remember=still)
     # The codec's network stays where load_as put it: it encodes beside the training.
-    if config.tokens is not None:
+    if config.image_codes is not None:
         codec = processor.codec
         assert isinstance(codec, UnifiedCodec)
-        codec.stored = read_tokens(Path(config.tokens), codec)
-    if config.share_codes:
+        codec.stored = read_tokens(Path(config.image_codes), codec)
+    if config.factorized_code_embedding:
         share_codes(model, autoencoder.quantizer.features().cpu())
-    if config.local_heads:
+    if config.local_attention_init:
         look_nearby(model, processor.codec.grid[1])  # type: ignore[attr-defined]
-    views = context.views()
-    asking = ("converse", "spot", "match", "discern")
-    views |= {name: with_caption(views[name]) for name in asking}
-    held_out_views = views | _drawing(context.test, config.undrawn, 0.0)
-    views |= _drawing(context.train, config.undrawn, config.drop_condition)
-    held_out = held_out_of(context, model, processor, held_out_views)
+    objectives = context.objectives()
+    asking = ("chat", "word_match", "itm", "itm_hard")
+    objectives |= {name: with_caption(objectives[name]) for name in asking}
+    held_out_objectives = objectives | _drawing(context.test, config.held_out_captions, 0.0)
+    objectives |= _drawing(context.train, config.held_out_captions, config.cfg_dropout)
+    held_out = held_out_of(context, model, processor, held_out_objectives)
     return Job(
         model,
         processor,
-        lambda stage: context.samples(stage, processor, views),
+        lambda stage: context.samples(stage, processor, objectives),
         lambda path: unified.save(path, model, processor),
         held_out,
         held_out and held_out.check,
@@ -57,13 +65,13 @@ def build(context: Context) -> Job:
     )
 
 
-def _drawing(samples: Sequence[Sample], undrawn: Sequence[str], drop: float) -> dict[str, View]:
-    """The views that draw. Changing an image draws its pair, so those are chosen among the samples
-    whose captions are drawn."""
-    drawn = [s for s in samples if caption_of(s) not in undrawn] if undrawn else samples
+def _drawing(samples: Sequence[Sample], held_out: Sequence[str], drop: float) -> dict[str, View]:
+    """The objectives that generate images. Changing an image draws its pair, so those are
+    chosen among the samples whose captions are drawn."""
+    drawn = [s for s in samples if caption_of(s) not in held_out] if held_out else samples
     pairs = Pairs(drawn)
     return {
-        "draw": without(partial(draw, drop=drop), undrawn),
+        "text_to_image": without(partial(text_to_image, drop=drop), held_out),
         "edit": edit(pairs, drop),
-        "document": without(document(pairs, drop), undrawn),
+        "interleaved": without(interleaved(pairs, drop), held_out),
     }

@@ -47,8 +47,8 @@ class ToyStream:
     def load_state_dict(self, state: dict) -> None:
         self.cursor = state["cursor"]
 
-    def split(self, strand: int, count: int) -> None:
-        self.seed = self.seed * count + strand  # other documents, as many as anyone wants
+    def split(self, data_shard: int, count: int) -> None:
+        self.seed = self.seed * count + data_shard  # other documents, as many as anyone wants
 
     def _batch(self) -> Batch:
         random = np.random.default_rng((self.seed, self.cursor, 7))

@@ -76,11 +76,11 @@ def _lines(trial: Trial, folder: Path) -> list[dict]:
     heads = trial.width // 16
     config = UnifiedConfig(
         text_vocabulary=VOCABULARY.text,
-        width=trial.width,
+        hidden_size=trial.width,
         layers=trial.layers,
         heads=heads,
         kv_heads=heads,
-        hidden=4 * trial.width,
+        intermediate_size=4 * trial.width,
         qk_norm=trial.qk_norm,
         z_loss=trial.z_loss,
         image_weight=1.0,
@@ -90,7 +90,7 @@ def _lines(trial: Trial, folder: Path) -> list[dict]:
         trial.name,
         trial.steps,
         {"embedding": trial.rate, "transformer": trial.rate},
-        warmup=0.1,
+        warmup_ratio=0.1,
         autocast="none",
         log_every=1,
         monitor_every=every,

@@ -20,7 +20,7 @@ View = Callable[[Sample, np.random.Generator], Sample | None]
 
 class Objective:
     """Base of objectives of your own: what a stage makes of a sample. Made once a run of the
-    training samples; a stage uses it as `data="module:Class"`, also with others ("converse+...").
+    training samples; a stage uses it as `data="module:Class"`, also with others ("chat+...").
     """
 
     def __init__(self, samples: Sequence[Sample]):
@@ -33,23 +33,23 @@ class Objective:
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", Objective, classes=True)
-"""Objectives beside those that every recipe has (Context.views)."""
+"""Objectives beside those that every recipe has (Context.objectives)."""
 
 
 def own_objectives(names: Iterable[str], samples: Sequence[Sample]) -> dict[str, View]:
-    """Those of the user's own in a stage's `data`, by name. Raises ConfigError for one that is not
-    there or not allowed (core/registry.py)."""
+    """Those of the user's own in a stage's `objectives`, by name. Raises ConfigError for one that
+    is not there or not allowed (core/registry.py)."""
     parts = {part for name in names for part in name.split("+")}
     own = sorted(part for part in parts if part in OBJECTIVES or REFERENCE.fullmatch(part))
     return {name: OBJECTIVES.find(name)(samples) for name in own}
 
 
-def converse(sample: Sample, random: np.random.Generator) -> Sample | None:
+def chat(sample: Sample, random: np.random.Generator) -> Sample | None:
     """The sample as it is."""
     return sample
 
 
-def describe(sample: Sample, random: np.random.Generator) -> Sample | None:
+def caption(sample: Sample, random: np.random.Generator) -> Sample | None:
     """Image in, caption out; None for a sample without either."""
     caption = caption_of(sample)
     if not caption or not sample.images:
@@ -58,7 +58,7 @@ def describe(sample: Sample, random: np.random.Generator) -> Sample | None:
     return replace(sample, turns=turns, independent=False)
 
 
-def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Sample | None:
+def text_to_image(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Sample | None:
     """Caption in, image out; with probability `drop` the caption is left out, which trains the
     unconditional side of classifier-free guidance (Ho & Salimans, 2207.12598)."""
     caption = caption_of(sample)
@@ -71,7 +71,7 @@ def draw(sample: Sample, random: np.random.Generator, drop: float = 0.0) -> Samp
 ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
 
 
-def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
+def itm(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
     """Does this text describe the image? Asked `pairs` times of its own caption and of another's,
     answered yes or no (image-text matching: ALBEF, 2107.07651, section 3.2). All are branches of
     the one image, which costs more than any of them.
@@ -99,7 +99,7 @@ def match(captions: Sequence[str], hard: bool = False, pairs: int = 6) -> View:
     return apply
 
 
-def spot(captions: Sequence[str], pairs: int = 6) -> View:
+def word_match(captions: Sequence[str], pairs: int = 6) -> View:
     """Is this word true of the image? Asked `pairs` times of a word of its own caption and of a
     word of another's, of those that not most captions have. With whole captions a model can settle
     for a part of them, and go on no further for long (LOG.md)."""
@@ -169,8 +169,8 @@ class Pairs:
 
 def edit(pairs: Pairs, drop: float = 0.0) -> View:
     """An image and words in, the changed image out: "make it blue". Pairs are different
-    images, so the size and place of what is drawn are the model's to choose. drop: as draw's,
-    of image and words together."""
+    images, so the size and place of what is drawn are the model's to choose. drop: as
+    text_to_image's, of image and words together."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         found = pairs.other(sample, random)
@@ -190,9 +190,9 @@ DRAW_SAY_REDRAW = "draw {}, then say what you drew, then draw it {}"
 DOCUMENTS = (DRAW_SAY_REDRAW, "draw {}, then say what you drew", "say what it is, then draw it {}")
 
 
-def document(pairs: Pairs, drop: float = 0.0) -> View:
+def interleaved(pairs: Pairs, drop: float = 0.0) -> View:
     """One request for several things in order, one reply that mixes text and images: a third
-    each of DOCUMENTS, the last with an image to look at. drop: as draw's."""
+    each of DOCUMENTS, the last with an image to look at. drop: as text_to_image's."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
         caption, found = caption_of(sample), pairs.other(sample, random)
@@ -290,14 +290,14 @@ def at_most(view: View, count: int, weight: Weight | None = None) -> View:
     return apply
 
 
-def by_name(name: str, views: dict[str, View]) -> list[View]:
-    """ "converse+draw" -> both views; ConfigError for a name the recipe has not."""
+def by_name(name: str, objectives: dict[str, View]) -> list[View]:
+    """ "chat+text_to_image" -> both; ConfigError for a name the recipe has not."""
     chosen = []
     for part in name.split("+"):
-        if part not in views:
+        if part not in objectives:
             raise ConfigError(
-                f"unknown data view '{part}'{nearest(part, views)}; this recipe has "
-                f"{', '.join(views)}, or module:Class of your own"
+                f"unknown objective '{part}'{nearest(part, objectives)}; this recipe has "
+                f"{', '.join(objectives)}, or module:Class of your own"
             )
-        chosen.append(views[part])
+        chosen.append(objectives[part])
     return chosen
