@@ -8,6 +8,16 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def test_reference_of_fields_is_what_the_classes_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_reference
+
+    assert make_reference.PAGE.read_text() == make_reference.page(), (
+        "run: python docs/make_reference.py"
+    )
+    assert "| `autocast` |" in make_reference.page()
+
+
 def test_every_page_is_in_the_navigation_and_in_the_overview():
     navigation = (ROOT / "mkdocs.yml").read_text()
     overview = (ROOT / "docs" / "index.md").read_text()
