@@ -78,6 +78,15 @@ def test_clean_shapes_of_any_size_and_a_stray_pixel_beside_them(shape, points, p
     assert name_of(cut) == shape
 
 
+@pytest.mark.parametrize("size", [14, 20, 27])
+@pytest.mark.parametrize("radius", [0.1, 0.2, 0.25])
+def test_round_corners_make_no_circle_of_a_square(size, radius):
+    image = PIL.Image.new("RGB", (64, 64), "white")
+    box = (10, 12, 10 + size, 12 + size)
+    PIL.ImageDraw.Draw(image).rounded_rectangle(box, radius * size, fill="red")
+    assert find_shapes(image)[0].name == "rectangle"
+
+
 def test_real_images_are_read_as_their_labels():
     pytest.importorskip("easy_vqa")
     from chiasm.data import easy_vqa
