@@ -335,6 +335,7 @@ def train(
     out: Source | None = None,
     device: str = "",
     *,
+    init: Source | Run | None = None,
     resume: Resume = "no",
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
@@ -345,10 +346,12 @@ def train(
 
     recipe: a name ("mllm_smol"), a Python file, a run's recipe.json, or a Recipe. data: as of
     `chiasm train --data`, by default the recipe's own. out: folder of the run, by default
-    runs/RECIPE. resume: "yes" continues the run in `out`, "auto" starts or continues it. check: see
-    whether the model uses the image (image_use.json in the run's folder). overrides:
-    fields of the recipe by dotted name, **{"stages.0.steps": 100}. Raises ConfigError for unknown
-    fields and a recipe that cannot be trained, CheckpointError where `out` holds a run.
+    runs/RECIPE. init: the run, folder or hub id of the model that training begins with; overrides
+    `model.X` then set X of that model anew (docs/train.md). resume: "yes" continues the run in
+    `out`, "auto" starts or continues it. check: see whether the model uses the image
+    (image_use.json in the run's folder). overrides: fields of the recipe by dotted name,
+    **{"stages.0.steps": 100}. Raises ConfigError for unknown fields and a recipe that cannot be
+    trained, CheckpointError where `out` holds a run.
     """
     if isinstance(recipe, Recipe):
         chosen, default = recipe, None
@@ -357,6 +360,8 @@ def train(
     settings = {name: _as_text(value) for name, value in overrides.items()}
     if data is not None:
         settings["data"] = os.fspath(data)
+    if init is not None:
+        settings["init"] = os.fspath(init)
     chosen = with_overrides(chosen, settings)
     if out is None and default is None:
         raise ConfigError("train: give out=, the folder of the run")

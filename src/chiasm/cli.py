@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,6 +66,7 @@ def train(
     recipe: Positional[str],
     out: Path | None = None,
     data: str | None = None,
+    init: str | None = None,
     resume: Literal["no", "yes", "auto"] = "no",
     show: bool = False,
     check: bool = True,
@@ -82,6 +82,9 @@ def train(
         data: "easy-vqa", hf:ORG/NAME, or a file or folder in a known format (see data import),
             after "FORMAT:" where it is not seen by itself; a URL of .tar or .jsonl files; several
             of them with weights, "a.jsonl=2,b=1", or a mixture file (see docs/data.md).
+        init: Begin with this model's weights, tokenizer and image processing: a run, a published or
+            exported checkpoint, or an adapter of peft (a folder, or OWNER/NAME of the hub). The
+            recipe says what is trained and how; --model.X sets X of that model anew.
         resume: Continue from the newest complete checkpoint in the folder (--resume alone); "auto"
             starts, continues or leaves alone what is finished, as a restarted job wants it.
         show: Print the recipe's fields with their values and stop.
@@ -92,9 +95,9 @@ def train(
     from chiasm.core.config import leaves
     from chiasm.recipes.recipe import find, run_folder, with_overrides
 
-    chosen = with_overrides(find(recipe), _overrides)
-    if data is not None:
-        chosen = replace(chosen, data=data)
+    given = {"data": data, "init": init}
+    settings = {name: value for name, value in given.items() if value is not None}
+    chosen = with_overrides(find(recipe), {**_overrides, **settings})
     if show:
         for name, value in leaves(chosen).items():
             Console().print(f"--{name} [bold]{escape(str(value))}[/bold]", highlight=False)
@@ -405,9 +408,10 @@ def merge(
         out: Folder for the merged model.
     """
     _compute_on(device)
+    from chiasm.hub.load import published_base
     from chiasm.hub.mllm import merge as merge_run
 
-    merge_run(run, out)
+    merge_run(run, out, published_base)
     Console().print(f"{out}: adapters merged; {out / 'language'} is a checkpoint of transformers")
 
 
@@ -599,7 +603,7 @@ def allow_own_code(arguments: list[str]) -> list[str]:
 def split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
     """Arguments of `train` and `plan` that are fields of the recipe (--model.hidden_size 384,
     --seed=1) apart from the command's own."""
-    own = {"--out", "--data", "--resume", "--device", "--help", "-h"}
+    own = {"--out", "--data", "--init", "--resume", "--device", "--help", "-h"}
     own |= {"--gpus", "--mfu", "--price", "--words", "--picture", "--pictures"}
     own |= {f"--{no}{name}" for name in ("show", "plot", "fit") for no in ("", "no-")}
     kept, dotted = [], {}

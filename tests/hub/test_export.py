@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import transformers as hf
-from stock_toys import PATCH, SIDE, gemma, llama, noise, tower, words
 
 from chiasm.cli import main
 from chiasm.core.errors import CheckpointError, ConfigError
@@ -27,6 +26,7 @@ from chiasm.mllm.config import (
 from chiasm.vision.config import TowerOptions, ViTConfig
 from chiasm.vision.pretrained import load_encoder
 from chiasm.vision.vit import ViT
+from stock_toys import PATCH, SIDE, gemma, llama, noise, tower, words
 
 CHATML = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"

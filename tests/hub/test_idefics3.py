@@ -8,7 +8,6 @@ import PIL.Image
 import pytest
 import torch
 from safetensors import safe_open
-from stock_toys import ten_images
 from torch.nn import functional as F
 from transformers import (
     AutoImageProcessor,
@@ -38,6 +37,7 @@ from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PixelShuffleConfig, SplitConfig
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
+from stock_toys import ten_images
 
 TILE, PATCH, LONGEST = 32, 8, 64
 WORDS = [

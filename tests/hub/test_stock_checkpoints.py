@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stock_toys import STOCK, hub_layout, noise, relaid, ten_images, v5_layout, write
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from chiasm.cli import main
@@ -18,6 +17,7 @@ from chiasm.hub.export import export
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
 from chiasm.recipes.evaluate import contrastive
+from stock_toys import STOCK, hub_layout, noise, relaid, ten_images, v5_layout, write
 
 ONE, TWO = "what colour is it?", "and is it red?"
 

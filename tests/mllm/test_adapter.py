@@ -147,10 +147,10 @@ def test_adapters_of_another_shape_are_refused(toy, tmp_path):
     model, processor, _ = trained(toy, lora)
     hub.save(tmp_path, model, processor, toy.config(lora=lora))
     other, _ = toy.build(lora=replace(lora, rank=2))
-    with pytest.raises(CheckpointError, match="does not fit the language model's adapters"):
-        adapter.load_adapters(tmp_path / "adapter", other.language)
+    with pytest.raises(CheckpointError, match="does not fit the model's adapters"):
+        adapter.load_adapters(tmp_path / "adapter", other, adapter.OVER_LANGUAGE)
     with pytest.raises(CheckpointError, match="no such file"):
-        adapter.load_adapters(tmp_path / "nothing", other.language)
+        adapter.load_adapters(tmp_path / "nothing", other, adapter.OVER_LANGUAGE)
 
 
 @pytest.mark.parametrize("lora", [PLAIN, KINDS["dora"]], ids=["lora", "dora"])

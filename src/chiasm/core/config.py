@@ -177,7 +177,7 @@ def override(config: C, settings: dict[str, str], what: str = "recipe") -> C:
     versions, with a warning. Raises ConfigError naming the nearest field for an unknown one.
     """
     with aliases.one_warning():
-        settings = {_current_path(config, key): text for key, text in settings.items()}
+        settings = {current_path(config, key): text for key, text in settings.items()}
         return _override(config, settings, what)
 
 
@@ -195,7 +195,7 @@ def _override(config: C, settings: dict[str, str], what: str) -> C:
     return from_dict(type(config), tree, what)
 
 
-def _current_path(config: Any, key: str) -> str:
+def current_path(config: Any, key: str) -> str:
     """A dotted name with every field as it is called now."""
     node, path = config, []
     model = tag_of(type(getattr(config, "model", None)))

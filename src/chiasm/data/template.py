@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
@@ -110,6 +110,26 @@ class RoleTemplate:
         return self.tokenizer.encode(part.text, add_special_tokens=False).ids
 
 
+Content = Literal["text", "parts"]
+"""What a chat template is told of a message: one text, or a list of texts and images."""
+
+
+def content_of(tokenizer: Any, image: str) -> Content:
+    """What a tokenizer's chat template takes: "parts" where it writes the image's token for an
+    image part, else "text"."""
+    parts = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    except Exception:  # a template written for text fails in its own way
+        return "text"
+    return "parts" if image in text else "text"
+
+
+def template_class(content: Content) -> type[ChatTemplate]:
+    """The template that tells a chat template so."""
+    return PublishedTemplate if content == "parts" else ChatTemplate
+
+
 class ChatTemplate:
     """The language model's own chat template, through its transformers tokenizer.
 
@@ -125,6 +145,8 @@ class ChatTemplate:
     the template writes after a reply (Gemma's <end_of_turn>). Raises DataError for a tokenizer
     without a template, or one whose replies have no special token at the end.
     """
+
+    content: Content = "text"
 
     def __init__(
         self,
@@ -259,6 +281,7 @@ class PublishedTemplate(ChatTemplate):
     1.5's), they end with the tokenizer's eos as in their training.
     """
 
+    content = "parts"
     completes = False
     """Whether replies are ended here."""
 

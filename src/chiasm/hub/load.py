@@ -15,7 +15,7 @@ from chiasm.core.device import resolve, use
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format
-from chiasm.hub.source import local_folder
+from chiasm.hub.source import checkpoint_of, local_folder
 from chiasm.train.checkpoint import read_json
 from chiasm.unified.codec import UnifiedCodec
 
@@ -24,7 +24,7 @@ M = TypeVar("M")
 LOADERS: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     "contrastive": contrastive.load,
     "autoencoder": autoencoder.load,
-    "mllm_run": mllm.load,
+    "mllm_run": lambda path: mllm.load(path, published_base),
     "unified": unified.load,
 }
 
@@ -62,7 +62,7 @@ def _load(path: Path) -> tuple[Any, Any]:
             f"{path}: no such folder{nearest(path.name, siblings)}; "
             "train one with 'chiasm train' or 'chiasm demo'"
         )
-    if not (path / "model.json").exists() and (path / "config.json").exists():
+    if not (path / "model.json").exists() and (checkpoint_of(path) / "config.json").exists():
         return _load_published(path)
     kind = current(read_json(path / "model.json").get("kind"))
     if kind not in LOADERS:
@@ -73,11 +73,21 @@ def _load(path: Path) -> tuple[Any, Any]:
     return LOADERS[kind](path)
 
 
+def published_base(source: str) -> mllm.Base | None:
+    """The published checkpoint of a folder or hub id, None where it holds no layout that adapters
+    can be named in."""
+    folder = local_folder(source)
+    layout = layout_of(folder)
+    names = getattr(layout, "names", None)
+    return mllm.Base(lambda: layout.load(folder), names) if layout and names else None  # type: ignore[return-value]
+
+
 def layout_of(path: Path) -> Format | None:
     """The published layout that a folder's config.json says, if it is one of a whole model."""
-    if (path / "model.json").exists() or not (path / "config.json").exists():
+    file = checkpoint_of(path) / "config.json"
+    if (path / "model.json").exists() or not file.exists():
         return None
-    config = read_json(path / "config.json")
+    config = read_json(file)
     return next((layout for layout in _layouts() if layout.recognises(config)), None)
 
 
@@ -88,9 +98,10 @@ def _layouts() -> tuple[Format, ...]:
 def _load_published(path: Path) -> tuple[Any, Any]:
     layout = layout_of(path)
     if layout is None:
-        kind = read_json(path / "config.json").get("model_type")
+        file = checkpoint_of(path) / "config.json"
+        kind = read_json(file).get("model_type")
         raise CheckpointError(
-            f"{path / 'config.json'}: a '{kind}', which is none of the layouts read here "
+            f"{file}: a '{kind}', which is none of the layouts read here "
             f"({', '.join(one.name for one in _layouts() if one.target == 'hf')})"
         )
     return layout.load(path)

@@ -13,6 +13,7 @@ from chiasm.core.registry import Registry
 from chiasm.data.processor import Processor
 from chiasm.hub import mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
+from chiasm.hub.load import published_base
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
@@ -33,7 +34,8 @@ def save(
     if layout == "chiasm":
         if isinstance(model, MLLM):
             source = model if _adapters_apart(model) else mllm.merged_copy(model)
-            mllm.save(folder, source, processor, model.config)
+            base = published_base(model.config.language_model) if _adapters_apart(model) else None
+            mllm.save(folder, source, processor, model.config, base)
         else:
             unified.save(folder, model, processor)
         return "chiasm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -36,3 +37,23 @@ def local_folder(source: str | Path) -> Path:
             f"Face hub ({type(error).__name__}: {reason}); give a folder, or download it where "
             f"there is a network: hf download {source}"
         ) from None
+
+
+ADAPTER = "adapter_config.json"
+"""Says that a folder holds an adapter of peft."""
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The folder of the whole checkpoint: that of an adapter of peft is its base. Raises
+    CheckpointError where the base is not there."""
+    file = folder / ADAPTER
+    if not file.exists():
+        return folder
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    for place in (base, folder / str(base)):
+        if base and (is_hub_id(base) or Path(place).expanduser().is_dir()):
+            return local_folder(place)
+    raise CheckpointError(
+        f"{folder}: an adapter over '{base}', which is not there; put the base there, or write "
+        f"where it is into {file.name} (base_model_name_or_path)"
+    )

@@ -260,17 +260,31 @@ class CrossAttentionConfig:
 ProjectorConfig = PlainProjectorConfig | DeepStackConfig | CrossAttentionConfig
 
 
+@tag("lora_group")
+@dataclass(frozen=True)
+class LoRAGroup:
+    """Rank and alpha of the adapters of one part of the model; None takes LoRAConfig's."""
+
+    rank: int | None = None
+    alpha: float | None = None
+
+
 @tag("lora")
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters on the language model's matrices (2106.09685).
+    """Low-rank adapters on matrices of the model (2106.09685).
 
+    targets: which matrices. A plain name ("q_proj") is the last part of names in the language
+    model; a pattern over the names of the whole model, which begin with language_model, vision or
+    projector, reaches any ("vision.*.q_proj", "projector.*"; * is any run of characters). groups:
+    rank and alpha by part of the model ("language_model", "vision", "projector").
     dora: a matrix's direction and its rows' lengths are trained apart (2402.09353). rslora: scaled
     by alpha / sqrt(rank) instead of alpha / rank, so that a higher rank does not learn slower
-    (2312.03732). quantised: the matrices under them are held in 4-bit NormalFloat (QLoRA,
+    (2312.03732). quantised: the language model's matrices are held in 4-bit NormalFloat (QLoRA,
     2305.14314; CUDA and the extra `qlora`). merged: a run is saved with the adapters folded into
-    the matrices; otherwise they are saved alone, in peft's format, and `model.language_model` is
-    read again when the run is loaded ('chiasm merge' folds them in later).
+    the matrices; otherwise they are saved alone, in peft's format, over the language model
+    `model.language_model` or the published checkpoint that training began with, which is read
+    again when the run is loaded ('chiasm merge' folds them in later).
     """
 
     rank: int = 16
@@ -288,6 +302,7 @@ class LoRAConfig:
         "up_proj",
         "down_proj",
     )
+    groups: dict[str, LoRAGroup] = field(default_factory=dict)
 
     @property
     def apart(self) -> bool:
@@ -337,7 +352,11 @@ class MLLMConfig:
 @tag("mllm_run")
 @dataclass(frozen=True)
 class SavedMLLM:
-    """What a saved MLLM's model.json holds: how it was made and its encoder's shape."""
+    """What a saved MLLM's model.json holds: how it was made and its encoder's shape. content: what
+    its chat template is told of a message (data/template.py); image_token: what stands for an
+    image in its text."""
 
     model: MLLMConfig
     vision: EncoderConfig
+    content: Literal["text", "parts"] = "text"
+    image_token: str = "<image>"

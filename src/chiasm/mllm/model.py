@@ -56,6 +56,8 @@ class MLLM(nn.Module):
         self.image_token = image_token
         self.config: MLLMConfig
         """How it was made; set by who makes it (hub/mllm.py)."""
+        self.trained_whole: tuple[str, ...] = ()
+        """Of vision and projector, those that training changed without adapters."""
         self.rows: TokenRows | None = None
         """Of new tokens, while the tables of the language model are frozen."""
         quicken(language, self.layers())
@@ -264,27 +266,18 @@ class MLLM(nn.Module):
     def groups(self) -> dict[str, nn.Module]:
         """vision, projector, language_model (embeddings, matrices, norms) and, with LoRA, lora;
         rows of new tokens belong to the adapters, or else to the language model."""
-        adapted = adapters_of(self.language)
+        adapted = adapters_of(self)
         rows = [] if self.rows is None else [self.rows]
+        parts: dict[str, nn.Module] = {"vision": self.vision, "projector": self.projector}
         if not adapted:
             language = nn.ModuleList([self.language, *rows]) if rows else self.language
-            return {"vision": self.vision, "projector": self.projector, "language_model": language}
+            return {**parts, "language_model": language}
         adapter = nn.ModuleList(part for layer in adapted for part in parts_of(layer))
         adapter.extend(rows)
         inside = {id(m) for m in adapter.modules()}
-        leaves = [
-            m
-            for m in self.language.modules()
-            if not any(m.children())
-            and id(m) not in inside
-            and any(True for _ in m.parameters(recurse=False))
-        ]
-        return {
-            "vision": self.vision,
-            "projector": self.projector,
-            "language_model": nn.ModuleList(leaves),
-            "lora": adapter,
-        }
+        parts["language_model"] = self.language
+        groups = {name: _without(part, inside) for name, part in parts.items()}
+        return {**groups, "lora": adapter}
 
     def blocks(self) -> list[nn.Module]:
         return [*self.vision.layers, *getattr(self.projector, "blocks", ()), *self.layers()]
@@ -307,7 +300,8 @@ class MLLM(nn.Module):
         if batch.patches is not None and batch.grids is not None:
             parts |= self._vision_cost(batch.grids, trained)
         if isinstance(batch, Batch):
-            upstream = batch.patches is not None and (trained["vision"] or trained["projector"])
+            before = trained["vision"] or trained["projector"] or self._adapts_images()
+            upstream = batch.patches is not None and before
             parts |= self._language_cost(batch, upstream)
             if isinstance(self.projector, InnerProjector) and batch.grids is not None:
                 steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
@@ -317,14 +311,21 @@ class MLLM(nn.Module):
 
     def _vision_cost(self, grids: Tensor, trained: dict[str, bool]) -> dict[str, float]:
         seen = (grids if self.memory is None else self.memory.encoded).prod(1)
-        vision = sum(encoder_flops(t, seen, trained["vision"]) for t in self.vision.towers)
+        adapted = bool(adapters_of(self.vision)) and is_trained(self.vision)
+        vision = sum(encoder_flops(t, seen, trained["vision"], adapted) for t in self.vision.towers)
         widths = feature_width(self.vision.config), self.language.config.hidden_size
-        state = trained["projector"], trained["vision"]
+        own = bool(adapters_of(self.projector)) and is_trained(self.projector)
+        state = trained["projector"], trained["vision"] or adapted or own
         projector = sum(
             projector_flops(self.projector, *widths, (h, w), *state)
             for h, w in self._seen(grids).tolist()
         )
         return {"vision": vision, "projector": projector}
+
+    def _adapts_images(self) -> bool:
+        """Whether adapters are trained before the language model."""
+        parts = (self.vision, self.projector)
+        return any(adapters_of(part) and is_trained(part) for part in parts)
 
     def _language_cost(self, batch: Batch, upstream: bool) -> dict[str, float]:
         """Layer by layer: below the first trained one, gradients need not go."""
@@ -354,3 +355,18 @@ class MLLM(nn.Module):
             upstream = upstream or base or adapted
         head = 2.0 * config.vocab_size * config.hidden_size * len(batch.supervised)
         return {"language_model": flops, "head": passes(is_trained(self.head), upstream) * head}
+
+
+def _without(part: nn.Module, adapter: set[int]) -> nn.Module:
+    """A part of the model without the modules of adapters, given by id; itself where it has
+    none."""
+    if not any(id(m) in adapter for m in part.modules()):
+        return part
+    leaves = [m for m in part.modules() if not any(m.children()) and id(m) not in adapter]
+    rest = nn.ModuleList(leaf for leaf in leaves if any(True for _ in leaf.parameters()))
+    held = {id(p) for leaf in leaves for p in leaf.parameters()}
+    inside = (m for m in part.modules() if id(m) in adapter)
+    held |= {id(p) for m in inside for p in m.parameters()}
+    # Parameters of modules with children, as class tokens and tables of positions.
+    rest.append(nn.ParameterList(p for p in part.parameters() if id(p) not in held))  # type: ignore[arg-type]
+    return rest

@@ -53,14 +53,15 @@ def attention_flops(lengths: Tensor, width: int, layers: int) -> float:
     return 4.0 * layers * width * float((lengths.double() ** 2).sum())
 
 
-def encoder_flops(encoder: Any, counts: Tensor, trained: bool) -> float:
+def encoder_flops(encoder: Any, counts: Tensor, trained: bool, adapted: bool = False) -> float:
     """A vision transformer on images of these numbers of patches [N]. Class and register tokens
-    take part in its blocks; what makes patches into tokens is the first matrix of all."""
+    take part in its blocks; what makes patches into tokens is the first matrix of all. adapted:
+    gradients pass through it to adapters, which count among its matrices."""
     blocks = sum(map(matrix_parameters, encoder.layers))
     first = 2.0 * (matrix_parameters(encoder) - blocks) * int(counts.sum())
     seen = counts + encoder.special
     rest = 2.0 * blocks * int(seen.sum()) + attention_flops(seen, encoder.config.mixing, 1)
-    forwards = passes(trained, False)
+    forwards = passes(trained, adapted)
     return forwards * rest + min(forwards, 2) * first
 
 

@@ -24,7 +24,7 @@ def fresh(recipe: Recipe) -> tuple[Any, Any]:
     ConfigError, CheckpointError and DataError as training does."""
     recipe, quarantine = replace(recipe, questions_per_image=0), Quarantine()
     config = recipe.model
-    whole = isinstance(config, MLLMConfig) and config.encoder is not None
+    whole = bool(recipe.init) or (isinstance(config, MLLMConfig) and config.encoder is not None)
     reading = reading_of(recipe, quarantine)
     samples = () if whole else read(recipe.data, "train", quarantine, reading)
 

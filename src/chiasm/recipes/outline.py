@@ -85,7 +85,7 @@ def _mllm(config: MLLMConfig, assumed: Assumed) -> Outline:
         vision.config, projector, model.image_token, config.image_processing, _words(model)
     )
     if config.lora is not None:
-        add_adapters(model.language, config.lora)
+        add_adapters(model, config.lora)
     freeze(model, config.freeze_first_layers)
     return Outline(config, model, codec.outline(assumed.picture))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chiasm.core.config import from_dict, nearest, override, tag, to_dict
+from chiasm.core.config import current_path, from_dict, nearest, override, tag, to_dict
 from chiasm.core.errors import ConfigError
 from chiasm.core.registry import allow_named, import_file
 from chiasm.mllm.config import MLLMConfig
@@ -40,7 +40,9 @@ class Recipe:
     how the processes of torchrun share the model. loggers: where metrics go besides metrics.jsonl:
     tensorboard, wandb, trackio, mlflow. images: the folder that image paths of the data are
     relative to ("" for each file's own; "/" also allows absolute paths). strict: leave out records
-    with keys that no reader uses.
+    with keys that no reader uses. init: the run, folder or hub id whose model training begins with
+    (recipes/initial.py): its weights and its configuration, of which this model's fields replace
+    those named in init_overrides.
     """
 
     model: Model
@@ -54,6 +56,8 @@ class Recipe:
     loggers: tuple[str, ...] = ()
     images: str = ""
     strict: bool = False
+    init: str = ""
+    init_overrides: tuple[str, ...] = ()
 
 
 NAMES = (
@@ -103,8 +107,14 @@ def batch_unit(model: Model, stage: Stage) -> Unit:
 
 
 def with_overrides(recipe: Recipe, settings: dict[str, str]) -> Recipe:
-    """The recipe with dotted fields replaced; ConfigError names the nearest field."""
-    return override(recipe, settings)
+    """The recipe with dotted fields replaced; ConfigError names the nearest field. Fields of the
+    model that are set beside `init` are set over those of the model it names."""
+    found = override(recipe, settings)
+    keys = [current_path(recipe, key) for key in settings]
+    fields = [key.split(".")[1] for key in keys if key.startswith("model.")]
+    if not found.init or not fields:
+        return found
+    return replace(found, init_overrides=tuple(dict.fromkeys([*found.init_overrides, *fields])))
 
 
 def from_saved(saved: dict, where: str = "recipe.json") -> Recipe:

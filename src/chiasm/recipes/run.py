@@ -117,6 +117,8 @@ def _run(
     if job.check:
         job.check(stages, world)
     console = Console(stderr=True)
+    if job.note and world.main:
+        console.print(job.note, soft_wrap=True, highlight=False, markup=False)
     looked = check and world.size == 1
     seen = check_resolution(job, context.train, console) if looked else None
     ledger = train(
@@ -133,6 +135,7 @@ def _run(
         sinks=lambda step: open_sinks(recipe.loggers, folder, to_dict(recipe), step),
         device=device,
         callbacks=callbacks,
+        evaluate_first=bool(recipe.init),
     )
     use = None
     if looked:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from chiasm.core.cache import cache_root
 from chiasm.core.config import identity
 from chiasm.core.device import moved_tensor
+from chiasm.nn.flops import is_trained
 from chiasm.train.stage import Stage
 
 RECORD = struct.Struct("<16sQIIII")
@@ -43,13 +44,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @contextmanager
 def remembered(model: Any, stage: Stage) -> Iterator[None]:
-    """While inside, a model that has a `memory` uses this cache, if the stage freezes its group
-    `vision` and grants the cache any room."""
-    frozen = hasattr(model, "memory") and "vision" not in stage.lr
+    """While inside, a model that has a `memory` uses this cache, if the stage trains nothing of its
+    encoder, adapters included, and grants the cache any room."""
+    frozen = hasattr(model, "memory") and not is_trained(model.vision)
     if not frozen or stage.feature_cache <= 0:
         yield
         return
-    model.memory = open_cache(model.groups()["vision"], stage.feature_cache * 1e9)
+    model.memory = open_cache(model.vision, stage.feature_cache * 1e9)
     try:
         yield
     finally:

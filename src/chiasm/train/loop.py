@@ -88,6 +88,7 @@ def train(
     sinks: OpenSinks | None = None,
     device: torch.device | None = None,
     callbacks: Sequence[Callback] = (),
+    evaluate_first: bool = False,
 ) -> Ledger:
     """Run the stages and leave metrics.jsonl, cost.json and checkpoints in `folder`.
 
@@ -99,7 +100,8 @@ def train(
     checkpoint and an InterruptedRunError. sinks opens further places for the metrics, given the
     resumed step. In a world of several ranks (train/parallel.py) all of them call this together.
     device: where the model is moved to and stays; by default it is trained where it is. callbacks:
-    called by the main rank (train/callbacks.py).
+    called by the main rank (train/callbacks.py). evaluate_first: evaluate before the first step
+    too, as the first stage that evaluates does; logged as step 0.
     """
     assert isinstance(model, nn.Module)
     check_stages(stages, evaluate)
@@ -114,6 +116,8 @@ def train(
     trainer.open_metrics(start.total, sinks, callbacks)
     try:
         with trainer.stop:
+            if evaluate_first and not start.total:
+                trainer.evaluate_start()
             for number in range(start.stage, len(stages)):
                 trainer.run_stage(number, start.step if number == start.stage else 0)
         trainer.write_ledger()
@@ -210,6 +214,12 @@ class _Trainer:
             self.writer.wait()
         finally:
             self.metrics.close()
+
+    def evaluate_start(self) -> None:
+        """Evaluate the model as it is before the first step."""
+        first = next((stage for stage in self.stages if stage.evaluate_every), None)
+        if first is not None:
+            self._evaluate(first)
 
     def run_stage(self, number: int, first: int) -> None:
         stage = self.stages[number]

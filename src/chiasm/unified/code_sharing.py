@@ -20,18 +20,19 @@ class SharedRows(nn.Module):
 
     features: Tensor
 
-    def __init__(self, features: Tensor, width: int):
+    def __init__(self, features: Tensor, width: int, spread: float = 0.02):
         super().__init__()
         self.register_buffer("features", features, persistent=False)
-        self.map = nn.Parameter(0.02 * torch.randn(features.shape[1], width))
+        self.map = nn.Parameter(spread * torch.randn(features.shape[1], width))
 
     def forward(self, weight: Tensor) -> Tensor:
         text = len(weight) - len(self.features)
         return torch.cat([weight[:text], weight[text:] + self.features @ self.map])
 
 
-def share_codes(model: Unified, features: Tensor) -> None:
-    """Give the model's embedding and head shared rows for its image codes, features [codes F]."""
+def share_codes(model: Unified, features: Tensor, trained: bool = False) -> None:
+    """Give the model's embedding and head shared rows for its image codes, features [codes F].
+    trained: the model is trained already, and its function stays as it is: the maps start at 0."""
     for layer in filter(None, (model.embed_tokens, model.lm_head)):
-        shared = SharedRows(features, model.config.hidden_size)
+        shared = SharedRows(features, model.config.hidden_size, 0.0 if trained else 0.02)
         parametrize.register_parametrization(layer, "weight", shared, unsafe=True)

@@ -10,6 +10,8 @@ from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
 M = TypeVar("M", MLLM, Unified)
+Names = dict[str, str]
+"""Beginnings of names of parameters in our model -> in transformers' class of a layout."""
 Target = Literal["hf", "gguf"]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from chiasm.hub.formats.files import (
     write_processor,
     write_weights,
 )
-from chiasm.hub.formats.format import Target
+from chiasm.hub.formats.format import Names, Target
 from chiasm.hub.formats.llava_family import language_obstacles, template_of
 from chiasm.hub.formats.parity import compare
 from chiasm.hub.formats.stock import Stock, chat_template_of, read_stock, take_apart
@@ -63,6 +63,12 @@ class Idefics3Format:
     model_type: str = "idefics3"
     own: str = "idefics3_vision"
     target: Target = "hf"
+    names: ClassVar[Names] = {
+        "language.model.": "model.text_model.",
+        "language.lm_head.": "lm_head.",
+        "vision.model.": "model.vision_model.",
+        "projector.proj.": "model.connector.modality_projection.proj.",
+    }
 
     def recognises(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == self.model_type

@@ -9,6 +9,7 @@ from chiasm.core.errors import CheckpointError
 from chiasm.data.processor import Processor
 from chiasm.hub.formats.format import Target
 from chiasm.hub.formats.llava_family import (
+    NAMES,
     family_config,
     family_obstacles,
     load_family,
@@ -26,6 +27,7 @@ CLASS = "LlavaForConditionalGeneration"
 class LlavaFormat:
     name = "LLaVA"
     target: Target = "hf"
+    names = NAMES
 
     def recognises(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "llava"

@@ -11,7 +11,7 @@ from torch import Tensor
 from chiasm.core.errors import CheckpointError
 from chiasm.data.chat import VICUNA
 from chiasm.data.processor import Processor
-from chiasm.data.template import ChatTemplate, PublishedTemplate
+from chiasm.data.template import ChatTemplate, content_of, template_class
 from chiasm.hub.formats.files import (
     chat_template_for_parts,
     image_settings,
@@ -21,6 +21,7 @@ from chiasm.hub.formats.files import (
     write_processor,
     write_weights,
 )
+from chiasm.hub.formats.format import Names
 from chiasm.hub.formats.stock import Stock, chat_template_of, take_apart
 from chiasm.hub.formats.vision import (
     CLIP,
@@ -36,6 +37,15 @@ from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import ImagesConfig, MLLMConfig, MLPConfig
 from chiasm.mllm.model import MLLM
 from chiasm.vision.config import TowerConfig, TowerOptions, ViTConfig
+
+NAMES: Names = {
+    "language.model.": "model.language_model.",
+    "language.lm_head.": "lm_head.",
+    "vision.model.": "model.vision_tower.",
+    "projector.layers.0.": "model.multi_modal_projector.linear_1.",
+    "projector.layers.1.": "model.multi_modal_projector.linear_2.",
+    "projector.image_newline": "model.image_newline",
+}
 
 
 def load_family(stock: Stock, images: ImagesConfig) -> tuple[MLLM, Processor]:
@@ -85,14 +95,8 @@ def template_of(stock: Stock) -> ChatTemplate:
     LLaVA's where it has none."""
     words, image = stock.tokenizer, stock.image
     words.chat_template = chat_template_of(stock.folder) or words.chat_template or VICUNA
-    stop = stop_ids(stock.model)
-    parts = [{"type": "image"}, {"type": "text", "text": "?"}]
-    try:
-        told = words.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-    except Exception:  # a template written for text fails in its own way
-        told = ""
-    kind = PublishedTemplate if image in told else ChatTemplate
-    return kind(words, image, stop=stop)
+    kind = template_class(content_of(words, image))
+    return kind(words, image, stop=stop_ids(stock.model))
 
 
 def family_obstacles(

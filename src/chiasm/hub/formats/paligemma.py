@@ -4,7 +4,7 @@ norm, one linear layer, Gemma; the prompt sees itself whole."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from chiasm.hub.formats.files import (
     write_processor,
     write_weights,
 )
-from chiasm.hub.formats.format import Target
+from chiasm.hub.formats.format import Names, Target
 from chiasm.hub.formats.llava import shown
 from chiasm.hub.formats.llava_family import language_obstacles
 from chiasm.hub.formats.parity import compare
@@ -46,6 +46,12 @@ PARTS = (
 class PaliGemmaFormat:
     name = "PaliGemma"
     target: Target = "hf"
+    names: ClassVar[Names] = {
+        "language.model.": "model.language_model.",
+        "language.lm_head.": "lm_head.",
+        "vision.model.": "model.vision_tower.",
+        "projector.linear.": "model.multi_modal_projector.linear.",
+    }
 
     def recognises(self, config: dict[str, Any]) -> bool:
         return config.get("model_type") == "paligemma"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from chiasm.core.errors import CheckpointError
+from chiasm.core.errors import CheckpointError, MissingExtraError
 from chiasm.core.quiet import quiet
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub.mllm import assemble
+from chiasm.hub.source import checkpoint_of
 from chiasm.mllm.config import MLLMConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
@@ -45,10 +47,12 @@ def read_stock(folder: Path) -> Stock:
     """Raises CheckpointError for a folder that does not hold a model whole, with its processor."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    model = read_model(folder)
+    model, given = read_model(folder), folder
+    folder = checkpoint_of(folder)
+    own = (given / "tokenizer_config.json").exists()
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(given if own else folder)
             images = AutoImageProcessor.from_pretrained(folder, backend="pil")
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
@@ -59,10 +63,12 @@ def read_stock(folder: Path) -> Stock:
 
 
 def read_model(folder: Path) -> Any:
-    """transformers' model in fp32. Raises CheckpointError where weights are missing or left over,
-    which transformers itself would make up or drop."""
+    """transformers' model in fp32; that of an adapter's folder is its base with the adapter merged.
+    Raises CheckpointError where weights are missing or left over, which transformers itself would
+    make up or drop."""
     from transformers import AutoModelForImageTextToText
 
+    adapter, folder = folder, checkpoint_of(folder)
     with quiet():
         try:
             model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
@@ -81,7 +87,23 @@ def read_model(folder: Path) -> Any:
             raise CheckpointError(
                 f"{folder}: {len(names)} {what} weights, first {names[0]}; is it complete?"
             )
-    return model.eval()
+    return (model if adapter == folder else _merged(model, adapter)).eval()
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    """The model with an adapter of peft folded into its weights."""
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("peft", "lora", "Reading an adapter")
+    import peft
+
+    with quiet():
+        try:
+            return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{adapter}: does not fit its base ({_first_line(error)}); is that still what it "
+                "was trained on?"
+            ) from None
 
 
 def take_apart(

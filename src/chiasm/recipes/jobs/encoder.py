@@ -13,6 +13,7 @@ from chiasm.data.caption import caption_of
 from chiasm.data.images import ImageProcessor
 from chiasm.data.text import train_bpe
 from chiasm.hub import contrastive
+from chiasm.recipes.initial import initial_config, initial_model, note_of
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.evaluation import EvalContext, EvalResult, check_metrics
 from chiasm.vision.config import ContrastiveConfig
@@ -20,11 +21,15 @@ from chiasm.vision.contrastive import DualEncoder, zero_shot_weights
 
 
 def build(context: Context) -> Job:
-    config = context.recipe.model
+    recipe, config = context.recipe, context.recipe.model
     assert isinstance(config, ContrastiveConfig)
-    words = train_bpe(context.captions(), config.vocabulary)
-    processor = contrastive.image_processor(config, words)
-    model = DualEncoder(config)
+    if recipe.init:
+        model, processor = initial_model(recipe, DualEncoder)
+        config = model.config = initial_config(recipe, model.config)
+    else:
+        words = train_bpe(context.captions(), config.vocabulary)
+        processor = contrastive.image_processor(config, words)
+        model = DualEncoder(config)
 
     labelled = list(islice((s for s in context.test if caption_of(s) and s.images), 256))
 
@@ -42,6 +47,7 @@ def build(context: Context) -> Job:
         evaluate if labelled else None,
         lambda stages, _: check_metrics(stages, ["zero_shot_accuracy"]),
         larger_images=f"--model.vision.image_size {4 * config.vision.image_size}",
+        note=note_of(recipe, ["both towers", "tokenizer"]),
     )
 
 

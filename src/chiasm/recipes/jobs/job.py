@@ -43,7 +43,8 @@ class Job:
 
     evaluate: None where there is nothing to evaluate. check: raises ConfigError for a stage whose
     evaluation cannot be had; all ranks call it before training. larger_images: options by which the
-    model sees more of an image, for a warning.
+    model sees more of an image, for a warning. note: a line for the user, of what training begins
+    with.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Job:
     evaluate: Evaluate | None = None
     check: Callable[[Sequence[Stage], World], None] | None = None
     larger_images: str = ""
+    note: str = ""
 
     def to(self, device: str) -> None:
         """Move the model and what its processor computes with, as to save them."""

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Stream
+from chiasm.data.processor import Processor
 from chiasm.hub import mllm
-from chiasm.hub.load import load_as
+from chiasm.hub.initial import rebuilt
+from chiasm.hub.load import load_as, published_base
+from chiasm.hub.source import is_hub_id, local_folder
 from chiasm.mllm.config import MLLMConfig
+from chiasm.mllm.model import MLLM
 from chiasm.recipes.held_out import held_out_of
+from chiasm.recipes.initial import initial_config, initial_model, note_of
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.stage import Stage
 from chiasm.vision.contrastive import DualEncoder
@@ -20,8 +25,11 @@ from chiasm.vision.pretrained import Encoder, load_encoder
 def build(context: Context) -> Job:
     config = context.recipe.model
     assert isinstance(config, MLLMConfig)
-    _check_adapters(context, config)
-    model, processor = mllm.build(config, _encoder(context, config))
+    if context.recipe.init:
+        model, processor, note = _initial(context)
+    else:
+        _check_adapters(context, config)
+        model, processor, note = *mllm.build(config, _encoder(context, config)), ""
     objectives = context.objectives()
     words = mllm.word_processor(model, processor)
 
@@ -31,16 +39,58 @@ def build(context: Context) -> Job:
         return context.samples(stage, processor, objectives)
 
     held_out = held_out_of(context, model, processor, objectives, words)
+    rates = {name for stage in context.recipe.stages for name in stage.lr}
+    model.trained_whole = tuple(name for name in ("vision", "projector") if name in rates)
     return Job(
         model,
         processor,
         stream,
-        lambda path: mllm.save(path, model, processor, config),
+        lambda path: mllm.save(path, model, processor, model.config, _published_base(model)),
         held_out,
         held_out and held_out.check,
         "--model.encoder with a pretrained encoder of larger images (docs/train.md), or tiles: "
         '--model.image_processing \'{"kind": "anyres"}\'',
+        note,
     )
+
+
+def _initial(context: Context) -> tuple[MLLM, Processor, str]:
+    """The model of the recipe's `init` with what the recipe sets anew, and a line about it."""
+    recipe = context.recipe
+    loaded, processor = initial_model(recipe, MLLM)
+    config = initial_config(recipe, loaded.config)
+    if (
+        config.lora is not None
+        and config.lora.apart
+        and "language_model" not in recipe.init_overrides
+    ):
+        config = replace(config, language_model=_base_of(recipe.init))
+    _check_adapters(context, config)
+    model, processor, fresh = rebuilt(
+        loaded, processor, config, recipe.init_overrides, lambda: _encoder(context, config)
+    )
+    parts = ("encoder", "projector", "language model")
+    kept = [name for name in parts if name not in fresh]
+    return model, processor, note_of(recipe, [*kept, "tokenizer and image processing"], fresh)
+
+
+def _published_base(model: MLLM) -> mllm.Base | None:
+    """What adapters are saved over, where it is a published checkpoint."""
+    lora = model.config.lora
+    return published_base(model.config.language_model) if lora is not None and lora.apart else None
+
+
+def _base_of(init: str) -> str:
+    """What adapters kept apart are over: a run's language model, or a published checkpoint."""
+    folder = local_folder(init)
+    if (folder / "model.json").exists():
+        if not (folder / "language").is_dir():
+            raise ConfigError(
+                f"--init {init}: its adapters are kept apart from the language model; fold them in "
+                "first (chiasm merge RUN OUT), or set model.lora.merged true"
+            )
+        return str(folder / "language")
+    return init if is_hub_id(init) else str(folder)
 
 
 def _check_adapters(context: Context, config: MLLMConfig) -> None:

@@ -18,6 +18,7 @@ from chiasm.data.text import train_bpe
 from chiasm.eval.metrics.image import psnr
 from chiasm.hub import autoencoder
 from chiasm.hub.load import load_as
+from chiasm.recipes.initial import initial_config, initial_model, note_of
 from chiasm.recipes.jobs.job import Context, Job
 from chiasm.train.evaluation import EvalContext, EvalResult, check_metrics
 from chiasm.train.stage import Stage
@@ -32,10 +33,11 @@ RECONSTRUCTION = ("psnr", "code_usage", "codebook_perplexity")
 
 
 def build(context: Context) -> Job:
-    config = context.recipe.model
+    recipe, config = context.recipe, context.recipe.model
     assert isinstance(config, AutoencoderConfig)
+    model = _initial(context) if recipe.init else Autoencoder(config)
+    config = model.config
     processor = autoencoder.image_processor(config)
-    model = Autoencoder(config)
     if config.perceptual:
         model.watch(_features(context, config.perceptual_encoder))
     if config.adversarial and not any("discriminator" in s.lr for s in context.recipe.stages):
@@ -67,7 +69,16 @@ def build(context: Context) -> Job:
         evaluate if with_images else None,
         lambda stages, _: check_metrics(stages, RECONSTRUCTION),
         larger_images=f"--model.image_size {4 * config.image_size}",
+        note=note_of(recipe, ["encoder", "quantizer", "decoder"]),
     )
+
+
+def _initial(context: Context) -> Autoencoder:
+    """The tokenizer of the recipe's `init`; what only helps to train it is fresh."""
+    loaded, _ = initial_model(context.recipe, Autoencoder)
+    model = Autoencoder(initial_config(context.recipe, loaded.config))
+    model.load_state_dict(model.state_dict() | loaded.state_dict())
+    return model
 
 
 def _features(context: Context, given: str | None) -> Encoder:
