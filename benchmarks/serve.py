@@ -5,7 +5,7 @@
     transformers  the same eight at once, asked of chiasm serve and of transformers serve. Its
                   continuous batching takes text only, so it answers one image after the other.
     decode        from token to token, one reply at a time: the engine with weights in half bytes
-                  (--weights int4) against `generate` of transformers, both in this process, without
+                  (--dtype int4) against `generate` of transformers, both in this process, without
                   HTTP. In tokens a second of that time alone.
     drawing       as batching, eight images of 64 codes by a unified model, without guidance.
                   A unit is a code; elsewhere it is a new token.
@@ -359,11 +359,11 @@ def by_weights(folder: Path) -> list[dict]:
     """Rows of the table for each kind of weights, of servers one after the other."""
     rows = []
     for weights in ("bf16", "int8", "int4"):
-        command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--weights", weights]
+        command = ["chiasm", "serve", str(folder / "mllm"), "--port", "PORT", "--dtype", weights]
         with process(command, "mllm") as ours:
             alone = one_by_one(ours.answer, QUESTIONS[:4], fresh_images()[:4])
             crowd = at_once(ours.answer, QUESTIONS, fresh_images())
-        rows.append(row(f"chiasm serve --weights {weights}", alone, crowd))
+        rows.append(row(f"chiasm serve --dtype {weights}", alone, crowd))
     return rows
 
 

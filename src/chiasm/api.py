@@ -67,7 +67,7 @@ __all__ = ["VLM", "Callback", "Output", "Run", "evaluate", "load", "train"]
 
 Source = str | os.PathLike[str]
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5}
-"""How images are generated unless it is said otherwise, as by `chiasm draw`."""
+"""How images are generated unless it is said otherwise, as by `chiasm generate`."""
 
 
 @dataclass(frozen=True)

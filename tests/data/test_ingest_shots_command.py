@@ -1,4 +1,4 @@
-"""`chiasm data shots` in a real Chromium: folders, addresses, bad pages, no browser.
+"""`chiasm data webpages` in a real Chromium: folders, addresses, bad pages, no browser.
 
 Apart from the tests of single pages, whose browser would still be running: playwright's
 synchronous interface allows one at a time.
@@ -34,7 +34,7 @@ def test_a_folder_with_bad_pages_keeps_the_good_and_names_the_rest(tmp_path, cap
     (site / "blank.html").write_text("")
     (site / "image.html").write_bytes(bytes(range(256)))
     (site / "slow.html").write_text("<p>text<script>while (true) {}</script>")
-    cli.main(["data", "shots", str(site), "-o", str(out), "--wait", "5"])
+    cli.main(["data", "webpages", str(site), "-o", str(out), "--wait", "5"])
     said = capsys.readouterr()
     assert "skipped" in said.err
     rows = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]

@@ -451,7 +451,9 @@ def test_same_bytes_for_one_and_two_workers_others_for_another_seed(tmp_path):
 
 
 def test_the_command_makes_a_set_that_loads(tmp_path, capsys):
-    cli.main(["data", "make", "tables", "-o", str(tmp_path / "t"), "--count", "4", "--seed", "2"])
+    cli.main(
+        ["data", "synthesize", "tables", "-o", str(tmp_path / "t"), "--count", "4", "--seed", "2"]
+    )
     assert "train: 4 samples" in capsys.readouterr().out
     train = load_samples(str(tmp_path / "t"), "train")
     test = load_samples(str(tmp_path / "t"), "test")

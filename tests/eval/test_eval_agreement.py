@@ -49,7 +49,7 @@ def test_default_likelihood_and_compat_agree(tmp_path, generator, metric):
     file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS[metric])))
     plain = Asked(str(file), metric=metric)
-    theirs = Asked(str(file), metric=metric, compat="lmms-eval")
+    theirs = Asked(str(file), metric=metric, match_harness="lmms-eval")
     task, other = plain.question_task(), theirs.question_task()
     assert [s.turns for s in task.samples()] == [s.turns for s in other.samples()]
     labels = _labels(plain, task, How().labels)

@@ -1,4 +1,4 @@
-"""--compat lmms-eval against lmms-eval 0.7.3 itself: thousands of drawn pairs a benchmark, whose
+"""--match-harness lmms-eval against lmms-eval 0.7.3: thousands of drawn pairs a benchmark, whose
 scores were recorded with the package (lmms_pairs.py)."""
 
 import json
@@ -98,7 +98,7 @@ def test_compat_is_never_ignored(tmp_path):
     ]
     file = tmp_path / "test.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    task = Asked(str(file), compat="lmms-eval").question_task()
+    task = Asked(str(file), match_harness="lmms-eval").question_task()
     assert isinstance(task, MeasuredTask)
     assert task.measure == "accuracy (lmms-eval 0.7.3)"
     assert task.score(task.samples()[0], "dog")["correct"] == 0  # articles count there

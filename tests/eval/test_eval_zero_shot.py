@@ -301,7 +301,7 @@ def test_the_command_on_every_kind_of_run(tmp_path, talker, capsys):
     runs("eval", run, "--task", file, "--by-likelihood")
     lines = [json.loads(x) for x in (run / "predictions-test.jsonl").read_text().splitlines()]
     assert {line["reply"] for line in lines} <= set(COLORS)
-    runs("eval", run, "--task", file, "--metric", "anls", "--compat", "lmms-eval")
+    runs("eval", run, "--task", file, "--metric", "anls", "--match-harness", "lmms-eval")
     assert "ANLS (lmms-eval" in " ".join(capsys.readouterr().out.split())
     runs("eval", run, "--task", file, "--metric", "perplexity")
     assert "text" in capsys.readouterr().out
@@ -316,8 +316,8 @@ def test_the_command_on_every_kind_of_run(tmp_path, talker, capsys):
     assert json.loads(out.read_text())["n"] == 3
     record = {"tag": "colors", "include": [{"class": "circle", "count": 1}], "prompt": "a red"}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(record))
-    runs("eval", run, "--task", "geneval", "--data", tmp_path, "--count", 1, "--out",
-         tmp_path / "drawn", "--judge", tmp_path / "encoder")  # fmt: skip
+    runs("eval", run, "--task", "geneval", "--data", tmp_path, "--num-images", 1, "--out",
+         tmp_path / "drawn", "--clip-model", tmp_path / "encoder")  # fmt: skip
     assert (tmp_path / "drawn/00000/samples/0000.png").exists()
     assert "CLIPScore (encoder)" in capsys.readouterr().out
 

@@ -117,7 +117,7 @@ def test_kept_apart_they_are_loaded_again_and_merged_by_a_command(toy, lora, tmp
     again, other = load(tmp_path / "run")
     back = pack([[other.encode(s) for s in toy.samples()]])
     assert torch.equal(again.logits(again(back)), before)
-    cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")])
+    cli.main(["merge-lora", str(tmp_path / "run"), str(tmp_path / "merged")])
     merged, _ = load(tmp_path / "merged")
     assert not adapters_of(merged.language)
     torch.testing.assert_close(merged.logits(merged(back)), before, atol=3e-5, rtol=1e-5)

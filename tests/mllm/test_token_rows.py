@@ -133,7 +133,7 @@ def test_saved_with_the_adapters(families, apart, tmp_path, capsys):
         torch.testing.assert_close(found.logits(found(batch)), expected, atol=1e-4, rtol=1e-4)
         if not apart:
             return
-        cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")])
+        cli.main(["merge-lora", str(tmp_path / "run"), str(tmp_path / "merged")])
         merged, _ = load(tmp_path / "merged")
         assert merged.rows is None
         torch.testing.assert_close(merged.logits(merged(batch)), expected, atol=1e-4, rtol=1e-4)

@@ -62,7 +62,7 @@ def test_their_sizes_are_the_published_ones(implied):
 def test_34_billion_parameters_are_planned_in_seconds():
     began = time.process_time()
     recipe = Recipe(CHAMELEON_34B, (Stage("s", 10, RATES, batch_tokens=4096),))
-    _, (plan,) = plan_of(recipe, Assumed(words=4000))
+    _, (plan,) = plan_of(recipe, Assumed(text_tokens=4000))
     assert time.process_time() - began < 20
     assert plan.weights.trained > 33e9
     assert len(plan.saved.blocks) == 48
@@ -71,7 +71,7 @@ def test_34_billion_parameters_are_planned_in_seconds():
 @pytest.mark.parametrize("words", [700, 1400])
 def test_activations_are_what_autograd_keeps(words):
     """A real forward of the same shapes on the CPU, under the same autocast."""
-    stage, assumed = Stage("s", 1, RATES, batch_tokens=words), Assumed(words=words)
+    stage, assumed = Stage("s", 1, RATES, batch_tokens=words), Assumed(text_tokens=words)
     shapes = without_storage()
     with shapes:
         outlined = outline_of(UNIFIED, assumed)
@@ -122,7 +122,7 @@ def pair():
 
 
 def test_neighbours_hold_what_is_planned_of_them(pair):
-    stage, assumed = Stage("s", 1, RATES, batch_tokens=700), Assumed(words=700)
+    stage, assumed = Stage("s", 1, RATES, batch_tokens=700), Assumed(text_tokens=700)
     _, (plan,) = plan_of(Recipe(UNIFIED, (stage,)), assumed, tensor=2)
     outlined = outline_of(UNIFIED, assumed)
     set_trained(outlined.model, stage)
@@ -208,7 +208,7 @@ def test_a_larger_cluster_is_faster_and_what_does_not_fit_is_made_to():
     recipe = Recipe(
         CHAMELEON_34B, (Stage("s", 10, RATES, batch_tokens=32768, gradient_accumulation_steps=64),)
     )
-    _, (plan,) = plan_of(recipe, Assumed(words=4000))
+    _, (plan,) = plan_of(recipe, Assumed(text_tokens=4000))
     one, many = parse("8xH100"), parse("64xH100")
     given = (plan.work, plan.weights, plan.saved)
     small, large = (estimate(*given, c, Sharding("FSDP2", c.count, 1), 0.4) for c in (one, many))

@@ -61,7 +61,7 @@ def test_commands_of_the_mllm(parts, on_device, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
     image = next((data / "images").iterdir())
     on_device("chat", run, image, "what color is it?", "--max-tokens", "4")
-    runs("merge", run, tmp_path / "merged", "--device", "pretend")
+    runs("merge-lora", run, tmp_path / "merged", "--device", "pretend")
     on_device("eval", tmp_path / "merged", "--task", data, "--by-likelihood")
     on_device("compare", run, tmp_path / "merged", "--task", data, "--out", tmp_path / "c.html")
 
@@ -88,9 +88,11 @@ def test_commands_of_the_unified_route(parts, on_device, tmp_path, monkeypatch):
     run, data = tmp_path / "unified", parts / "data"
     tokenizer = ["--model.tokenizer", str(parts / "tokenizer"), "--data", str(data)]
     on_device("train", "unified_nano", "--out", run, *tokenizer, *TINY_UNIFIED)
-    on_device("draw", run, "a red square", "-o", tmp_path / "a.png", "--best-of", "2")
+    on_device("generate", run, "a red square", "-o", tmp_path / "a.png", "--best-of", "2")
     on_device("eval", run, "--task", data, "--max-tokens", "4", "--limit", "4")
-    on_device("eval", run, "--task", data, "--metric", "drawing", "--limit", "2", "--count", "1")
+    on_device(
+        "eval", run, "--task", data, "--metric", "drawing", "--limit", "2", "--num-images", "1"
+    )
     on_device("export", run, tmp_path / "exported")
     served = {}
 

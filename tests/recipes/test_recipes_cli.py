@@ -112,15 +112,15 @@ def test_one_flag_trains_on_own_data_then_evaluates_chats_and_draws(
     assert len(predictions) == 4
     image = next((data / "images").iterdir())
     runs("chat", tiny_run, image, "what is it?", "--max-tokens", "4")
-    runs("draw", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--count", "2")
+    runs("generate", tiny_run, "noise 1", "-o", tmp_path / "drawn.png", "--num-images", "2")
     assert PIL.Image.open(tmp_path / "drawn.png").size == (128, 64)
     PIL.Image.new("L", (4, 4), 255).save(tmp_path / "mask.png")
-    for change in ((), ("--mask", tmp_path / "mask.png"), ("--vary", "0.5")):
+    for change in ((), ("--mask", tmp_path / "mask.png"), ("--strength", "0.5")):
         changed = tmp_path / "changed.png"
-        runs("draw", tiny_run, "noise 1", "-o", changed, "--edit", image, *change)
+        runs("generate", tiny_run, "noise 1", "-o", changed, "--edit", image, *change)
         assert PIL.Image.open(changed).size == (64, 64)
         changed.unlink()
-    assert "give it with --edit" in fails(capsys, "draw", tiny_run, "x", "--vary", "0.5")
+    assert "give it with --edit" in fails(capsys, "generate", tiny_run, "x", "--strength", "0.5")
     names = {p.name for p in tiny_run.iterdir()}
     assert {
         "recipe.json",
@@ -191,8 +191,8 @@ def test_bad_checkpoints_are_one_line(capsys, tiny_run, data, tmp_path):
     config = json.loads((tiny_run / "model.json").read_text())
     (tiny_run / "model.json").write_text(json.dumps(config | {"hidden_size": 64}))
     assert "does not fit" in fails(capsys, "chat", tiny_run, image, "?")
-    (tiny_run / "model.json").write_text(json.dumps(config | {"widht": 64}))
-    assert "did you mean 'width'" in fails(capsys, "chat", tiny_run, image, "?")
+    (tiny_run / "model.json").write_text(json.dumps(config | {"hiden_size": 64}))
+    assert "did you mean 'hidden_size'" in fails(capsys, "chat", tiny_run, image, "?")
     (tiny_run / "model.json").write_text("{")
     assert "unreadable" in fails(capsys, "chat", tiny_run, image, "?")
 
@@ -361,8 +361,8 @@ def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, t
     runs("train", "encoder", "--data", data, "--out", judge, "--stages.0.steps", "1",
          "--stages.0.batch_tokens", "4")  # fmt: skip
     capsys.readouterr()
-    asked = ("eval", tiny_run, "--task", data, "--judge", judge, "--metric")
-    runs(*asked, "drawing", "--count", "1", "--out", tmp_path / "drawn")
+    asked = ("eval", tiny_run, "--task", data, "--clip-model", judge, "--metric")
+    runs(*asked, "drawing", "--num-images", "1", "--out", tmp_path / "drawn")
     said = capsys.readouterr().out
     assert "CLIPScore (judge)" in said
     assert "Fréchet distance (judge)" in said
@@ -377,7 +377,7 @@ def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, t
     assert 0 < float(scores["PSNR"]) < 60
     assert abs(float(scores["SSIM"])) < 1
     assert "no contrastive encoder" in fails(
-        capsys, *asked[:-3], "--judge", tiny_run, "--metric", "drawing"
+        capsys, *asked[:-3], "--clip-model", tiny_run, "--metric", "drawing"
     )
 
 

@@ -68,7 +68,15 @@ def test_precomputed_codes_train_the_same_model(data, tmp_path, quantizer):
     weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("fresh", "stored")]
     assert weights[0] == weights[1]
     main(
-        ["draw", str(tmp_path / "stored"), "no 3", "-o", str(tmp_path / "a.png"), "--best-of", "1"]
+        [
+            "generate",
+            str(tmp_path / "stored"),
+            "no 3",
+            "-o",
+            str(tmp_path / "a.png"),
+            "--best-of",
+            "1",
+        ]
     )
     assert PIL.Image.open(tmp_path / "a.png").size == (16, 16)
     other = tokenizer(data, tmp_path / "other", quantizer=quantizer, image_size=32)

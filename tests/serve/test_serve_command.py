@@ -71,7 +71,10 @@ def test_sigterm_finishes_what_was_begun(runs):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with subprocess.Popen(
-        [*command, str(port), "--drain", "300"], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, str(port), "--shutdown-timeout", "300"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         try:
             client = openai.OpenAI(

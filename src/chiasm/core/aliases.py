@@ -12,6 +12,11 @@ from typing import Any
 
 from chiasm.core.errors import ConfigError
 
+
+class RenamedWarning(FutureWarning):
+    """Something was called by its name of an earlier version."""
+
+
 KINDS = {
     "AnyResConfig": "anyres",
     "AutoencoderConfig": "autoencoder",
@@ -138,6 +143,48 @@ STATE = {"strands": "data_shards"}
 FILES = {"ledger.json": "cost.json"}
 """Files of a run's folder."""
 
+ROUTES = {"/v1/looks": "/v1/attributions"}
+"""Routes of `chiasm serve`; the old one answers too."""
+
+COMMANDS = {
+    "draw": "generate",
+    "duel": "isoflop",
+    "merge": "merge-lora",
+    "data shots": "data webpages",
+    "data make": "data synthesize",
+}
+"""Commands of `chiasm`."""
+
+OPTIONS = {
+    "generate": {"--count": "--num-images", "--vary": "--strength"},
+    "isoflop": {
+        "--points": "--num-budgets",
+        "--arms": "--models",
+        "--questions": "--num-questions",
+    },
+    "serve": {
+        "--slots": "--max-batch",
+        "--waiting": "--max-queue",
+        "--drain": "--shutdown-timeout",
+        "--fetch": "--allow-image-host",
+        "--key": "--api-key",
+        "--weights": "--dtype",
+    },
+    "plan": {
+        "--words": "--text-tokens",
+        "--picture": "--image-size",
+        "--pictures": "--images-per-sample",
+    },
+    "eval": {
+        "--batch": "--batch-size",
+        "--count": "--num-images",
+        "--judge": "--clip-model",
+        "--compat": "--match-harness",
+    },
+    "compare": {"--batch": "--batch-size"},
+}
+"""Command -> its options."""
+
 _told: set[tuple[str, str]] = set()
 _collected: list[str] | None = None
 
@@ -216,6 +263,23 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def arguments(given: Sequence[str]) -> list[str]:
+    """Arguments of the program with its commands and options as they are called now."""
+    with one_warning():
+        words = list(given)
+        for old, new in COMMANDS.items():
+            length = len(old.split())
+            if words[:length] == old.split():
+                words[:length] = renamed(old, new).split()
+                break
+        options = OPTIONS.get(words[0], {}) if words else {}
+        for i, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if name in options:
+                words[i] = f"{renamed(name, options[name])}{equals}{value}"
+        return words
+
+
 def _value(tag: str, name: str, value: Any) -> Any:
     if tag == "stage" and name == "objectives" and isinstance(value, str):
         parts = value.split("+")
@@ -255,8 +319,7 @@ def one_warning() -> Iterator[None]:
 
 def _warn(lines: Sequence[str]) -> None:
     warnings.warn(
-        f"{', '.join(lines)}; names of earlier versions stay readable, and what is saved again has "
-        "the new ones",
-        FutureWarning,
+        f"{', '.join(lines)}; the old names keep working",
+        RenamedWarning,
         stacklevel=3,
     )

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from chiasm.core.errors import ConfigError
+from chiasm.core.synonyms import advice, meant
 
 T = TypeVar("T")
 VARIABLE = "CHIASM_ALLOW_CUSTOM"
@@ -33,11 +34,16 @@ REFERENCE = re.compile(r"(?<![\w./:-])([A-Za-z_]\w*(?:\.\w+)*):[A-Za-z_]\w*(?![\
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
-    """'; did you mean ...?' with the closest of the known names, or nothing."""
+    """'; did you mean ...?' with the known name that the word stands for elsewhere
+    (core/synonyms.py), or else the closest one; or nothing."""
     import difflib
 
-    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean '{match[0]}'?" if match else ""
+    names = [str(k) for k in known]
+    synonym = meant(str(word), names)
+    if synonym is None and (said := advice(str(word))):
+        return f"; {said}"
+    match = synonym or next(iter(difflib.get_close_matches(str(word), names, 1, 0.5)), None)
+    return f"; did you mean '{match}'?" if match else ""
 
 
 def allow_custom(*names: str) -> None:

@@ -1,4 +1,4 @@
-"""Metrics as lmms-eval computes them, defects included: what `--compat lmms-eval` stands for."""
+"""Metrics as lmms-eval computes them, defects included, for `--match-harness lmms-eval`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def harness_metric(name: str, benchmark: str = "") -> Metric:
     if found is None:
         raise ConfigError(
             f"lmms-eval {VERSION} has no scoring of {benchmark or name} that could be repeated "
-            f"(it has those of {', '.join(USUAL)}); leave out --compat"
+            f"(it has those of {', '.join(USUAL)}); leave out --match-harness"
         )
     return found
 
@@ -55,7 +55,8 @@ def _several(meta: Meta) -> None:
     if len(answers_of(meta)) < 2:
         raise DataError(
             f"{meta.get('where', 'a sample')}: one answer, where lmms-eval leaves each annotator "
-            "out in turn and gives 0 to all replies; give several answers or leave out --compat"
+            "out in turn and gives 0 to all replies; give several answers or leave out "
+            "--match-harness"
         )
 
 

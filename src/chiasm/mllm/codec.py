@@ -74,7 +74,7 @@ class MLLMCodec:
         self, ids: Sequence[Tensor], grids: Sequence[tuple[int, int] | None]
     ) -> list[PIL.Image.Image]:
         raise NotGenerativeError(
-            "this model reads images but cannot draw them; use a unified model (chiasm draw)"
+            "this model reads images but cannot draw them; use a unified model (chiasm generate)"
         )
 
     def _slot(self, image: PIL.Image.Image) -> Slot:

@@ -284,7 +284,7 @@ class LoRAConfig:
     2305.14314; CUDA and the extra `qlora`). merged: a run is saved with the adapters folded into
     the matrices; otherwise they are saved alone, in peft's format, over the language model
     `model.language_model` or the published checkpoint that training began with, which is read
-    again when the run is loaded ('chiasm merge' folds them in later).
+    again when the run is loaded ('chiasm merge-lora' folds them in later).
     """
 
     rank: int = 16

@@ -44,7 +44,7 @@ class Arm:
 
 
 def known_arms() -> dict[str, Arm]:
-    """The arms of `chiasm duel` by name."""
+    """The arms of `chiasm isoflop` by name."""
     encoder, tokenizer = find("encoder"), find("tokenizer")
     arms = (
         Arm(

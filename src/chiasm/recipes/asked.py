@@ -46,7 +46,7 @@ class Asked:
     fetch: bool = False
     metric: str = ""
     columns: str = ""
-    compat: Compat = None
+    match_harness: Compat = None
     limit: int = 0
     seed: int = 0
     turns: Turns = "all"
@@ -106,14 +106,14 @@ class Asked:
     def question_task(self) -> QuestionTask:
         """The questions as a task; easy-VQA's answers are a closed set."""
         samples, limit = self.samples(), self.limit or None
-        metric = self.metric or self._usual(samples) or ("exact" if self.compat else "")
+        metric = self.metric or self._usual(samples) or ("exact" if self.match_harness else "")
         if not metric:
             answers = easy_vqa.ANSWERS if self.task in BUILT_IN else None
             return QuestionTask(
                 self.name, samples, answers, limit=limit, seed=self.seed, turns=self.turns
             )
         found = find_metric(metric)
-        if self.compat:
+        if self.match_harness:
             own = self.benchmark and metric == self.usual_metric()
             found = harness_metric(metric, self.task if own else "")
         return MeasuredTask(

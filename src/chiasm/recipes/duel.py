@@ -1,4 +1,4 @@
-"""chiasm duel: both routes within the same FLOPs, over seeds and budgets; resumable run by run."""
+"""chiasm isoflop: both routes within the same FLOPs, over seeds and budgets, resumable."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def evaluate_command(
     out: Path | None = None,
     export_to: Path | None = None,
     prompts: Sequence[str] = PROMPTS,
-    count: int = 4,
-    judge: Path | None = None,
+    num_images: int = 4,
+    clip_model: Path | None = None,
 ) -> None:
     """Evaluate, print the table, keep the predictions. Raises DataError at the end if a question
     could not be asked."""
@@ -87,10 +87,10 @@ def evaluate_command(
         report_scores(modality_perplexity(responder(run), samples), asked.name, "perplexity")
         return
     if asked.metric == "reconstruction":
-        reconstruct_command(run, asked, judge)
+        reconstruct_command(run, asked, clip_model)
         return
     if (asked.metric or asked.usual_metric()) == "drawing":
-        draw_command(run, asked, out or home / f"drawn-{asked.name}", count, judge)
+        draw_command(run, asked, out or home / f"drawn-{asked.name}", num_images, clip_model)
         return
     task = asked.question_task()
     dual = contrastive(run)

@@ -56,7 +56,7 @@ from chiasm.train.stage import Stage
 T = TypeVar("T")
 
 ANSWERING = Sampling(max_tokens=32)  # as chiasm eval
-DRAWING = Sampling(temperature=1.0, top_p=0.95, guidance=1.5)  # as chiasm draw
+DRAWING = Sampling(temperature=1.0, top_p=0.95, guidance=1.5)  # as chiasm generate
 PER_SAMPLE = 4
 """Questions asked of one sample, unless there are too few samples: those about one image are right
 or wrong together, so more images tell more."""

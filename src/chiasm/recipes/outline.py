@@ -45,12 +45,12 @@ from chiasm.vision.vit import ViT
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a plan supposes of the data: words: tokens of text a sample, half of them a reply.
-    picture: width and height in pixels. pictures: a sample."""
+    """What a plan supposes of a sample. text_tokens: half of them a reply. image_size: width and
+    height in pixels. images_per_sample: their number."""
 
-    words: int = 128
-    picture: tuple[int, int] = (640, 480)
-    pictures: int = 1
+    text_tokens: int = 128
+    image_size: tuple[int, int] = (640, 480)
+    images_per_sample: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _mllm(config: MLLMConfig, assumed: Assumed) -> Outline:
     if config.lora is not None:
         add_adapters(model, config.lora)
     freeze(model, config.freeze_first_layers)
-    return Outline(config, model, codec.outline(assumed.picture))
+    return Outline(config, model, codec.outline(assumed.image_size))
 
 
 def _language(source: str) -> Any:
@@ -181,16 +181,16 @@ def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | ImageB
 
 def _sample(outlined: Outline, assumed: Assumed, kind: str) -> Encoded:
     assert outlined.slot is not None
-    slot, words = outlined.slot, assumed.words
+    slot, words = outlined.slot, assumed.text_tokens
     drawn = kind == "text_to_image"
-    image = np.tile(slot.ids, 1 if drawn else assumed.pictures)
+    image = np.tile(slot.ids, 1 if drawn else assumed.images_per_sample)
     text = np.zeros(words, np.int64)
     ids = np.concatenate([text, image] if drawn else [image, text])
     targets = np.full(len(ids), IGNORE, np.int64)
     reply = len(image) if drawn else max(1, words // 2)
     targets[-reply:] = 0
     place = np.arange(len(ids))
-    count = (1 if drawn else assumed.pictures) * slot.tiles
+    count = (1 if drawn else assumed.images_per_sample) * slot.tiles
     grids = np.tile(np.array([slot.grid], np.int64), (count, 1))
     return Encoded(ids, targets, place, np.zeros_like(ids), place, None, grids)
 

@@ -152,9 +152,9 @@ def report(
     total = sum(parameters.values())
     each = ", ".join(f"{name} {_number(n)}" for name, n in parameters.items())
     console.print(f"[bold]{_number(total)} parameters[/bold]: {each}")
-    width, height = assumed.picture
+    width, height = assumed.image_size
     console.print(
-        f"supposed: {assumed.words} words a sample, {assumed.pictures} image(s) of "
+        f"supposed: {assumed.text_tokens} words a sample, {assumed.images_per_sample} image(s) of "
         f"{width}x{height}" + (f"; {mfu:.0%} of the data sheet's peak (--mfu)" if cluster else "")
     )
     console.print(_work_table(stages))

@@ -99,7 +99,7 @@ RUNS = (
 
 def implied_mfu(run: Run) -> tuple[int, float, float]:
     """(parameters, FLOPs of the run, the share of the peak they are in its GPU-hours)."""
-    assumed = Assumed(run.words, (640, 640), pictures=0 if run.trained is UNIFIED else 1)
+    assumed = Assumed(run.words, (640, 640), images_per_sample=0 if run.trained is UNIFIED else 1)
     with without_storage():
         outlined = outline_of(run.model, assumed)
     stage = Stage("s", 1, dict.fromkeys(run.trained, 1.0), batch_tokens=1)

@@ -23,12 +23,12 @@ def serve_runs(
     runs: tuple[Path, ...],
     host: str,
     port: int,
-    key: str,
-    slots: int,
-    waiting: int,
-    drain: int = 30,
-    fetch: tuple[str, ...] = (),
-    weights: Weights | Literal["auto"] | None = None,
+    api_key: str,
+    max_batch: int,
+    max_queue: int,
+    shutdown_timeout: int = 30,
+    allow_image_host: tuple[str, ...] = (),
+    dtype: Weights | Literal["auto"] | None = None,
 ) -> None:
     """Load the models and serve them until a signal. Raises ConfigError for two of one name,
     MissingExtraError without the extra `serve`."""
@@ -46,10 +46,13 @@ def serve_runs(
         name = _name(run)
         if name in models:
             raise ConfigError(f"serve: two models are called '{name}'; rename a folder")
-        models[name] = served(run, weights)
-    key = key or os.environ.get("CHIASM_API_KEY", "")
-    limits = Limits(remote=Remote(frozenset(name.lower() for name in fetch)))
-    listen(Server(models, limits, slots, waiting), Address(host, port, key, drain))
+        models[name] = served(run, dtype)
+    api_key = api_key or os.environ.get("CHIASM_API_KEY", "")
+    hosts = frozenset(name.lower() for name in allow_image_host)
+    limits = Limits(remote=Remote(hosts))
+    listen(
+        Server(models, limits, max_batch, max_queue), Address(host, port, api_key, shutdown_timeout)
+    )
 
 
 def served(run: Path, weights: Weights | Literal["auto"] | None = None) -> Generator | Dual:

@@ -19,7 +19,7 @@ from chiasm.serve.media import check_clip, check_urls, clip_of, image_of
 from chiasm.serve.schema import ChatRequest, ImageRequest, Message, Part
 from chiasm.serve.stops import StopStrings
 
-# What `chiasm draw` uses (cli.py): with the model's plain distribution images are worse.
+# As `chiasm generate` (cli/generate.py): with the model's plain distribution images are worse.
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5}
 
 KINDS = ("text", "image_url", "video_url")
@@ -103,7 +103,7 @@ def sampling_of(
     max_images: int,
     draw_first: bool,
 ) -> Sampling:
-    """Greedy where nothing is said, but what draws draws as `chiasm draw` does."""
+    """Greedy where nothing is said, but what draws draws as `chiasm generate` does."""
     default = DRAWING if draws else {"temperature": 0.0, "top_p": 1.0, "guidance": 1.0}
 
     def given(name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+from chiasm.core import aliases
 from chiasm.serve.errors import ApiError, response_of
 from chiasm.serve.metrics import Metrics
 
@@ -21,7 +22,8 @@ COUNTED = {
     "/v1/images/generations",
     "/v1/images/edits",
     "/v1/embeddings",
-    "/v1/looks",
+    "/v1/attributions",
+    *aliases.ROUTES,
 }
 """Routes told apart in the count of requests."""
 

@@ -1,4 +1,5 @@
-"""POST /v1/looks: where a model looked when it gave a reply (infer/look.py). Ours, not OpenAI's."""
+"""POST /v1/attributions: which parts of the images a reply depends on (infer/look.py). Ours, not
+OpenAI's."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from chiasm.core import aliases
 from chiasm.infer.look import Look, look
 from chiasm.serve import conversation
 from chiasm.serve.body import read
@@ -20,8 +22,8 @@ from chiasm.serve.waiting import unless_gone
 def look_routes(server: Server) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/looks")
-    async def looks(request: Request) -> Response:
+    @router.post("/v1/attributions")
+    async def attributions(request: Request) -> Response:
         with server.budget.request() as holding:
             asked = await read(request, LookRequest, server.limits, holding, server.run)
             engine = server.talker(asked.model)
@@ -33,6 +35,9 @@ def look_routes(server: Server) -> APIRouter:
             found = await unless_gone(request, asyncio.wrap_future(known))
             return JSONResponse(await server.run(_answer, found))
 
+    for old, new in aliases.ROUTES.items():
+        if new == "/v1/attributions":
+            router.post(old, deprecated=True)(attributions)
     return router
 
 

@@ -2,7 +2,7 @@
 
 Everything can be read at the size at which the small encoder and image tokenizer look, and all
 answers are words or numbers of a closed set. That makes it the set of documents on which both
-routes can be trained to the end within minutes (docs/duel.md).
+routes can be trained to the end within minutes (docs/isoflop.md).
 """
 
 from __future__ import annotations

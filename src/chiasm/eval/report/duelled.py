@@ -1,4 +1,4 @@
-"""The page of `chiasm duel`: quality against compute, who wins where, and how it was found out."""
+"""The page of `chiasm isoflop`: quality against compute, which route wins where, and the method."""
 
 from __future__ import annotations
 

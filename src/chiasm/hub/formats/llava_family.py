@@ -129,7 +129,7 @@ def language_obstacles(model: MLLM, capped: bool) -> list[str]:
     """What no layout with transformers' plain head can say; capped: it can cap logits."""
     found = []
     if adapters_of(model.language):
-        found.append("LoRA adapters apart from their matrices (fold them in: chiasm merge RUN OUT)")
+        found.append("LoRA adapters apart from their matrices (run chiasm merge-lora RUN OUT)")
     if getattr(model.head, "bias", None) is not None:
         found.append("a bias in the language model's head")
     config = model.language.config

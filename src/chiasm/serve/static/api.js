@@ -52,7 +52,7 @@ function post(path, request, signal) {
 
 // Where a model looked when it gave a reply: an image for each of the conversation's.
 export async function looks(request) {
-  return (await (await post("/v1/looks", request)).json()).data;
+  return (await (await post("/v1/attributions", request)).json()).data;
 }
 
 // Yields the chunks of a chat's answer.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from serve_toys import KEY, http, image, image_part, pixels
 
+from chiasm.core import aliases
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.sample import Sample, question
 from chiasm.infer.look import STEPS, Look, look, worth
@@ -108,11 +109,18 @@ def test_a_codec_shows_images_as_the_model_sees_them(toys):
             np.testing.assert_allclose(patches, encoded.patches, atol=0.01)
 
 
-def asked(running, key=KEY, **changes):
+def asked(running, key=KEY, route="/v1/attributions", **changes):
     parts = [image_part(pixels(1)), {"type": "text", "text": "what colour?"}]
     told = {"model": "reads", "messages": [{"role": "user", "content": parts}], "reply": "red"}
     headers = {"Authorization": f"Bearer {key}"}
-    return http.post(f"{running.url}/v1/looks", json={**told, **changes}, headers=headers)
+    return http.post(f"{running.url}{route}", json={**told, **changes}, headers=headers)
+
+
+@pytest.mark.parametrize("old", aliases.ROUTES)
+def test_a_route_of_an_earlier_version_answers_too(old, running):
+    one, other = asked(running), asked(running, route=old)
+    assert one.status_code == other.status_code == 200
+    assert one.json() == other.json()
 
 
 @pytest.mark.parametrize("model", ["draws", "reads"])

@@ -1,0 +1,5 @@
+"""The command line: `app` parses, each other file is one command."""
+
+from chiasm.cli.app import main
+
+__all__ = ["main"]
