@@ -79,7 +79,7 @@ def test_peft_reads_adapters_over_a_published_checkpoint(name, parts, tmp_path):
     # The folder of an adapter, whoever wrote it, is a model by itself, and merging changes nothing.
     torch.testing.assert_close(logits(*load(tmp_path / "run" / "adapter", "cpu")), ours, atol=1e-4,
                                rtol=1e-4)  # fmt: skip
-    main(["merge", str(tmp_path / "run"), str(tmp_path / "merged"), "--device", "cpu"])
+    main(["merge-lora", str(tmp_path / "run"), str(tmp_path / "merged"), "--device", "cpu"])
     torch.testing.assert_close(logits(*load(tmp_path / "merged", "cpu")), ours, atol=1e-4,
                                rtol=1e-4)  # fmt: skip
 

@@ -87,7 +87,7 @@ def _base_of(init: str) -> str:
         if not (folder / "language").is_dir():
             raise ConfigError(
                 f"--init {init}: its adapters are kept apart from the language model; fold them in "
-                "first (chiasm merge RUN OUT), or set model.lora.merged true"
+                "first (chiasm merge-lora RUN OUT), or set model.lora.merged true"
             )
         return str(folder / "language")
     return init if is_hub_id(init) else str(folder)
