@@ -44,6 +44,8 @@ from chiasm.hub.card import (
     same_files,
 )
 from chiasm.hub.formats import Format
+from chiasm.hub.generic import GenericVLM
+from chiasm.hub.generic_replies import GenericGenerator
 from chiasm.hub.load import layout_of, move
 from chiasm.hub.load import load as load_folder
 from chiasm.hub.mllm import replace_projector
@@ -101,7 +103,7 @@ class VLM:
 
     def __init__(
         self,
-        model: MLLM | Unified,
+        model: MLLM | Unified | GenericVLM,
         processor: Processor,
         source: str = "",
         layout: Format | Layout = "chiasm",
@@ -111,10 +113,11 @@ class VLM:
         self.source, self.recipe = source, recipe
         self.layout: Format | Layout = layout
         self._evaluated: list[tuple[str, Metric]] = []
-        self._generator: Generator | None = None
+        self._generator: Generator | GenericGenerator | None = None
 
     def __repr__(self) -> str:
         kind = "unified" if self.can_generate_images else "MLLM"
+        kind = self.model.kind if isinstance(self.model, GenericVLM) else kind
         return f"VLM({kind}, {self.source or 'in memory'}, {self.device})"
 
     @property
@@ -132,10 +135,13 @@ class VLM:
         return self
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> Generator | GenericGenerator:
         """Generates replies to samples (infer/generate.py), made when first used."""
         if self._generator is None:
-            self._generator = Generator(self.model, self.processor)
+            if isinstance(self.model, GenericVLM):
+                self._generator = GenericGenerator(self.model, self.processor)  # type: ignore[arg-type]
+            else:
+                self._generator = Generator(self.model, self.processor)
         return self._generator
 
     def ask(self, image: Any, text: str, **sampling: Any) -> str:
@@ -189,6 +195,11 @@ class VLM:
     def __call__(self, batch: Batch) -> Output:
         """The loss and the logits of a batch, which is moved to the model's device; one forward
         pass. Gradients reach every parameter that requires them."""
+        if isinstance(self.model, GenericVLM):
+            raise ConfigError(
+                f"this model runs by its own class, {self.model.kind}: call vlm.model.model with "
+                "what vlm.processor.inputs gives"
+            )
         batch = batch.to(self.device)
         if not len(batch.supervised):
             return Output(None, {}, self.model(batch), self.model)
@@ -310,7 +321,7 @@ def load(
         return VLM(_checked(model, name), processor, "", "chiasm", to_dict(recipe))
     folder = local_folder(name)
     model, processor = load_folder(folder, place)
-    layout = layout_of(folder) or "chiasm"
+    layout = "hf" if isinstance(model, GenericVLM) else layout_of(folder) or "chiasm"
     return VLM(_checked(model, name), processor, name, layout, _recipe_of(folder))
 
 
@@ -448,8 +459,8 @@ def _is_recipe(source: str) -> bool:
     return path.suffix in (".py", ".json") or (source in NAMES and not path.is_dir())
 
 
-def _checked(model: Any, source: str) -> MLLM | Unified:
-    if not isinstance(model, (MLLM, Unified)):
+def _checked(model: Any, source: str) -> MLLM | Unified | GenericVLM:
+    if not isinstance(model, (MLLM, Unified, GenericVLM)):
         raise CheckpointError(
             f"{source}: holds a {type(model).__name__}, which generates no replies; give an MLLM "
             "or a unified model"

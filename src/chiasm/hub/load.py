@@ -15,6 +15,7 @@ from chiasm.core.device import resolve, use
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format
+from chiasm.hub.generic import is_generic, load_generic
 from chiasm.hub.source import checkpoint_of, local_folder
 from chiasm.train.checkpoint import read_json
 from chiasm.unified.codec import UnifiedCodec
@@ -97,12 +98,15 @@ def _layouts() -> tuple[Format, ...]:
 
 def _load_published(path: Path) -> tuple[Any, Any]:
     layout = layout_of(path)
+    if layout is None and is_generic(path):
+        return load_generic(path)
     if layout is None:
         file = checkpoint_of(path) / "config.json"
         kind = read_json(file).get("model_type")
+        read = ", ".join(one.name for one in _layouts() if one.target == "hf")
         raise CheckpointError(
-            f"{file}: a '{kind}', which is none of the layouts read here "
-            f"({', '.join(one.name for one in _layouts() if one.target == 'hf')})"
+            f"{file}: a '{kind}', which is neither a type that transformers can ask about images "
+            f"nor one of the layouts read here ({read})"
         )
     return layout.load(path)
 

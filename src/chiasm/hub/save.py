@@ -13,6 +13,7 @@ from chiasm.core.registry import Registry
 from chiasm.data.processor import Processor
 from chiasm.hub import mllm, unified
 from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
+from chiasm.hub.generic import GenericVLM, save_generic
 from chiasm.hub.load import published_base
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
@@ -23,7 +24,10 @@ RUN_FILES = ("metrics.jsonl", "checkpoints")
 
 
 def save(
-    model: MLLM | Unified, processor: Processor, folder: Path, layout: Format | Layout = "chiasm"
+    model: MLLM | Unified | GenericVLM,
+    processor: Processor,
+    folder: Path,
+    layout: Format | Layout = "chiasm",
 ) -> str:
     """Write a model into an empty or new folder; the name of the layout. The model stays as it is.
 
@@ -31,6 +35,9 @@ def save(
     model, or one of hub.formats. Raises ConfigError where the layout cannot express the model, or
     chiasm could not build it again.
     """
+    if isinstance(model, GenericVLM):
+        save_generic(folder, model, processor)  # type: ignore[arg-type]
+        return "hf"
     if layout == "chiasm":
         if isinstance(model, MLLM):
             source = model if _adapters_apart(model) else mllm.merged_copy(model)

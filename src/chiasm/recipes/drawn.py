@@ -21,6 +21,7 @@ from chiasm.eval.metrics.frechet import frechet_distance, frechet_name
 from chiasm.eval.metrics.image import psnr, ssim
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
 from chiasm.eval.zero_shot import batches
+from chiasm.hub.generic import is_generic
 from chiasm.hub.load import layout_of, load, load_as
 from chiasm.hub.source import local_folder
 from chiasm.recipes.asked import Asked
@@ -94,7 +95,7 @@ def contrastive(run: Path) -> Dual | None:
         if current(read_json(run / "model.json").get("kind")) != tag_of(ContrastiveConfig):
             return None
         return OwnDual(*load(run))
-    if layout_of(run) is not None:
+    if layout_of(run) is not None or is_generic(run):
         return None
     if (run / "config.json").exists():
         return load_stock_dual(str(run))

@@ -11,6 +11,7 @@ from rich.console import Console
 from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.data.processor import Processor
+from chiasm.hub.generic import GenericVLM
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
 from chiasm.nn.precision import held_in
@@ -59,6 +60,11 @@ def served(run: Path, weights: Weights | Literal["auto"] | None = None) -> Gener
     """A folder's model as the server wants it. weights: None is bf16 on accelerators that have it,
     else fp32; "auto" is what steps are fastest in here. DataError for an image tokenizer."""
     model, processor = load(run)
+    if isinstance(model, GenericVLM):
+        raise ConfigError(
+            f"{run}: runs by its own class, {model.kind}, which is not served here; use a server "
+            "that knows it (vllm serve, transformers serve), or chat, eval and chiasm.load"
+        )
     if isinstance(processor, Processor):
         device = model_device(model)
         if weights is None or (weights == "auto" and device.type != "cpu"):

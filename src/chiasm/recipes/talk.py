@@ -18,6 +18,8 @@ from chiasm.core.errors import ChiasmError, DataError, NotGenerativeError
 from chiasm.core.protocols import Sampling
 from chiasm.core.sample import Image, Sample, Text, Turn, Video, question
 from chiasm.data.processor import Processor
+from chiasm.hub.generic import CANNOT, GenericVLM
+from chiasm.hub.generic_replies import GenericGenerator
 from chiasm.hub.load import load
 from chiasm.infer.draw import draw, redraw
 from chiasm.infer.edit import inpaint, variation
@@ -37,6 +39,11 @@ def responder(run: Path, device: str | None = None, precision: Precision = "none
     bfloat16 its weights are held in that. DataError if the folder holds an encoder or a
     tokenizer."""
     model, processor = load(run, device)
+    if isinstance(model, GenericVLM):
+        Console(stderr=True).print(
+            f"{run}: runs by its own class, {model.kind}: {CANNOT}", soft_wrap=True, markup=False
+        )
+        return GenericGenerator(model, processor)  # type: ignore[return-value]
     if not isinstance(processor, Processor):
         raise DataError(
             f"{run}: holds a {type(model).__name__}, which does not talk; "
@@ -51,23 +58,34 @@ class Talk:
     what was said before only once. Replies are printed as they are written, images shown where
     the terminal can."""
 
-    def __init__(self, respond: Generator, sampling: Sampling):
-        self.engine = Engine("chat", respond, slots=2)
+    def __init__(self, respond: Generator | GenericGenerator, sampling: Sampling):
+        self.respond = respond
+        own = isinstance(respond, Generator)
+        self.engine = Engine("chat", respond, slots=2) if own else None
         self.sampling = sampling
         self.way: Way | None = way_of(os.environ, sys.stdout.isatty())
         self.turns: list[Turn] = []
         self.drawn: PIL.Image.Image | None = None
 
     def __enter__(self) -> Talk:
-        self.engine.start()
+        if self.engine is not None:
+            self.engine.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.engine.stop()
+        if self.engine is not None:
+            self.engine.stop()
 
     def say(self, asked: Turn, sampling: Sampling | None = None) -> None:
         """Print the reply to a turn; both belong to the conversation then. Ctrl-C ends the reply,
         of which what there is is kept. Raises DataError, NotGenerativeError."""
+        if self.engine is None:
+            chosen = sampling or self.sampling
+            said = self.respond([Sample((*self.turns, asked))], chosen)
+            text = "".join(piece.text for _, piece in said)
+            sys.stdout.write(f"{text}\n")
+            self.turns += [asked, Turn("assistant", (Text(text),))]
+            return
         heard: SimpleQueue[Update] = SimpleQueue()
         job = Job(Sample((*self.turns, asked)), sampling or self.sampling, heard.put)
         self.engine.submit(job)
@@ -98,6 +116,8 @@ class Talk:
             raise DataError("this terminal shows no images; chiasm serve's page does")
         if not self.turns or not any(isinstance(p, Text) for p in self.turns[-1].parts):
             raise DataError("there is no reply yet to be explained")
+        if self.engine is None:
+            raise DataError("a model that runs by its own class is not explained")
         respond, sample = self.engine.respond, Sample(tuple(self.turns[:-1]))
         reply = self.turns[-1].text
         act = partial(look, respond.model, respond.processor, sample, reply)

@@ -56,7 +56,7 @@ def read_stock(folder: Path) -> Stock:
             images = AutoImageProcessor.from_pretrained(folder, backend="pil")
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{folder}: no processor that transformers can load ({_first_line(error)}); fetch "
+                f"{folder}: no processor that transformers can load ({first_line(error)}); fetch "
                 "the repository whole"
             ) from None
     return Stock(folder, model, tokenizer, images)
@@ -69,6 +69,7 @@ def read_model(folder: Path) -> Any:
     from transformers import AutoModelForImageTextToText
 
     adapter, folder = folder, checkpoint_of(folder)
+    check_readable(folder)
     with quiet():
         try:
             model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
@@ -79,7 +80,7 @@ def read_model(folder: Path) -> Any:
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{folder}: transformers cannot load it ({_first_line(error)})"
+                f"{folder}: transformers cannot load it ({first_line(error)})"
             ) from None
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(map(str, report[f"{what}_keys"]))
@@ -88,6 +89,36 @@ def read_model(folder: Path) -> Any:
                 f"{folder}: {len(names)} {what} weights, first {names[0]}; is it complete?"
             )
     return (model if adapter == folder else _merged(model, adapter)).eval()
+
+
+def check_readable(folder: Path) -> None:
+    """Raises CheckpointError, with what to do, for a folder whose weights transformers would read
+    otherwise than they are meant, or not at all."""
+    config = read_json(folder / "config.json")
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else ""
+        raise CheckpointError(
+            f"{folder}: its weights are quantised ({method}), which is not read here; give the "
+            "original checkpoint in fp32, bf16 or fp16"
+        )
+    if "auto_map" in config:
+        raise CheckpointError(
+            f"{folder}: its classes are Python code of the repository (auto_map), which is never "
+            "run; give a version of it converted to a class of transformers (often named -hf)"
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        named = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in named if not (folder / name).exists())
+        if missing:
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(named)} shards are missing, first {missing[0]}; "
+                "download the repository again (hf download)"
+            )
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: no .safetensors file; download the whole checkpoint, or convert a .bin "
+            "(pickles are not read)"
+        )
 
 
 def _merged(model: Any, adapter: Path) -> Any:
@@ -101,7 +132,7 @@ def _merged(model: Any, adapter: Path) -> Any:
             return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{adapter}: does not fit its base ({_first_line(error)}); is that still what it "
+                f"{adapter}: does not fit its base ({first_line(error)}); is that still what it "
                 "was trained on?"
             ) from None
 
@@ -140,5 +171,6 @@ def chat_template_of(folder: Path) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
