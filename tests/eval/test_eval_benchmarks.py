@@ -167,9 +167,9 @@ def test_chartqa(tmp_path):
     )
     put(tmp_path / "test/png/1.png", png())
     samples = read_benchmark("chartqa", tmp_path)
-    assert [s.meta["category"] for s in samples] == ["human", "augmented"]
-    assert scores("chartqa", samples, ["2008", "41%"]) == [0.0, 1.0]
-    assert scores("chartqa", samples, ["2008", "41%"], "lmms-eval") == [1.0, 0.0]
+    assert [s.meta["category"] for s in samples] == ["augmented", "human"]
+    assert scores("chartqa", samples, ["41%", "2008"]) == [1.0, 0.0]
+    assert scores("chartqa", samples, ["41%", "2008"], "lmms-eval") == [0.0, 1.0]
 
 
 def test_ai2d(tmp_path):

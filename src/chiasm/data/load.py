@@ -20,6 +20,7 @@ from chiasm.data.formats.format import SIDE_FILES, Look, files_of
 from chiasm.data.formats.json_rows import MESSAGES
 from chiasm.data.formats.llama_factory import declared
 from chiasm.data.formats.messages import find_jsonl, missing
+from chiasm.data.formats.published import is_answers
 from chiasm.data.formats.reading import OnError, Reading
 from chiasm.data.formats.registry import NAMES, Format, by_name, detect
 from chiasm.data.halves import held_out, keys
@@ -126,7 +127,8 @@ def _at_url(url: str, split: Split, reading: Reading) -> tuple[Sequence[Sample],
 
 
 def _stem(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[0]
+    name = name.rpartition("/")[2]
+    return next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
 
 
 @dataclass(frozen=True)
@@ -317,10 +319,22 @@ def _entries(folder: Path, name: str | None) -> list[Path]:
     if name != "image-folder" and any((folder / side).is_file() for side in image_folder.NAMES):
         return []
     found = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
-    files = [p for p in found if p.is_file() and p.suffix in SUFFIXES and p.name not in SIDE_FILES]
-    # train/ beside train.json holds its images.
+    files = [p for p in found if _is_data(p)]
+    if files:  # train/ beside train.json holds its images.
+        return files
     folders = [p for p in found if p.is_dir() and p.name in splits.NAMES and any(p.iterdir())]
-    return files or folders
+    # train/ with several files of records (ChartQA's two kinds of questions) is all of them.
+    several = [[f for f in sorted(p.iterdir()) if _is_data(f) and f.suffix in (".json", ".jsonl")]
+               for p in folders]  # fmt: skip
+    if any(len(inner) > 1 for inner in several):
+        return [file for inner in several for file in inner]
+    return folders
+
+
+def _is_data(path: Path) -> bool:
+    """A file of records, and not only of answers to another one's questions."""
+    known = path.suffix in SUFFIXES and path.name not in SIDE_FILES
+    return known and path.is_file() and not is_answers(path)
 
 
 def _without_split(folder: Path, name: str | None) -> list[Path]:
@@ -333,6 +347,11 @@ def _data_files(folder: Path, suffix: str) -> list[Path]:
 
 def _divide(samples: Sequence[Sample], split: Split) -> list[Sample]:
     """The half of a set without a test file."""
+    named = [split_of(str(sample.meta.get("split", ""))) for sample in samples]
+    held = next((name for name in HELD_OUT if name in named), None)
+    if held and "train" in named:  # the records say it themselves, as Karpathy's do
+        wanted = held if split == "test" else "train"
+        return [one for one, name in zip(samples, named, strict=True) if name == wanted]
     found = np.array([keys(sample) for sample in samples], np.uint64).reshape(-1, 2)
     held = held_out(found[:, 0], found[:, 1]).tolist()
     return [one for one, test in zip(samples, held, strict=True) if test == (split == "test")]

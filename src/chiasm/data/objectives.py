@@ -195,6 +195,8 @@ def interleaved(pairs: Pairs, drop: float = 0.0) -> View:
     each of DOCUMENTS, the last with an image to look at. drop: as text_to_image's."""
 
     def apply(sample: Sample, random: np.random.Generator) -> Sample | None:
+        if sample.meta.get("interleaved"):  # a document as it was published
+            return sample
         caption, found = caption_of(sample), pairs.other(sample, random)
         if not caption or found is None:
             return None

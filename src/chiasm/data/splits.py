@@ -11,9 +11,11 @@ NAMES: dict[str, Named] = {
     "train": "train", "training": "train", "trn": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "minival": "validation", "eval": "validation",
-    "test": "test", "testing": "test", "testmini": "test",
+    "test": "test", "testing": "test", "testmini": "test", "testdev": "test", "testa": "test",
+    "testb": "test", "restval": "train",
 }  # fmt: skip
-_SHARD = re.compile(r"^(\d+|of|v\d+|split|set|data)$")
+_SHARD = re.compile(r"^(\d+|of|v\d+|split|set|data|questions|annotations|balanced|gt|qa)$")
+"""Words that say no more of a split: numbers of shards, versions, what the file holds."""
 
 
 def split_of(name: str) -> Named | None:

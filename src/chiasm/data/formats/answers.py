@@ -17,8 +17,16 @@ from chiasm.data.formats.reading import Reading, encodable, show
 
 MISSING = ("", "nan")
 """What pandas and spreadsheets write into cells that hold nothing."""
-OPTION_COLUMNS = ("{}", "choice_{}", "option_{}", "choice{}", "option{}")
-TEXT_KEYS = ("answer", "text", "value", "raw", "caption", "label")
+OPTION_COLUMNS = (
+    tuple(ascii_uppercase),
+    *(
+        tuple(pattern.format(letter) for letter in letters)
+        for pattern in ("choice_{}", "option_{}", "choice{}", "option{}")
+        for letters in (ascii_uppercase, ascii_uppercase.lower(), "1234567890")
+    ),
+)
+"""Columns that hold an option each, in order."""
+TEXT_KEYS = ("answer", "text", "value", "sent", "raw", "caption", "label")
 NO_OPTION = "(answers that are none of the options)"
 
 
@@ -54,20 +62,18 @@ def options_of(row: Row) -> dict[str, str]:
     if found is not None:
         name, value = found
         return _given(spelt(value) if isinstance(value, str) else value, name, value)
-    for pattern in OPTION_COLUMNS:
-        for letters in (ascii_uppercase, ascii_uppercase.lower(), "1234567890"):
-            columns = [pattern.format(letter) for letter in letters]
-            if pattern == "{}" and letters != ascii_uppercase:
-                continue
-            texts = [row.values.get(column) for column in columns]
-            if texts[0] in (None, *MISSING) or texts[1] in (None, *MISSING):
-                continue
-            row.used.update(column for column in columns if column in row.values)
-            return {
-                ascii_uppercase[i]: str(text)
-                for i, text in enumerate(texts)
-                if text not in (None, *MISSING)
-            }
+    for columns in OPTION_COLUMNS:
+        if columns[0] not in row.there or columns[1] not in row.there:
+            continue
+        texts = [row.values.get(column) for column in columns]
+        if texts[0] in MISSING or texts[1] in MISSING:
+            continue
+        row.used.update(column for column in columns if column in row.values)
+        return {
+            ascii_uppercase[i]: str(text)
+            for i, text in enumerate(texts)
+            if text not in (None, *MISSING)
+        }
     return {}
 
 

@@ -79,7 +79,7 @@ class Media:
     objects: Objects | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Slot:
     """A placeholder: kind image, video, ref-object or bbox; number of <image 2>, from 0."""
 
@@ -87,14 +87,8 @@ class _Slot:
     number: int | None = None
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A text whose placeholders are still words."""
-
-    text: str
-
-
-_Item = Part | _Slot | _Written
+_Item = Part | _Slot | str
+"""A string is a text whose placeholders are still words."""
 
 
 @dataclass
@@ -129,13 +123,15 @@ def unordered(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, .
 def _message(said: Said, place: Place) -> list[_Message]:
     if said.role == PRETRAIN:
         items = _items(said, place)
-        first = next((i for i, one in enumerate(items) if isinstance(one, (Text, _Written))), 0)
+        first = next((i for i, one in enumerate(items) if isinstance(one, (Text, str))), 0)
         shown, text = items[:first], items[first:]
         return [_Message("user", shown), _Message("assistant", text, said.supervised)]
     return [_Message(_role(said.role, said.entry), _items(said, place), said.supervised)]
 
 
 def _role(role: Any, entry: str) -> Role:
+    if type(role) is str and (known := ROLES.get(role)):
+        return known
     if role in TOOL_ROLES:
         raise DataError(
             f'{entry} has the unknown role "{role}": tool calls are not read; remove the record'
@@ -151,9 +147,9 @@ def _role(role: Any, entry: str) -> Role:
 
 def _items(said: Said, place: Place) -> list[_Item]:
     if isinstance(said.content, str):
-        if AUDIO.search(said.content):
+        if "<audio>" in said.content and AUDIO.search(said.content):
             raise DataError(f"{said.entry} names audio, which is not read; remove the record")
-        return [_Written(encodable(said.content, said.entry))]
+        return [encodable(said.content, said.entry)]
     entry = f"{said.entry}.content"
     if not isinstance(said.content, (list, tuple)):
         raise DataError(f"{entry} is {show(said.content)}; make it a string or a list of parts")
@@ -198,29 +194,32 @@ def _kind(part: Any) -> Any:
 def _find_slots(messages: list[_Message], media: Media) -> None:
     """Make slots of the placeholders in texts. Where media stand as parts, a placeholder in a text
     is words; text parts of a list have placeholders only where there are media without a part."""
-    items = [one for m in messages for one in m.items]
-    explicit = any(isinstance(one, (_Slot, ImagePart, Video)) for one in items)
+    explicit = any(isinstance(one, (_Slot, ImagePart, Video)) for m in messages for one in m.items)
     listed = not explicit and bool(media.images or media.videos)
     for m in messages:
-        written = [_Written(i.text) if listed and type(i) is Text else i for i in m.items]
-        m.items = [new for one in written for new in _split(one, media, explicit)]
+        items: list[_Item] = []
+        for one in m.items:
+            if listed and type(one) is Text:
+                one = one.text
+            if type(one) is not str:
+                items.append(one)
+            elif "<" not in one:
+                items.append(Text(one))
+            else:
+                items += _split(one, media, explicit)
+        m.items = items
 
 
-def _split(one: _Item, media: Media, explicit: bool) -> Iterator[_Item]:
-    if not isinstance(one, _Written):
-        yield one
-        return
-    if "<" not in one.text:
-        yield Text(one.text)
-        return
-    pieces: list[_Item | str] = []
+def _split(text: str, media: Media, explicit: bool) -> Iterator[_Item]:
+    """A text with its placeholders as slots."""
+    pieces: list[_Item] = []
     end = 0
-    for found in PLACEHOLDER.finditer(one.text):
+    for found in PLACEHOLDER.finditer(text):
         slot = _slot_of(found, media, explicit)
         if slot is not None:
-            pieces += [one.text[end : found.start()], slot]
+            pieces += [text[end : found.start()], slot]
             end = found.end()
-    pieces.append(one.text[end:])
+    pieces.append(text[end:])
     for i, piece in enumerate(pieces):
         if not isinstance(piece, str):
             yield piece
@@ -242,7 +241,7 @@ def _apart(slot: object) -> bool:
     return not inner
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Named(_Slot):
     """<img>path</img>, <video>path</video>: named where it stands."""
 
@@ -288,11 +287,12 @@ def _prepend(messages: list[_Message], media: Media) -> None:
 
 
 def _check_counts(messages: list[_Message], media: Media) -> None:
-    slots = _slots(messages, "image")
-    plain = [slot for slot in slots if slot.number is None]
+    plain = [slot for slot in _slots(messages, "image") if slot.number is None]
     if plain:
         check_count("image", len(plain), len(media.images))
-    check_count("video", len(_slots(messages, "video")), len(media.videos))
+    videos = _slots(messages, "video")
+    if videos or media.videos:
+        check_count("video", len(videos), len(media.videos))
     if media.objects is None:
         return
     for kind, values in (("ref-object", media.objects.refs), ("bbox", media.objects.boxes)):
@@ -343,6 +343,8 @@ def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn
 def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part, ...]:
     """The items with their slots filled; words that were put in are one text with their
     neighbours."""
+    if not any(isinstance(one, _Slot) for one in items):  # nearly all
+        return tuple(items)  # type: ignore[return-value]
     parts: list[Any] = []
     glue = False
     for one in items:
@@ -360,6 +362,9 @@ def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part,
 def check_order(turns: tuple[Turn, ...]) -> None:
     """Users and assistants take turns, the user first; system turns may stand anywhere."""
     spoken = [(i, turn.role) for i, turn in enumerate(turns) if turn.role != "system"]
+    roles = [role for _, role in spoken]
+    if roles and roles == (["user", "assistant"] * len(roles))[: len(roles)]:
+        return
     if not any(role == "user" for _, role in spoken):
         raise DataError("no user turn; add the question or remove the line")
     if spoken[0][1] == "assistant":

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.sample import Sample
-from chiasm.data.formats.reading import Reading, json_records
+from chiasm.data.formats.published import is_answers
+from chiasm.data.formats.reading import Reading, records_of
 
 SEEN = 100  # records that are looked at
 SIDE_FILES = (
     "metadata.jsonl", "metadata.csv", "dataset_info.json", "dataset_dict.json",
     "dataset_infos.json", "state.json", "quarantine.jsonl", "dropped.jsonl", "skipped.jsonl",
-    "filter.json",
+    "filter.json", "pid_splits.json",
 )  # fmt: skip
 """What stands beside data and is none of it."""
 
@@ -52,7 +53,13 @@ class Look:
         """The JSON or JSONL file that the path means; in a folder train.jsonl or the only one."""
         if not self.path.is_dir():
             return self.path if self.path.suffix in (".json", ".jsonl") else None
-        found = [n for n in self.names if n.endswith((".json", ".jsonl")) and n not in SIDE_FILES]
+        found = [
+            n
+            for n in self.names
+            if n.endswith((".json", ".jsonl"))
+            and n not in SIDE_FILES
+            and not is_answers(self.path / n)
+        ]
         for name in ("train.jsonl", "train.json"):
             if name in found:
                 return self.path / name
@@ -63,7 +70,7 @@ class Look:
         """The first usable records of that file."""
         if self.file is None or not self.file.is_file():
             return []
-        return [row for _, row in islice(json_records(self.file), SEEN) if isinstance(row, dict)]
+        return [row for _, row in islice(records_of(self.file), SEEN) if isinstance(row, dict)]
 
     def any_row(self, test: Callable[[dict], Any]) -> bool:
         return any(map(test, self.rows))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
+
+from chiasm.data.formats.published import JOINS, PUBLISHED, published_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Form:
     def all_keys(self) -> tuple[Key, ...]:
         return (*self.needs, *self.keys, *COMMON)
 
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        return all(any(row.get(name) is not None for name in key.names) for key in self.needs)
+    def fits(self, keys: frozenset[str]) -> bool:
+        """Whether a record that has values of these keys has this form."""
+        return not any(keys.isdisjoint(key.names) for key in self.needs)
 
 
 class Row:
@@ -48,20 +51,25 @@ class Row:
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
-        self.there = {name for name, value in values.items() if value is not None}
+        self.there = frozenset([name for name, value in values.items() if value is not None])
         self.used: set[str] = set()
+        self.published = published_of(self.there)
 
     def find(self, key: Key) -> tuple[str, Any] | None:
         """(name, value) of the first name under which the record has more than an empty text; else
         of the first that it has."""
         if self.there.isdisjoint(key.any_of):  # nearly all keys of nearly all records
             return None
-        named = [name for name in key.names if name in self.there]
-        name = next((name for name in named if self.values[name] != ""), next(iter(named), None))
-        if name is None:
-            return None
-        self.used.add(name)
-        return name, self.values[name]
+        empty = None
+        for name in key.names:
+            if name in self.there:
+                value = self.values[name]
+                if value != "":
+                    self.used.add(name)
+                    return name, value
+                empty = empty or name
+        self.used.add(empty)  # type: ignore[arg-type]  # one of them is there
+        return empty, ""  # type: ignore[return-value]
 
     def get(self, key: Key, default: Any = None) -> Any:
         found = self.find(key)
@@ -88,12 +96,14 @@ class Row:
 
 
 ID = Key(
-    ("id", "question_id", "questionId", "sample_id", "uid", "index", "key", "image_id"),
+    ("id", "question_id", "questionId", "sample_id", "uid", "index", "key", "image_id",
+     "imgid", "ref_id"),
     "the sample's id",
-)
+)  # fmt: skip
 IMAGES = Key(
     ("images", "image", "jpg", "jpeg", "png", "webp", "img", "file_name", "file_names",
-     "image_path", "image_paths", "img_path", "image_file", "image_list", "image_url"),
+     "image_path", "image_paths", "img_path", "image_file", "image_list", "image_url",
+     "img_filename", "imgname"),
     "images, in order; so is any column whose values are image files, bytes or data URLs",
 )  # fmt: skip
 VIDEOS = Key(
@@ -129,7 +139,9 @@ META = Key(("meta",), "`meta`, an object")
 CATEGORY = Key(("category", "type", "tag"), "`meta.category`, by which scores are reported")
 KEPT = Key(
     ("source", "dataset", "data_source", "split", "width", "height", "url", "license", "language",
-     "lang", "task", "topic", "difficulty", "image_width", "image_height"),
+     "lang", "task", "topic", "difficulty", "image_width", "image_height", "question_type",
+     "question_types", "answer_type", "subject", "grade", "skill", "lecture", "rationales",
+     "set_name", "dataset_name", "data_split", "cocoid", "sentids", "sent_ids", "fullAnswer"),
     "kept in `meta`",
 )  # fmt: skip
 COMMON = (ID, IMAGES, VIDEOS, AUDIO, SYSTEM, OBJECTS, CHOSEN, REJECTED, REJECTED_IMAGES, DESIRED,
@@ -149,14 +161,25 @@ WEIGHT = Key(("weight",), "0: the reply is read, not learnt; 1: as without")
 CALLS = Key(("tool_calls", "function_call"), "refused: tool calls are not read")
 MESSAGE = (ROLE, CONTENT, LOSS, WEIGHT, CALLS)
 
-TEXTS = Key(("texts",), "separate questions: objects with `user` and `assistant`")
+TEXTS = Key(("texts", "QA"), "separate questions: objects with `user` and `assistant`")
 PAIR = (
-    Key(("user", "human", "input"), "the question"),
-    Key(("assistant", "output", "gpt"), "the answer"),
+    Key(("user", "human", "input", "q"), "the question"),
+    Key(("assistant", "output", "gpt", "a"), "the answer"),
+    Key(("i",), "a line before the question (VideoChat2's instruction)"),
     Key(("system",), "a system message before them"),
     Key(("source",), "kept nowhere"),
 )
 
+DOCUMENT = Key(
+    ("document",),
+    "texts and images in order, learnt unasked: of `texts` and `images` with null at each other's "
+    "places (OBELICS, OmniCorpus, MINT-1T), or of `text_list` and `image_info` (MMC4)",
+)
+ABOUT_DOCUMENT = Key(
+    ("metadata", "general_metadata", "similarity_matrix", "could_have_url_duplicate",
+     "face_detections"),
+    "kept nowhere",
+)  # fmt: skip
 QUESTION = Key(
     ("question", "query", "problem", "instruction", "prompt", "prefix"), "the user's message"
 )
@@ -179,7 +202,21 @@ ANSWER = Key(
     "answers: the most frequent one, all in `meta.answers`",
 )  # fmt: skip
 REFERENCES = Key(("answers", "direct_answers"), "`meta.answers`: all are right when scored")
-BOX = Key(("box", "bbox"), "`meta.box`: [left, top, right, bottom], pixels or fractions")
+BOX = Key(
+    ("box", "bbox"),
+    "`meta.box` and, where there is no answer, the reply: [left, top, right, bottom], pixels or "
+    "fractions ([left, top, width, height] beside COCO's `segmentation`, `iscrowd`, `category_id` "
+    "and ScreenSpot's `img_filename`)",
+)
+EXPRESSION = Key(
+    ("expressions", "expression", "sent", "referring_expression"),
+    'each a question, "Locate ... in the image."',
+)
+DETECTIONS = Key(
+    ("detections",),
+    'the reply to "Detect all objects in the image.": [name, [left, top, right, bottom]] of each; '
+    "so are `objects` of names (`category`, `categories`, `label`) and COCO's `bbox` without text",
+)
 CAPTION = Key(
     ("captions", "caption", "text", "txt", "sentences", "caption_0", "title"),
     'the reply to "Describe the image."; all of a list in `meta.captions` (`text` that asks beside '
@@ -190,7 +227,14 @@ FORMS: tuple[Form, ...] = (
     Form("messages", "messages", (MESSAGES,), (), MESSAGE),
     Form("conversations", "conversations (LLaVA, ShareGPT)", (CONVERSATIONS,), (), MESSAGE),
     Form("conversation", "conversation", (CONVERSATION,), (), (*MESSAGE, *PAIR)),
-    Form("texts", "questions and answers about the same images (The Cauldron)", (TEXTS,), (), PAIR),
+    Form(
+        "texts",
+        "questions and answers about the same images (The Cauldron, VideoChat2)",
+        (TEXTS,),
+        (),
+        PAIR,
+    ),
+    Form("document", "interleaved document", (DOCUMENT,), (ABOUT_DOCUMENT,)),
     Form(
         "question",
         "question and answer (also query and response, instruction and output, prompt and "
@@ -198,9 +242,22 @@ FORMS: tuple[Form, ...] = (
         (QUESTION,),
         (ANSWER, PLACE_OF_ANSWER, REFERENCES, OPTIONS, HINT, INPUT, HISTORY, BOX),
     ),
+    Form("expression", "referring expression (RefCOCO)", (EXPRESSION, BOX)),
+    Form("detections", "boxes of all objects", (DETECTIONS,)),
     Form("preference", "preference without a prompt", (CHOSEN, REJECTED), (), MESSAGE),
     Form("caption", "caption", (CAPTION,)),
 )
+
+
+def form_of(values: Mapping[str, Any]) -> Form | None:
+    """The first form whose keys a normal record has."""
+    return form_with(frozenset([name for name, value in values.items() if value is not None]))
+
+
+@lru_cache(4096)
+def form_with(keys: frozenset[str]) -> Form | None:
+    """The first form whose keys are among these."""
+    return next((form for form in FORMS if form.fits(keys)), None)
 
 
 def markdown() -> str:
@@ -210,6 +267,16 @@ def markdown() -> str:
         for place, keys in (("", (*form.needs, *form.keys)), ("of a message: ", form.message)):
             lines += [_line(form.title, place, key) for key in keys]
     lines += [_line("any", "", key) for key in COMMON]
+    lines += [
+        "",
+        "| published data set | known by | file of its image or answers |",
+        "|---|---|---|",
+    ]
+    for one in PUBLISHED:
+        names = ", ".join(f"`{name}`" for name in one.names[:3])
+        keys = ", ".join(f"`{key}`" for key in one.needs)
+        lines.append(f"| {one.title} | {keys} | {names}{', ...' * (len(one.names) > 3)} |")
+    lines += [f"| {one.title} | two files | joined by `{one.on}` |" for one in JOINS]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ fractions of the image and written in the model's own format (data/boxes.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from chiasm.data.boxes import write_fractions
 from chiasm.data.formats.media_value import spelt
 from chiasm.data.formats.reading import encodable, show
 
+CATEGORIES = ("category", "categories", "label", "labels", "names")
 UNITS = {"real": "pixels", "norm1": "fractions", "norm1000": "thousandths"}
 Ref = str
 
@@ -80,11 +81,11 @@ def _units(value: Any) -> str:
     return value
 
 
-def _corners(value: Any, entry: str) -> tuple[float, ...]:
+def _corners(value: Any, entry: str, lengths: Sequence[int] = (2, 4)) -> tuple[float, ...]:
     numbers = isinstance(value, (list, tuple)) and all(
         isinstance(n, (int, float)) and not isinstance(n, bool) for n in value
     )
-    if not numbers or len(value) not in (2, 4):
+    if not numbers or len(value) not in lengths:
         raise DataError(f"{entry} is {show(value)}; give [left, top, right, bottom] or [x, y]")
     return tuple(float(n) for n in value)
 
@@ -97,26 +98,60 @@ def _size(width: Any, height: Any, image: int) -> tuple[float, float] | None:
     return float(pair[0]), float(pair[1])
 
 
-def fractions_of(value: Any, entry: str, images: Sequence[Image]) -> tuple[float, ...]:
-    """A box as fractions of the first image, of fractions or of its pixels. Raises DataError."""
+WITH_SIZES = frozenset(("segmentation", "iscrowd", "category_id", "img_filename", "area"))
+"""Keys of COCO and ScreenSpot, whose boxes are left, top, width and height."""
+
+
+def box_of(row: Mapping[str, Any], entry: str, value: Any) -> Box:
+    """A box of a record, in fractions or in pixels of its image (of `width` and `height` where the
+    record has them). Raises DataError."""
     if isinstance(value, str):
         value = spelt(value)
     corners = _corners(value, entry)
-    units = "norm1" if max(map(abs, corners)) <= 1 else "real"
-    return box_text(Box(corners, units), images).box
+    if len(corners) == 4 and not WITH_SIZES.isdisjoint(row):
+        corners = corners_of(corners, entry)
+    if max(map(abs, corners)) <= 1:
+        return Box(corners, "norm1")
+    size = row.get("width"), row.get("height")
+    known = all(isinstance(n, (int, float)) and n > 0 for n in size)
+    return Box(corners, "real", 0, (float(size[0]), float(size[1])) if known else None)  # type: ignore[arg-type]
 
 
-LOCATION = re.compile(r"(?:<loc(\d{4})>){4}")
+def corners_of(value: Any, entry: str) -> tuple[float, ...]:
+    """(left, top, right, bottom) of COCO's [left, top, width, height]. Raises DataError."""
+    left, top, width, height = _corners(value, entry, (4,))
+    return left, top, left + width, top + height
+
+
+def detections_of(objects: Mapping[str, Any]) -> list[list[Any]]:
+    """[name, corners] of each of a record's objects, whose boxes are COCO's; none where it has no
+    names or no boxes. Raises DataError for classes that are numbers: their names stand elsewhere.
+    """
+    boxes = objects.get("bbox") or objects.get("boxes")
+    names = next((objects[key] for key in CATEGORIES if objects.get(key)), None)
+    if not isinstance(boxes, list) or not isinstance(names, list) or len(boxes) != len(names):
+        return []
+    if not all(isinstance(name, str) for name in names):
+        raise DataError("objects have classes by number; write their names instead")
+    return [[name, corners_of(box, "objects.bbox")] for name, box in zip(names, boxes, strict=True)]
+
+
+LOCATION = re.compile(r"(?:<loc\d{4}>){4}|(?:<loc_\d{1,3}>){4}")
 
 
 def located(text: str) -> list[str | BoxText]:
-    """A text with PaliGemma's location tokens as texts and boxes: four <locNNNN> are top, left,
-    bottom, right, 0 to 1023 (big_vision)."""
+    """A text with location tokens as texts and boxes: four of PaliGemma's <locNNNN> are top, left,
+    bottom, right, 0 to 1023 (big_vision); of Florence-2's <loc_N> left, top, right, bottom in 1,000
+    bins (2311.06242)."""
     pieces: list[str | BoxText] = []
     end = 0
     for found in LOCATION.finditer(text):
-        top, left, bottom, right = (int(n) / 1023 for n in re.findall(r"\d{4}", found[0]))
-        corners = (left, top, right, bottom)
+        numbers = [int(n) for n in re.findall(r"\d+", found[0])]
+        if "_" in found[0]:
+            corners = tuple((n + 0.5) / 1000 for n in numbers)
+        else:
+            top, left, bottom, right = (n / 1023 for n in numbers)
+            corners = (left, top, right, bottom)
         pieces += [text[end : found.start()], BoxText(write_fractions(corners), corners)]
         end = found.end()
     return [piece for piece in (*pieces, text[end:]) if piece != ""]

@@ -17,9 +17,11 @@ from chiasm.core.sample import Sample
 from chiasm.data.formats import llama_factory
 from chiasm.data.formats.conversation import PLACEHOLDER
 from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.data.formats.forms import form_of
 from chiasm.data.formats.messages import TRAIN, find_jsonl
-from chiasm.data.formats.reading import Reading, folder_name, json_records, samples, table_rows
-from chiasm.data.formats.rows import form_of, normal, sample_of
+from chiasm.data.formats.normal import normal
+from chiasm.data.formats.reading import Reading, folder_name, records_of, samples, table_rows
+from chiasm.data.formats.rows import sample_of
 from chiasm.data.formats.shared_images import SharedImages
 
 
@@ -88,7 +90,7 @@ def _samples(file: Path, reading: Reading) -> Iterable[Sample]:
         return sample_of(row, root, source, where, reading)
 
     records: Iterable[tuple[str, Any]] = (
-        table_rows(file) if file.suffix == ".csv" else json_records(file)
+        table_rows(file) if file.suffix == ".csv" else records_of(file)
     )
     return samples(records, make, source, reading.on_error)
 

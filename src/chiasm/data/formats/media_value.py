@@ -9,7 +9,7 @@ import binascii
 import json
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -22,6 +22,7 @@ from chiasm.data.formats.reading import Place, shortened, show
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv")
 LONGEST_PATH = 64  # characters: longer text without a dot is base64
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs)://")
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGODlh", "R0lGODdh", "UklGR")
 
@@ -56,6 +57,8 @@ def image_of(value: Any, entry: str = "image") -> Image:
 
 def to_image(value: Any, entry: str, place: Place) -> Image:
     """The image of a record's value. Raises DataError naming the entry for anything else."""
+    if type(value) is str and "." in value and ":" not in value:  # nearly all
+        return Image(place.file(value, entry), place.where)
     if isinstance(value, Image):
         return value
     if isinstance(value, dict):
@@ -69,6 +72,8 @@ def to_image(value: Any, entry: str, place: Place) -> Image:
         return Image(place.file(value, entry), place.where)
     if head := _DATA_URL.match(value):
         return Image(_decoded(value[head.end() :], entry), place.where)
+    if is_address(value) and (found := place.fetched(value)):
+        return found
     _refuse_url(value, entry)
     if "." not in value and len(value) > LONGEST_PATH:
         return Image(_decoded(value, entry), place.where)
@@ -77,6 +82,8 @@ def to_image(value: Any, entry: str, place: Place) -> Image:
 
 def to_video(value: Any, entry: str, place: Place) -> Video:
     """The video of a record's value, which is a path. Raises DataError for anything else."""
+    if isinstance(value, Video):
+        return value
     if isinstance(value, dict):
         value = next((value[key] for key in ("path", "url", "video") if value.get(key)), value)
     if isinstance(value, str):
@@ -147,14 +154,20 @@ def _is_file(path: Path) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return PurePosixPath(name.partition("?")[0]).suffix.lower()
+    _, dot, ending = name.partition("?")[0].rpartition(".")
+    return f".{ending.lower()}" if dot else ""
+
+
+def is_address(value: Any) -> bool:
+    """Whether a value is a URL."""
+    return isinstance(value, str) and _ADDRESS.match(value) is not None
 
 
 def _refuse_url(value: str, entry: str) -> None:
-    if re.match(r"(https?|ftp|s3|gs)://", value):
+    if is_address(value):
         raise DataError(
-            f"{entry} is the address {shortened(value, 80)}; fetch the file, store it beside the "
-            "data and name its path"
+            f"{entry} is the address {shortened(value, 80)}; fetch the file (by img2dataset, wget) "
+            "and name its folder or tar with --images, or store it here and name its path"
         )
 
 

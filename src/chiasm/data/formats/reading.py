@@ -8,14 +8,16 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Sample
+from chiasm.core.sample import Image, Sample
+from chiasm.data.formats.addresses import Addresses
+from chiasm.data.formats.published import Finder, joined, joined_with
 
 OnError = Callable[[str, DataError], None]
 """Given the place of a bad line ("tables-qa/train.jsonl:17") and what is wrong with it."""
@@ -31,7 +33,7 @@ class Reading:
     on_error: gets each bad record, which is left out; None raises the first. images: the folder
     that image paths are relative to (None: the record's file's own; the file system's root: that
     one too, and absolute paths are allowed). columns: what -> name of the column that holds it
-    (rows.COLUMNS). strict: a key that is not used makes its record a bad one. unused: how many
+    (normal.COLUMNS). strict: a key that is not used makes its record a bad one. unused: how many
     records have a key that is not used, by its name; names in brackets are other remarks.
     """
 
@@ -41,6 +43,8 @@ class Reading:
     strict: bool = False
     unused: Counter[str] = field(default_factory=Counter)
     checked: bool = False
+    finder: Finder = field(default_factory=Finder, compare=False, repr=False)
+    _addresses: dict[Path, Addresses] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def anywhere(self) -> bool:
@@ -58,6 +62,12 @@ class Reading:
             if column not in row:
                 raise ConfigError(f"--columns: no column '{column}'{nearest(column, row)}")
         self.checked = True
+
+    def addresses(self, root: Path) -> Addresses:
+        """The files of a folder or a tar by their URLs."""
+        if root not in self._addresses:
+            self._addresses[root] = Addresses(root)
+        return self._addresses[root]
 
     def quiet(self) -> Reading:
         """The same with counts of its own: records that are read again are not counted again."""
@@ -79,10 +89,25 @@ class Place:
 
     def file(self, name: Any, entry: str) -> Path:
         """The file that a record's value names. Raises DataError."""
-        return inside(name, entry, self.root, self.reading.anywhere)
+        path = inside(name, entry, self.root, self.reading.anywhere)
+        if self.reading.finder.beside(self.root) or ABSOLUTE.match(name):
+            return path
+        return self.reading.finder.file(self.root, name)
+
+    def fetched(self, url: str) -> Image | None:
+        """The image of a URL where its file was fetched before (addresses.py)."""
+        found = self.reading.addresses(self.root).find(url)
+        return None if found is None else Image(found, self.where)
+
+    def first(self, names: Sequence[str], entry: str) -> Path | None:
+        """The first of several files that is there. Raises DataError for a name out of the root."""
+        for name in names:
+            inside(name, entry, self.root)
+        return self.reading.finder.first(self.root, names)
 
 
-LISTS = ("data", "samples", "items", "records", "examples", "rows", "train", "questions")
+LISTS = ("data", "samples", "items", "records", "examples", "rows", "train", "questions",
+         "annotations", "images")  # fmt: skip
 """Under which keys an object holds its records."""
 LARGEST = 2 * 2**30  # bytes of a JSON file that is read whole
 LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fill the memory
@@ -120,6 +145,15 @@ def folder_name(path: Path) -> str:
     return whole.name if path.is_dir() else whole.parent.name
 
 
+def records_of(file: Path) -> Iterator[Record]:
+    """The records of a JSON file, with their answers where those stand in a file beside it."""
+    found = joined_with(file)
+    if found is None:
+        return json_records(file)
+    join, questions, answers = found
+    return joined(join, json_records(questions), _object(answers, ("annotations", "data")))
+
+
 def json_records(file: Path) -> Iterator[Record]:
     """The objects of a JSON array or of JSON lines, one at a time: memory holds one record."""
     with file.open("rb") as stream:
@@ -129,14 +163,16 @@ def json_records(file: Path) -> Iterator[Record]:
     return _object(file) if file.suffix == ".json" else json_lines(file)
 
 
-def _object(file: Path) -> Iterator[Record]:
-    """The records of one JSON object: of the list under one of LISTS, or its values with their keys
-    as ids (ScienceQA, GQA). Many objects are lines."""
+def _object(file: Path, lists: Sequence[str] = ()) -> Iterator[Record]:
+    """The records of one JSON object: of the list under one of `lists` (LISTS), or its values with
+    their keys as ids (ScienceQA, GQA). Many objects are lines."""
     if not _is_one_object(file):
-        yield from json_lines(file)
+        yield from _array(file) if lists else json_lines(file)
         return
     whole = json.loads(file.read_bytes())
-    for key in LISTS:
+    if not lists and not {"images", "annotations"} <= whole.keys():  # COCO's need each other
+        lists = LISTS
+    for key in lists:
         if isinstance(whole.get(key), list):
             for i, row in enumerate(whole[key]):
                 yield f"{file.name}:{key}[{i}]", {"messages": row} if is_conversation(row) else row
@@ -313,7 +349,7 @@ def inside(name: Any, entry: str, root: Path, anywhere: bool = False) -> Path:
             "it is moved; allow it with --images /, name the images' folder with --images FOLDER, "
             "or make the path relative"
         )
-    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
+    if os.pardir in name and os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise DataError(
             f"{entry} is a path out of the file's folder, '{shortened(name)}', and the data set "
             "would break when it is moved; name the images' folder with --images FOLDER or store "

@@ -74,7 +74,7 @@ def by_name(name: str) -> Format:
 
 def detect(path: Path, columns: Mapping[str, str] | None = None) -> Format:
     """The one format that recognises itself in the path. Raises DataError where none does, or
-    several: then the user decides. columns: what -> column (rows.COLUMNS)."""
+    several: then the user decides. columns: what -> column (normal.COLUMNS)."""
     look = Look(path, columns or {})
     found = [format for format in FORMATS.values() if format.claims(look)]
     if len(found) == 1:

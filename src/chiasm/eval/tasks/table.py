@@ -8,8 +8,8 @@ from pathlib import Path
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.sample import Sample, Text, Turn
+from chiasm.data.formats.normal import COLUMNS
 from chiasm.data.formats.reading import Reading
-from chiasm.data.formats.rows import COLUMNS
 from chiasm.data.load import open_data
 
 
