@@ -2,17 +2,26 @@
 our own. expected.json has the conversations as a person reads them."""
 
 import json
+import re
+import shlex
 import shutil
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chiasm.core.sample import Sample, Text, Video
+from chiasm.core.sample import Image, Sample, Text, Video
+from chiasm.data.boxes import write_as
 from chiasm.data.convert import convert
 from chiasm.data.dataset import read
+from chiasm.data.formats.grounding import Box, box_text, located
 from chiasm.data.formats.reading import Reading
+from chiasm.data.formats.registry import detect
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.load import load_samples, open_data
 from chiasm.data.quarantine import Quarantine
@@ -24,8 +33,12 @@ FORMS = sorted(path.parent for path in (Path(__file__).parent / "forms").glob("*
 
 @pytest.fixture(params=FORMS, ids=lambda path: path.name)
 def form(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path | None, dict]:
+    return laid_out(request.param, tmp_path)
+
+
+def laid_out(folder: Path, place: Path) -> tuple[Path, Path | None, dict]:
     """(the data, the folder of its images, what is expected), with images where they belong."""
-    root = shutil.copytree(request.param, tmp_path / request.param.name)
+    root = shutil.copytree(folder, place / folder.name)
     expected = json.loads((root / "expected.json").read_text(encoding="utf-8"))
     (root / "expected.json").unlink()
     for name in expected["media"]:
@@ -103,3 +116,66 @@ def test_inspection_and_import_read_the_same(form, tmp_path: Path):
 
 def sample_texts(sample: Sample) -> list[tuple[str, str, int]]:
     return [(turn.role, turn.text, len(turn.parts)) for turn in sample.turns]
+
+
+def test_what_the_docs_say_to_type_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in FORMS:
+        laid_out(folder, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    docs = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    section = docs.partition("## I have ...")[2].partition("\n## ")[0]
+    commands = [shlex.split(line) for line in re.findall(r"`(chiasm data inspect [^`]*)`", section)]
+    assert len(commands) >= 12
+    for _, _, _, data, *rest in commands:
+        images = Path(rest[1]) if rest else None
+        found = inspect_data(data, images=images)
+        assert found.seen, data
+        assert not found.unusable, data
+
+
+def test_a_form_is_found_by_the_head_of_a_large_file(tmp_path: Path):
+    """Detection reads no more of 3 GB than of 300 KB; the file is sparse after its records."""
+    large = tmp_path / "large.jsonl"
+    row = {"image": "a.png", "conversations": [{"from": "human", "value": "?" * 2000}]}
+    with large.open("wb") as file:
+        file.write((json.dumps(row) + "\n").encode() * 150)
+        file.truncate(3 * 2**30)
+    tracemalloc.start()
+    began = time.process_time()
+    assert detect(large).name == "llava"
+    taken, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 1
+    assert peak < 200e6
+
+
+UNITS = ("real", "norm1", "norm1000", "resized", "loc", "florence")
+
+
+@pytest.mark.parametrize("units", UNITS)
+@given(
+    st.tuples(st.integers(8, 3000), st.integers(8, 3000)),
+    st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_boxes_of_any_units_stay_in_place(units: str, size: tuple, corners: tuple):
+    """Read in their units, they are fractions of the image, to within a pixel or a step."""
+    wide = [size[i % 2] for i in range(4)]
+    left, right = sorted(corners[::2])
+    top, bottom = sorted(corners[1::2])
+    box = (left, top, right, bottom)
+    half = tuple(max(1, n // 2) for n in size)
+    if units == "loc":
+        back = located(write_as(box, "loc"))[0].box  # type: ignore[union-attr]
+    elif units == "florence":
+        bins = [min(int(n * 1000), 999) for n in box]
+        back = located("".join(f"<loc_{n}>" for n in bins))[0].box  # type: ignore[union-attr]
+    else:
+        scale = {"real": wide, "norm1": [1] * 4, "norm1000": [1000] * 4, "resized": half * 2}[units]
+        pixels = [n * s for n, s in zip(box, scale, strict=True)]
+        kind = "real" if units == "resized" else units
+        given_size = half if units == "resized" else None
+        image = Image(PIL.Image.new("L", size))
+        back = box_text(Box(tuple(pixels), kind, 0, given_size), [image]).box
+    step = {"loc": 0.5 / 1023, "florence": 0.5 / 1000}.get(units, 1e-9)
+    for one, other, pixel in zip(back, box, wide, strict=True):
+        assert abs(one - other) * pixel <= max(1.0, pixel * step * 1.01)

@@ -117,7 +117,7 @@ def _image(value: Any, entry: str, place: Place, info: Mapping[str, Any]) -> Ima
         return place.fetched(value)
     image = to_image(value, entry, place)
     if not isinstance(image.source, bytes) and not _there(image):
-        url = info.get("raw_url")
+        url = info.get("raw_url") or ""
         return place.fetched(url) if is_address(url) else None
     return image
 

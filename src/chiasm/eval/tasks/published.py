@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Text, Turn, answer
+from chiasm.core.sample import Sample, Text, Turn, answer
 from chiasm.data.formats.published import Finder
 from chiasm.data.formats.reading import Reading
 from chiasm.data.load import open_source
@@ -89,10 +89,8 @@ def _read_gqa(folder: Path, split: str) -> Iterator[Sample]:
     if rows is None:
         yield from reader("**/{split}_balanced_questions.json", category="category")(folder, split)
         return
-    images = hub_rows(folder, split, f"{split}_balanced_images") or []
-    images: dict[str, Image] = {
-        row["id"]: read_image(row["image"], folder, f"GQA {row['id']}") for row in images
-    }
+    table = hub_rows(folder, split, f"{split}_balanced_images") or []
+    images = {row["id"]: read_image(row["image"], folder, f"GQA {row['id']}") for row in table}
     for row in rows:
         kind = (row.get("types") or {}).get("structural")
         words, where = row["question"] + SHORT, f"GQA {row['id']}"
