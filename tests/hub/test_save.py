@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from stock_toys import noise, write
 
 import chiasm
+from stock_toys import noise, write
 
 TALK = "what colour is it?"
 
