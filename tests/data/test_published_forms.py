@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample, Text, Video
 from chiasm.data.boxes import write_as
 from chiasm.data.convert import convert
@@ -22,6 +23,7 @@ from chiasm.data.dataset import read
 from chiasm.data.formats.grounding import Box, box_text, located
 from chiasm.data.formats.reading import Reading
 from chiasm.data.formats.registry import detect
+from chiasm.data.formats.rows import sample_of
 from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.load import load_samples, open_data
 from chiasm.data.quarantine import Quarantine
@@ -179,3 +181,10 @@ def test_boxes_of_any_units_stay_in_place(units: str, size: tuple, corners: tupl
     step = {"loc": 0.5 / 1023, "florence": 0.5 / 1000}.get(units, 1e-9)
     for one, other, pixel in zip(back, box, wide, strict=True):
         assert abs(one - other) * pixel <= max(1.0, pixel * step * 1.01)
+
+
+def test_captions_that_cannot_be_told_apart_are_refused(tmp_path: Path):
+    """Winoground: two images and two captions in one record."""
+    row = {f"{kind}_{i}": f"{i}.png" for kind in ("image", "caption") for i in (0, 1)}
+    with pytest.raises(DataError, match="which belongs to which is not told"):
+        sample_of(row, tmp_path, "set", "x:1")

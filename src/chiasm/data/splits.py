@@ -14,7 +14,7 @@ NAMES: dict[str, Named] = {
     "test": "test", "testing": "test", "testmini": "test", "testdev": "test", "testa": "test",
     "testb": "test", "restval": "train",
 }  # fmt: skip
-_SHARD = re.compile(r"^(\d+|of|v\d+|split|set|data|questions|annotations|balanced|gt|qa)$")
+_SHARD = re.compile(r"^(\d+|of|v\d*|withqt|split|set|data|questions|annotations|balanced|gt|qa)$")
 """Words that say no more of a split: numbers of shards, versions, what the file holds."""
 
 

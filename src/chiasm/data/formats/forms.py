@@ -101,8 +101,10 @@ ID = Key(
     "the sample's id",
 )  # fmt: skip
 IMAGES = Key(
-    ("images", "image", "jpg", "jpeg", "png", "webp", "img", "file_name", "file_names",
-     "image_path", "image_paths", "img_path", "image_file", "image_list", "image_url",
+    ("decoded_image", "images", "image", "jpg", "jpeg", "png", "webp", "img", "file_path",
+     "file_name", "file_names",
+     "image_path", "image_paths", "img_path", "image_file", "image_list",
+     "image_local_name", "image_url",
      "img_filename", "imgname"),
     "images, in order; so is any column whose values are image files, bytes or data URLs",
 )  # fmt: skip
@@ -161,10 +163,10 @@ WEIGHT = Key(("weight",), "0: the reply is read, not learnt; 1: as without")
 CALLS = Key(("tool_calls", "function_call"), "refused: tool calls are not read")
 MESSAGE = (ROLE, CONTENT, LOSS, WEIGHT, CALLS)
 
-TEXTS = Key(("texts", "QA"), "separate questions: objects with `user` and `assistant`")
+TEXTS = Key(("texts", "QA", "qas"), "separate questions: objects with `user` and `assistant`")
 PAIR = (
-    Key(("user", "human", "input", "q"), "the question"),
-    Key(("assistant", "output", "gpt", "a"), "the answer"),
+    Key(("user", "human", "input", "q", "question"), "the question"),
+    Key(("assistant", "output", "gpt", "a", "answer"), "the answer"),
     Key(("i",), "a line before the question (VideoChat2's instruction)"),
     Key(("system",), "a system message before them"),
     Key(("source",), "kept nowhere"),
@@ -181,8 +183,10 @@ ABOUT_DOCUMENT = Key(
     "kept nowhere",
 )  # fmt: skip
 QUESTION = Key(
-    ("question", "query", "problem", "instruction", "prompt", "prefix"), "the user's message"
+    ("question", "query", "problem", "instruction", "prompt", "prefix", "questions"),
+    "the user's message; a list of them with as many answers is a conversation",
 )
+QUESTION_NAMES = frozenset((*QUESTION.names, "messages", "conversations", "conversation"))
 INPUT = Key(("input",), "a second line of the question")
 HINT = Key(("hint",), "`Hint: ...` before the question")
 HISTORY = Key(("history",), "earlier questions and answers, as pairs")
@@ -217,6 +221,12 @@ DETECTIONS = Key(
     'the reply to "Detect all objects in the image.": [name, [left, top, right, bottom]] of each; '
     "so are `objects` of names (`category`, `categories`, `label`) and COCO's `bbox` without text",
 )
+STATEMENT = Key(
+    ("statement",),
+    'the question "... Is this true of the image?": `sentence`, or `caption` with its `relation`, '
+    "beside a `label` of 0 or 1, true or false (NLVR2, VSR)",
+)
+TRUTH = Key(("label",), "yes or no")
 CAPTION = Key(
     ("captions", "caption", "text", "txt", "sentences", "caption_0", "title"),
     'the reply to "Describe the image."; all of a list in `meta.captions` (`text` that asks beside '
@@ -244,6 +254,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("expression", "referring expression (RefCOCO)", (EXPRESSION, BOX)),
     Form("detections", "boxes of all objects", (DETECTIONS,)),
+    Form("statement", "statement that is true or false", (STATEMENT, TRUTH)),
     Form("preference", "preference without a prompt", (CHOSEN, REJECTED), (), MESSAGE),
     Form("caption", "caption", (CAPTION,)),
 )

@@ -30,7 +30,7 @@ LISTS = ("messages", "conversations", "conversation", "texts")
 """Keys whose lists tables hold as text."""
 REWRITTEN = frozenset(
     ("body", "input", "preferred_output", "prompt", "text", "text_info", "text_list", "texts",
-     "objects")
+     "objects", "label")
 )  # fmt: skip
 
 
@@ -101,6 +101,11 @@ def _assistant(text: Any) -> list[dict]:
     return [] if text is None else [{"role": "assistant", "content": text}]
 
 
+def is_truth(value: Any) -> bool:
+    """A label that says whether something is true."""
+    return str(value).lower() in ("0", "1", "true", "false")
+
+
 def _name_by_meaning(row: dict[str, Any]) -> None:
     """`text` that asks beside an answer is a question; `prompt` beside an image alone a caption;
     `objects` without a text what is to be detected."""
@@ -109,6 +114,10 @@ def _name_by_meaning(row: dict[str, Any]) -> None:
         if found:
             row["detections"] = found
             del row["objects"]
+    if "label" in row and not forms.QUESTION_NAMES & row.keys() and is_truth(row["label"]):
+        name = "caption" if "relation" in row else "sentence"
+        if isinstance(row.get(name), str):
+            row["statement"] = row.pop(name)
     if "text" not in row and "prompt" not in row:
         return
     has = {key: any(row.get(name) is not None for name in key.names)

@@ -20,7 +20,8 @@ from chiasm.core.errors import DataError
 FOLDERS = (
     "images", "imgs", "png", "image", "train2014", "val2014", "test2015", "train2017", "val2017",
     "test2017", "train_images", "documents", "flickr30k-images", "VG_100K", "VG_100K_2",
-    "OCRBench_Images", "screenspot_imgs", "videos", "video", "all", "train", "val", "test",
+    "OCRBench_Images", "screenspot_imgs",
+    "SEED-Bench-image", "infographicsvqa_images", "videos", "video", "all", "train", "val", "test",
 )  # fmt: skip
 """Where images and videos of published data sets stand beside their files."""
 ABOVE = ("annotations", "annotation", "annos", "questions", "qas", "json", "labels", "splits")
@@ -69,6 +70,11 @@ PUBLISHED = (
               first=True),
     Published("RefCOCO, RefCOCO+, RefCOCOg", ("ref_id", "sent_ids"), _COCO, first=True,
               rename={"sentences": "expressions"}),
+    Published("OCR-VQA", ("imageURL", "questions"), ("{id}.jpg", "{id}.png", "{id}.gif"),
+              first=True),
+    Published("Visual Genome's questions", ("id", "qas"), ("{id}.jpg",)),
+    Published("SEED-Bench", ("data_id", "question"),
+              ("{data_id}", "{data_id}.jpg", "{data_id}.png", "{data_id}.jpeg")),
     Published("GQA", ("imageId",), ("{imageId}.jpg",),
               rename={"types.structural": "category"}),
     Published("VQAv2, OK-VQA, A-OKVQA, TextVQA, Visual Genome", ("image_id",),

@@ -32,16 +32,21 @@ def _images(row: Row, place: Place) -> list[tuple[str, Any]]:
     if published is not None and published.first and (found := _named(row, published, place)):
         row.used.update(forms.IMAGES.names)
         return found
+    address: list[tuple[str, Any]] = []
     for name, value in row.every(forms.IMAGES):
         values = [] if isinstance(value, str) and value in MISSING else listed(value, name)
-        if values:
+        found = [(f"{name}[{i}]", one) for i, one in enumerate(values)]
+        if found and not is_address(values[0]):
             row.used.update(forms.IMAGES.names)
-            return [(f"{name}[{i}]", one) for i, one in enumerate(values)]
+            return found
+        address = address or found
     names = [name for name in row.left() if is_image(row.values[name])]
-    if published is not None and not published.first and published.media == "image":
-        names = [name for name in names if not is_address(row.values[name])]
-        if not names:
-            return _named(row, published, place, row.find(forms.VIDEOS) is None)
+    files = [name for name in names if not is_address(row.values[name])]
+    if address and not files:
+        return address
+    if not files and published is not None and not published.first and published.media == "image":
+        return _named(row, published, place, row.find(forms.VIDEOS) is None)
+    names = files or names
     row.used.update(names)
     names.sort(key=_number)
     return [(name, one) for name in names for one in listed(row.values[name], name)]

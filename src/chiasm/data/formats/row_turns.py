@@ -28,6 +28,7 @@ from chiasm.data.formats.reading import Place, encodable, show
 from chiasm.data.formats.row_media import media_of
 from chiasm.data.formats.row_messages import said_of
 
+TRUE = "{}\nIs this true of the image?"
 LOCATE, DETECT = "Locate {} in the image.", "Detect all objects in the image."
 Made = tuple[tuple[Turn, ...], dict[str, Any]]
 
@@ -202,9 +203,26 @@ def _caption(row: Row, place: Place) -> Made:
     media = media_of(row, place)
     if not media.images and not media.videos:
         raise DataError(f"a caption but no image in the columns {', '.join(map(str, row.values))}")
+    if name == "caption_0" and len(media.images) > 1 and "caption_1" in row.values:
+        raise DataError(
+            "several captions for several images (Winoground): which belongs to which is not told "
+            "by these keys; write a record for each pair"
+        )
     captions = cleaned(texts_of(value, name))
     said = [Said(name, "user", PROMPT), Said(name, "assistant", captions[0])]
     return conversation(said, media, place), {"captions": captions}
+
+
+def _statement(row: Row, place: Place) -> Made:
+    text, label = row.get(forms.STATEMENT), str(row.get(forms.TRUTH)).lower()
+    said = [
+        Said("statement", "user", TRUE.format(text)),
+        Said("label", "assistant", "yes" if label in ("1", "true") else "no"),
+    ]
+    media = media_of(row, place)
+    if not media.images:
+        raise DataError("a statement about an image, but no image; name it in a column image")
+    return conversation(said, media, place), {}
 
 
 def _document(row: Row, place: Place) -> Made:
@@ -221,6 +239,7 @@ MAKERS: dict[str, Callable[[Row, Place], Made]] = {
     "question": _question,
     "expression": _expressions,
     "detections": _detections,
+    "statement": _statement,
     "preference": _preference,
     "caption": _caption,
 }
