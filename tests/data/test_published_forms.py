@@ -43,12 +43,12 @@ def laid_out(folder: Path, place: Path) -> tuple[Path, Path | None, dict]:
     root = shutil.copytree(folder, place / folder.name)
     expected = json.loads((root / "expected.json").read_text(encoding="utf-8"))
     (root / "expected.json").unlink()
-    for name in expected["media"]:
+    for i, name in enumerate(expected["media"]):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".mp4"):
             (root / name).write_bytes(b"not decoded here")
         else:
-            PIL.Image.new("RGB", (40, 20), "red").save(root / name)
+            PIL.Image.new("RGB", (40, 20), (50 * i, 90, 20)).save(root / name)
     images = root / expected["images"] if expected["images"] else None
     return root / expected["data"], images, expected
 

@@ -45,6 +45,8 @@ PLACEHOLDER = re.compile(
     r"|<(ref-object|bbox)>"
 )
 AUDIO = re.compile(r"<audio>[^<>\n]+</audio>")
+IN_TEXT = "<IMG_CONTEXT>"
+"""Where a text of xtuner's has the image parts of its message."""
 PART_TYPES = ("text", "image", "video")
 _TYPES = {  # of the OpenAI APIs
     "input_text": "text",
@@ -191,9 +193,35 @@ def _kind(part: Any) -> Any:
 # Placeholders
 
 
+def _place_parts(message: _Message) -> None:
+    """xtuner: image parts stand where the texts of their message have IN_TEXT. Raises
+    PlaceholderError where those are not as many."""
+    texts = [one for one in message.items if type(one) is Text and IN_TEXT in one.text]
+    if not texts:
+        return
+    images = [one for one in message.items if isinstance(one, ImagePart)]
+    found = sum(one.text.count(IN_TEXT) for one in texts)
+    if found != len(images):
+        raise PlaceholderError(f"{found} {IN_TEXT} but {len(images)} images; make them equal")
+    rest = iter(images)
+    items: list[_Item] = []
+    for one in message.items:
+        if type(one) is Text and IN_TEXT in one.text:
+            first, *others = one.text.split(IN_TEXT)
+            items += [Text(first)] if first else []
+            for text in others:
+                text = text.removeprefix("\n")
+                items += [next(rest), Text(text)] if text else [next(rest)]
+        elif not isinstance(one, ImagePart):
+            items.append(one)
+    message.items = items
+
+
 def _find_slots(messages: list[_Message], media: Media) -> None:
     """Make slots of the placeholders in texts. Where media stand as parts, a placeholder in a text
     is words; text parts of a list have placeholders only where there are media without a part."""
+    for m in messages:
+        _place_parts(m)
     explicit = any(isinstance(one, (_Slot, ImagePart, Video)) for m in messages for one in m.items)
     listed = not explicit and bool(media.images or media.videos)
     for m in messages:
