@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from chiasm.core.errors import CheckpointError
+from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.core.quiet import quiet
 from chiasm.mllm.gguf import PACKAGED, convert_gguf
 from chiasm.mllm.seam import SEAM, attention
@@ -21,7 +22,7 @@ def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     Raises CheckpointError where there is none, or one that cannot be packed (mllm/trust.py);
     MissingExtraError where a package is missing.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(SEAM, attention)
@@ -34,7 +35,7 @@ def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
                 attn_implementation=SEAM,
                 quantization_config=quantisation,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_hf_tokenizer(folder)
         except (OSError, ValueError, KeyError) as error:
             if error.args == (SEAM,):  # looked up among its own classes of attention
                 raise _unfit(source, "its architecture has an attention of its own") from None
@@ -69,11 +70,9 @@ def adopt_language(base: Any, head: Any, source: str) -> Any:
 
 def load_tokenizer(source: str) -> Any:
     """The tokenizer alone of what load_language takes. Raises CheckpointError."""
-    from transformers import AutoTokenizer
-
     with quiet():
         try:
-            return AutoTokenizer.from_pretrained(_resolve(source))
+            return load_hf_tokenizer(_resolve(source))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{source}: no tokenizer that transformers can load "

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from chiasm.core.device import model_device, resolve
 from chiasm.core.errors import CheckpointError
+from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.core.quiet import quiet
 
 KINDS = ("clip", "siglip", "siglip2")
@@ -80,7 +81,7 @@ class StockDual:
 def load_stock_dual(source: str, device: str | torch.device | None = None) -> StockDual:
     """A hub id or a folder in transformers' format with both towers, on a device as
     core.device.resolve takes it. Raises CheckpointError."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     with quiet():
         try:
@@ -94,7 +95,7 @@ def load_stock_dual(source: str, device: str | torch.device | None = None) -> St
                 source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
             images = AutoImageProcessor.from_pretrained(source, backend="pil")
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = load_hf_tokenizer(source)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.errors import CheckpointError
+from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
 from chiasm.hub.formats.files import (
@@ -190,11 +191,11 @@ def positions_kept(side: int) -> bool:
 def reader(folder: Path) -> Any:
     """transformers' processor of Idefics3 for a folder of either name: SmolVLM's own asks for
     packages that only clips need, and does the same to images and their words."""
-    from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
+    from transformers import AutoImageProcessor, Idefics3Processor
 
     return Idefics3Processor(
         AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        AutoTokenizer.from_pretrained(folder),
+        load_hf_tokenizer(folder),
         image_seq_len=read_json(folder / "processor_config.json")["image_seq_len"],
         chat_template=chat_template_of(folder),
     )

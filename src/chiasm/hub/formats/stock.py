@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from chiasm.core.errors import CheckpointError, MissingExtraError
+from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.core.quiet import quiet
 from chiasm.data.processor import Processor
 from chiasm.data.template import ChatTemplate
@@ -45,14 +46,14 @@ class Stock:
 
 def read_stock(folder: Path) -> Stock:
     """Raises CheckpointError for a folder that does not hold a model whole, with its processor."""
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor
 
     model, given = read_model(folder), folder
     folder = checkpoint_of(folder)
     own = (given / "tokenizer_config.json").exists()
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(given if own else folder)
+            tokenizer = load_hf_tokenizer(given if own else folder)
             images = AutoImageProcessor.from_pretrained(folder, backend="pil")
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
