@@ -14,7 +14,9 @@ TEXTS = ["items:\n\n1. one\n\n2. two", "   345 cats", "<|im_start|>12<|im_end|>"
 def _trained(*before):
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level]) if before else byte_level
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([*before, byte_level]) if before else byte_level
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -39,7 +41,7 @@ def _folder(path, tokenizer, named, model_type):
 @pytest.mark.parametrize(
     "named", ["GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer", "PreTrainedTokenizerFast"]
 )
-def test_text_is_split_as_the_file_says_whatever_class_the_folder_names(tmp_path, named, model_type):
+def test_text_is_split_as_the_file_says_whatever_class_it_names(tmp_path, named, model_type):
     trained = _trained(pre_tokenizers.Digits(individual_digits=True))
     folder = _folder(tmp_path, trained, named, model_type)
     for loaded in (load_hf_tokenizer(folder), load_tokenizer(str(folder))):
