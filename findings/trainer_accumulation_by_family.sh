@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # transformers 5.23.0: Trainer with gradient_accumulation_steps weighs every token alike for LLaVA and
-# Qwen2-VL (batch 1 x 4 gives the gradient of batch 4 x 1), but not for Qwen2.5-VL, Qwen3-VL and
-# Gemma 4, whose classes say `accepts_loss_kwargs = False`: there every micro-batch weighs alike,
-# whatever its number of supervised tokens, and the gradient is another one. Their forward does take
-# num_items_in_batch and would scale by it. A recipe moved from Qwen2-VL to Qwen2.5-VL, or from a large
-# card to a small one with accumulation, trains another objective: short answers count as much as
-# long ones. Exits nonzero when this changes.
+# Qwen2-VL (batch 1 x 4 gives the gradient of batch 4), but not for Qwen2.5-VL and Qwen3-VL, whose
+# classes say `accepts_loss_kwargs = False`: there every micro-batch weighs alike, whatever its number
+# of supervised tokens. Their forward takes num_items_in_batch all the same. (By their source GLM-4V,
+# Gemma 4, Qwen3.5 and Molmo2 go the second way, Gemma 3 and Idefics3 the first.) A recipe moved from
+# Qwen2-VL to Qwen2.5-VL, or from a large card to a small one, trains another objective: a reply of
+# three tokens counts as much as one of sixty. Exits nonzero when this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
