@@ -18,6 +18,7 @@ from chiasm.cli.compare import Compare
 from chiasm.cli.data_collect import Pdf, Synthesize, Video, Webpages
 from chiasm.cli.data_convert import Filter, Import
 from chiasm.cli.data_inspect import Inspect
+from chiasm.cli.data_sample import Sample
 from chiasm.cli.demo import Demo
 from chiasm.cli.eval import Eval
 from chiasm.cli.export import Export
@@ -61,6 +62,7 @@ DATA = {
     "import": Import,
     "inspect": Inspect,
     "filter": Filter,
+    "sample": Sample,
 }
 SWEEPS = {"stability": Stability, "drift": Drift}
 WITH_OVERRIDES = {"train": Train, "plan": Plan}

@@ -108,6 +108,21 @@ def own(name: str) -> Any:
     return found
 
 
+def own_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names. Its module must be allowed, not only imported:
+    functions have no base class by which those meant to be called are told. Raises ConfigError."""
+    module = name.partition(":")[0]
+    if all(module not in (allowed, Path(allowed).stem) for allowed in _allowed()):
+        raise ConfigError(
+            f"'{name}': the module {module} is not allowed, and a file does not choose what code "
+            f"is run; say --allow-custom {module} (or its .py file)"
+        )
+    found = own(name)
+    if not callable(found):
+        raise ConfigError(f"'{name}' is a {type(found).__name__}; name a function")
+    return found
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """Parts of one kind by tag, in the order they were registered.
 

@@ -117,21 +117,58 @@ class Processor:
         return _merge(lines, slots, sample.id, self.prefix)
 
     def alternatives(self, sample: Sample, replies: Sequence[str]) -> Encoded:
+        """`branches` of replies in words."""
+        return self.branches(sample, [answer(reply) for reply in replies])
+
+    def branches(self, sample: Sample, replies: Sequence[Turn]) -> Encoded:
         """Several replies to one conversation that ends with the user's turn, as branches of one
-        trunk (reply i is branch i + 1; 0 where there is one only). Only they are supervised."""
+        trunk (reply i is branch i + 1; 0 where there is one only). Only they are supervised. Raises
+        DataError for a sample that cannot be used, or a reply with an image of a model that cannot
+        draw."""
+        _check(sample)
+        sample = sample if self.clips is None else self.clips.unroll([sample])[0]
+        turns = tuple(turn.replace(supervised=False) for turn in sample.turns)
+        slots = self._encode_images(sample)
+        lines, every = [], list(slots)
+        for reply in replies:
+            own = self._encode_images(sample.replace(turns=(reply,)))
+            if any(slot.patches is not None for slot in own):
+                raise DataError(
+                    f"{sample.where}: a reply holds an image, which this model cannot draw; use a "
+                    "unified model or leave the sample out"
+                )
+            whole = sample.replace(turns=(*turns, reply))
+            lines.append(self._line(whole, [*slots, *own], reply=False, whole=True))
+            every += own
+        if not all(line.supervised.any() for line in lines):
+            raise DataError(f"{sample.where}: a reply without a token to learn; give it words")
+        return self._branched(sample, lines, every)
+
+    def continued(
+        self, sample: Sample, replies: Sequence[tuple[Sequence[int], Sequence[bool]]]
+    ) -> Encoded:
+        """`branches` of replies that are known as ids: (ids, which of them are supervised)."""
         _check(sample)
         sample = sample if self.clips is None else self.clips.unroll([sample])[0]
         slots = self._encode_images(sample)
         prompt = self._line(sample, slots, reply=True)
-        spoken = any(turn.role == "assistant" for turn in sample.turns)
-        lines = []
-        for reply in replies:
-            turns = (*sample.turns, answer(reply))
-            line = self._line(sample.replace(turns=turns), slots, reply=False, whole=True)
-            if spoken:
-                line.supervised[: len(prompt.ids)] = False
-            lines.append(line)
-        return _merge(lines, slots, sample.id, self.prefix)
+        before = np.zeros(len(prompt.ids), bool)
+        lines = [
+            _Line(
+                np.concatenate([prompt.ids, np.asarray(ids, np.int64)]),
+                np.concatenate([before, np.asarray(learnt, bool)]),
+                prompt.images,
+                prompt.images_end,
+            )
+            for ids, learnt in replies
+        ]
+        return self._branched(sample, lines, slots)
+
+    def _branched(self, sample: Sample, lines: list[_Line], slots: list[Slot]) -> Encoded:
+        """Lines as branches that share all but the last token before their first supervised one,
+        from which it is predicted."""
+        shared = min(int(line.supervised.argmax()) - 1 for line in lines)
+        return _merge(lines, slots, sample.id, self.prefix, shared)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Encoded, list[int]]]:
         """Prompts to answer: neighbours that ask about the same single image share a trunk.
@@ -211,14 +248,16 @@ class Processor:
         return self.codec.encode([image.load()])[0]
 
 
-def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> Encoded:
-    """Conversations that begin alike (up to the end of their images) as trunk and branches; of
-    a prefix-LM as branches without a trunk."""
+def _merge(
+    lines: list[_Line], slots: list[Slot], name: str, prefix: bool, shared: int | None = None
+) -> Encoded:
+    """Conversations that begin alike (up to the end of their images, or for `shared` tokens) as
+    trunk and branches; of a prefix-LM as branches without a trunk."""
     trunk = 0
     if prefix:
         slots = slots * len(lines)
     elif len(lines) > 1:
-        trunk = min(line.images_end for line in lines)
+        trunk = min(line.images_end for line in lines) if shared is None else shared
         for line in lines[1:]:
             same = line.ids[:trunk] == lines[0].ids[:trunk]
             trunk = trunk if same.all() else int(same.argmin())
@@ -235,7 +274,8 @@ def _merge(lines: list[_Line], slots: list[Slot], name: str, prefix: bool) -> En
     grids = [slot.grid for slot in slots for _ in range(slot.tiles)]
     places = [
         shifted(slot.place, start)
-        for slot, start in zip(slots, _starts(lines, prefix), strict=True)
+        # Beyond the first line's images are those of other replies, which are codes without places.
+        for slot, start in zip(slots, _starts(lines, prefix), strict=False)
         if slot.place is not None
     ]
     return Encoded(

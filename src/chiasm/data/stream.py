@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class SampleStream:
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.turns = Turns(self.samples, len(views), seed)
         self.reader = Reader(self.samples, self.turns, threads)
-        self._ahead: tuple[Turn, Encoded] | None = None
+        self._ahead: tuple[Turn, Any] | None = None
 
     def split(self, data_shard: int, count: int) -> None:
         """As core.protocols.Stream; the counters count the data shard's own places."""
@@ -82,17 +82,24 @@ class SampleStream:
         return self._next()
 
     def _next(self) -> Batch:
-        chosen: list[Encoded] = []
+        chosen: list[Any] = []
         used = 0
         while True:
-            turn, encoded = self._ahead or self._next_usable(self.processor.encode)
+            turn, encoded = self._ahead or self._next_usable(self._encode)
             if chosen and used + len(encoded) > self.tokens:
                 self._ahead = turn, encoded  # not counted as used yet: state_dict forgets nothing
-                return pack_evenly(chosen, self.tokens, self.per_sample)
+                return self._pack(chosen)
             chosen.append(encoded)
             used += len(encoded)
             self._ahead = None
             self.turns.use(turn, len(encoded))
+
+    def _encode(self, sample: Sample) -> Any:
+        """What is packed of a sample; its length is its tokens'."""
+        return self.processor.encode(sample)
+
+    def _pack(self, row: Sequence[Any]) -> Batch:
+        return pack_evenly(row, self.tokens, self.per_sample)
 
     def _next_usable(self, make: Callable[[Sample], T]) -> tuple[Turn, T]:
         """The next turn of which something can be made, and that; turns before it that turn out to
@@ -160,10 +167,10 @@ class KnapsackStream(SampleStream):
             for place in chain(*self._rows[:2]):  # this row and the next
                 self.reader.begin(self.turns.at(*place))
             places = self._rows.pop(0)
-            found = [self._at(self.turns.at(*place), self.processor.encode) for place in places]
+            found = [self._at(self.turns.at(*place), self._encode) for place in places]
             row = [encoded for encoded in found if encoded is not None]
             if row:
-                return pack_evenly(row, self.tokens, self.per_sample)
+                return self._pack(row)
 
     def _read(self, turn: Turn) -> Sample:
         return self.reader.read(turn)  # measuring needs no pixels

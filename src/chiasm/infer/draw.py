@@ -55,7 +55,7 @@ def draw(
         images = _images(respond, [(text,) for text in asked], seeded, edit)
         scores = [-math.inf] * len(left)
         if candidates > 1:
-            scores = _read(respond, images, asked)
+            scores = read_back(respond, images, asked)
         for i, image, score in zip(left, images, scores, strict=True):
             known = drawings.setdefault(i, Drawing(image, image, 0, score))
             known.tries += 1
@@ -67,7 +67,7 @@ def draw(
     return [drawings[i] for i in range(len(texts))]
 
 
-def _read(
+def read_back(
     respond: Generator, images: Sequence[PIL.Image.Image], texts: Sequence[str]
 ) -> list[float]:
     """log p(text | image) of each pair, nats; where its mirror image may be asked too, the mean

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,26 @@ def parts_of(layer: Any) -> list[nn.Module]:
     """What an adapted layer trains: A, B and, with DoRA, the lengths of the rows."""
     lengths = layer.lora_magnitude_vector
     return [layer.lora_A, layer.lora_B, *([lengths] if len(lengths) else [])]
+
+
+@contextmanager
+def disabled(layers: Sequence[Any]) -> Iterator[None]:
+    """Adapted layers as their base layers for a while; what is trained stays so."""
+    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, wanted in trained:
+            parameter.requires_grad_(wanted)
+
+
+def untouched(layers: Sequence[Any]) -> bool:
+    """Whether every B is still 0, as adapters begin."""
+    return not any(bool(p.any()) for layer in layers for p in layer.lora_B.parameters())
 
 
 def adapter_flops(layer: Any, tokens: int) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from chiasm.core.batch import Batch, ImageBatch
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
-from chiasm.mllm.adapter import adapter_flops, adapters_of, parts_of
+from chiasm.mllm.adapter import adapter_flops, adapters_of, disabled, parts_of, untouched
 from chiasm.mllm.alignment import alignment_loss, word_shares
 from chiasm.mllm.arrange import arrange, with_class_tokens
 from chiasm.mllm.config import CrossAttentionConfig, MLLMConfig
@@ -262,6 +264,25 @@ class MLLM(nn.Module):
             "distance": (distance.detach().sum(), n),
         }
         return Loss((which + distance).sum(), n, parts)
+
+    adapter_group = "lora"
+    """The group that `adapters_off` takes away."""
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model without its low-rank adapters for a while."""
+        with disabled(adapters_of(self)):
+            rows, self.rows = self.rows, None
+            try:
+                yield
+            finally:
+                self.rows = rows
+
+    def adapters_untouched(self) -> bool:
+        """Whether the adapters have no effect yet: with them the model is the one without."""
+        adapted = adapters_of(self)
+        rows = () if self.rows is None else self.rows.parameters()
+        return bool(adapted) and untouched(adapted) and not any(bool(p.any()) for p in rows)
 
     def groups(self) -> dict[str, nn.Module]:
         """vision, projector, language_model (embeddings, matrices, norms) and, with LoRA, lora;

@@ -130,6 +130,28 @@ class Engine:
         with torch.inference_mode():
             self._serve()
 
+    def drain(self) -> None:
+        """Answer all that waits in the caller's thread, for an engine that was not started. What is
+        computed together is then the same every time."""
+        self.respond.model.eval()
+        with torch.inference_mode():
+            while self._waiting or self._active:
+                self._turn()
+
+    def _turn(self) -> None:
+        """One step of the batch; jobs leave and join it before."""
+        try:
+            self._drop()
+            self._admit()
+            if self._active:
+                self._step()
+        except Exception as error:
+            log.exception("engine %s: a step failed; its requests are told", self.name)
+            self.cache = self.respond.steps.new_slots(self.cache.slots)
+            for job in list(self._active):
+                job.slots = []  # of a cache that may be half written
+                self._fail([job], error)
+
     def _serve(self) -> None:
         """Until the engine is stopped."""
         while True:
@@ -141,17 +163,7 @@ class Engine:
                 errand = self._errands.popleft() if self._errands else None
             if errand is not None:
                 _do(*errand)
-            try:
-                self._drop()
-                self._admit()
-                if self._active:
-                    self._step()
-            except Exception as error:
-                log.exception("engine %s: a step failed; its requests are told", self.name)
-                self.cache = self.respond.steps.new_slots(self.cache.slots)
-                for job in list(self._active):
-                    job.slots = []  # of a cache that may be half written
-                    self._fail([job], error)
+            self._turn()
         self._fail([*self._active, *self._waiting], Busy(5))
         for _, errand in self._errands:
             errand.cancel()
@@ -328,6 +340,7 @@ class Engine:
 
     def _take(self, job: Job, reply: Reply, token: int, score: Score | None) -> None:
         words, inside, job.last = len(reply.text), reply.drawing, token
+        job.sampled.append((token, reply.state is None or reply.state.allowed() >= 0))
         if job.rule is not None:
             job.rule.take(token)
         pieces = self.respond.shown(list(self.respond.advance(reply, token, job.sampling)))

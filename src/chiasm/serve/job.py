@@ -104,6 +104,8 @@ class Job:
     drawn_here: int = 0
     last_token: float = 0.0
     scores: list[Score] = field(default_factory=list)
+    sampled: list[tuple[int, bool]] = field(default_factory=list)
+    """Every token of the reply, and whether it was chosen and not forced by the grammar."""
 
     @property
     def usage(self) -> Usage:

@@ -47,7 +47,7 @@ class Feed:
         if count > 1:
             for data_shard, stream in streams.items():
                 stream.split(data_shard, count)
-        ahead = device.type != "cpu"
+        ahead = device.type != "cpu" and all(getattr(s, "ahead", True) for s in streams.values())
         self._pool = ThreadPoolExecutor(1, "feed") if ahead else None
         self._data_shards = {
             s: _DataShard(stream, device, self._pool) for s, stream in streams.items()
@@ -57,7 +57,7 @@ class Feed:
         """(data shard, micro-batch) for each of this rank's data shards."""
         for data_shard, own in self._data_shards.items():
             batch = own.next()
-            yield data_shard, batch if self._pool is None else batch.to(self.device)
+            yield data_shard, batch if self.device.type == "cpu" else batch.to(self.device)
 
     def state(self) -> dict[int, dict]:
         """Where this rank's data shards stand; between two steps, or it is of no use."""

@@ -44,6 +44,7 @@ from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
 from chiasm.train.meter import in_words, memory_in_use, peak_memory, peak_rate, use_of
 from chiasm.train.monitor import Monitor, said
+from chiasm.train.objective import Objective
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
 from chiasm.train.recompute import recomputed
@@ -165,6 +166,7 @@ class _Trainer:
         self.guard: Guard
         self.feed: Feed
         self.ema: EMA | None = None
+        self.objective: Objective
         self.healthy: Any = None
         self._place: Path | None = None
 
@@ -237,14 +239,34 @@ class _Trainer:
                 compiled(self.model.blocks() if stage.compile else ()),
                 recomputed(self.model.blocks() if stage.gradient_checkpointing else ()),
             ):
+                self._prepare_objective(stage, first)
                 self._steps(number, first, lowered)
         finally:
             lowered.restore()
             self.feed.close()
+            self.objective.close()
         if self.ema:
             self.ema.swap()
         self.ledger.stages[number].peak_memory = peak_memory(self.device)
         self.write_ledger()
+
+    def _prepare_objective(self, stage: Stage, first: int) -> None:
+        """Compute what the stage's loss needs of the weights as they are now: one pass over the
+        batches to come."""
+        if not self.objective.begin(self.model):
+            return
+        batches = Feed(lambda: self.stream_of(stage), self.feed.count, self.data, self.device)
+        with self.show(f"{stage.name}: reference", stage.steps, first) as view:
+            try:
+                for _ in range(first, stage.steps):
+                    for _, batch in batches.step():
+                        if self.world.any(self.stop.requested):
+                            return
+                        with autocast(stage.autocast, self.device):
+                            self.objective.see(self.model, batch)
+                    view.advance()
+            finally:
+                batches.close()
 
     def _set_up(self, number: int) -> None:
         self.number, stage = number, self.stages[number]
@@ -255,6 +277,8 @@ class _Trainer:
         self.guard, self.healthy, self.best = Guard(stage.guard), None, None
         count = micro_batch_count(stage.gradient_accumulation_steps, self.ranks, self.data)
         self.feed = Feed(lambda: self.stream_of(stage), count, self.data, self.device)
+        precision = str(working_dtype(stage.autocast, self.device)).removeprefix("torch.")
+        self.objective = Objective(stage, self.folder, number, precision, self.world, self.in_parts)
         entry = self.ledger.entry(number, stage.name)
         parameters = list(self.model.parameters())
         entry.trained_parameters = sum(p.numel() for p in parameters if p.requires_grad)
@@ -360,7 +384,7 @@ class _Trainer:
         place = (self.seed, self.total, data_shard)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         with autocast(stage.autocast, self.device):
-            loss = self.model.loss(batch)
+            loss = self.objective(self.model, batch)
         if loss.sum.requires_grad and (loss.count or self.sharded):
             loss.sum.backward()
         spent = self.model.cost(batch)
@@ -522,6 +546,7 @@ class _Trainer:
             "score": self.score,
             "ema_updates": self.ema.updates if self.ema else 0,
             "ledger": self.ledger.to_dict(),
+            "objective": self.objective.state_dict(),
         }
         with lowered.restored():
             tensors = {
@@ -569,6 +594,7 @@ class _Trainer:
         self._load_optimizer(place, state)
         self.feed.load(aliases.keys(state, aliases.STATE)["data_shards"])
         self.guard.load_state_dict(state["guard"])
+        self.objective.load_state_dict(state.get("objective", {}))
         self.best = state["best"]
 
     def _load_optimizer(self, place: Path, state: dict) -> None:

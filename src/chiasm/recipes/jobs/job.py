@@ -8,6 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Stream
 from chiasm.core.sample import Sample
@@ -25,16 +29,36 @@ from chiasm.data.objectives import (
     own_objectives,
     word_match,
 )
+from chiasm.data.preference_stream import PreferenceStream
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import spare_threads
+from chiasm.data.replies import ReplyBatch
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
 from chiasm.hub.load import move
+from chiasm.nn.modes import evaluating
+from chiasm.nn.precision import autocast
 from chiasm.recipes.recipe import Recipe
+from chiasm.recipes.rewards import Rewards
+from chiasm.recipes.rollouts import Replies, RolloutReplies
 from chiasm.train.evaluation import Evaluate
 from chiasm.train.parallel import World
+from chiasm.train.preferences import target_log_probs
+from chiasm.train.rollouts import RolloutStream
 from chiasm.train.stage import Stage
+
+MAKING = (
+    "caption",
+    "itm",
+    "itm_hard",
+    "word_match",
+    "text_to_image",
+    "edit",
+    "interleaved",
+    "embed_align",
+)
+"""Objectives that replace the conversation of a sample."""
 
 
 @dataclass
@@ -121,17 +145,73 @@ class Context:
     ) -> SampleStream:
         """The packed batches of a stage."""
         chosen = by_name(stage.objectives or "chat", objectives)
+        if stage.preference is not None:
+            return self._pairs(stage, processor, chosen)
         knapsack = partial(KnapsackStream, patches=stage.max_patches or None)
         kind = knapsack if stage.packing == "knapsack" else SampleStream
         return kind(
             self.mixed(stage),
-            [moved(view, self.recipe.augment.shift, self.recipe.augment.hflip) for view in chosen],
+            self._moved(chosen),
             processor,
             stage.batch_size("tokens"),
             self.recipe.seed,
             self.quarantine,
             stage.loss_reduction == "sample",
             spare_threads(),
+        )
+
+    def rollouts(
+        self, stage: Stage, model: Any, processor: Processor, objectives: dict[str, View]
+    ) -> RolloutStream:
+        """The sampled replies of a stage."""
+        settings = stage.rollouts
+        assert settings is not None
+        replies = Replies(model, processor, stage.autocast, stage.compile)
+        device = model_device(model)
+
+        def log_probs(batch: ReplyBatch) -> Tensor:
+            on_device: Any = batch.to(device)
+            with evaluating(model), torch.no_grad(), autocast(stage.autocast, device):
+                return target_log_probs(model, on_device, settings.temperature).cpu()
+
+        return RolloutStream(
+            self.mixed(stage),
+            self._moved(by_name(stage.objectives or "chat", objectives)),
+            processor,
+            settings,
+            self.recipe.seed,
+            RolloutReplies(replies, settings),
+            Rewards(settings.rewards, replies.generator, settings.time_limit),
+            log_probs,
+            self.quarantine,
+        )
+
+    def _moved(self, objectives: Sequence[View]) -> list[View]:
+        """The objectives with their images augmented as the recipe says."""
+        augment = self.recipe.augment
+        return [moved(view, augment.shift, augment.hflip) for view in objectives]
+
+    def _pairs(
+        self, stage: Stage, processor: Processor, chosen: Sequence[View]
+    ) -> PreferenceStream:
+        """The packed preference pairs or labelled replies of a stage."""
+        assert stage.preference is not None
+        made = sorted(set((stage.objectives or "chat").split("+")) & set(MAKING))
+        if made:
+            raise ConfigError(
+                f"stage '{stage.name}': objectives '{stage.objectives}' make conversations whose "
+                "replies nobody compared; a stage with preference takes chat, or an objective of "
+                "your own"
+            )
+        return PreferenceStream(
+            self.mixed(stage),
+            self._moved(chosen),
+            processor,
+            stage.batch_size("tokens"),
+            self.recipe.seed,
+            self.quarantine,
+            threads=spare_threads(),
+            labelled=stage.preference.loss == "kto",
         )
 
     def images(

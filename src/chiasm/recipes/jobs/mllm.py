@@ -36,6 +36,8 @@ def build(context: Context) -> Job:
     def stream(stage: Stage) -> Stream:
         if stage.objectives == "embed_align":
             return context.images(stage, words)
+        if stage.rollouts is not None:
+            return context.rollouts(stage, model, processor, objectives)
         return context.samples(stage, processor, objectives)
 
     held_out = held_out_of(context, model, processor, objectives, words)

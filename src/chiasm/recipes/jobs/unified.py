@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from chiasm.core.protocols import Stream
 from chiasm.core.sample import Sample
 from chiasm.data.caption import caption_of
 from chiasm.data.clips import Clips
@@ -27,6 +28,7 @@ from chiasm.recipes.held_out import held_out_of
 from chiasm.recipes.initial import initial_config, initial_model, note_of
 from chiasm.recipes.jobs.job import Context, Job, corpus
 from chiasm.recipes.recipe import Recipe
+from chiasm.train.stage import Stage
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.code_sharing import share_codes
 from chiasm.unified.codec import UnifiedCodec
@@ -54,12 +56,20 @@ def build(context: Context) -> Job:
     asking = ("chat", "word_match", "itm", "itm_hard")
     objectives |= {name: with_caption(objectives[name]) for name in asking}
     held_out_objectives = objectives | _drawing(context.test, config.held_out_captions, 0.0)
+    # Replies are sampled of whole prompts: what is left out of some is for teaching guidance.
+    asked = objectives | _drawing(context.train, config.held_out_captions, 0.0)
     objectives |= _drawing(context.train, config.held_out_captions, config.cfg_dropout)
+
+    def stream(stage: Stage) -> Stream:
+        if stage.rollouts is not None:
+            return context.rollouts(stage, model, processor, asked)
+        return context.samples(stage, processor, objectives)
+
     held_out = held_out_of(context, model, processor, held_out_objectives)
     return Job(
         model,
         processor,
-        lambda stage: context.samples(stage, processor, objectives),
+        stream,
         lambda path: unified.save(path, model, processor),
         held_out,
         held_out and held_out.check,
