@@ -176,7 +176,7 @@ def test_one_warning_tells_all():
     assert found.stages[0].max_grad_norm == 2.0
 
 
-@pytest.mark.parametrize(("names"), [aliases.METRICS, aliases.STATE])
+@pytest.mark.parametrize(("names"), [aliases.METRICS, aliases.STATE, aliases.RESULTS])
 def test_keys_of_records(names):
     with pytest.warns(FutureWarning):
         found = aliases.keys(dict.fromkeys(names, 1) | {"step": 2}, names)

@@ -38,7 +38,7 @@ def test_an_image_in_both_halves_is_told(page):
     found, file = page
     assert [len(group) for group in found.alike] == [2]
     assert found.leaked == 1
-    assert json.loads(file.with_suffix(".json").read_text())["test pictures seen in training"] == 1
+    assert json.loads(file.with_suffix(".json").read_text())["test images seen in training"] == 1
     assert "2 in train and test" in file.read_text()
 
 

@@ -59,7 +59,7 @@ def test_numbers_add_up(tmp_path):
     assert (result.open_accuracy, result.yes_no_accuracy) == (pytest.approx(2 / 3), 0.5)
     assert (result.parse_failures, result.errors) == (1, {})
     assert result.categories["red"] == {"n": 2, "accuracy": 1.0}
-    assert result.interval_by_picture[0] <= 0.6 <= result.interval_by_picture[1]
+    assert result.interval_by_image[0] <= 0.6 <= result.interval_by_image[1]
     json.dumps(result.to_dict())
     lines = [json.loads(x) for x in (tmp_path / "x/predictions.jsonl").read_text().splitlines()]
     assert lines[0] == {

@@ -124,7 +124,7 @@ def test_scores_by_turn_in_result_and_records(tmp_path, history):
     shares = [result.turns[str(turn)]["accuracy"] for turn in range(1, 5)]
     assert shares == [0, 1, 0, 0.5]
     assert all(one["n"] == 4 for one in result.turns.values())
-    low, high = result.interval_by_picture
+    low, high = result.interval_by_image
     assert low < result.accuracy == 6 / 16 < high
     records = read_predictions(out)
     assert [(r["conversation"], r["turn"]) for r in records[:5]] == [

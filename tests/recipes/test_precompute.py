@@ -55,7 +55,7 @@ def test_training_finds_the_features_of_its_own_encoder_only(tmp_path, data, mon
     out = tmp_path / "features"
     plan = PrecomputePlan(encoder(tmp_path / "e"), str(data), 3, "none")
     done = run_shards(plan.work(), out)
-    assert [one["pictures"] for one in done] == [3, 3, 1]
+    assert [one["images"] for one in done] == [3, 3, 1]
     monkeypatch.setenv("CHIASM_CACHE", str(out))
     dual, processor = load(tmp_path / "e")
     images = [s.images[0].load() for s in load_samples(str(data), "train")]

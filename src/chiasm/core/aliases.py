@@ -140,6 +140,9 @@ METRICS = {"of_achievable": "mfu_measured", "data_stall": "data_wait"}
 STATE = {"strands": "data_shards"}
 """Keys of a checkpoint's state.json."""
 
+RESULTS = {"interval_by_picture": "interval_by_image", "pictures": "images"}
+"""Keys of an evaluation's result and of the records of precomputed shards."""
+
 FILES = {"ledger.json": "cost.json"}
 """Files of a run's folder."""
 
@@ -250,7 +253,7 @@ def group(name: str) -> str:
 
 def keys(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A saved record (a line of metrics, a checkpoint's state) with its keys as they are called
-    now; names: METRICS or STATE."""
+    now; names: METRICS, STATE or RESULTS."""
     return {renamed(key, names.get(key, key)): value for key, value in record.items()}
 
 

@@ -27,7 +27,7 @@ class Result:
     """What a task came to. Accuracies are in [0, 1], None where there was no such question.
 
     n: questions answered; those that could not be asked are in errors (id -> reason) and in no
-    accuracy. accuracy_interval: Wilson, 95 %; interval_by_picture: bootstrap over whole images,
+    accuracy. accuracy_interval: Wilson, 95 %; interval_by_image: bootstrap over whole images,
     wider where the questions of an image stand or fall together. parse_failures: replies that
     are none of the answers, refusals: those that decline to answer, truncations: those cut off at
     max_tokens; all are scored like any other. resumed: how many replies were on the disk already,
@@ -42,7 +42,7 @@ class Result:
     n: int
     accuracy: float
     accuracy_interval: tuple[float, float]
-    interval_by_picture: tuple[float, float]
+    interval_by_image: tuple[float, float]
     open_accuracy: float | None
     yes_no_accuracy: float | None
     parse_failures: int
@@ -60,7 +60,7 @@ class Result:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy, by images."""
-        return self.interval_by_picture
+        return self.interval_by_image
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -288,7 +288,7 @@ def _summarise(
         n=len(rows),
         accuracy=sum(correct) / len(rows),
         accuracy_interval=wilson(sum(correct), len(rows)),
-        interval_by_picture=mean_interval(correct, images),
+        interval_by_image=mean_interval(correct, images),
         open_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 1]),
         yes_no_accuracy=_mean([r.score["correct"] for r in rows if r.score.get("open") == 0]),
         parse_failures=sum(row.score.get("parsed", 1) == 0 for row in rows),

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
+from chiasm.core import aliases
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
@@ -175,7 +176,7 @@ def metrics_of(run: Path, weights: str) -> list[Metric]:
             of = result["run"]
             if not result["complete"] or of["weights"] != weights or of.get("ablation"):
                 continue
-            low, high = result["interval_by_picture"]
+            low, high = aliases.keys(result, aliases.RESULTS)["interval_by_image"]
             found.append(
                 Metric(result["task"], result["measure"], result["accuracy"], (low, high),
                        result["n"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from chiasm.core import aliases
 from chiasm.core.progress import Bar
 from chiasm.data.shards import Plan, numbers_of, run_by_workers, run_on_ray, run_shards
 
@@ -28,8 +29,8 @@ def carry_out(
         return _say(f"{out}: the shards of this job are complete, others are not yet")
     counts: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
-    for one in done:
-        counts.update({key: one[key] for key in ("kept", "pictures") if key in one})
+    for one in (aliases.keys(record, aliases.RESULTS) for record in done):
+        counts.update({key: one[key] for key in ("kept", "images") if key in one})
         counts.update(f"dropped by {drop['rule']}" for drop in one.get("dropped", ()))
         bad += one.get("unusable", {}).items()
     said = "".join(f", {count:,} {name}" for name, count in counts.items())

@@ -298,7 +298,7 @@ def _write(
         ],
         "bouts": [{**asdict(bout), "winner": bout.winner} for bout in outcome.bouts],
         "missing": [[*key, why] for key, why in outcome.missing.items()],
-        "pictures": list(groups),
+        "images": list(groups),
         "trials": [
             {**asdict(t), "scores": [round(s, 4) for s in t.scores]}
             for s in outcome.stands

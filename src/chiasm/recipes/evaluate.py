@@ -273,10 +273,10 @@ def _zero_shot_once(
 
 def _row(name: str, result: Result) -> dict[str, object]:
     """A variant in a table for others."""
-    low, high = result.interval_by_picture
+    low, high = result.interval_by_image
     return {
         "task": result.task,
-        "pictures": name or "as they are",
+        "images": name or "as they are",
         "n": result.n,
         result.measure: round(result.accuracy, 4),
         "95 % from": round(low, 4),
@@ -331,5 +331,5 @@ SAID = {
 
 def _span(result: Result) -> str:
     """Bootstrap over images: questions about one stand or fall together."""
-    low, high = result.interval_by_picture
+    low, high = result.interval_by_image
     return f"{low:.1%} - {high:.1%}"

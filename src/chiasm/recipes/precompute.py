@@ -105,7 +105,7 @@ class Features:
             yield from self._encode(views, seen)
 
         write_part(place / self.name(number), features())
-        return {"pictures": len(seen), "unusable": unusable}
+        return {"images": len(seen), "unusable": unusable}
 
     def finish(self, out: Path, manifests: Sequence[dict[str, Any]]) -> None:
         """Nothing to add: training finds the features by their encoder's hash."""

@@ -43,7 +43,7 @@ def summary(found: Inspection) -> dict:
         "format": found.title,
         "samples": Counter(s.split for s in seen),
         "turns": sum(len(s.sample.turns) for s in seen),
-        "pictures": sum(len(s.images) for s in seen),
+        "images": sum(len(s.images) for s in seen),
         "clips": sum(len(s.sample.videos) for s in seen),
         "tokens": {
             "counted": found.exact_tokens,
@@ -52,7 +52,7 @@ def summary(found: Inspection) -> dict:
         },
         "width": _spread([p.width for s in seen for p in s.images]),
         "height": _spread([p.height for s in seen for p in s.images]),
-        "picture formats": Counter(p.format for s in seen for p in s.images),
+        "image formats": Counter(p.format for s in seen for p in s.images),
         "text": asdict(found.resolution) if found.resolution else None,
         "languages": Counter(s.language for s in seen),
         "unusable": [{"id": u.key, "kind": u.kind, "reason": u.reason} for u in found.unusable],
@@ -62,7 +62,7 @@ def summary(found: Inspection) -> dict:
             if s.all_remarks
         ],
         "alike": [[p.name for p in group] for group in found.alike],
-        "test pictures seen in training": found.leaked,
+        "test images seen in training": found.leaked,
         "keys not used": found.unused,
     }
 
@@ -82,7 +82,7 @@ def _head(found: Inspection) -> str:
     tiles = [
         (f"{usable:,}", "usable samples"),
         (f"{len(found.unusable):,}", "unusable"),
-        (f"{numbers['pictures']:,}", "images"),
+        (f"{numbers['images']:,}", "images"),
         (f"{sum(map(bool, (s.all_remarks for s in found.seen))):,}", "with something odd"),
         (f"{sum(map(len, found.alike)):,}", "images with a double"),
         (f"{tokens:,}", "text tokens" if found.exact_tokens else "text tokens, estimated"),

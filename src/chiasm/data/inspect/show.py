@@ -27,7 +27,7 @@ def show(found: Inspection, console: Console) -> None:
     for name, value in (
         ("usable samples", splits or "0"),
         ("unusable", _counts(Counter(u.kind for u in found.unusable)) or "0"),
-        ("images", f"{numbers['pictures']:,}  {_counts(numbers['picture formats'])}"),
+        ("images", f"{numbers['images']:,}  {_counts(numbers['image formats'])}"),
         ("clips", f"{numbers['clips']:,}"),
         ("width", _range(numbers["width"])),
         ("height", _range(numbers["height"])),
