@@ -102,23 +102,25 @@ def test_boxes_hold_the_ink_of_their_line_and_of_no_other(rotate, tmp_path):
     assert found == 3
 
 
-def one_page(path: Path, content: str, rotate: int = 0, boxes: str = "") -> Path:
+def one_page(path: Path, content: str, rotate: int = 0, boxes: str = "", catalog: str = "") -> Path:
     """A PDF of one page of 400 x 400 points with two fonts, written object by object."""
     objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
         "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
         f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 400 400] {boxes} /Rotate {rotate} "
-        "/Contents 4 0 R /Resources << /Font << /F1 5 0 R /F2 6 0 R >> >> >>",
+        "/Contents 4 0 R /Resources << /Font << /F1 5 0 R /F2 6 0 R >> "
+        "/Properties << /Layer 7 0 R >> >> >>",
         f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Times-Bold >>",
+        "<< /Type /OCG /Name (Layer) >>",
     ]
     body, places = "%PDF-1.4\n", []
     for number, each in enumerate(objects, 1):
         places.append(len(body))
         body += f"{number} 0 obj\n{each}\nendobj\n"
     table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    body += f"xref\n0 7\n0000000000 65535 f \n{table}trailer << /Size 7 /Root 1 0 R >>\n"
+    body += f"xref\n0 8\n0000000000 65535 f \n{table}trailer << /Size 8 /Root 1 0 R >>\n"
     path.write_text(f"{body}startxref\n{body.index('xref')}\n%%EOF\n", "latin-1")
     return path
 
@@ -135,6 +137,29 @@ def test_text_outside_the_crop_box_is_not_there(tmp_path):
         x0, y0, x1, y1 = line["box"]
         assert 0 <= x0 < x1 <= 280
         assert 0 <= y0 < y1 <= 100
+
+
+HIDINGS = {
+    "layer switched off": "/OC /Layer BDC {} EMC",
+    "outside the clip path": "q 0 0 5 5 re W n {} Q",
+    "without ink": "3 Tr {} 0 Tr",
+    "white on white": "1 1 1 rg {} 0 0 0 rg",
+}
+
+
+@pytest.mark.parametrize("hiding", HIDINGS.values(), ids=list(HIDINGS))
+def test_text_that_is_not_shown_is_not_there(hiding, tmp_path):
+    def line(y, text):
+        return f"BT /F1 14 Tf 40 {y} Td ({text}) Tj ET"
+
+    off = "/OCProperties << /OCGs [7 0 R] /D << /OFF [7 0 R] >> >>"
+    content = f"{line(350, 'above')} {hiding.format(line(250, 'hidden'))} {line(150, 'below')}"
+    text, *_ = read(one_page(tmp_path / "a.pdf", content, catalog=off), side=400)
+    assert text.turns[1].text == "above\nbelow"
+    shown = content.replace("/OC /Layer", "/OC /Other").replace("0 0 5 5", "0 0 400 400")
+    shown = shown.replace("3 Tr", "0 Tr").replace("1 1 1 rg", "1 0 0 rg")
+    text, *_ = read(one_page(tmp_path / "b.pdf", shown), side=400)
+    assert text.turns[1].text == "above\nhidden\nbelow"
 
 
 def test_a_page_whose_text_is_all_cut_away_is_named(tmp_path):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
+
+import PIL.Image
 
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.core.progress import Bar, Show
@@ -19,6 +21,9 @@ from chiasm.data.boxes import Box
 from chiasm.data.degrade import scan_jpeg
 from chiasm.data.ingest.collect import Collected, Skip, Source, collect, files_in
 from chiasm.data.ingest.layout import Line, order_pairs, region_pairs, turns
+
+LEAST_CONTRAST = 8
+"""Levels of gray between the ink of a text and its ground, of 255."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def _page_samples(page: Any, source: Source, number: int, options: PdfOptions) -
         raise DataError("the page has no area")
     bitmap = page.render(scale=options.side / longest)
     rendered = bitmap.to_pil().convert("RGB")
-    lines = text_lines(page, bitmap.get_posconv(page), rendered.size)
+    lines = text_lines(page, bitmap.get_posconv(page), rendered)
     if not lines:
         raise DataError(
             "no text layer that can be seen: a scan or a drawing; recognise its text first (OCR)"
@@ -130,19 +135,21 @@ class _Run:
         ]
 
 
-def text_lines(page: Any, position: Any, size: tuple[int, int]) -> list[Line]:
-    """The lines of a page's text layer in its order; boxes in pixels of the rendered page, which is
-    of this (width, height).
+def text_lines(page: Any, position: Any, rendered: PIL.Image.Image) -> list[Line]:
+    """The lines of a page's text layer in its order; boxes in pixels of the rendered page.
 
     PDFium gives a rectangle for every run of one font; runs that touch on one line as it is shown
-    are joined. Its text layer holds what lies outside the sheet or the crop box as well: a run of
-    which less than half is rendered is left out.
+    are joined. Its text layer holds what is not shown as well: outside the sheet, the crop box or
+    the clip path, in layers that are switched off, without ink. A run of which less than half is
+    rendered, or whose box is of one colour, is left out.
+    (findings/pdf_text_that_is_not_shown.sh)
     """
+    size, gray = rendered.size, rendered.convert("L")
     layer = page.get_textpage()
     joined: list[_Run] = []
     for index in range(layer.count_rects()):
         run = _run(layer, layer.get_rect(index), position, page.get_rotation())
-        if _share_inside(run.shown, size) < 0.5:
+        if _share_inside(run.shown, size) < 0.5 or _flat(gray, run.shown):
             continue
         if joined and joined[-1].quarters == run.quarters and _touch(joined[-1], run):
             before = joined.pop()
@@ -191,6 +198,14 @@ def _share_inside(box: Box, size: tuple[int, int]) -> float:
     x0, y0, x1, y1 = _clipped(box, size)
     area = (box[2] - box[0]) * (box[3] - box[1])
     return max(x1 - x0, 0) * max(y1 - y0, 0) / area if area > 0 else 0.0
+
+
+def _flat(gray: PIL.Image.Image, box: Box) -> bool:
+    """Whether a box of the rendered page is of one colour, so that no text can be seen in it."""
+    x0, y0, x1, y1 = _clipped(box, gray.size)
+    shown = gray.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+    low, high = cast("tuple[int, int]", shown.getextrema())  # one band
+    return high - low < LEAST_CONTRAST
 
 
 def _touch(before: _Run, after: _Run) -> bool:
