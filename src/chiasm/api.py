@@ -190,7 +190,9 @@ class VLM:
         if n < 1 or best_of < 1:
             raise ConfigError(f"generate_images: n {n}, best_of {best_of}; give at least 1 each")
         chosen = _sampling({**DRAWING, **sampling, "seed": seed})
-        return [each.best for each in draw(self.generator, [text] * n, chosen, best_of)]
+        generator = self.generator
+        assert isinstance(generator, Generator)
+        return [each.best for each in draw(generator, [text] * n, chosen, best_of)]
 
     def __call__(self, batch: Batch) -> Output:
         """The loss and the logits of a batch, which is moved to the model's device; one forward
@@ -269,10 +271,13 @@ class VLM:
         if self.recipe is not None:
             (folder / "recipe.json").write_text(json.dumps(self.recipe, indent=2))
         published = self.layout != "chiasm" or is_hub_id(self.source)
+        bases = [self.source]
+        if not published and not isinstance(self.model, GenericVLM):
+            bases = base_models(self.model)
         card = Card(
             name,
             written,
-            [self.source] if published else base_models(self.model),
+            bases,
             self.recipe,
             self._metrics(folder),
             license,

@@ -198,6 +198,10 @@ def test_chat_template_refuses_what_it_cannot_do():
     template.tokenizer.chat_template = "{{ messages | length }}" + CHATML
     with pytest.raises(DataError, match="rewrites earlier turns"):
         template.render([question("a"), answer("b")], reply=False)
+    # A prompt is read as the template writes it; without loss on what was said before.
+    asked = template.render([question("a"), answer("b"), question("c")], reply=True)
+    assert template.tokenizer.decode(asked.ids).startswith("3<|im_start|>user")
+    assert not any(asked.supervised)
     template.tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         ChatTemplate(template.tokenizer)

@@ -101,6 +101,8 @@ def test_the_commands_take_it(tmp_path, capsys):
     assert not result.errors
     with pytest.raises(ConfigError, match=r"own class, Gemma3.* not served here"):
         served(folder)
+    with pytest.raises(CheckpointError, match=r"by its own class.* not trained here"):
+        chiasm.train("mllm_smol", init=folder, data=parts / "data", out=tmp_path / "run")
     with pytest.raises(DataError, match="the text spells the control token <boi>"):
         chiasm.load(folder, "cpu").ask(None, "<boi> what?")
 

@@ -229,6 +229,29 @@ def test_a_checkpoint_with_a_weight_missing_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_weights_are_written_in_the_precision_they_have_whatever_the_config_says(tmp_path):
+    there = tmp_path / "stock"
+    write("llava-clip", there)
+    config = json.loads((there / "config.json").read_text()) | {"dtype": "float16"}
+    (there / "config.json").write_text(json.dumps(config))
+    assert "logits apart by at most" in export(there, tmp_path / "back", "hf")
+    file = next((tmp_path / "back").glob("*.safetensors"))
+    assert {value.dtype for value in load_file(file).values()} == {torch.float32}
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    there, back = tmp_path / "stock", tmp_path / "back"
+    write("llava-clip", there)
+
+    def wrong(*_):
+        raise CheckpointError("differs")
+
+    monkeypatch.setattr("chiasm.hub.formats.llava.compare", wrong)
+    with pytest.raises(CheckpointError, match="differs"):
+        export(there, back, "hf")
+    assert not back.exists()
+
+
 def test_an_unknown_layout_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(

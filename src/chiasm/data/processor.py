@@ -80,7 +80,14 @@ class Processor:
     def _encode_any(self, sample: Sample) -> Encoded:
         """As a prompt where the user has the last word, else as a training sample."""
         if sample.turns and sample.turns[-1].role == "user":
-            return self.prompts([sample])[0][0]
+            prompt = self.prompts([sample])[0][0]
+            spoken = any(t.role == "assistant" and t.supervised for t in sample.turns)
+            if spoken and not (prompt.targets >= 0).any():
+                raise DataError(
+                    f"{sample.where}: this chat template rewrites earlier turns, so the replies "
+                    "that carry loss cannot be found; split the conversation into single replies"
+                )
+            return prompt
         return self.encode(sample)
 
     def encode(self, sample: Sample) -> Encoded:

@@ -179,11 +179,13 @@ class ChatTemplate:
         hidden = self._control.hide(written)
         messages = self._messages(turns, hidden)
         text = self._text(messages, reply)
-        spans = [
-            self._span(text, messages, i)
-            for i, t in enumerate(turns)
-            if t.role == "assistant" and t.supervised
-        ]
+        spoken = [i for i, t in enumerate(turns) if t.role == "assistant" and t.supervised]
+        try:
+            spans = [self._span(text, messages, i) for i in spoken]
+        except DataError:
+            if not reply:
+                raise
+            spans = []  # a prompt is read as the template writes it: only training needs them
         ids, offsets = self._control.encode(text, hidden, self._begins(text))
         supervised = [False] * len(ids)
         for first, last in spans:

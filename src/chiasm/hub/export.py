@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from chiasm.core.device import resolve
@@ -28,7 +29,8 @@ def export(run: Path, out: Path, target: str) -> str:
     model, processor = load(run, "cpu")
     if not isinstance(model, MLLM | Unified):
         raise CheckpointError(
-            f"{run}: holds a {type(model).__name__}; models of the two routes are exported"
+            f"{run}: holds a {getattr(model, 'kind', type(model).__name__)}; models of the two "
+            "routes are exported"
         )
     assert isinstance(processor, Processor)
     if isinstance(model, MLLM):
@@ -38,6 +40,10 @@ def export(run: Path, out: Path, target: str) -> str:
     except ConfigError as error:
         raise ConfigError(f"{run}: {error}") from None
     out.mkdir(parents=True, exist_ok=True)
-    chosen.export(model, processor, out)
-    model.to(resolve())
-    return f"{chosen.name}: {chosen.verify(model, processor, out)}"
+    try:
+        chosen.export(model, processor, out)
+        model.to(resolve())
+        return f"{chosen.name}: {chosen.verify(model, processor, out)}"
+    except BaseException:  # nothing that is wrong or half written stays
+        shutil.rmtree(out, ignore_errors=True)
+        raise

@@ -12,8 +12,9 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from chiasm.core.config import nearest
-from chiasm.core.errors import ConfigError
-from chiasm.hub.load import load_as
+from chiasm.core.errors import CheckpointError, ConfigError
+from chiasm.hub.generic import is_generic
+from chiasm.hub.load import layout_of, load_as
 from chiasm.hub.source import local_folder
 from chiasm.mllm.config import MLLMConfig
 from chiasm.recipes.recipe import Recipe
@@ -50,7 +51,13 @@ REPLACEABLE: dict[type, tuple[str, ...]] = {
 def initial_model(recipe: Recipe, kind: type[M]) -> tuple[M, Any]:
     """(model, processor) that the recipe's `init` names, on the CPU. Raises CheckpointError where
     there is none, or one of another kind."""
-    return load_as(local_folder(recipe.init), kind, "--init", "cpu")
+    folder = local_folder(recipe.init)
+    if not (folder / "model.json").exists() and layout_of(folder) is None and is_generic(folder):
+        raise CheckpointError(
+            f"--init {recipe.init}: a type that runs by its own class, which is asked and "
+            "evaluated but not trained here; give one of the layouts in docs/models.md"
+        )
+    return load_as(folder, kind, "--init", "cpu")
 
 
 def initial_config(recipe: Recipe, saved: C) -> C:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from chiasm.core.errors import CheckpointError, MissingExtraError
 from chiasm.core.hf_tokenizer import load_hf_tokenizer
@@ -157,10 +158,14 @@ def take_apart(
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The precision that a checkpoint's config.json says."""
-    config = read_json(folder / "config.json")
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return getattr(torch, name)
+    """The precision that most of a checkpoint's tensors are stored in, whatever its config.json
+    says."""
+    found: Counter[str] = Counter()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found.update(opened.get_slice(name).get_dtype() for name in opened.keys())  # noqa: SIM118
+    known = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return known.get(found.most_common(1)[0][0], torch.float32) if found else torch.float32
 
 
 def chat_template_of(folder: Path) -> str | None:
