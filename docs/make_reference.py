@@ -22,6 +22,8 @@ Made by `python docs/make_reference.py` from the classes; do not edit. A field i
 `--stages.0.steps 500` or `--model.projector.merge 2` on the command line and as
 `**{"stages.0.steps": 500}` in Python; `chiasm train RECIPE --show` prints those of a recipe with
 their values. An object with a kind is chosen as JSON: `--model.projector '{"kind": "mlp"}'`.
+Names of earlier versions (`--stages.0.batch`, `chiasm draw`, an old recipe.json) are read too, with
+a warning that names the new one.
 """
 
 
