@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from train_toys import STAGES, ToyStream, toy
 
+from chiasm.core import aliases
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.progress import silent
 from chiasm.train import checkpoint
@@ -119,6 +121,29 @@ def test_unknown_group_names_the_nearest(tmp_path):
         train(
             toy(), [Stage("s", 1, lr={"haed": 1.0})], lambda _: ToyStream(), tmp_path, show=silent
         )
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
+    """Its keys in state.json and its groups of parameters by their old names."""
+    monkeypatch.setitem(aliases.GROUPS, "top", "head")
+    whole = toy()
+    train(whole, STAGES, lambda _: ToyStream(), tmp_path / "whole", show=silent)
+    interrupted(toy(), tmp_path / "cut", 7, resume=False)
+    place = checkpoint.newest(tmp_path / "cut" / "checkpoints")
+    text = (place / "state.json").read_text()
+    assert '"data_shards"' in text
+    (place / "state.json").write_text(text.replace('"data_shards"', '"strands"'))
+    tensors = load_file(place / "model.safetensors")
+    assert any(name.startswith("head.") for name in tensors)
+    old = {name.replace("head.", "top."): value for name, value in tensors.items()}
+    save_file(old, place / "model.safetensors")
+    (tmp_path / "cut" / "ledger.json").write_text("{}")
+    model = toy()
+    train(model, STAGES, lambda _: ToyStream(), tmp_path / "cut", show=silent, resume=True)
+    for one, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (tmp_path / "cut" / "cost.json").exists()
+    assert not (tmp_path / "cut" / "ledger.json").exists()
 
 
 def test_a_stage_that_trains_nothing_is_refused(tmp_path):
