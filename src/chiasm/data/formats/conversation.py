@@ -9,6 +9,7 @@ encoded alike.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -117,8 +118,10 @@ def unordered(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, .
     if not messages:
         raise DataError("no turns; give the conversation or remove the record")
     _find_slots(messages, media)
-    _prepend(messages, media)
-    _check_counts(messages, media)
+    slots = [one for m in messages for one in m.items if type(one) is _Slot]
+    if slots or media.images or media.videos:
+        _prepend(messages, slots, media)
+        _check_counts(slots, media)
     return tuple(_fill(messages, media, place))
 
 
@@ -292,39 +295,34 @@ def _slot_of(found: re.Match, media: Media, explicit: bool) -> _Slot | None:
     return _Slot("video" if media.videos and not media.images else kind)
 
 
-def _slots(messages: list[_Message], kind: str) -> list[_Slot]:
-    return [one for m in messages for one in m.items if type(one) is _Slot and one.kind == kind]
-
-
-def _prepend(messages: list[_Message], media: Media) -> None:
+def _prepend(messages: list[_Message], slots: list[_Slot], media: Media) -> None:
     """Media that no placeholder stands for, before the first user's text."""
-    if not media.images and not media.videos:
-        return
-    slots = _slots(messages, "image")
-    numbered = {slot.number for slot in slots if slot.number is not None}
+    images = [slot.number for slot in slots if slot.kind == "image"]
+    numbered = {number for number in images if number is not None}
     front: list[_Item] = []
-    if numbered or not slots:
+    if numbered or not images:
         front = [_Slot("image", i) for i in range(len(media.images)) if i not in numbered]
-    if not _slots(messages, "video"):
+    if media.videos and not any(slot.kind == "video" for slot in slots):
         front += [_Slot("video") for _ in media.videos]
+    if not front:
+        return
     first = next((m for m in messages if m.role == "user"), messages[0])
-    if front and first.items and isinstance(first.items[0], Text):
+    if first.items and isinstance(first.items[0], Text):
         text = first.items[0].text.removeprefix("\n")
         first.items[:1] = [Text(text)] if text else []
     first.items[:0] = front
 
 
-def _check_counts(messages: list[_Message], media: Media) -> None:
-    plain = [slot for slot in _slots(messages, "image") if slot.number is None]
-    if plain:
-        check_count("image", len(plain), len(media.images))
-    videos = _slots(messages, "video")
-    if videos or media.videos:
-        check_count("video", len(videos), len(media.videos))
+def _check_counts(slots: list[_Slot], media: Media) -> None:
+    """The placeholders that a record has itself stand for all of its media."""
+    counts = Counter(slot.kind for slot in slots if slot.number is None)
+    for kind, values in (("image", media.images), ("video", media.videos)):
+        if counts[kind]:
+            check_count(kind, counts[kind], len(values))
     if media.objects is None:
         return
     for kind, values in (("ref-object", media.objects.refs), ("bbox", media.objects.boxes)):
-        found = len(_slots(messages, kind))
+        found = counts[kind]
         if found and found != len(values):
             raise PlaceholderError(
                 f'{found} <{kind}> in the text but {len(values)} in "objects"; make them equal'
@@ -341,6 +339,11 @@ def check_count(kind: str, parts: int, entries: int) -> None:
 
 
 def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn]:
+    if not (media.images or media.videos or media.objects) and not any(
+        isinstance(one, _Slot) for m in messages for one in m.items
+    ):
+        yield from (Turn(m.role, tuple(m.items), m.supervised) for m in messages)  # type: ignore[arg-type]
+        return
     images = [to_image(value, entry, place) for entry, value in media.images]
     videos = iter([to_video(value, entry, place) for entry, value in media.videos])
     objects = media.objects or Objects()

@@ -89,6 +89,8 @@ class Place:
 
     def file(self, name: Any, entry: str) -> Path:
         """The file that a record's value names. Raises DataError."""
+        if type(name) is str and PLAIN.match(name) and self.reading.finder.beside(self.root):
+            return self.root / name  # nearly all
         path = inside(name, entry, self.root, self.reading.anywhere)
         if self.reading.finder.beside(self.root) or ABSOLUTE.match(name):
             return path
@@ -114,6 +116,8 @@ LONGEST = 64 * 2**20  # bytes of one record: more is a broken file, and would fi
 _CHUNK = 2**20
 ABSOLUTE = re.compile(r"/|\\\\|[A-Za-z]:[/\\]")
 """How a path begins that is absolute here or on Windows."""
+PLAIN = re.compile(r"[\w-][\w /-]*(\.[\w-]+)?\Z")
+"""A relative path without anything that could lead out of a folder."""
 _GAP = re.compile(r"[\s,]*")
 
 
