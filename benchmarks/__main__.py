@@ -17,7 +17,7 @@ from pathlib import Path
 import benchmarks
 
 README = Path(__file__).with_name("README.md")
-NOT_BENCHMARKS = {"__main__", "harness", "interleaved", "floors", "gpu"}
+NOT_BENCHMARKS = {"__main__", "harness", "interleaved", "floors", "gpu", "data_versions"}
 FIELDS = {"name", "ours", "peer", "ratio", "unit", "spread"}
 
 
