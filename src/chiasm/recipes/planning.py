@@ -48,6 +48,12 @@ def plan_of(
 ) -> tuple[dict[str, int], list[StagePlan]]:
     """Parameters by group, and every stage's plan where so many neighbours compute every block
     together. Raises what training's set-up would."""
+    for stage in recipe.stages:
+        if stage.rollouts is not None:
+            raise ConfigError(
+                f"stage '{stage.name}': how long sampled replies are is known only by sampling; "
+                "train a few steps, whose metrics say what a step costs"
+            )
     shapes = without_storage()
     with shapes:
         outlined = outline_of(recipe.model, assumed)
