@@ -27,8 +27,10 @@ MOST = 2**30
 ROWS = 16
 """What oneDNN's layout is chosen for; it is as good for 1 and for 200."""
 
-TIMED_ROWS = (1, 8)
-"""Rows that kernels are timed with: one reply alone, and several at a time."""
+TIMED_ROWS = (1, 4, 16)
+"""Rows that kernels are timed with: one reply alone, and several at a time, which count more: of 1
+and 8 the transposed matrix won by what it gains for one row, and four replies at a time took a
+fifth longer (LOG.md)."""
 
 
 class FewRows:
@@ -104,7 +106,7 @@ def _fastest(weight: Tensor, what: str, kernels: Makers, dtype: torch.dtype) -> 
     out, size = weight.shape
     # The values do not matter to the time.
     calls = [(torch.ones(rows, size, dtype=dtype, device=weight.device),) for rows in TIMED_ROWS]
-    return fastest_kernel(f"{what} {out}x{size}", kernels, calls)
+    return fastest_kernel(f"{what} {out}x{size}, rows {TIMED_ROWS}", kernels, calls)
 
 
 def _kernels(weight: Tensor, held: Weights) -> Makers:
