@@ -205,7 +205,7 @@ def test_the_command_reports_turns_and_refuses_what_cannot_be(tmp_path, capsys):
     assert len(Asked(str(file), turns="last").question_task().samples()) == 3
     respond, _ = saying(lambda s: s.meta["reference"])
     _print({"": evaluate(task, respond, Sampling(), show=silent)}, {"accuracy": 0.5,
-           "open_accuracy": 0.5, "yes_no_accuracy": None})  # fmt: skip
+           "open_accuracy": 0.5, "yes_no_accuracy": None}, 0.25)  # fmt: skip
     assert "turn 4 (n 3)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="leave out --turns last"):
         ask_model(tmp_path, Asked(str(file), turns="last"), task, How(history="own"), file)
