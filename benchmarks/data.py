@@ -43,7 +43,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import alternate, report, result, round_to, rounds_argument
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.blob import local
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.webdataset import write_webdataset
@@ -73,7 +73,7 @@ def make_set(folder: Path) -> None:
         image = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
-        turns = (question(Image(buffer.getvalue()), f"What is {n}?"), answer(f"Image {n}."))
+        turns = (user(Image(buffer.getvalue()), f"What is {n}?"), assistant(f"Image {n}."))
         samples.append(Sample(turns, f"s{n}"))
     write_messages(samples, folder / "messages" / "train.jsonl")
     write_messages(samples[:1], folder / "messages" / "test.jsonl")

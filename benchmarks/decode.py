@@ -35,8 +35,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from benchmarks.harness import alternate, report, result, rounds_argument
 from benchmarks.train_unified import build
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, question, split_independent
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, split_independent, user
 from chiasm.core.vocab import Vocabulary
 from chiasm.data import easy_vqa
 from chiasm.data.processor import Processor
@@ -46,7 +46,7 @@ from chiasm.hub.formats.emu3 import EMU3
 from chiasm.infer.generate import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig
-from chiasm.mllm.language import attention
+from chiasm.mllm.language import attention_forward
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors.mlp import MLPProjector
 from chiasm.unified.config import UnifiedConfig
@@ -86,21 +86,22 @@ def drawing(samples: Sequence[Sample], images: int, guidance: float = 1.0) -> Si
     vocabulary, codec = model.vocabulary, processor.codec
     peer = _exported(model, processor)
     others = [i for i in range(peer.config.text_config.vocab_size) if not _draws(vocabulary, i)]
-    asked = [Sample((question(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // images]]
+    asked = [Sample((user(caption),)) for caption in easy_vqa.CAPTIONS[:: 24 // images]]
     rows = [
-        [*encoded.ids.tolist(), vocabulary.begin_image] for encoded, _ in processor.prompts(asked)
+        [*encoded.input_ids.tolist(), vocabulary.begin_image]
+        for encoded, _ in processor.prompts(asked)
     ]
     ids, mask = left_padded(rows, vocabulary.pad)
     guided = {}
     if guidance != 1.0:
-        bare = [processor.unconditional(one).ids.tolist() for one in asked]
+        bare = [processor.unconditional(one).input_ids.tolist() for one in asked]
         told = left_padded([[*row, vocabulary.begin_image] for row in bare], vocabulary.pad)
         guided = dict(
             zip(("negative_prompt_ids", "negative_prompt_attention_mask"), told, strict=True)
         )
         guided["guidance_scale"] = guidance
     generator = Generator(model, processor)
-    sampling = Sampling(max_images=1, draw_first=True, guidance=guidance)
+    sampling = SamplingParams(max_images=1, draw_first=True, guidance=guidance)
 
     def ours() -> Replies:
         pieces = sorted(
@@ -159,10 +160,13 @@ def answering(samples: Sequence[Sample]) -> Sides:
     chosen = next(s for s in samples if len(s.turns) >= 2 * QUESTIONS)
     asked = [s.replace(turns=s.turns[:1]) for s in split_independent(chosen)[:QUESTIONS]]
     prompts = [processor.prompts([sample])[0][0] for sample in asked]
-    ids, mask = left_padded([encoded.ids.tolist() for encoded in prompts], 0)
-    patches, grids = torch.from_numpy(prompts[0].patches), torch.from_numpy(prompts[0].grids)
+    ids, mask = left_padded([encoded.input_ids.tolist() for encoded in prompts], 0)
+    patches, grids = (
+        torch.from_numpy(prompts[0].image_patches),
+        torch.from_numpy(prompts[0].image_grids),
+    )
     generator = Generator(model, processor)
-    sampling = Sampling(max_tokens=NEW_TOKENS)
+    sampling = SamplingParams(max_tokens=NEW_TOKENS)
 
     def ours() -> Replies:
         replies = [""] * QUESTIONS
@@ -190,7 +194,7 @@ def answering(samples: Sequence[Sample]) -> Sides:
 
 def _mllm() -> tuple[MLLM, LlamaForCausalLM]:
     """An MLLM over SmolLM2-135M's shape, and the stock language model with its weights."""
-    AttentionInterface.register("chiasm", attention)
+    AttentionInterface.register("chiasm", attention_forward)
     # At 0.02 attention is so flat that every question gets the same reply: nothing to check.
     config = LlamaConfig(
         initializer_range=0.06,

@@ -31,7 +31,7 @@ from benchmarks.decode import Numbers, _mllm
 from benchmarks.harness import alternate, report, result, rounds_argument
 from benchmarks.train_unified import build, copy_weights, llama
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.data import easy_vqa
 from chiasm.data.processor import Processor
@@ -65,10 +65,12 @@ def mllm(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
     @torch.inference_mode()
     def reply(sample: Sample) -> list[int]:
         encoded = processor.prompts([sample])[0][0]
-        ids = torch.from_numpy(encoded.ids)[None]
+        ids = torch.from_numpy(encoded.input_ids)[None]
         slots = ids == model.image_token
-        grids = torch.from_numpy(encoded.grids)
-        tokens = model.projector(model.vision(torch.from_numpy(encoded.patches), grids), grids)
+        grids = torch.from_numpy(encoded.image_grids)
+        tokens = model.projector(
+            model.vision(torch.from_numpy(encoded.image_patches), grids), grids
+        )
         x = peer.get_input_embeddings()(ids.masked_fill(slots, 0))
         x = x.masked_scatter(slots[..., None], tokens)
         out = peer.generate(
@@ -98,7 +100,7 @@ def unified(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
 
     @torch.inference_mode()
     def reply(sample: Sample) -> list[int]:
-        ids = torch.from_numpy(ours.prompts([sample])[0][0].ids)[None]
+        ids = torch.from_numpy(ours.prompts([sample])[0][0].input_ids)[None]
         out = peer.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -114,7 +116,7 @@ def unified(samples: Sequence[Sample]) -> tuple[Generator, Reply]:
 
 def measure(name: str, sides: tuple[Generator, Reply], task: QuestionTask, rounds: int) -> dict:
     generator, reply = sides
-    sampling = Sampling(max_tokens=NEW_TOKENS)
+    sampling = SamplingParams(max_tokens=NEW_TOKENS)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "predictions.jsonl"
 

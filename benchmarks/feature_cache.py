@@ -36,7 +36,7 @@ from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig
-from chiasm.mllm.language import attention
+from chiasm.mllm.language import attention_forward
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.train.feature_cache import open_cache
@@ -72,7 +72,7 @@ class Given:
 
 def build() -> tuple[MLLM, list[Batch]]:
     """The model and one epoch of batches."""
-    AttentionInterface.register("chiasm", attention)
+    AttentionInterface.register("chiasm", attention_forward)
     torch.manual_seed(0)
     samples = [s for s in easy_vqa.load("train") if s.meta["caption"]][:IMAGES]
     bpe = train_bpe(easy_vqa.CAPTIONS, 400)
@@ -117,11 +117,14 @@ def check(model: MLLM, batches: list[Batch]) -> None:
     cache = open_cache(model.vision, 1e9)
     for _ in range(2):
         for batch in batches:
-            assert batch.patches is not None
-            assert batch.grids is not None
+            assert batch.image_patches is not None
+            assert batch.image_grids is not None
             remembered = cache(model.vision, batch)
             torch.testing.assert_close(
-                remembered, model.vision(batch.patches, batch.grids), atol=1e-5, rtol=1e-5
+                remembered,
+                model.vision(batch.image_patches, batch.image_grids),
+                atol=1e-5,
+                rtol=1e-5,
             )
     cache.close()
 

@@ -79,8 +79,8 @@ from benchmarks.step import padded
 from benchmarks.train_unified import copy_weights, llama
 from chiasm.core.batch import IGNORE, Batch, Encoded
 from chiasm.core.device import resolve
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data.processor import Processor
 from chiasm.data.stream import pack_evenly
 from chiasm.data.text import SPECIALS, train_bpe
@@ -397,16 +397,14 @@ def equal(job: Job) -> None:
     with job.attempt("equal: unified, branches"):
         compare_training(job, "unified, branches", unified, pack_evenly(rows, tokens))
     pixels = random.uniform(-1, 1, (8, 64, 64, 3))
-    asked = [
-        Sample((question(Image(from_array(p)), f"what is {n}?"),)) for n, p in enumerate(pixels)
-    ]
-    told = Sampling(max_tokens=4 if job.tiny else 24)
+    asked = [Sample((user(Image(from_array(p)), f"what is {n}?"),)) for n, p in enumerate(pixels)]
+    told = SamplingParams(max_tokens=4 if job.tiny else 24)
     with job.attempt("equal: replies of the MLLM"):
         compare_replies(job, "mllm, replies", model, processor, asked, told)
     with job.attempt("equal: replies of the unified model"):
         compare_replies(job, "unified, replies", unified, drawn, asked, told)
-    guided = Sampling(max_images=1, draw_first=True, guidance=1.5)
-    captions = [Sample((question(f"a circle {n}"),)) for n in range(2 if job.tiny else 8)]
+    guided = SamplingParams(max_images=1, draw_first=True, guidance=1.5)
+    captions = [Sample((user(f"a circle {n}"),)) for n in range(2 if job.tiny else 8)]
     with job.attempt("equal: drawings of the unified model"):
         compare_replies(job, "unified, drawings", unified, drawn, captions, guided)
 
@@ -428,7 +426,7 @@ def compare_replies(
     model: Any,
     processor: Processor,
     asked: Sequence[Sample],
-    sampling: Sampling,
+    sampling: SamplingParams,
 ) -> None:
     exact = replies(model, processor, asked, sampling, CPU, torch.float32)
     rounded = replies(model, processor, asked, sampling, CPU, torch.bfloat16)
@@ -451,7 +449,7 @@ def replies(
     model: Any,
     processor: Processor,
     asked: Sequence[Sample],
-    sampling: Sampling,
+    sampling: SamplingParams,
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[list[str]]:
@@ -653,7 +651,7 @@ def peer_steps(job: Job, model: nn.Module, micro: Sequence[Micro], counts: Count
 
 def micro_batches(samples: Sequence[Encoded], pixels: Tensor | None, most: int) -> list[Micro]:
     """Padded rows in as many parts as hold at most so many tokens each, in the samples' order."""
-    longest, count = max(map(len, samples)), sum(int((s.targets != IGNORE).sum()) for s in samples)
+    longest, count = max(map(len, samples)), sum(int((s.labels != IGNORE).sum()) for s in samples)
     size = max(1, most // longest)
     made = []
     for start in range(0, len(samples), size):
@@ -970,14 +968,14 @@ class Decoding:
 
     def run_ours(self) -> float:
         made: list[list[str]] = [[] for _ in self.asked]
-        for number, piece in self.generator(self.asked, Sampling(max_tokens=self.new)):
+        for number, piece in self.generator(self.asked, SamplingParams(max_tokens=self.new)):
             made[number] += piece.text.split()
         self.ours = made
         return self.new * len(made)
 
     def run_peer(self, compiles: bool = False) -> float:
         prompts = self.generator.processor.prompts(self.asked)
-        ids, mask = left_padded([encoded.ids.tolist() for encoded, _ in prompts], 0)
+        ids, mask = left_padded([encoded.input_ids.tolist() for encoded, _ in prompts], 0)
         with torch.inference_mode():
             out = self.peer.generate(
                 ids.to(self.generator.device),
@@ -999,7 +997,7 @@ def decoding(job: Job, name: str, model: Any, peer: Any, processor: Processor) -
     random, sides = np.random.default_rng(0), {}
     for count in (1, 2) if job.tiny else (1, 8, 64):
         digits = random.integers(0, 10, (count, 30))
-        asked = [Sample((question(" ".join(map(str, row))),)) for row in digits]
+        asked = [Sample((user(" ".join(map(str, row))),)) for row in digits]
         label = f"{name}, {count} row{'s' * (count > 1)}"
         sides[label] = side = Decoding(generator, peer, asked, new)
         with job.attempt(label):

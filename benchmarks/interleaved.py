@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, user
 from chiasm.data import easy_vqa
 from chiasm.data.objectives import CHANGES, DRAW_SAY_REDRAW
 from chiasm.eval.judge import Judge, judge_accuracy, train_judge
@@ -35,7 +35,7 @@ from chiasm.recipes.recipe import find
 from chiasm.recipes.run import run
 
 PROMPTS = 100
-SAMPLING = Sampling(1.0, top_p=0.95, guidance=1.5, max_tokens=32)
+SAMPLING = SamplingParams(1.0, top_p=0.95, guidance=1.5, max_tokens=32)
 Reply = list[str | PIL.Image.Image]
 
 
@@ -61,7 +61,7 @@ def wishes(count: int, seed: int) -> list[Wish]:
     return made
 
 
-def replies(respond: Generator, asked: Sequence[Sample], sampling: Sampling) -> list[Reply]:
+def replies(respond: Generator, asked: Sequence[Sample], sampling: SamplingParams) -> list[Reply]:
     """Each reply as its runs of words and its images, in order."""
     made: list[Reply] = [[] for _ in asked]
     for number, piece in respond(asked, sampling):
@@ -77,7 +77,7 @@ def replies(respond: Generator, asked: Sequence[Sample], sampling: Sampling) -> 
 
 def score_documents(judge: Judge, respond: Generator, asked: Sequence[Wish]) -> dict[str, float]:
     """Shares of all replies."""
-    samples = [Sample((question(DRAW_SAY_REDRAW.format(w.caption, w.other)),)) for w in asked]
+    samples = [Sample((user(DRAW_SAY_REDRAW.format(w.caption, w.other)),)) for w in asked]
     made = replies(respond, samples, replace(SAMPLING, max_images=2))
     counts = dict.fromkeys(("form", "first", "said", "second", "whole"), 0)
     for wish, reply in zip(asked, made, strict=True):
@@ -102,14 +102,14 @@ def score_parts(
     """text -> image, image -> text, image + words -> image: shares that are right. shown:
     real images of known colour and shape, one a wish."""
     drawing = replace(SAMPLING, max_images=1, draw_first=True)
-    drawn = replies(respond, [Sample((question(w.caption),)) for w in asked], drawing)
-    read = replies(respond, [Sample((question(s.images[0]),)) for s in shown], Sampling())
+    drawn = replies(respond, [Sample((user(w.caption),)) for w in asked], drawing)
+    read = replies(respond, [Sample((user(s.images[0]),)) for s in shown], SamplingParams())
     others = [
         w.other if w.other != s.meta["color"] else w.color
         for w, s in zip(asked, shown, strict=True)
     ]
     told = [
-        Sample((question(s.images[0], CHANGES[0].format(color)),))
+        Sample((user(s.images[0], CHANGES[0].format(color)),))
         for s, color in zip(shown, others, strict=True)
     ]
     changed = replies(respond, told, drawing)

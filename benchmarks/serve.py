@@ -65,9 +65,9 @@ from benchmarks.harness import (
     spread_of,
 )
 from benchmarks.train_unified import build
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample
-from chiasm.core.sample import question as ask
+from chiasm.core.sample import user as ask
 from chiasm.data import easy_vqa
 from chiasm.hub import mllm, unified
 from chiasm.hub.export import export
@@ -325,7 +325,7 @@ def engine(run: Path, weights: Weights) -> Callable[[str, str], Heard]:
         heard: SimpleQueue = SimpleQueue()
         image = Image(base64.b64decode(image_url.partition(",")[2]))
         sample, began = Sample((ask(image, question),)), time.perf_counter()
-        engine.submit(Job(sample, Sampling(max_tokens=NEW_TOKENS), heard.put))
+        engine.submit(Job(sample, SamplingParams(max_tokens=NEW_TOKENS), heard.put))
         reply = Heard("", NEW_TOKENS)
         while True:
             update = heard.get()

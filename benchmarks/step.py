@@ -130,14 +130,14 @@ def make_samples(image_token: int) -> tuple[list[Encoded], Tensor]:
 
 def labels_of(sample: Encoded) -> Tensor:
     """Targets as transformers wants them: not yet shifted."""
-    return torch.from_numpy(np.concatenate([[IGNORE], sample.targets[:-1]]))
+    return torch.from_numpy(np.concatenate([[IGNORE], sample.labels[:-1]]))
 
 
 def flattened(samples: Sequence[Encoded]) -> dict[str, Tensor]:
     """One row, end to end."""
     return {
-        "input_ids": torch.cat([torch.from_numpy(s.ids) for s in samples])[None],
-        "position_ids": torch.cat([torch.from_numpy(s.position) for s in samples])[None],
+        "input_ids": torch.cat([torch.from_numpy(s.input_ids) for s in samples])[None],
+        "position_ids": torch.cat([torch.from_numpy(s.position_ids) for s in samples])[None],
         "labels": torch.cat([labels_of(s) for s in samples])[None],
     }
 
@@ -148,7 +148,7 @@ def padded(samples: Sequence[Encoded]) -> dict[str, Tensor]:
     ids = torch.zeros(len(samples), longest, dtype=torch.int64)
     labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
     for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = torch.from_numpy(sample.ids)
+        ids[row, : len(sample)] = torch.from_numpy(sample.input_ids)
         labels[row, : len(sample)] = labels_of(sample)
         mask[row, : len(sample)] = 1
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}

@@ -117,7 +117,7 @@ def training(model: Autoencoder, batches: list[ImageBatch]) -> Run:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return sum(len(batch.grids) for batch in batches)
+        return sum(len(batch.image_grids) for batch in batches)
 
     return run
 

@@ -167,8 +167,8 @@ def collate(encoded: Sequence[Encoded], pixels: Tensor) -> dict[str, Tensor]:
     ids = torch.zeros(len(encoded), longest, dtype=torch.long)
     labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
     for number, one in enumerate(encoded):
-        ids[number, : len(one)] = torch.from_numpy(one.ids)
-        labels[number, 1 : len(one)] = torch.from_numpy(one.targets[:-1])
+        ids[number, : len(one)] = torch.from_numpy(one.input_ids)
+        labels[number, 1 : len(one)] = torch.from_numpy(one.labels[:-1])
         mask[number, : len(one)] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": pixels}
 
@@ -191,7 +191,7 @@ def mean_loss(model: MLLM, step: Step, levers: Levers) -> Tensor:
         loss = model.loss(batch)
         return loss.sum / loss.count
     logits = model.logits(model(batch)).flatten(0, 1)
-    return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORE)
 
 
 def ours_run(model: MLLM, step: Step, precision: Precision, levers: Levers = Levers()) -> Run:
@@ -289,7 +289,7 @@ def measure(folder: Path, samples: Sequence[Sample], rounds: int, precision: Pre
         "parts": parts,
         "tokens_per_step": step.packed.tokens,
         "peer_tokens_per_step": step.peer["input_ids"].numel(),
-        "targets_per_step": int((step.packed.targets != IGNORE).sum()),
+        "targets_per_step": int((step.packed.labels != IGNORE).sum()),
     }
 
 

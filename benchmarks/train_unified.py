@@ -132,11 +132,11 @@ def _rows(
     rows = []
     for number, part in enumerate(split_independent(sample)):
         alone = processor.encode(part)
-        labels = np.concatenate([[IGNORE], alone.targets[:-1]])
+        labels = np.concatenate([[IGNORE], alone.labels[:-1]])
         if number:
-            around = np.isin(alone.ids, [vocabulary.begin_image, vocabulary.end_image])
-            labels[around | (alone.ids >= vocabulary.first_code)] = IGNORE
-        rows.append((alone.ids, labels))
+            around = np.isin(alone.input_ids, [vocabulary.begin_image, vocabulary.end_image])
+            labels[around | (alone.input_ids >= vocabulary.first_code)] = IGNORE
+        rows.append((alone.input_ids, labels))
     return rows
 
 

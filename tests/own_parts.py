@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.data.caption import caption_of
-from chiasm.data.formats.format import Format
+from chiasm.data.formats.format import ImageDatasetFormat
 from chiasm.data.objectives import Objective
 from chiasm.eval.scoring import Metric, result
 from chiasm.eval.tasks.definition import Definition
@@ -107,16 +107,16 @@ class Backwards(Objective):
         caption = caption_of(sample)
         if not caption or not sample.images:
             return None
-        turns = (question(sample.images[0]), answer(caption[::-1]))
+        turns = (user(sample.images[0]), assistant(caption[::-1]))
         return replace(sample, turns=turns, independent=False)
 
 
 def shouted(path, reading):
     for number, line in enumerate(path.read_text().splitlines()):
-        yield Sample((question(line.lower()), answer(line)), str(number))
+        yield Sample((user(line.lower()), assistant(line)), str(number))
 
 
-SHOUTED = Format(
+SHOUTED = ImageDatasetFormat(
     "shouted", "Lines to be shouted", lambda look: look.path.suffix == ".shout", shouted
 )
 LOUD = Metric("loudness", lambda meta, reply: result(reply.isupper(), bool(reply)))

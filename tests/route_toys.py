@@ -8,7 +8,7 @@ import PIL.Image
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.text import train_bpe
 from chiasm.hub import autoencoder, contrastive
@@ -31,10 +31,10 @@ def samples(count: int, start: int = 0) -> list[Sample]:
         pixels = random.integers(0, 60, (32, 32, 3), dtype=np.uint8)
         pixels[..., n % 3] += 180
         turns = (
-            question(Image(PIL.Image.fromarray(pixels)), "what color is it?"),
-            answer(color),
-            question("is it bright?"),
-            answer("yes" if n % 2 else "no"),
+            user(Image(PIL.Image.fromarray(pixels)), "what color is it?"),
+            assistant(color),
+            user("is it bright?"),
+            assistant("yes" if n % 2 else "no"),
         )
         caption = f"a {color} square number {n}"
         made.append(Sample(turns, f"s{n}", independent=True, meta={"caption": caption}))

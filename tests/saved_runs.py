@@ -8,7 +8,7 @@ import PIL.Image
 import torch
 
 from chiasm.core.batch import pack
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.hub.load import load
 from chiasm.recipes.jobs.tokenizer import pixels_of
 from chiasm.unified.autoencoder import Autoencoder
@@ -27,7 +27,7 @@ def image() -> PIL.Image.Image:
 
 
 def sample() -> Sample:
-    return Sample((question(Image(image()), "what color is it?"),), "fixed")
+    return Sample((user(Image(image()), "what color is it?"),), "fixed")
 
 
 @torch.no_grad()
@@ -47,4 +47,4 @@ def outputs(folder: Path) -> dict[str, Any]:
     [(encoded, _)] = processor.prompts([sample()])
     hidden = model(pack([[encoded]]))
     logits = model.logits(hidden[0, -1])[::EVERY].tolist()
-    return {"ids": encoded.ids.tolist(), "logits": logits}
+    return {"ids": encoded.input_ids.tolist(), "logits": logits}

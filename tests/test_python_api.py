@@ -17,7 +17,7 @@ import chiasm
 from chiasm.core.batch import IGNORE
 from chiasm.core.config import to_dict
 from chiasm.core.errors import CheckpointError, ConfigError, DataError, NotGenerativeError
-from chiasm.core.sample import Image, Sample, Text, answer, question
+from chiasm.core.sample import Image, Sample, Text, assistant, user
 from chiasm.data.formats.chat import conversation_of
 from chiasm.mllm.config import LinearConfig, LoRAConfig
 from chiasm.mllm.projectors import Projector
@@ -122,8 +122,8 @@ def encodings(path):
 
 
 def test_an_image_is_the_same_in_every_spelling(parts, mllm):
-    whole = Sample((question(Image(parts / "photo.png"), QUESTION),))
-    chosen = chiasm.core.protocols.Sampling(max_tokens=4)
+    whole = Sample((user(Image(parts / "photo.png"), QUESTION),))
+    chosen = chiasm.core.protocols.SamplingParams(max_tokens=4)
     wanted = "".join(piece.text for _, piece in mllm.generator([whole], chosen))
     for image in encodings(parts / "photo.png"):
         assert mllm.ask(image, QUESTION, max_tokens=4) == wanted
@@ -134,7 +134,7 @@ def test_an_image_is_the_same_in_every_spelling(parts, mllm):
         for image in encodings(parts / "photo.png")
     ]
     for prompt in prompts[1:]:
-        assert np.array_equal(prompt.patches, prompts[0].patches)
+        assert np.array_equal(prompt.image_patches, prompts[0].image_patches)
 
 
 def test_several_images_and_none(parts, mllm, monkeypatch):
@@ -145,7 +145,7 @@ def test_several_images_and_none(parts, mllm, monkeypatch):
     mllm.ask([parts / "photo.png", parts / "photo.png"], "same?")
     mllm.ask(None, "two and two?")
     assert [len(sample.images) for sample in seen] == [2, 0]
-    assert seen[1].turns == (question("two and two?"),)
+    assert seen[1].turns == (user("two and two?"),)
 
 
 @pytest.mark.parametrize("image", ["What shape is present?", "no/such.png", "x" * 5000, "\0"])
@@ -165,11 +165,11 @@ def test_what_is_no_image_is_named(mllm):
 
 def test_question_takes_images_and_refuses_the_rest(parts):
     image = PIL.Image.open(parts / "photo.png")
-    turn = question(parts / "photo.png", image, image.tobytes(), "photo.png")
-    assert [type(part) for part in turn.parts] == [Image, Image, Image, Text]
-    assert turn.parts[3].text == "photo.png"
+    turn = user(parts / "photo.png", image, image.tobytes(), "photo.png")
+    assert [type(part) for part in turn.content] == [Image, Image, Image, Text]
+    assert turn.content[3].text == "photo.png"
     with pytest.raises(TypeError, match="ndarray"):
-        answer(np.zeros(3))
+        assistant(np.zeros(3))
 
 
 def test_stream_is_the_reply_in_pieces(parts, mllm):
@@ -207,7 +207,7 @@ def test_text_of_messages_is_text(asked, reply):
             text.encode()
     except UnicodeEncodeError:
         return
-    assert made.turns == (question(asked), answer(reply))
+    assert made.turns == (user(asked), assistant(reply))
 
 
 @pytest.mark.parametrize(
@@ -243,12 +243,12 @@ def test_a_batch_is_what_training_encodes(parts, mllm):
     sample = conversation_of(messages(parts))
     encoded = mllm.processor.encode(sample)
     batch = mllm.processor([messages(parts), sample])
-    assert batch.ids.shape == (1, 2 * len(encoded))
-    assert batch.ids[0].tolist() == 2 * encoded.ids.tolist()
-    assert batch.segment[0].tolist() == [0] * len(encoded) + [1] * len(encoded)
+    assert batch.input_ids.shape == (1, 2 * len(encoded))
+    assert batch.input_ids[0].tolist() == 2 * encoded.input_ids.tolist()
+    assert batch.segment_ids[0].tolist() == [0] * len(encoded) + [1] * len(encoded)
     rows = mllm.processor([messages(parts), messages(parts, "green blue")], packed=False)
-    assert len(rows.ids) == 2
-    assert rows.ids[0, : len(encoded)].tolist() == encoded.ids.tolist()
+    assert len(rows.input_ids) == 2
+    assert rows.input_ids[0, : len(encoded)].tolist() == encoded.input_ids.tolist()
     with pytest.raises(DataError, match="at least one"):
         mllm.processor([])
 
@@ -262,8 +262,8 @@ def test_loss_and_logits_of_one_forward_pass(route, parts, request):
     out = vlm(batch)
     hook.remove()
     assert len(calls) == 1
-    wanted = batch.targets != IGNORE
-    nll = torch.nn.functional.cross_entropy(out.logits[wanted], batch.targets[wanted])
+    wanted = batch.labels != IGNORE
+    nll = torch.nn.functional.cross_entropy(out.logits[wanted], batch.labels[wanted])
     torch.testing.assert_close(out.loss_parts["text"], nll.detach())
     extra = 0.0
     if route == "unified":
@@ -293,7 +293,7 @@ def test_saved_and_loaded_again(parts, trained, mllm, unified, tmp_path):
         folder = vlm.save(tmp_path / "model", license="mit")
         again = chiasm.load(folder, "cpu")
         batch = vlm.processor([messages(parts)])
-        assert torch.equal(again.processor([messages(parts)]).ids, batch.ids)
+        assert torch.equal(again.processor([messages(parts)]).input_ids, batch.input_ids)
         assert torch.equal(again(batch).logits, vlm(batch).logits)
         card = (folder / "README.md").read_text()
         assert "license: mit" in card
@@ -329,7 +329,7 @@ def test_a_projector_is_replaced_and_saved(parts, trained, tmp_path):
     before = len(vlm.processor.encode(conversation_of(messages(parts))))
     vlm.replace_projector(LinearProjector(LinearConfig(), wide, narrow, 1.0))
     batch = vlm.processor([messages(parts)])
-    assert batch.ids.shape[1] - before == 4 - 1  # 2 x 2 patches, which were one token
+    assert batch.input_ids.shape[1] - before == 4 - 1  # 2 x 2 patches, which were one token
     again = chiasm.load(vlm.save(tmp_path / "out"), "cpu")
     assert isinstance(again.model.projector, LinearProjector)
     assert torch.equal(again(again.processor([messages(parts)])).logits, vlm(batch).logits)
@@ -568,13 +568,13 @@ def test_a_loader_goes_on_where_it_was(parts, mllm):
 
     first = loader()
     passed = [next(first) for _ in range(3)]
-    assert all(batch.ids.shape[1] <= 256 for batch in passed)
+    assert all(batch.input_ids.shape[1] <= 256 for batch in passed)
     state = json.loads(json.dumps(first.state_dict()))
     resumed = loader()
     resumed.load_state_dict(state)
     for _ in range(3):
         one, other = next(first), next(resumed)
-        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.input_ids, other.input_ids)
         assert one.names == other.names
     given = chiasm.data.loader(samples(4), mllm.processor)
     assert len(next(iter(given)).names) >= 1

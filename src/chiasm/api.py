@@ -25,7 +25,7 @@ from chiasm.core.config import nearest, to_dict
 from chiasm.core.device import computing_on, model_device, resolve
 from chiasm.core.errors import CheckpointError, ConfigError, DataError, NotGenerativeError
 from chiasm.core.progress import Bar, silent
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.protocols import Task as TaskProtocol
 from chiasm.core.sample import Sample
 from chiasm.data.formats.chat import Messages, conversation_of
@@ -43,7 +43,7 @@ from chiasm.hub.card import (
     metrics_of,
     same_files,
 )
-from chiasm.hub.formats import Format
+from chiasm.hub.formats import CheckpointFormat
 from chiasm.hub.generic import GenericVLM
 from chiasm.hub.generic_replies import GenericGenerator
 from chiasm.hub.load import layout_of, move
@@ -106,12 +106,12 @@ class VLM:
         model: MLLM | Unified | GenericVLM,
         processor: Processor,
         source: str = "",
-        layout: Format | Layout = "chiasm",
+        layout: CheckpointFormat | Layout = "chiasm",
         recipe: Mapping[str, Any] | None = None,
     ):
         self.model, self.processor = model, processor
         self.source, self.recipe = source, recipe
-        self.layout: Format | Layout = layout
+        self.layout: CheckpointFormat | Layout = layout
         self._evaluated: list[tuple[str, Metric]] = []
         self._generator: Generator | GenericGenerator | None = None
 
@@ -149,7 +149,7 @@ class VLM:
 
         image: a path, encoded bytes, a PIL image or a data URL, several of them as a list, or None
         for text alone. A string is a path or a data URL, never words. sampling: fields of
-        core.protocols.Sampling, by default greedy and at most 64 tokens (max_tokens). Raises
+        core.protocols.SamplingParams, by default greedy and at most 64 tokens (max_tokens). Raises
         DataError for an image that cannot be read, ConfigError for an unknown field.
         """
         if not isinstance(text, str):
@@ -413,7 +413,7 @@ def evaluate(
     eval`. Questions that could not be asked are in `.errors` and in no accuracy. Raises DataError
     where none could be, ConfigError for a metric that is not of replies.
     """
-    sampling = Sampling(max_tokens=max_tokens)
+    sampling = SamplingParams(max_tokens=max_tokens)
     if not isinstance(task, (str, os.PathLike)):
         vlm = model if isinstance(model, VLM) else load(model, device or "auto")
         return _evaluate_task(vlm, task, sampling, progress)
@@ -440,7 +440,9 @@ def evaluate(
         return ask_model(folder, asked, questions, How(max_tokens=max_tokens), file, show)[""]
 
 
-def _evaluate_task(vlm: VLM, task: TaskProtocol, sampling: Sampling, progress: bool) -> Result:
+def _evaluate_task(
+    vlm: VLM, task: TaskProtocol, sampling: SamplingParams, progress: bool
+) -> Result:
     groups = [group_key(sample) for sample in task.samples()]
     show = Bar if progress else silent
     result = run_evaluation(task, vlm.generator, sampling, show=show, groups=groups)
@@ -448,14 +450,14 @@ def _evaluate_task(vlm: VLM, task: TaskProtocol, sampling: Sampling, progress: b
     return result
 
 
-def _sampling(given: Mapping[str, Any]) -> Sampling:
-    known = vars(Sampling())
+def _sampling(given: Mapping[str, Any]) -> SamplingParams:
+    known = vars(SamplingParams())
     for name in given:
         if name not in known:
             raise ConfigError(
                 f"no sampling option '{name}'{nearest(name, known)}; there are {', '.join(known)}"
             )
-    return Sampling(**given)
+    return SamplingParams(**given)
 
 
 def _is_recipe(source: str) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Text, Turn, answer, question, split_independent
+from chiasm.core.sample import Image, Message, Sample, Text, assistant, split_independent, user
 
 
 @cache
@@ -115,24 +115,24 @@ def test_digest_of_a_decoded_palette_image_is_of_its_colours(transparency):
 
 def test_split_independent_asks_each_question_of_the_first_turns_images():
     image = Image(b"x")
-    system = Turn("system", (Text("Be brief."),))
-    turns = (system, question(image, "q0"), answer("a0"), question("q1"), answer("a1"))
+    system = Message("system", (Text("Be brief."),))
+    turns = (system, user(image, "q0"), assistant("a0"), user("q1"), assistant("a1"))
     whole = Sample(turns, "s", "set", True, {"where": "train.jsonl:2"})
     first, second = split_independent(whole)
-    assert first.turns == (system, question(image, "q0"), answer("a0"))
-    assert second.turns == (system, question(image, "q1"), answer("a1"))
+    assert first.turns == (system, user(image, "q0"), assistant("a0"))
+    assert second.turns == (system, user(image, "q1"), assistant("a1"))
     assert (first.id, second.id) == ("s/0", "s/1")
     assert not first.independent
     assert second.where == "train.jsonl:2"
 
 
 def test_split_independent_keeps_a_last_question_without_an_answer():
-    whole = Sample((question("q0"), answer("a0"), question("q1")), "s", independent=True)
+    whole = Sample((user("q0"), assistant("a0"), user("q1")), "s", independent=True)
     assert [s.turns for s in split_independent(whole)] == [whole.turns[:2], whole.turns[2:]]
 
 
 def test_split_independent_leaves_dialogues_and_empty_samples_alone():
-    dialogue = Sample((question("q0"), answer("a0"), question("q1"), answer("a1")), "s")
+    dialogue = Sample((user("q0"), assistant("a0"), user("q1"), assistant("a1")), "s")
     empty = Sample((), "e", independent=True)
     assert split_independent(dialogue) == [dialogue]
     assert split_independent(empty) == [empty]

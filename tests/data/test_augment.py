@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.augment import mirrorable, mirrored, movable
 from chiasm.data.objectives import chat, moved
 
@@ -24,7 +24,7 @@ def sample(*texts):
     turns = []
     for n, text in enumerate(texts):
         images = (Image(PIL.Image.fromarray(pixels)),) if n == 0 else ()
-        turns += [question(*images, text), answer("yes")]
+        turns += [user(*images, text), assistant("yes")]
     return Sample(tuple(turns), "s"), pixels
 
 
@@ -74,8 +74,8 @@ def test_all_images_of_a_sample_are_mirrored_alike():
     one, pixels = sample("a dog")
     two = one.replace(
         turns=(
-            question(*one.images, *one.images, Image(mirrored(one.images[0].load()))),
-            answer("b"),
+            user(*one.images, *one.images, Image(mirrored(one.images[0].load()))),
+            assistant("b"),
         )
     )
     for n in range(12):

@@ -330,7 +330,7 @@ def test_both_training_streams_leave_out_the_same(salted: Path, tmp_path: Path, 
         batches = iter(stream)
         while stream.turns.counts[0].cursor < len(samples):
             batch = next(batches)
-            assert np.isfinite(batch.patches.numpy()).all()  # type: ignore[union-attr]
+            assert np.isfinite(batch.image_patches.numpy()).all()  # type: ignore[union-attr]
         assert {*quarantine.reasons} == BAD_KEYS | bad_places(salted)
 
 

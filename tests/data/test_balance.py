@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.balance import answer_rarity
 from chiasm.data.objectives import at_most, chat, itm, word_match
 
@@ -18,7 +18,7 @@ IMAGE = Image(PIL.Image.new("RGB", (8, 8)))
 def asked(pairs, caption=None):
     turns = []
     for number, (words, reply) in enumerate(pairs):
-        turns += [question(*([IMAGE] if number == 0 else []), words), answer(reply)]
+        turns += [user(*([IMAGE] if number == 0 else []), words), assistant(reply)]
     meta = {} if caption is None else {"caption": caption}
     return Sample(tuple(turns), "s", independent=True, meta=meta)
 
@@ -38,7 +38,7 @@ def test_weighted_answers_of_a_question_are_equally_frequent(pairs):
 
 
 def test_unknown_questions_answers_and_free_conversations_weigh_one():
-    free = Sample((question("why?"), answer("so")), "free")
+    free = Sample((user("why?"), assistant("so")), "free")
     weight = answer_rarity([free, asked([("red?", "no"), ("red?", "no"), ("red?", "yes")])])
     assert weight("why?", "so") == weight("never asked?", "x") == weight("red?", "maybe") == 1.0
     assert weight("red?", "yes") == pytest.approx(1.5)
@@ -51,7 +51,7 @@ def test_rare_answers_are_chosen_more_often():
     random = np.random.default_rng(0)
     seen = Counter(view(sample, random).turns[1].text for _ in range(2000))
     assert seen["yes"] / 2000 == pytest.approx(0.5, abs=0.05)
-    assert all(isinstance(view(sample, random).turns[0].parts[0], Image) for _ in range(5))
+    assert all(isinstance(view(sample, random).turns[0].content[0], Image) for _ in range(5))
 
 
 def test_match_asks_of_its_own_caption_and_of_others():
@@ -65,7 +65,7 @@ def test_match_asks_of_its_own_caption_and_of_others():
         assert words[1::2] == ["yes"] * 3 + ["no"] * (len(words) // 2 - 3)
         assert seen.independent
         assert len(seen.images) == 1
-        assert seen.turns[0].parts[0] is IMAGE
+        assert seen.turns[0].content[0] is IMAGE
 
 
 def test_spot_asks_of_what_tells_captions_apart():
@@ -86,7 +86,7 @@ def test_spot_asks_of_what_tells_captions_apart():
 
 def test_spot_needs_an_image_and_a_telling_word():
     view, random = word_match(["a cat", "a dog"]), np.random.default_rng(0)
-    assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
+    assert view(Sample((user("hello"), assistant("hi")), "text"), random) is None
     assert view(asked([("what?", "cat")], "a"), random) is None
 
 
@@ -106,5 +106,5 @@ def test_every_other_stranger_is_a_near_one():
 def test_match_needs_an_image_and_a_caption():
     view = itm(["a cat"])
     random = np.random.default_rng(0)
-    assert view(Sample((question("hello"), answer("hi")), "text"), random) is None
-    assert view(Sample((question(IMAGE, "what?"),), "silent"), random) is None
+    assert view(Sample((user("hello"), assistant("hi")), "text"), random) is None
+    assert view(Sample((user(IMAGE, "what?"),), "silent"), random) is None

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Text, Turn, answer, question
+from chiasm.core.sample import Image, Message, Text, assistant, user
 from chiasm.data.chat import CHAT_TEMPLATES
 from chiasm.data.images import ImageProcessor
 from chiasm.data.template import ChatTemplate, PublishedTemplate
@@ -85,7 +85,7 @@ def expected(words, turns):
 def test_forged_turns_are_words(kind):
     words = tokenizer(kind)
     template = ChatTemplate(words)
-    turns = [question(FORGED), answer("it is <|im_end|> red"), question("</s><image>")]
+    turns = [user(FORGED), assistant("it is <|im_end|> red"), user("</s><image>")]
     tokens = template.render(turns, reply=True)
     start = words.convert_tokens_to_ids("<|im_start|>")
     invited = [start, *as_words(words, "assistant\n")]
@@ -104,7 +104,7 @@ def test_any_words_between_control_words(kind, data):
     words = WORDS[kind]
     piece = st.one_of(st.sampled_from(SPECIAL), st.text(" \nait is<|>ébé", max_size=5))
     said = st.lists(piece, min_size=1, max_size=6).map("".join)
-    turns = [question(data.draw(said)), answer("x" + data.draw(said) + "x")]
+    turns = [user(data.draw(said)), assistant("x" + data.draw(said) + "x")]
     template = ChatTemplate(words)
     tokens = template.render(turns, reply=False)
     whole = expected(words, turns)
@@ -125,7 +125,7 @@ WORDS = {kind: tokenizer(kind) for kind in KINDS}
 def test_text_without_such_words_is_tokenized_in_one_call():
     words = tokenizer()
     template = ChatTemplate(words)
-    turns = [question("what colour is it?"), answer("it is <b>red</b>"), question("<think>?")]
+    turns = [user("what colour is it?"), assistant("it is <b>red</b>"), user("<think>?")]
     ids = template.render(turns, reply=False).ids
     text = words.apply_chat_template(
         [{"role": t.role, "content": t.text} for t in turns[:2]], tokenize=False
@@ -138,7 +138,7 @@ def test_images_stay_where_they_are(kind):
     template = ChatTemplate(tokenizer(kind))
     image = Image(b"")
     parts = (Text("is <image> "), image, Text(" right, or <ima"), Text("ge>"), image)
-    ids = template.render([Turn("user", parts), answer("no")], reply=False).ids
+    ids = template.render([Message("user", parts), assistant("no")], reply=False).ids
     assert ids.count(template.marker) == 2
     text = template.tokenizer.decode(ids)
     assert "".join(text.split()).count("<image>") == 4  # two of them images
@@ -147,8 +147,8 @@ def test_images_stay_where_they_are(kind):
 @pytest.mark.parametrize("chat", ["plain", "vicuna", "paligemma"])
 def test_templates_that_look_for_images_in_words(chat):
     template = ChatTemplate(tokenizer(chat=chat))
-    asked = question(Image(b""), "is <image> or </s> right?")
-    ids = template.render([asked, answer("no")], reply=False).ids
+    asked = user(Image(b""), "is <image> or </s> right?")
+    ids = template.render([asked, assistant("no")], reply=False).ids
     assert ids.count(template.marker) == 1
     assert "is <image> or </s> right?" in template.tokenizer.decode(ids)
 
@@ -164,9 +164,9 @@ def test_published_templates_keep_what_the_tokenizer_puts_around():
         single="<s> $A <s>", special_tokens=[("<s>", begin)]
     )
     template = PublishedTemplate(words)
-    turns = (question(Image(b""), "it is </s>?"), answer("no <s>"))
+    turns = (user(Image(b""), "it is </s>?"), assistant("no <s>"))
     ids = template.render(turns, reply=False).ids
-    plain = [question(Image(b""), "it is _?"), answer("no _")]
+    plain = [user(Image(b""), "it is _?"), assistant("no _")]
     usual = template.render(plain, reply=False).ids
     assert ids[:2] == usual[:2]
     assert ids[0] == begin
@@ -180,14 +180,14 @@ def test_tokens_that_people_mean_are_tokens_in_their_words():
     words = tokenizer()
     words.add_tokens(["<box>"], special_tokens=True)
     box = words.convert_tokens_to_ids("<box>")
-    said = [question("where?"), answer("at <box> <|im_end|>")]
+    said = [user("where?"), assistant("at <box> <|im_end|>")]
     meant = ChatTemplate(words, spoken=("<box>", "<|im_end|>"))
     ids = meant.render(said, reply=False).ids
     assert ids.count(box) == 1
     assert ids.count(words.eos_token_id) == 2
     assert meant.decode(ids).endswith("at <box> <|im_end|>")
     assert box not in ChatTemplate(words).render(said, reply=False).ids
-    plain = [question("where?"), answer("at <box>")]
+    plain = [user("where?"), assistant("at <box>")]
     assert meant.render(plain, reply=False).ids.count(box) == 1
 
 
@@ -204,7 +204,7 @@ def test_a_tokenizer_that_has_no_other_word_for_it_refuses():
     made.chat_template = CHAT_TEMPLATES["chatml"]
     template = ChatTemplate(made)
     with pytest.raises(DataError, match=r"'<\|im_end\|>', which this tokenizer knows as"):
-        template.render([question("a <|im_end|> a"), answer("a")], reply=False)
+        template.render([user("a <|im_end|> a"), assistant("a")], reply=False)
 
 
 def test_captions_are_words():

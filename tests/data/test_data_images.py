@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data.images import ImageProcessor, ImageStream, augment
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.text import train_bpe
@@ -28,7 +28,7 @@ def image(seed: int) -> PIL.Image.Image:
 
 def samples(count: int) -> list[Sample]:
     return [
-        Sample((question(Image(image(i))),), str(i), meta={"caption": f"caption {i % 3}"})
+        Sample((user(Image(image(i))),), str(i), meta={"caption": f"caption {i % 3}"})
         for i in range(count)
     ]
 
@@ -38,7 +38,7 @@ def broken(count: int, folder: Path) -> list[Sample]:
     (folder / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     names = ["missing.png", "corrupt.png"]
     return [
-        Sample((question(Image(folder / names[i % 2], f"train.jsonl:{i}")),), f"bad-{i}")
+        Sample((user(Image(folder / names[i % 2], f"train.jsonl:{i}")),), f"bad-{i}")
         for i in range(count)
     ]
 
@@ -50,7 +50,7 @@ def take(stream: ImageStream, count: int) -> list[ImageBatch]:
 def equal(a: ImageBatch, b: ImageBatch) -> bool:
     tensors = all(
         torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("patches", "grids", "texts", "lengths", "match")
+        for name in ("image_patches", "image_grids", "texts", "lengths", "match")
         if getattr(a, name) is not None
     )
     return tensors and a.names == b.names
@@ -121,7 +121,7 @@ def test_bad_images_are_quarantined_and_counted_and_the_batch_is_full(tmp_path: 
     source = ImageStream(mixed, BARE, 4, 0, quarantine=quarantine)
     for batch in take(source, 5):
         assert batch.images == 4
-        assert len(batch.patches) == 4
+        assert len(batch.image_patches) == 4
         assert set(batch.names) <= set("0123")
     assert set(quarantine.reasons) == {"bad-0", "bad-1", "bad-2"}
     assert "no such image (train.jsonl:0)" in quarantine.reasons["bad-0"]
@@ -154,7 +154,7 @@ def test_bad_samples_that_share_an_id_raise_too(tmp_path: Path):
 
 def test_a_set_without_images_or_captions_is_refused():
     with pytest.raises(DataError, match=r"no sample has an image$"):
-        ImageStream([Sample((question("?"),))], BARE, 1, 0)
+        ImageStream([Sample((user("?"),))], BARE, 1, 0)
     silent = [s.replace(meta={"caption": None}) for s in samples(2)]
     with pytest.raises(DataError, match="with a caption"):
         ImageStream(silent, CAPTIONED, 1, 0)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chiasm.core.batch import IGNORE, Slot
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Image, Sample, Turn, answer, question, split_independent
+from chiasm.core.sample import Image, Message, Sample, assistant, split_independent, user
 from chiasm.data.objectives import (
     at_most,
     by_name,
@@ -112,9 +112,9 @@ FIXED = st.text("ab cé\n🙂", max_size=12)
 @given(st.lists(st.tuples(PRINTABLE, PRINTABLE), min_size=1, max_size=4), st.booleans())
 def test_role_template_supervises_the_assistants_words_and_the_end(pairs, system):
     template = role()
-    turns = [Turn("system", question("be brief").parts)] if system else []
+    turns = [Message("system", user("be brief").content)] if system else []
     for asked, reply in pairs:
-        turns += [question(asked), answer(reply)]
+        turns += [user(asked), assistant(reply)]
     tokens = template.render(turns, reply=False)
     spoken = runs(tokens.ids, tokens.supervised)
     assert len(spoken) == len(pairs)
@@ -132,7 +132,7 @@ def test_words_that_look_like_special_tokens_stay_words(name):
     template = role()
     special = {WORDS.token_to_id(s) for s in SPECIALS}
     asked, reply = f"what is {name}?", f"it is {name}{name} red"
-    tokens = template.render([question(asked), answer(reply)], reply=False)
+    tokens = template.render([user(asked), assistant(reply)], reply=False)
     structure = [i for i in tokens.ids if i in special]
     assert structure == [
         template.begin,
@@ -146,7 +146,7 @@ def test_words_that_look_like_special_tokens_stay_words(name):
 
 def test_an_empty_reply_still_teaches_to_stop():
     template = role()
-    tokens = template.render([question("what?"), answer("")], reply=False)
+    tokens = template.render([user("what?"), assistant("")], reply=False)
     assert runs(tokens.ids, tokens.supervised) == [[template.end]]
 
 
@@ -158,9 +158,9 @@ def test_an_empty_reply_still_teaches_to_stop():
 )
 def test_chat_template_supervises_the_assistants_words_and_the_first_end(pairs, kind, system):
     template = CHATS[kind]
-    turns = [Turn("system", question("be brief").parts)] if system else []
+    turns = [Message("system", user("be brief").content)] if system else []
     for asked, reply in pairs:
-        turns += [question(asked), answer(reply)]
+        turns += [user(asked), assistant(reply)]
     tokens = template.render(turns, reply=False)
     spoken = runs(tokens.ids, tokens.supervised)
     assert len(spoken) == len(pairs)
@@ -183,7 +183,7 @@ CHATS = {
 
 def test_chat_template_puts_markers_where_images_are():
     template = chat_template()
-    turns = [question("left ", image(), " right ", image()), answer("red")]
+    turns = [user("left ", image(), " right ", image()), assistant("red")]
     tokens = template.render(turns, reply=False)
     assert tokens.ids.count(template.marker) == 2
     text = template.tokenizer.decode(tokens.ids)
@@ -197,9 +197,9 @@ def test_chat_template_refuses_what_it_cannot_do():
     template = chat_template()
     template.tokenizer.chat_template = "{{ messages | length }}" + CHATML
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        template.render([question("a"), answer("b")], reply=False)
+        template.render([user("a"), assistant("b")], reply=False)
     # A prompt is read as the template writes it; without loss on what was said before.
-    asked = template.render([question("a"), answer("b"), question("c")], reply=True)
+    asked = template.render([user("a"), assistant("b"), user("c")], reply=True)
     assert template.tokenizer.decode(asked.ids).startswith("3<|im_start|>user")
     assert not any(asked.supervised)
     template.tokenizer.chat_template = None
@@ -212,55 +212,55 @@ def test_chat_template_refuses_what_it_cannot_do():
 
 def test_targets_are_the_next_supervised_ids():
     maker = processor()
-    turns = (question(image(), "what?"), answer("it is red"), question("is it?"), answer("yes"))
+    turns = (user(image(), "what?"), assistant("it is red"), user("is it?"), assistant("yes"))
     encoded = maker.encode(Sample(turns, "s"))
     tokens = maker.template.render(turns, reply=False)
     place = tokens.ids.index(-1)
     ids = [*tokens.ids[:place], 900, 900, *tokens.ids[place + 1 :]]
     loss = [*tokens.supervised[:place], False, False, *tokens.supervised[place + 1 :]]
-    assert encoded.ids.tolist() == ids
-    assert encoded.targets.tolist() == [
+    assert encoded.input_ids.tolist() == ids
+    assert encoded.labels.tolist() == [
         t if on else IGNORE for t, on in zip([*ids[1:], 0], [*loss[1:], False], strict=True)
     ]
-    assert encoded.position.tolist() == encoded.block.tolist() == list(range(len(ids)))
-    assert not encoded.branch.any()
-    assert encoded.grids.tolist() == [[1, 2]]
+    assert encoded.position_ids.tolist() == encoded.block_ids.tolist() == list(range(len(ids)))
+    assert not encoded.branch_ids.any()
+    assert encoded.image_grids.tolist() == [[1, 2]]
     assert encoded.name == "s"
 
 
 @pytest.mark.parametrize("supervise", [False, True])
 def test_codes_are_learned_where_the_assistant_draws_and_elsewhere_by_choice(supervise):
     maker = processor(continuous=False, supervise_images=supervise)
-    read = maker.encode(Sample((question(image(), "what?"), answer("red"))))
-    drawn = maker.encode(Sample((question("red"), answer(image()))))
-    assert ({1000, 1001} <= set(read.targets)) == supervise
-    assert {1000, 1001} <= set(drawn.targets)
-    assert read.patches is drawn.patches is None
+    read = maker.encode(Sample((user(image(), "what?"), assistant("red"))))
+    drawn = maker.encode(Sample((user("red"), assistant(image()))))
+    assert ({1000, 1001} <= set(read.labels)) == supervise
+    assert {1000, 1001} <= set(drawn.labels)
+    assert read.image_patches is drawn.image_patches is None
 
 
 def test_independent_questions_are_branches_that_equal_single_conversations():
     maker = processor(continuous=False)
     sample = Sample(
         (
-            question("say ", image(3)),
-            answer("red"),
-            question("shape?"),
-            answer("a circle"),
-            question("so?"),
-            answer("no"),
+            user("say ", image(3)),
+            assistant("red"),
+            user("shape?"),
+            assistant("a circle"),
+            user("so?"),
+            assistant("no"),
         ),
         "s",
         independent=True,
     )
     joint = maker.encode(sample)
-    trunk = joint.branch == 0
+    trunk = joint.branch_ids == 0
     for number, single in enumerate(split_independent(sample), 1):
         alone = maker.encode(single)
-        mine = trunk | (joint.branch == number)
-        for name in ("ids", "targets", "block", "position"):
+        mine = trunk | (joint.branch_ids == number)
+        for name in ("input_ids", "labels", "block_ids", "position_ids"):
             assert getattr(joint, name)[mine].tolist() == getattr(alone, name).tolist(), name
-    assert joint.ids.tolist().count(1003) == 1
-    assert joint.grids.tolist() == [[1, 2]]
+    assert joint.input_ids.tolist().count(1003) == 1
+    assert joint.image_grids.tolist() == [[1, 2]]
 
 
 def prompts_alone(maker, sample):
@@ -271,19 +271,19 @@ def assert_branches_equal_single_prompts(maker, samples):
     for encoded, members in maker.prompts(samples):
         for number, index in enumerate(members, 1):
             alone = prompts_alone(maker, samples[index])
-            mine = encoded.branch == (number if len(members) > 1 else 0)
-            mine |= encoded.branch == 0
-            for name in ("ids", "block", "position"):
+            mine = encoded.branch_ids == (number if len(members) > 1 else 0)
+            mine |= encoded.branch_ids == 0
+            for name in ("input_ids", "block_ids", "position_ids"):
                 assert getattr(encoded, name)[mine].tolist() == getattr(alone, name).tolist()
-        placeholders = int((encoded.ids == 900).sum())
-        patches = 0 if encoded.patches is None else len(encoded.patches)
+        placeholders = int((encoded.input_ids == 900).sum())
+        patches = 0 if encoded.image_patches is None else len(encoded.image_patches)
         assert placeholders == patches
 
 
 def test_prompts_of_neighbours_with_the_same_image_share_it():
     maker = processor()
     asked = [
-        Sample((question(image(n), text),))
+        Sample((user(image(n), text),))
         for n, text in (
             (1, "what?"),
             (1, "red?"),
@@ -295,17 +295,17 @@ def test_prompts_of_neighbours_with_the_same_image_share_it():
     ]
     found = maker.prompts(asked)
     assert [members for _, members in found] == [[0, 1], [2], [3, 4, 5]]
-    assert [len(e.patches) for e, _ in found] == [2, 2, 2]
+    assert [len(e.image_patches) for e, _ in found] == [2, 2, 2]
     assert_branches_equal_single_prompts(maker, asked)
 
 
 def test_prompts_without_images_or_with_several_stay_alone():
     maker = processor()
     asked = [
-        Sample((question("what?"),)),
-        Sample((question("what?"),)),
-        Sample((question(image(1), image(2), "?"),)),
-        Sample((question(image(1), image(2), "?"),)),
+        Sample((user("what?"),)),
+        Sample((user("what?"),)),
+        Sample((user(image(1), image(2), "?"),)),
+        Sample((user(image(1), image(2), "?"),)),
     ]
     assert [members for _, members in maker.prompts(asked)] == [[0], [1], [2], [3]]
 
@@ -314,17 +314,17 @@ def test_prompts_without_images_or_with_several_stay_alone():
     "pair",
     [
         (
-            Sample((question("what is ", image(1), "?"),)),
-            Sample((question("is ", image(1), "?"),)),
+            Sample((user("what is ", image(1), "?"),)),
+            Sample((user("is ", image(1), "?"),)),
         ),
-        (Sample((question(image(1), "a"),)), Sample((question("b ", image(1)),))),
+        (Sample((user(image(1), "a"),)), Sample((user("b ", image(1)),))),
         (
-            Sample((Turn("system", question("be brief").parts), question(image(1), "a"))),
-            Sample((question(image(1), "a"),)),
+            Sample((Message("system", user("be brief").content), user(image(1), "a"))),
+            Sample((user(image(1), "a"),)),
         ),
         (
-            Sample((question("hello"), answer("hi"), question(image(1), "a"))),
-            Sample((question(image(1), "a"),)),
+            Sample((user("hello"), assistant("hi"), user(image(1), "a"))),
+            Sample((user(image(1), "a"),)),
         ),
     ],
 )
@@ -335,8 +335,8 @@ def test_neighbours_that_differ_before_the_image_do_not_share_it(pair):
 
 def test_a_dialogue_and_a_question_about_the_same_image_share_it():
     pair = [
-        Sample((question(image(1), "a"),)),
-        Sample((question(image(1), "a"), answer("b"), question("c"))),
+        Sample((user(image(1), "a"),)),
+        Sample((user(image(1), "a"), assistant("b"), user("c"))),
     ]
     maker = processor()
     assert [members for _, members in maker.prompts(pair)] == [[0, 1]]
@@ -344,32 +344,32 @@ def test_a_dialogue_and_a_question_about_the_same_image_share_it():
 
 
 def test_the_longest_conversation_loses_its_later_turns():
-    turns = [question(image(), "what?"), answer("red")]
+    turns = [user(image(), "what?"), assistant("red")]
     for n in range(5):
-        turns += [question(f"and {n}?"), answer("it is red")]
+        turns += [user(f"and {n}?"), assistant("it is red")]
     whole = processor().encode(Sample(tuple(turns)))
     for count in range(1, 6):
         shorter = processor().encode(Sample(tuple(turns[: 2 * count])))
         cut = processor(max_length=len(shorter)).encode(Sample(tuple(turns)))
-        assert cut.ids.tolist() == shorter.ids.tolist()
-        assert cut.targets.tolist() == shorter.targets.tolist()
+        assert cut.input_ids.tolist() == shorter.input_ids.tolist()
+        assert cut.labels.tolist() == shorter.labels.tolist()
     assert len(processor(max_length=len(whole)).encode(Sample(tuple(turns)))) == len(whole)
 
 
 def test_what_does_not_fit_is_an_error_and_never_a_lost_image():
-    sample = Sample((question(image(width=80), "what?"), answer("red")), "s3")
+    sample = Sample((user(image(width=80), "what?"), assistant("red")), "s3")
     length = len(processor().encode(sample))
     with pytest.raises(DataError, match=f"'s3'.*{length} tokens, more than the {length - 1} all"):
         processor(max_length=length - 1).encode(sample)
-    wide = question(image(width=80))
-    late = Sample((question("hello"), answer("yes"), wide, answer("red")), "s4")
+    wide = user(image(width=80))
+    late = Sample((user("hello"), assistant("yes"), wide, assistant("red")), "s4")
     with pytest.raises(DataError, match=r"'s4'.*more than the 20 allowed"):
         processor(max_length=20).encode(late)
     with pytest.raises(DataError, match="more than the 20 allowed"):
-        processor(max_length=20).prompts([Sample((question("what colour is it? " * 9),))])
+        processor(max_length=20).prompts([Sample((user("what colour is it? " * 9),))])
 
 
-@pytest.mark.parametrize("turns", [(), (Turn("user", ()),), (answer("hello"),)])
+@pytest.mark.parametrize("turns", [(), (Message("user", ()),), (assistant("hello"),)])
 def test_empty_conversations_are_named(turns):
     for act in (processor().encode, lambda s: processor().prompts([s])):
         with pytest.raises(DataError, match=r"train.jsonl:4.*an empty conversation"):
@@ -378,13 +378,13 @@ def test_empty_conversations_are_named(turns):
 
 def test_nothing_to_learn_is_an_error():
     with pytest.raises(DataError, match="no assistant words to learn from"):
-        processor().encode(Sample((question("what?"),), "s"))
+        processor().encode(Sample((user("what?"),), "s"))
 
 
 def test_images_are_remembered_by_content():
     maker = processor(remember=True)
     for value in (1, 2, 1, 1):
-        maker.encode(Sample((question(image(value), "a"), answer("b"))))
+        maker.encode(Sample((user(image(value), "a"), assistant("b"))))
     assert maker.codec.calls == 2
 
 
@@ -394,14 +394,14 @@ def test_images_are_remembered_by_content():
 def captioned(n=0, caption="a red circle"):
     return Sample(
         (
-            question(image(n), "q0"),
-            answer("a0"),
-            question("q1"),
-            answer("a1"),
-            question("q2"),
-            answer("a2"),
-            question("q3"),
-            answer("a3"),
+            user(image(n), "q0"),
+            assistant("a0"),
+            user("q1"),
+            assistant("a1"),
+            user("q2"),
+            assistant("a2"),
+            user("q3"),
+            assistant("a3"),
         ),
         f"s{n}",
         independent=True,
@@ -417,7 +417,7 @@ def test_describe_and_draw_are_each_others_mirror():
     sample = captioned()
     seen, drawn = caption(sample, rng()), text_to_image(sample, rng())
     assert [t.role for t in seen.turns] == [t.role for t in drawn.turns] == ["user", "assistant"]
-    assert seen.turns[0].parts == drawn.turns[1].parts == sample.images
+    assert seen.turns[0].content == drawn.turns[1].content == sample.images
     assert seen.turns[1].text == drawn.turns[0].text == "a red circle"
     assert not seen.independent
     assert not drawn.independent
@@ -427,17 +427,19 @@ def test_describe_and_draw_are_each_others_mirror():
 def test_describe_and_draw_need_a_caption_and_an_image():
     for view in (caption, text_to_image):
         assert view(captioned(caption=None), rng()) is None
-        assert view(Sample((question("a"), answer("b"))), rng()) is None
+        assert view(Sample((user("a"), assistant("b"))), rng()) is None
 
 
 def test_drop_leaves_out_the_caption_as_often_as_said():
     dropped = [
-        text_to_image(captioned(), rng(n), drop=0.25).turns[0].parts == () for n in range(2000)
+        text_to_image(captioned(), rng(n), drop=0.25).turns[0].content == () for n in range(2000)
     ]
     assert 0.2 < np.mean(dropped) < 0.3
-    assert all(text_to_image(captioned(), rng(n), drop=1.0).turns[0].parts == () for n in range(20))
+    assert all(
+        text_to_image(captioned(), rng(n), drop=1.0).turns[0].content == () for n in range(20)
+    )
     kept = [text_to_image(captioned(), rng(n)) for n in range(20)]
-    assert all(s.turns[0].text == "a red circle" and s.turns[1].parts for s in kept)
+    assert all(s.turns[0].text == "a red circle" and s.turns[1].content for s in kept)
 
 
 @settings(max_examples=30, deadline=None)
@@ -445,7 +447,7 @@ def test_drop_leaves_out_the_caption_as_often_as_said():
 def test_at_most_keeps_whole_pairs_in_order_and_the_image_first(count, seed, system):
     sample = captioned()
     if system:
-        sample = sample.replace(turns=(Turn("system", question("brief").parts), *sample.turns))
+        sample = sample.replace(turns=(Message("system", user("brief").content), *sample.turns))
     seen = at_most(chat, count)(sample, rng(seed))
     turns = [t for t in seen.turns if t.role != "system"]
     assert len(turns) == 2 * min(count, 4)
@@ -453,7 +455,7 @@ def test_at_most_keeps_whole_pairs_in_order_and_the_image_first(count, seed, sys
     assert [t.text for t in turns[1::2]] == [f"a{n}" for n in numbers]
     assert numbers == sorted(set(numbers))
     assert seen.images == sample.images
-    assert turns[0].parts[0] is sample.images[0]
+    assert turns[0].content[0] is sample.images[0]
     assert (seen.turns[0].role == "system") == system
 
 
@@ -482,7 +484,7 @@ def test_without_leaves_out_the_captions_it_is_told():
 def test_moved_moves_each_image_once_and_nothing_else():
     pixels = rng().integers(0, 256, (8, 8, 3), np.uint8)
     image = Image(PIL.Image.fromarray(pixels), "there")
-    sample = Sample((question(image, "a"), answer("b"), question(image, "c"), answer("d")))
+    sample = Sample((user(image, "a"), assistant("b"), user(image, "c"), assistant("d")))
     seen = moved(chat, 2)(sample, rng(1))
     assert [t.text for t in seen.turns] == ["a", "b", "c", "d"]
     assert seen.images[0] is seen.images[1]
@@ -522,7 +524,15 @@ def take(source, count):
 def assert_batches_equal(a, b):
     for x, y in zip(a, b, strict=True):
         assert x.names == y.names
-        for name in ("ids", "targets", "segment", "block", "branch", "position", "grids"):
+        for name in (
+            "input_ids",
+            "labels",
+            "segment_ids",
+            "block_ids",
+            "branch_ids",
+            "position_ids",
+            "image_grids",
+        ):
             assert torch.equal(getattr(x, name), getattr(y, name)), name
 
 
@@ -533,12 +543,12 @@ def noisy(count=9):
         pixels = rng(n).integers(0, 256, (8, 16, 3), np.uint8)
         image = Image(PIL.Image.fromarray(pixels))
         turns = (
-            question(image, "q0" * (n % 3 + 1)),
-            answer("a0"),
-            question("q1"),
-            answer("a1"),
-            question("q2"),
-            answer("a2"),
+            user(image, "q0" * (n % 3 + 1)),
+            assistant("a0"),
+            user("q1"),
+            assistant("a1"),
+            user("q2"),
+            assistant("a2"),
         )
         made.append(Sample(turns, f"s{n}", independent=True, meta={"caption": f"caption {n}"}))
     return made
@@ -570,7 +580,7 @@ def test_every_sample_passes_every_view_once_an_epoch():
         seen = []
         for batch in take(source, 14):
             (name,) = batch.names
-            seen.append((name, bool((batch.branch > 0).any())))
+            seen.append((name, bool((batch.branch_ids > 0).any())))
         assert sorted(seen) == sorted((f"s{n}", branched) for n in range(7) for branched in (0, 1))
 
 
@@ -578,10 +588,10 @@ def test_every_sample_passes_every_view_once_an_epoch():
 def test_rows_are_filled_up_to_few_lengths(tokens, lengths):
     """Within the budget; the filling is nobody's and teaches nothing."""
     batches = take(stream(noisy(9), (text_to_image,), tokens), 12)
-    assert {batch.ids.shape[1] for batch in batches} <= lengths
+    assert {batch.input_ids.shape[1] for batch in batches} <= lengths
     for batch in batches:
-        filling = batch.segment < 0
-        assert bool((batch.targets[filling] == IGNORE).all())
+        filling = batch.segment_ids < 0
+        assert bool((batch.labels[filling] == IGNORE).all())
         assert batch.tokens == int((~filling).sum())
 
 
@@ -589,7 +599,7 @@ def test_batches_stay_within_the_budget_and_lose_nothing():
     source = stream(noisy(9), tokens=150)
     names = []
     for batch in take(source, 12):
-        assert batch.ids.shape[0] == 1
+        assert batch.input_ids.shape[0] == 1
         assert batch.tokens <= 150 or len(batch.names) == 1
         names += batch.names
     whole, rest = divmod(len(names), 9)
@@ -607,8 +617,8 @@ def test_text_and_any_number_of_images_mixed_lose_no_sample(kind, images, tokens
     made = []
     for number, count in enumerate(images):
         image = Image(PIL.Image.new("RGB", (8, 8), (20 * number, 0, 0)))
-        shown = question(*[image] * count, "which colour is it?")
-        made.append(Sample((shown, answer("a dark one")), f"s{number}"))
+        shown = user(*[image] * count, "which colour is it?")
+        made.append(Sample((shown, assistant("a dark one")), f"s{number}"))
     source = kind(made, [chat], processor(continuous=True), tokens, 0)
     names: list[str] = []
     while len(names) < 2 * len(made):
@@ -633,7 +643,7 @@ def test_other_seeds_give_other_orders():
 def test_bad_samples_are_counted_and_left_out(tmp_path):
     good = noisy(6)
     bad = [
-        Sample((question(Image(tmp_path / "absent.png"), "a"), answer("b")), "absent"),
+        Sample((user(Image(tmp_path / "absent.png"), "a"), assistant("b")), "absent"),
         Sample((), "empty"),
     ]
     quarantine = Quarantine(tmp_path / "quarantine.jsonl")
@@ -653,7 +663,7 @@ def test_mostly_bad_data_is_an_error(tmp_path):
 
 def test_a_view_that_suits_no_sample_is_an_error():
     plain = [
-        Sample((question(image(n), "a"), answer("b")), f"s{n}", meta={"caption": None})
+        Sample((user(image(n), "a"), assistant("b")), f"s{n}", meta={"caption": None})
         for n in range(4)
     ]
     with pytest.raises(DataError, match="captions are needed to describe or draw"):

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.convert import convert
 from chiasm.data.formats.media import image_bytes, suffix
 from chiasm.data.formats.registry import NAMES, WRITERS, detect
@@ -87,7 +87,7 @@ def swift(folder: Path, rows: Rows) -> Path:
 
 
 def samples_of(rows: Rows) -> list[Sample]:
-    return [Sample((question(Image(data), q), answer(a)), name) for name, data, _, q, a in rows]
+    return [Sample((user(Image(data), q), assistant(a)), name) for name, data, _, q, a in rows]
 
 
 def by_datasets(folder: Path, rows: Rows) -> Path:
@@ -176,7 +176,7 @@ def made() -> Rows:
     samples = []
     for n, words in enumerate(('red, "quoted"', "zwei\tWörter", "漢字 <b>", "a\nb")):
         image = PIL.Image.fromarray(random.integers(0, 256, (9, 7, 3), np.uint8))
-        samples.append(Sample((question(Image(image), f"what, {n}?"), answer(words))))
+        samples.append(Sample((user(Image(image), f"what, {n}?"), assistant(words))))
     return rows_of(samples)
 
 

@@ -12,7 +12,7 @@ import PIL.ImageFont
 import pytest
 
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.filters.agreement import Agreement
 from chiasm.data.filters.blur import sharpness
 from chiasm.data.filters.contamination import Contamination
@@ -35,7 +35,7 @@ def jpeg(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def ask(image: PIL.Image.Image | None, words: str, reply: str, name: str = "x") -> Sample:
     shown = [Image(image)] if image else []
-    return Sample((question(*shown, words), answer(reply)), name)
+    return Sample((user(*shown, words), assistant(reply)), name)
 
 
 def verdicts(rule: str, *samples: Sample) -> list[bool]:

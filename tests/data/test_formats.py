@@ -14,7 +14,7 @@ import pytest
 
 from chiasm.core.batch import Slot
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
-from chiasm.core.sample import Image, Sample, Text, Turn, Video, answer, question
+from chiasm.core.sample import Image, Message, Sample, Text, Video, assistant, user
 from chiasm.data.convert import convert
 from chiasm.data.formats import huggingface, parquet, reading
 from chiasm.data.formats.messages import write_messages
@@ -42,7 +42,7 @@ def says(sample: Sample) -> list:
             return part.text
         return part.digest() if isinstance(part, Image) else part.path.read_bytes()
 
-    turns = [(turn.role, [(type(p), content(p)) for p in turn.parts]) for turn in sample.turns]
+    turns = [(turn.role, [(type(p), content(p)) for p in turn.content]) for turn in sample.turns]
     meta = {key: value for key, value in sample.meta.items() if key != "where"}
     return [sample.id, sample.independent, meta, turns]
 
@@ -190,7 +190,7 @@ def test_the_llava_family_gives_identical_arrays(tmp_path: Path):
 
 def test_a_placeholder_is_where_it_stands_and_its_line_break_is_none_of_the_words(tmp_path: Path):
     samples = read(llava(tmp_path))
-    kinds = [[p.text if isinstance(p, Text) else "IMAGE" for p in s.turns[0].parts]
+    kinds = [[p.text if isinstance(p, Text) else "IMAGE" for p in s.turns[0].content]
              for s in samples if s.turns[0].role == "user"]  # fmt: skip
     assert kinds == [
         ["IMAGE", "Which colour?"],
@@ -206,9 +206,9 @@ def test_swift_query_and_unplaced_images(tmp_path: Path):
         {"query": "<image>?", "response": "Red.", "images": [{"path": "0.png"}]},
     ]
     first, second = read(save(images(tmp_path) / "q.jsonl", rows))
-    assert [type(p) for p in first.turns[0].parts] == [Image, Text]
+    assert [type(p) for p in first.turns[0].content] == [Image, Text]
     assert [t.text for t in first.turns] == ["Hi", "Hello", "Which?", "Red."]
-    assert [type(p) for p in second.turns[0].parts] == [Image, Text]
+    assert [type(p) for p in second.turns[0].content] == [Image, Text]
 
 
 def test_llama_factory_alpaca(tmp_path: Path):
@@ -390,15 +390,15 @@ def some(folder: Path) -> list[Sample]:
     """Samples that need everything of a format."""
     images(folder)
     return [
-        Sample((question(Image(folder / "0.png"), "Which?"), answer("Red.")), "a", "", False,
+        Sample((user(Image(folder / "0.png"), "Which?"), assistant("Red.")), "a", "", False,
                {"n": 1, "deep": {"x": [1, None]}, "text": "é"}),
-        Sample((Turn("system", (Text("Brief."),)),
-                question("One", Image(png("green")), "two", Image(folder / "2.png")),
-                answer(""), question("More?"), answer("No")), "b", "", True),
-        Sample((question("Words only"), answer("漢字")), "c"),
-        Sample((question(Image(PIL.Image.new("RGB", (4, 4), "teal")), "?"), answer("x")), ""),
-        Sample((question(*(Image(png(c)) for c in COLOURS), *(Image(png(c, 9)) for c in COLOURS),
-                         Image(png("teal"))), answer("11 images")), "m"),
+        Sample((Message("system", (Text("Brief."),)),
+                user("One", Image(png("green")), "two", Image(folder / "2.png")),
+                assistant(""), user("More?"), assistant("No")), "b", "", True),
+        Sample((user("Words only"), assistant("漢字")), "c"),
+        Sample((user(Image(PIL.Image.new("RGB", (4, 4), "teal")), "?"), assistant("x")), ""),
+        Sample((user(*(Image(png(c)) for c in COLOURS), *(Image(png(c, 9)) for c in COLOURS),
+                         Image(png("teal"))), assistant("11 images")), "m"),
     ]  # fmt: skip
 
 
@@ -571,7 +571,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_videos_go_into_messages_only(tmp_path: Path):
-    sample = Sample((question(Video(save(tmp_path / "v.mp4", b"v")), "?"), answer("!")), "1")
+    sample = Sample((user(Video(save(tmp_path / "v.mp4", b"v")), "?"), assistant("!")), "1")
     for to in ("webdataset", "parquet"):
         if to == "parquet":
             pytest.importorskip("pyarrow")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from chiasm.core.batch import IGNORE
 from chiasm.core.errors import DataError
-from chiasm.core.sample import BoxText, Image, Sample, Text, answer, question
+from chiasm.core.sample import BoxText, Image, Sample, Text, assistant, user
 from chiasm.data.blob import local
 from chiasm.data.boxes import read_box, write_as, written
 from chiasm.data.caption import caption_of
@@ -69,7 +69,7 @@ def told(sample: Sample) -> list[tuple[str, str]]:
         source = one.source if isinstance(one, Image) else one.path
         return f"[{source.name if isinstance(source, Path) else 'bytes'}]"
 
-    return [(turn.role, "".join(map(part, turn.parts))) for turn in sample.turns]
+    return [(turn.role, "".join(map(part, turn.content))) for turn in sample.turns]
 
 
 def unused(row: dict, folder: Path = Path()) -> dict[str, int]:
@@ -105,7 +105,7 @@ def test_boxes_of_objects_stand_in_the_text_in_thousandths_of_the_image(folder: 
         ("user", "[a.png]Find a dog."),
         ("assistant", "The dog is at [250, 250, 500, 1000]."),
     ]
-    (box,) = [part for part in sample.turns[1].parts if isinstance(part, BoxText)]
+    (box,) = [part for part in sample.turns[1].content if isinstance(part, BoxText)]
     assert box.box == (0.25, 0.25, 0.5, 1.0)
     assert unused(row, folder) == {}
 
@@ -260,7 +260,7 @@ def test_pairs_with_images_on_both_sides_survive_an_import(folder: Path):
         assert [image.load().size for image in back.all_images] == [
             image.load().size for image in first.all_images
         ], to
-        assert [type(part).__name__ for part in back.rejected[0].parts] == ["Image", "Text"], to
+        assert [type(part).__name__ for part in back.rejected[0].content] == ["Image", "Text"], to
         assert back.desired is True, to
 
 
@@ -298,7 +298,7 @@ def test_boxes_survive_an_import(folder: Path):
             pytest.importorskip("pyarrow")
         convert(str(source), folder / to, to)
         (back,) = next(iter(open_data(str(folder / to)).values())).samples
-        boxes = [p for turn in back.turns for p in turn.parts if isinstance(p, BoxText)]
+        boxes = [p for turn in back.turns for p in turn.content if isinstance(p, BoxText)]
         assert [box.box for box in boxes] == [(0.25, 0.25, 0.5, 1.0)], to
 
 
@@ -691,7 +691,7 @@ def test_empty_replies_are_counted_where_records_are_read(tmp_path: Path):
 
 
 def test_rounds_beyond_max_length_are_counted_once_a_sample():
-    said = [s for i in range(6) for s in (question(f"what {i}"), answer("it is yes no maybe " * 4))]
+    said = [s for i in range(6) for s in (user(f"what {i}"), assistant("it is yes no maybe " * 4))]
     processor = Processor(template(), None, max_length=150)  # type: ignore[arg-type]
     sample = Sample(tuple(said), "long")
     for _ in range(3):
@@ -713,10 +713,10 @@ def test_a_chat_template_leaves_excluded_replies_out_of_the_loss():
     )
     tokenizer.chat_template = CHATML
     turns = (
-        question("what"),
-        answer("no").replace(supervised=False),
-        question("is"),
-        answer("yes"),
+        user("what"),
+        assistant("no").replace(supervised=False),
+        user("is"),
+        assistant("yes"),
     )
     tokens = ChatTemplate(tokenizer).render(turns, False)
     learnt = [i for i, taught in zip(tokens.ids, tokens.supervised, strict=True) if taught]
@@ -725,7 +725,7 @@ def test_a_chat_template_leaves_excluded_replies_out_of_the_loss():
 
 def test_views_keep_what_is_excluded_from_the_loss():
     image = Image(PIL.Image.new("RGB", (8, 8)))
-    sample = Sample((question(image, "?"), answer("!").replace(supervised=False)))
+    sample = Sample((user(image, "?"), assistant("!").replace(supervised=False)))
     seen = moved(chat, 1)(sample, np.random.default_rng(0))
     assert seen is not None
     assert [turn.supervised for turn in seen.turns] == [True, False]
@@ -740,7 +740,7 @@ def test_location_tokens_are_boxes(folder: Path):
            "suffix": f"<loc0256><loc0128><loc0512><loc0256> cat ; {whole} dog"}  # fmt: skip
     sample = read(row, folder)
     assert told(sample)[1][1] == "[125, 250, 250, 500] cat ; [0, 0, 1000, 1000] dog"
-    first, second = [p.box for p in sample.turns[1].parts if isinstance(p, BoxText)]
+    first, second = [p.box for p in sample.turns[1].content if isinstance(p, BoxText)]
     assert first == pytest.approx((128 / 1023, 256 / 1023, 256 / 1023, 512 / 1023))
     assert second == (0.0, 0.0, 1.0, 1.0)
 
@@ -966,14 +966,14 @@ def test_a_model_gets_boxes_in_its_own_format(folder: Path, format: Any, text: s
     row = {"messages": talk, "images": ["a.png"], "objects": {"bbox": [[10, 5, 20, 20]]}}
     sample = read(row, folder)
     assert written(sample, format).turns[1].text == text
-    bare = sample.replace(turns=(question("Where?"), sample.turns[1]))
+    bare = sample.replace(turns=(user("Where?"), sample.turns[1]))
     if format == "pixels":
         with pytest.raises(DataError, match="needs the size of its image"):
             Processor(template(), None, boxes=format).encode(bare)  # type: ignore[arg-type]
         return
     processor = Processor(template(), None, boxes=format)  # type: ignore[arg-type]
     encoded = processor.encode(bare)
-    learnt = encoded.targets[encoded.targets != IGNORE].tolist()
+    learnt = encoded.labels[encoded.labels != IGNORE].tolist()
     assert template().decode(learnt).strip() == text
 
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data import indexed, load
 from chiasm.data.blob import blobs, local
 from chiasm.data.formats import reading
@@ -33,7 +33,7 @@ def made(count):
     random = np.random.default_rng(0)
     for n in range(count):
         image = PIL.Image.fromarray(random.integers(0, 256, (6, 5, 3), np.uint8))
-        yield Sample((question(Image(image), f"where is ü{n}?"), answer("x" * (n % 7))), f"s{n}")
+        yield Sample((user(Image(image), f"where is ü{n}?"), assistant("x" * (n % 7))), f"s{n}")
 
 
 def said(sample):

@@ -117,6 +117,6 @@ def test_no_frames_keeps_the_clip(tmp_path):
     (tmp_path / "in" / "v.txt").write_text("red")
     ingest_video(tmp_path / "in", tmp_path / "out", VideoOptions(frames=0), silent)
     (sample,) = read_messages(tmp_path / "out")
-    (clip,) = [p for p in sample.turns[0].parts if isinstance(p, Video)]
+    (clip,) = [p for p in sample.turns[0].content if isinstance(p, Video)]
     assert clip.path.read_bytes() == (tmp_path / "in" / "v.mp4").read_bytes()
     assert clip.path.is_relative_to(tmp_path / "out")

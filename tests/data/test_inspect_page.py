@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from chiasm.core.errors import ConfigError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.ingest.browser import browser, find_browser
 from chiasm.data.inspect.measure import inspect_data
@@ -25,7 +25,7 @@ def page(tmp_path_factory):
         image = PIL.Image.fromarray(blocks).resize((160, 120), PIL.Image.Resampling.BICUBIC)
         if n == 7:
             image = samples[2].images[0].source.resize((80, 60))
-        turns = (question(Image(image), f"which {n}? " + "w" * 300), answer(f"answer {n}"))
+        turns = (user(Image(image), f"which {n}? " + "w" * 300), assistant(f"answer {n}"))
         samples.append(Sample(turns, f"s{n}"))
     write_messages(samples[:6], folder / "set" / "train.jsonl")
     write_messages(samples[6:], folder / "set" / "test.jsonl")

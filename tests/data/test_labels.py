@@ -8,7 +8,7 @@ from rich.console import Console
 from chiasm import cli
 from chiasm.core.batch import IGNORE
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Sample, Text, Turn, answer, question
+from chiasm.core.sample import Message, Sample, Text, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.labels import check, lint, spans
 from chiasm.data.processor import Processor
@@ -33,19 +33,19 @@ def processor():
 
 DIALOGUE = Sample(
     (
-        Turn("system", (Text("be brief"),)),
-        question("what colour?"),
-        answer("red"),
-        question("sure?"),
-        answer("yes"),
+        Message("system", (Text("be brief"),)),
+        user("what colour?"),
+        assistant("red"),
+        user("sure?"),
+        assistant("yes"),
     ),
     "good",
 )
 BRANCHES = Sample(
-    (question("what?"), answer("red"), question("is it?"), answer("yes")), "two", independent=True
+    (user("what?"), assistant("red"), user("is it?"), assistant("yes")), "two", independent=True
 )
-EMPTY = Sample((question("what?"), answer("")), "empty")
-SILENT = Sample((question("what?"),), "silent")
+EMPTY = Sample((user("what?"), assistant("")), "empty")
+SILENT = Sample((user("what?"),), "silent")
 
 
 def printed(samples, processor, colour=False, show=5):
@@ -66,9 +66,9 @@ def test_every_token_is_in_one_span_and_the_replies_are_the_learnt_ones(processo
         assert sum(span.tokens for span in found) == len(encoded)
         learnt = [span for span in found if span.kind == "learnt"]
         assert [span.text for span in learnt] == ["red</s>", "yes</s>"]
-        assert sum(span.tokens for span in learnt) == (encoded.targets != IGNORE).sum()
+        assert sum(span.tokens for span in learnt) == (encoded.labels != IGNORE).sum()
         assert "".join(s.text for s in found) == processor.template.tokenizer.decode(
-            encoded.ids.tolist(), skip_special_tokens=False
+            encoded.input_ids.tolist(), skip_special_tokens=False
         )
 
 

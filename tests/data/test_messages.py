@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Text, Turn, Video, answer, question
+from chiasm.core.sample import Image, Message, Sample, Text, Video, assistant, user
 from chiasm.data.formats.messages import read_messages, write_messages
 from chiasm.data.load import load_samples
 from shared_data import SHARED
@@ -53,7 +53,7 @@ def says(sample: Sample) -> list:
             return part.text
         return part.digest() if isinstance(part, Image) else part.path.read_bytes()
 
-    turns = [(turn.role, [(type(p), content(p)) for p in turn.parts]) for turn in sample.turns]
+    turns = [(turn.role, [(type(p), content(p)) for p in turn.content]) for turn in sample.turns]
     meta = {key: value for key, value in sample.meta.items() if key != "where"}
     return [sample.id, sample.independent, meta, turns]
 
@@ -72,7 +72,7 @@ def test_a_line_becomes_a_sample(tmp_path: Path):
     )  # fmt: skip
     (sample,) = read_messages(put(tmp_path / "my set" / "train.jsonl", line))
     assert [t.role for t in sample.turns] == ["system", "user", "assistant", "user"]
-    first, *media = sample.turns[1].parts
+    first, *media = sample.turns[1].content
     assert first == Text("Compare")
     assert [type(m) for m in media] == [Image, Image, Video]
     assert [i.source for i in sample.images] == [
@@ -92,7 +92,7 @@ def test_optional_keys_may_be_absent_or_null(tmp_path: Path):
     ]
     bare, null, number = read_messages(put(tmp_path / "train.jsonl", *lines))
     assert bare.id == null.id == ""
-    assert bare.turns == null.turns == (question("Which?"),)
+    assert bare.turns == null.turns == (user("Which?"),)
     assert null.meta == {"where": "train.jsonl:2"}
     assert (number.id, number.independent) == ("7", True)
 
@@ -238,9 +238,9 @@ def conversations(draw: st.DrawFn) -> Sample:
     turns = []
     for i in range(draw(st.integers(1, 4))):
         if draw(st.booleans()):
-            turns.append(Turn("system", (draw(texts),)))
+            turns.append(Message("system", (draw(texts),)))
         role = "assistant" if i % 2 else "user"
-        turns.append(Turn(role, tuple(draw(st.lists(texts | media, max_size=4)))))
+        turns.append(Message(role, tuple(draw(st.lists(texts | media, max_size=4)))))
     values = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
     meta = draw(st.dictionaries(st.text(max_size=5), values | st.lists(values), max_size=3))
     meta.pop("where", None)
@@ -255,7 +255,7 @@ def rooted(sample: Sample, root: Path) -> Sample:
             return Image(root / part.source)
         return Video(root / part.path) if isinstance(part, Video) else part
 
-    turns = (Turn(t.role, tuple(map(move, t.parts))) for t in sample.turns)
+    turns = (Message(t.role, tuple(map(move, t.content))) for t in sample.turns)
     return sample.replace(turns=tuple(turns))
 
 
@@ -287,7 +287,7 @@ def test_round_trip_of_any_conversation(samples: list[Sample]):
 
 
 def test_files_inside_are_named_in_place_and_not_opened(tmp_path: Path):
-    samples = [Sample((question(Image(tmp_path / "deep" / "no.png"), "?"),), "1")]
+    samples = [Sample((user(Image(tmp_path / "deep" / "no.png"), "?"),), "1")]
     write_messages(samples, tmp_path / "train.jsonl")
     assert json.loads((tmp_path / "train.jsonl").read_text())["images"] == ["deep/no.png"]
     assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
@@ -300,7 +300,7 @@ def test_everything_else_is_saved_once_by_its_content(tmp_path: Path):
     (outside / "v.mp4").write_bytes(b"clip")
     decoded = PIL.Image.new("RGBA", (4, 4), (1, 2, 3, 4))
     images = [Image(outside / "a.PNG"), Image(IMAGES[0]), Image(IMAGES[1]), Image(decoded)]
-    sample = Sample((question(*images, *images, Video(outside / "v.mp4")),), "1")
+    sample = Sample((user(*images, *images, Video(outside / "v.mp4")),), "1")
     write_messages([sample, sample], tmp_path / "set" / "train.jsonl")
     assert len(list((tmp_path / "set/images").iterdir())) == 3
     assert len(list((tmp_path / "set/videos").iterdir())) == 1
@@ -312,18 +312,18 @@ def test_everything_else_is_saved_once_by_its_content(tmp_path: Path):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "F", "YCbCr"])
 def test_a_decoded_image_of_any_mode_keeps_its_rgb_pixels(tmp_path: Path, mode: str):
     image = Image(PIL.Image.new("RGB", (4, 4), "teal").convert(mode))
-    write_messages([Sample((question(image),))], tmp_path / "train.jsonl")
+    write_messages([Sample((user(image),))], tmp_path / "train.jsonl")
     assert read_messages(tmp_path)[0].images[0].load().tobytes() == image.load().tobytes()
 
 
 def test_the_place_of_reading_is_not_written(tmp_path: Path):
-    sample = Sample((question("?"),), "1", meta={"where": "old.jsonl:9", "page": 2})
+    sample = Sample((user("?"),), "1", meta={"where": "old.jsonl:9", "page": 2})
     write_messages([sample], tmp_path / "train.jsonl")
     assert json.loads((tmp_path / "train.jsonl").read_text())["meta"] == {"page": 2}
 
 
 def test_half_a_surrogate_in_meta_survives(tmp_path: Path):
-    sample = Sample((question("é"),), "1", meta={"raw": "\ud83d"})
+    sample = Sample((user("é"),), "1", meta={"raw": "\ud83d"})
     write_messages([sample], tmp_path / "train.jsonl")
     assert read_messages(tmp_path)[0].meta["raw"] == "\ud83d"
     assert "é".encode() in (tmp_path / "train.jsonl").read_bytes()
@@ -333,15 +333,15 @@ def test_half_a_surrogate_in_meta_survives(tmp_path: Path):
     ("spoil", "message"),
     [
         (lambda s: s.replace(meta={"x": object()}), "sample '2': meta is not JSON"),
-        (lambda s: s.replace(turns=(question(Image(b"?", "x.pdf:3")),)), "(x.pdf:3)"),
-        (lambda s: s.replace(turns=(question(Image(Path("/no/a.png"))),)), "/no/a.png: no such"),
-        (lambda s: s.replace(turns=(question(Video(Path("/no/a.mp4"))),)), "/no/a.mp4: no such"),
+        (lambda s: s.replace(turns=(user(Image(b"?", "x.pdf:3")),)), "(x.pdf:3)"),
+        (lambda s: s.replace(turns=(user(Image(Path("/no/a.png"))),)), "/no/a.png: no such"),
+        (lambda s: s.replace(turns=(user(Video(Path("/no/a.mp4"))),)), "/no/a.mp4: no such"),
     ],
 )
 def test_a_failure_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, spoil: Callable[[Sample], Sample], message: str
 ):
-    good = Sample((question("?"), answer("!")), "1")
+    good = Sample((user("?"), assistant("!")), "1")
     write_messages([good], tmp_path / "train.jsonl")
     before = (tmp_path / "train.jsonl").read_bytes()
     with pytest.raises(DataError, match=re.escape(message)):

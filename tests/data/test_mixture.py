@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.core.errors import CheckpointError, ConfigError, DataError
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.data.mixture import Ingredient, Mixture, parse, weights
 from chiasm.data.turns import Mixed, Turns
 
 
 def part(name, count):
-    return [Sample((question(f"{name}{n}"), answer("a")), f"{name}{n}", name) for n in range(count)]
+    return [Sample((user(f"{name}{n}"), assistant("a")), f"{name}{n}", name) for n in range(count)]
 
 
 def mixed(counts=(5, 3), shares=None, unit="samples", epochs=None, temperature=1.0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chiasm.core.batch import Encoded
 from chiasm.core.errors import DataError
 from chiasm.core.image import header_size
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.objectives import chat
 from chiasm.data.packing import Budget, Size, fill, usefulness
 from chiasm.data.stream import KnapsackStream, SampleStream
@@ -102,7 +102,7 @@ class Words:
 def samples(n=60):
     lengths = np.random.default_rng(0).integers(4, 40, n)
     texts = ["bad" if i == 7 else str(length) for i, length in enumerate(lengths)]
-    return [Sample((question(t), answer("x")), f"s{i}") for i, t in enumerate(texts)]
+    return [Sample((user(t), assistant("x")), f"s{i}") for i, t in enumerate(texts)]
 
 
 def stream(kind=KnapsackStream, **more):

@@ -62,7 +62,7 @@ def told(sample: Sample) -> list[str]:
         source = one.path if isinstance(one, Video) else one.source
         return f"[{source.name}]" if isinstance(source, Path) else "[bytes]"
 
-    return [f"{turn.role}: {''.join(map(part, turn.parts))}" for turn in sample.turns]
+    return [f"{turn.role}: {''.join(map(part, turn.content))}" for turn in sample.turns]
 
 
 def test_a_published_file_is_read_as_a_person_reads_it(form):
@@ -117,7 +117,7 @@ def test_inspection_and_import_read_the_same(form, tmp_path: Path):
 
 
 def sample_texts(sample: Sample) -> list[tuple[str, str, int]]:
-    return [(turn.role, turn.text, len(turn.parts)) for turn in sample.turns]
+    return [(turn.role, turn.text, len(turn.content)) for turn in sample.turns]
 
 
 def test_what_the_docs_say_to_type_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import torch
 
 from chiasm.core.batch import Slot
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data import reader
 from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.mixture import Ingredient, Mixture
@@ -31,7 +31,7 @@ def part(folder, name, count):
         PIL.Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
         if n == 2:
             file.write_bytes(b"none")
-        turns = (question(Image(file), f"which {n}?"), answer("a" * (1 + n % 5)))
+        turns = (user(Image(file), f"which {n}?"), assistant("a" * (1 + n % 5)))
         samples.append(Sample(turns, f"{name}{n}", name))
     return samples
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import load_samples
 from chiasm.data.shard_import import ImportPlan
@@ -102,10 +102,8 @@ def data(folder: Path, count: int = 11) -> Path:
     samples = [
         Sample(
             (
-                question(
-                    Image(PIL.Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8))), "?"
-                ),
-                answer("a" * (n + 1)),
+                user(Image(PIL.Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8))), "?"),
+                assistant("a" * (n + 1)),
             ),
             f"s{n}",
         )

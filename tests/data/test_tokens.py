@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chiasm.core.errors import CheckpointError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.core.vocab import Vocabulary
 from chiasm.data.shards import run_shards
 from chiasm.data.tokens import Codes, read_tokens
@@ -38,7 +38,7 @@ def make_images(count):
 
 def write_tokens(folder, images, maker, size=10_000):
     """How many images are stored, and the reasons for those that are not."""
-    samples = [Sample((question(image),)) for image in images]
+    samples = [Sample((user(image),)) for image in images]
     done = run_shards(Codes(samples, maker, size), folder)
     bad = {where: why for one in done for where, why in one["unusable"].items()}
     return len(read_tokens(folder, maker)), bad
@@ -48,7 +48,7 @@ def write_tokens(folder, images, maker, size=10_000):
 @pytest.mark.parametrize("shard", [2, 100])
 def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantizer, shard):
     maker, images = codec(quantizer=quantizer), make_images(5)
-    expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    expected = [slot.input_ids.tolist() for slot in maker.encode([i.load() for i in images])]
     assert write_tokens(tmp_path / "t", [*images, images[0]], maker, shard) == (5, {})
     # Another text vocabulary: codes do not depend on it, ids do.
     other = codec(text=33, quantizer=quantizer)
@@ -56,7 +56,7 @@ def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantize
     assert len(other.stored) == 5
     calls = []
     other.autoencoder.encode = lambda pixels: calls.append(pixels)
-    found = [slot.ids for slot in other.encode([i.load() for i in images])]
+    found = [slot.input_ids for slot in other.encode([i.load() for i in images])]
     assert not calls
     moved = [np.where(ids >= 33, ids - 23, ids).tolist() for ids in found]
     assert moved == expected
@@ -65,10 +65,10 @@ def test_stored_codes_make_the_same_slots_without_the_network(tmp_path, quantize
 
 def test_unknown_images_are_encoded_in_their_place(tmp_path):
     maker, images = codec(), make_images(4)
-    expected = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    expected = [slot.input_ids.tolist() for slot in maker.encode([i.load() for i in images])]
     write_tokens(tmp_path / "t", [images[1], images[3]], maker)
     maker.stored = read_tokens(tmp_path / "t", maker)
-    found = [slot.ids.tolist() for slot in maker.encode([i.load() for i in images])]
+    found = [slot.input_ids.tolist() for slot in maker.encode([i.load() for i in images])]
     assert found == expected
 
 

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Text, Video, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, Text, Video, assistant, user
 from chiasm.data.clips import Clips, Frames
 from chiasm.data.formats.messages import read_messages
 from chiasm.data.text import train_bpe
@@ -329,11 +329,11 @@ def model_of(llama, video, images=AS_TRAINED):
 
 
 def asked(clip):
-    return Sample((question("what happens in ", Video(clip), "?"), answer("red")), "clip")
+    return Sample((user("what happens in ", Video(clip), "?"), assistant("red")), "clip")
 
 
 def text_of(processor, encoded):
-    return processor.template.tokenizer.decode(encoded.ids)
+    return processor.template.tokenizer.decode(encoded.input_ids)
 
 
 def test_times_stand_before_the_frames(clip, llama):
@@ -355,7 +355,7 @@ def test_a_clip_keeps_to_its_budget_by_averaging_neighbours(images, budget, clip
         return
     encoded = processor.encode(asked(clip))
     batch = pack([[encoded]])
-    slots = batch.ids == model.image_token
+    slots = batch.input_ids == model.image_token
     assert 0 < int(slots.sum()) <= budget
     footage = read_footage(clip, VideoConfig(frames=6))
     count = int(slots.sum()) // 16
@@ -363,7 +363,8 @@ def test_a_clip_keeps_to_its_budget_by_averaging_neighbours(images, budget, clip
     alone = [processor.clips.codec.encode([frame])[0] for frame in footage.frames]
     with torch.no_grad():
         seen = [
-            model.see(torch.from_numpy(slot.patches), torch.tensor([slot.grid])) for slot in alone
+            model.see(torch.from_numpy(slot.image_patches), torch.tensor([slot.grid]))
+            for slot in alone
         ]
         expected = [torch.stack(seen[i : i + group]).mean(0) for i in range(0, 6, group)]
         found = model.embed(batch)[slots]
@@ -385,10 +386,10 @@ def test_of_codes_the_first_of_neighbours_stands_for_all(clip, budget, shown):
     encoded = processor.encode(asked(clip))
     frames = read_footage(clip, config.video).frames
     assert len({f.tobytes() for f in frames}) == 4
-    expected = [slot.ids for slot in processor.codec.encode([frames[i] for i in shown])]
-    begins = np.flatnonzero(encoded.ids == processor.codec.vocabulary.begin_image)
+    expected = [slot.input_ids for slot in processor.codec.encode([frames[i] for i in shown])]
+    begins = np.flatnonzero(encoded.input_ids == processor.codec.vocabulary.begin_image)
     for start, ids in zip(begins, expected, strict=True):
-        assert np.array_equal(encoded.ids[start : start + len(ids)], ids)
+        assert np.array_equal(encoded.input_ids[start : start + len(ids)], ids)
     loss = model.loss(pack([[encoded]]))
     assert loss.count
     assert torch.isfinite(loss.sum)
@@ -398,17 +399,17 @@ def test_packed_clips_images_and_words_equal_each_alone(clip, llama):
     model, processor = model_of(llama, VideoConfig(frames=5, max_tokens=40))
     image = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
     several = Sample(
-        (question(Video(clip), "what?"), answer("red"), question("is it?"), answer("no")),
+        (user(Video(clip), "what?"), assistant("red"), user("is it?"), assistant("no")),
         "branches",
         independent=True,
     )
-    mixed = Sample((question(image, "or", Video(clip), image, "?"), answer("it")), "mixed")
-    texts = Sample((question("what?"), answer("red")), "text")
+    mixed = Sample((user(image, "or", Video(clip), image, "?"), assistant("it")), "mixed")
+    texts = Sample((user("what?"), assistant("red")), "text")
     encoded = [processor.encode(s) for s in (asked(clip), several, texts, mixed)]
     alone = sum(model.loss(pack([[e]])).sum for e in encoded)
     torch.testing.assert_close(model.loss(pack([encoded[:3], encoded[3:]])).sum, alone)
     single = [
-        Sample((question(Video(clip), words), answer(reply)))
+        Sample((user(Video(clip), words), assistant(reply)))
         for words, reply in (("what?", "red"), ("is it?", "no"))
     ]
     apart = sum(model.loss(pack([[processor.encode(s)]])).sum for s in single)
@@ -419,10 +420,10 @@ def test_prompts_with_the_same_image_and_other_clips_stay_apart(clip, llama, tmp
     _, processor = model_of(llama, VideoConfig(frames=2))
     image = Image(read_footage(clip, VideoConfig(frames=1)).frames[0])
     other = write(tmp_path / "other.mp4", 12)
-    pair = [Sample((question(image, "or", Video(path)),)) for path in (clip, other)]
+    pair = [Sample((user(image, "or", Video(path)),)) for path in (clip, other)]
     prompts = processor.prompts(pair)
     assert [members for _, members in prompts] == [[0], [1]]
-    assert not np.array_equal(prompts[0][0].patches, prompts[1][0].patches)
+    assert not np.array_equal(prompts[0][0].image_patches, prompts[1][0].image_patches)
 
 
 def test_clips_that_are_too_long_or_not_wanted_are_refused(clip, llama):
@@ -468,7 +469,7 @@ def test_a_real_clip_from_file_to_answer(llama):
     times = [p.text for p in processor.clips.parts(sample.videos[0]) if isinstance(p, Text)]
     assert len(times) == 2
     prompt = sample.replace(turns=sample.turns[:1])
-    pieces = list(Generator(model, processor)([prompt], Sampling(max_tokens=4)))
+    pieces = list(Generator(model, processor)([prompt], SamplingParams(max_tokens=4)))
     assert {index for index, _ in pieces} == {0}
     assert pieces[-1][1].finish in ("stop", "length")
     loss = model.loss(pack([[processor.encode(sample)]]))

@@ -10,7 +10,7 @@ from test_eval_batches import llama
 
 from chiasm import cli
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.eval.harness import USUAL
 from chiasm.eval.runner import evaluate
 from chiasm.eval.scoring import METRICS
@@ -62,12 +62,12 @@ def test_default_likelihood_and_compat_agree(tmp_path, generator, metric):
 
     def generated(samples, sampling):  # a model that says what is likeliest
         for i, sample in enumerate(samples):
-            yield i, Piece(said[sample.id], finish="stop")
+            yield i, StreamChunk(said[sample.id], finish="stop")
 
-    by_likelihood = evaluate(task, likeliest, Sampling(), show=silent)
+    by_likelihood = evaluate(task, likeliest, SamplingParams(), show=silent)
     results = [
         by_likelihood,
-        *(evaluate(t, generated, Sampling(), show=silent) for t in (task, other)),
+        *(evaluate(t, generated, SamplingParams(), show=silent) for t in (task, other)),
     ]
     assert len({result.accuracy for result in results}) == 1
     assert all(result.parse_failures == 0 for result in results)

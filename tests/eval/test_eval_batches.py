@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Text, Turn, answer
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Sample, Text, assistant
 from chiasm.data.chat import CHATML
 from chiasm.data.text import train_bpe
 from chiasm.eval.identity import prompt_hashes
@@ -40,8 +40,8 @@ def samples(count=200):
     for i in range(count):
         words = " ".join(random.choice(WORDS.split(), random.integers(1, 24)))
         shown = (images[i // 4], images[(i // 4 + 7) % 60])[: (1, 1, 0, 2, 1)[i % 5]]
-        turn = Turn("user", (*shown, Text(words)))
-        found.append(Sample((turn, answer("yes")), f"id{i}"))
+        turn = Message("user", (*shown, Text(words)))
+        found.append(Sample((turn, assistant("yes")), f"id{i}"))
     return found
 
 
@@ -111,7 +111,9 @@ def test_batches_of_1_4_and_16_give_the_same_tokens(route, tmp_path):
     said = {}
     for batch in (1, 4, 16):
         out = tmp_path / f"{batch}.jsonl"
-        evaluate(task, Generator(model, processor), Sampling(max_tokens=8), out, silent, batch)
+        evaluate(
+            task, Generator(model, processor), SamplingParams(max_tokens=8), out, silent, batch
+        )
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         said[batch] = {line["id"]: (line["reply"], line["finish"]) for line in lines}
     assert len(said[1]) == 200
@@ -120,7 +122,7 @@ def test_batches_of_1_4_and_16_give_the_same_tokens(route, tmp_path):
     assert len(replies) > 100  # a model that always says the same would prove nothing
     assert {finish for _, finish in said[1].values()} == {"stop", "length"}
     few = [s.replace(turns=s.turns[:1]) for s in samples(40)]
-    assert flip_rate(few, Generator(model, processor), Sampling(max_tokens=8)) == 0
+    assert flip_rate(few, Generator(model, processor), SamplingParams(max_tokens=8)) == 0
 
 
 def test_hashes_follow_prompt_and_pixels_apart(tmp_path):
@@ -136,7 +138,9 @@ def test_hashes_follow_prompt_and_pixels_apart(tmp_path):
     tampered = [
         s.replace(
             turns=tuple(
-                Turn(t.role, tuple(_inverted(p) if isinstance(p, Image) else p for p in t.parts))
+                Message(
+                    t.role, tuple(_inverted(p) if isinstance(p, Image) else p for p in t.content)
+                )
                 for t in s.turns
             )
         )

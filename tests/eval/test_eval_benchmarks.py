@@ -11,7 +11,7 @@ import pytest
 
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Image, Video
 from chiasm.eval.harness import harness_metric
 from chiasm.eval.runner import evaluate
@@ -209,7 +209,7 @@ def test_mmmu(tmp_path):
         [choice, {**free, "answer": "['12', 'twelve']"}],
     )
     samples = read_benchmark("mmmu", tmp_path)
-    parts = samples[0].turns[0].parts
+    parts = samples[0].turns[0].content
     assert [type(p).__name__ for p in parts] == ["Text", "Image", "Text", "Image", "Text"]
     assert samples[0].images[1].load().getpixel((0, 0)) == (0, 0, 255)
     assert {s.meta["category"] for s in samples} == {"Art"}
@@ -353,7 +353,7 @@ def test_video_mme(tmp_path):
     row |= {"options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "duration": "short"}
     parquet(tmp_path / "videomme/test-00000-of-00001.parquet", [row])
     samples = read_benchmark("video-mme", tmp_path)
-    assert samples[0].turns[0].parts[0] == Video(tmp_path / "data/abc.mp4", "Video-MME 1-1")
+    assert samples[0].turns[0].content[0] == Video(tmp_path / "data/abc.mp4", "Video-MME 1-1")
     assert samples[0].meta["options"]["C"] == "Three."
     assert scores("video-mme", samples, ["C. Three."]) == [1.0]
 
@@ -476,9 +476,9 @@ def test_the_runner_reports_a_metric_with_its_summary(tmp_path):
 
     def respond(asked, sampling):
         for i, sample in enumerate(asked):
-            yield i, Piece(sample.meta["answers"][0], finish="stop")
+            yield i, StreamChunk(sample.meta["answers"][0], finish="stop")
 
-    result = evaluate(task, respond, Sampling(), show=silent)
+    result = evaluate(task, respond, SamplingParams(), show=silent)
     assert (result.measure, result.accuracy, result.n) == ("ROUGE-L", 1.0, 3)
     assert result.metrics["cider"] > 1
     assert result.to_dict()["metrics"]["bleu-1"] == 1.0

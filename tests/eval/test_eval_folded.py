@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.eval.runner import majority_baseline
 from chiasm.eval.scoring import METRICS, find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
@@ -65,7 +65,7 @@ def test_an_answer_column_of_letters_in_brackets(tmp_path):
 
 
 def test_references_that_no_reply_can_match_are_refused_before_anything_is_asked():
-    sample = Sample((question("?"), answer("maybe")), "s")
+    sample = Sample((user("?"), assistant("maybe")), "s")
     with pytest.raises(DataError, match="sample 's': the answer 'maybe' is neither yes nor no"):
         MeasuredTask("t", [sample], find_metric("yes-no"))
     with pytest.raises(DataError, match="'maybe' is not one of the options"):
@@ -76,7 +76,7 @@ def test_references_that_no_reply_can_match_are_refused_before_anything_is_asked
 
 def test_closed_answers_and_several_references():
     sample = Sample(
-        (question("?"), answer("It is Red.")), "s", meta={"answers": ["It is Red.", "blue"]}
+        (user("?"), assistant("It is Red.")), "s", meta={"answers": ["It is Red.", "blue"]}
     )
     task = QuestionTask("t", [sample], ("red", "blue", "green"))
     (asked,) = task.samples()
@@ -88,7 +88,7 @@ def test_closed_answers_and_several_references():
 
 def test_spellings_of_one_answer_are_counted_together():
     samples = [
-        Sample((question(f"{i}?"), answer(text)), f"{i}")
+        Sample((user(f"{i}?"), assistant(text)), f"{i}")
         for i, text in enumerate(["red", "Red.", "blue", "blue", "RED"])
     ]
     task = QuestionTask("t", samples)

@@ -7,7 +7,7 @@ import torch
 from chiasm.core.batch import IGNORE
 from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.protocols import Trainable
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.eval.drawing import score_drawings
 from chiasm.eval.judge import Judge, JudgeBatch, judge_accuracy, train_judge
 
@@ -24,7 +24,7 @@ def draw(color: str, shape: str, x: int) -> PIL.Image.Image:
 def toy(xs=range(2, 8)) -> list[Sample]:
     return [
         Sample(
-            (question(Image(draw(color, shape, x)), "?"),),
+            (user(Image(draw(color, shape, x)), "?"),),
             f"{color}-{shape}-{x}",
             meta={"color": color, "shape": shape},
         )

@@ -9,7 +9,7 @@ import pytest
 from lmms_pairs import BENCHMARKS, COUNT, VERSION, draw
 
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.eval.harness import harness_metric
 from chiasm.eval.metrics import lmms_eval
 from chiasm.eval.scoring import METRICS
@@ -87,7 +87,7 @@ def test_the_version_is_told_and_what_it_has_not_is_refused():
         if name in ("imagenet", "screenspot", "geneval"):
             with pytest.raises(ConfigError, match=f"no scoring of {name}"):
                 harness_metric(find_benchmark(name).metric, name)
-    sample = Sample((question("?"), answer("two")), "s")
+    sample = Sample((user("?"), assistant("two")), "s")
     with pytest.raises(DataError, match="one answer, where lmms-eval"):
         MeasuredTask("t", [sample], harness_metric("vqa"))
 

@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from chiasm.core.errors import DataError
-from chiasm.eval.compare import Bill, Contender, compare
-from chiasm.eval.duel import Trial, conclusions, in_short, judge
+from chiasm.eval.compare import Bill, ModelResult, compare
+from chiasm.eval.duel import RunResult, conclusions, in_short, judge
 from chiasm.eval.metrics.paired import (
     holm,
     mcnemar_exact,
@@ -97,7 +97,7 @@ def contender(name, scores, folder: Path | None = None, bill=Bill(), **more):  #
             "correct": score,
             **more,
         }
-    return Contender(name, records, bill)
+    return ModelResult(name, records, bill)
 
 
 def test_a_clear_difference_is_told_and_a_small_one_is_not():
@@ -154,7 +154,7 @@ def test_what_cannot_be_compared_is_told(names, words):
 
 def test_no_question_in_common_is_told():
     with pytest.raises(DataError, match="no answered question in common"):
-        compare([contender("a", [1.0]), Contender("b", {})])
+        compare([contender("a", [1.0]), ModelResult("b", {})])
 
 
 def test_the_page_of_a_comparison_stands_alone_and_shows_images(tmp_path):
@@ -187,7 +187,7 @@ def trials(arm, budget, means, questions=200, noise=0.0):
         rng = np.random.default_rng([seed, round(1000 * mean), len(arm)])
         scores = (rng.random(questions) < mean).astype(float)
         found.append(
-            Trial(arm, budget, seed, budget * (1 + noise), 1.0, 1e9, tuple(scores), {"x": 3})
+            RunResult(arm, budget, seed, budget * (1 + noise), 1.0, 1e9, tuple(scores), {"x": 3})
         )
     return found
 
@@ -227,7 +227,7 @@ def test_intervals_of_a_duel_cover_the_truth_as_often_as_they_say():
         for arm, level in (("a", 0.0), ("b", 0.4)):
             for seed in range(3):
                 own = ease + level + rng.normal(0, 0.15) + rng.normal(0, 0.3, 180)
-                runs.append(Trial(arm, 1.0, seed, 1.0, 0.0, 0.0, tuple(own), {}))
+                runs.append(RunResult(arm, 1.0, seed, 1.0, 0.0, 0.0, tuple(own), {}))
         bout = judge(runs, [i // 3 for i in range(180)]).bouts[0]
         held += bout.interval[0] <= 0.4 <= bout.interval[1]
     assert 0.92 <= held / rounds <= 0.995

@@ -12,8 +12,8 @@ import pytest
 
 from chiasm.core.errors import DataError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Piece, Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams, StreamChunk
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.eval.ablation import SCALES, variants
 from chiasm.eval.export import export, markdown
 from chiasm.eval.metrics.refusal import is_refusal
@@ -33,12 +33,12 @@ from chiasm.core.protocols import Sampling
 from chiasm.eval.runner import evaluate
 
 respond = Counting(Path({log!r}), dies_after={dies})
-evaluate(many(), respond, Sampling(), Path({out!r}), show=silent, chunk=8, run=RUN)
+evaluate(many(), respond, SamplingParams(), Path({out!r}), show=silent, chunk=8, run=RUN)
 """
 
 
 def many(count: int = 50) -> QuestionTask:
-    samples = [Sample((question(f"q{i}"), answer("yes")), f"id{i}") for i in range(count)]
+    samples = [Sample((user(f"q{i}"), assistant("yes")), f"id{i}") for i in range(count)]
     return QuestionTask("many", samples)
 
 
@@ -57,8 +57,8 @@ class Counting:
 
                 os.kill(os.getpid(), signal.SIGKILL)
             self.left -= 1
-            yield i, Piece("ye")
-            yield i, Piece("s", finish="length" if sample.id == "id3" else "stop")
+            yield i, StreamChunk("ye")
+            yield i, StreamChunk("s", finish="length" if sample.id == "id3" else "stop")
             with self.log.open("a") as file:
                 file.write(sample.id + "\n")
 
@@ -73,10 +73,10 @@ def test_a_killed_run_asks_only_what_it_had_not_written_down(tmp_path):
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert len(out.read_text().splitlines()) == 33
     assert json.loads(beside(out).read_text()) == {"complete": False, "run": RUN}
-    result = evaluate(many(), Counting(log), Sampling(), out, silent, 8, RUN)
+    result = evaluate(many(), Counting(log), SamplingParams(), out, silent, 8, RUN)
     assert sorted(log.read_text().split()) == sorted(f"id{i}" for i in range(50))
     assert (result.n, result.accuracy, result.resumed) == (50, 1.0, 33)
-    again = evaluate(many(), Counting(log, dies_after=0), Sampling(), out, silent, 8, RUN)
+    again = evaluate(many(), Counting(log, dies_after=0), SamplingParams(), out, silent, 8, RUN)
     assert (again.n, again.resumed, again.truncations) == (50, 50, result.truncations)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"id{i}" for i in range(50)]
@@ -86,11 +86,11 @@ def test_a_killed_run_asks_only_what_it_had_not_written_down(tmp_path):
 
 def test_resuming_equals_one_go(tmp_path):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    once = evaluate(many(), Counting(tmp_path / "l"), Sampling(), whole, silent, 8, RUN)
-    evaluate(many(20), Counting(tmp_path / "l"), Sampling(), parts, silent, 8, RUN)
+    once = evaluate(many(), Counting(tmp_path / "l"), SamplingParams(), whole, silent, 8, RUN)
+    evaluate(many(20), Counting(tmp_path / "l"), SamplingParams(), parts, silent, 8, RUN)
     lines = parts.read_text().splitlines()
     parts.write_text("\n".join(lines[:11]) + '\n{"id": "cut sho')
-    twice = evaluate(many(), Counting(tmp_path / "l"), Sampling(), parts, silent, 3, RUN)
+    twice = evaluate(many(), Counting(tmp_path / "l"), SamplingParams(), parts, silent, 3, RUN)
     assert whole.read_text() == parts.read_text()
     assert once.truncations == twice.truncations == 1
     assert once.accuracy_interval == twice.accuracy_interval
@@ -99,18 +99,18 @@ def test_resuming_equals_one_go(tmp_path):
 @pytest.mark.parametrize("run", [{"model": "other"}, None])
 def test_replies_of_another_run_are_not_taken_up(tmp_path, run):
     out, log = tmp_path / "p.jsonl", tmp_path / "log"
-    evaluate(many(4), Counting(log), Sampling(), out, silent, 8, RUN)
-    result = evaluate(many(4), Counting(log), Sampling(), out, silent, 8, run)
+    evaluate(many(4), Counting(log), SamplingParams(), out, silent, 8, RUN)
+    result = evaluate(many(4), Counting(log), SamplingParams(), out, silent, 8, run)
     assert result.resumed == 0
     assert len(log.read_text().split()) == 8
 
 
 def test_what_failed_is_asked_again(tmp_path):
     out, log = tmp_path / "p.jsonl", tmp_path / "log"
-    first = evaluate(many(5), Counting(log, bad="id2"), Sampling(), out, silent, 8, RUN)
+    first = evaluate(many(5), Counting(log, bad="id2"), SamplingParams(), out, silent, 8, RUN)
     assert set(first.errors) == {"id2"}
     log.unlink()
-    second = evaluate(many(5), Counting(log), Sampling(), out, silent, 8, RUN)
+    second = evaluate(many(5), Counting(log), SamplingParams(), out, silent, 8, RUN)
     assert log.read_text().split() == ["id2"]
     assert (second.errors, second.n) == ({}, 5)
 
@@ -120,7 +120,7 @@ def test_the_key_follows_the_question_its_images_and_the_files_state(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(file)
 
     def asked(text="q", source=file):
-        return Sample((question(Image(source), text),), "x", meta={"reference": "r"})
+        return Sample((user(Image(source), text),), "x", meta={"reference": "r"})
 
     base = key_of(asked())
     assert base == key_of(asked().replace(meta={}))
@@ -137,9 +137,9 @@ def test_refusals_and_truncations_are_counted_and_still_scored():
 
     def respond(samples, sampling):
         for i, text in enumerate(said):
-            yield i, Piece(text, finish="length" if i == 1 else "stop")
+            yield i, StreamChunk(text, finish="length" if i == 1 else "stop")
 
-    result = evaluate(many(4), respond, Sampling(), show=silent)
+    result = evaluate(many(4), respond, SamplingParams(), show=silent)
     assert (result.n, result.refusals, result.truncations, result.accuracy) == (4, 2, 1, 0.25)
 
 
@@ -163,15 +163,15 @@ def test_refusals(reply, refuses):
 
 
 def test_flip_rate_counts_replies_that_depend_on_company():
-    samples = [Sample((question(f"q{i}"),), f"id{i}") for i in range(10)]
+    samples = [Sample((user(f"q{i}"),), f"id{i}") for i in range(10)]
 
     def respond(asked, sampling):
         for i, sample in enumerate(asked):
             shaken = len(asked) > 1 and sample.id in ("id2", "id5", "id7")
-            yield i, Piece("other" if shaken else "same", finish="stop")
+            yield i, StreamChunk("other" if shaken else "same", finish="stop")
 
-    assert flip_rate(samples, respond, Sampling()) == pytest.approx(0.3)
-    assert flip_rate([], respond, Sampling()) == 0
+    assert flip_rate(samples, respond, SamplingParams()) == pytest.approx(0.3)
+    assert flip_rate([], respond, SamplingParams()) == 0
 
 
 def image_task(count=6):
@@ -180,7 +180,7 @@ def image_task(count=6):
         Image(PIL.Image.fromarray(random.integers(0, 255, (8, 40, 3), np.uint8))) for _ in range(3)
     ]
     samples = [
-        Sample((question(images[i % 3], f"q{i}"), answer("yes")), f"id{i}") for i in range(count)
+        Sample((user(images[i % 3], f"q{i}"), assistant("yes")), f"id{i}") for i in range(count)
     ]
     return QuestionTask("toy", samples)
 

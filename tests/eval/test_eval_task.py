@@ -3,7 +3,7 @@ import pytest
 
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Task
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.eval.conversation import group_key
 from chiasm.eval.runner import majority_baseline
 from chiasm.eval.task import QuestionTask, blind
@@ -17,9 +17,9 @@ def image(n: int) -> Image:
 
 def sample(n: int, *replies: str) -> Sample:
     """One image with a question for each reply."""
-    turns = [question(image(n), f"question 0 about {n}?"), answer(replies[0])]
+    turns = [user(image(n), f"question 0 about {n}?"), assistant(replies[0])]
     for i, reply in enumerate(replies[1:], 1):
-        turns += [question(f"question {i} about {n}?"), answer(reply)]
+        turns += [user(f"question {i} about {n}?"), assistant(reply)]
     return Sample(tuple(turns), f"s{n}", "toy", True, {"number": n})
 
 
@@ -50,7 +50,7 @@ def test_scores():
 
 
 def test_a_dialogue_keeps_its_earlier_turns():
-    turns = (question(image(0), "a?"), answer("x"), question("b?"), answer("y"))
+    turns = (user(image(0), "a?"), assistant("x"), user("b?"), assistant("y"))
     (asked,) = QuestionTask("toy", [Sample(turns, "d")], turns="last").samples()
     assert [t.text for t in asked.turns] == ["a?", "x", "b?"]
     assert asked.meta["reference"] == "y"
@@ -58,7 +58,7 @@ def test_a_dialogue_keeps_its_earlier_turns():
 
 def test_bad_samples_are_named():
     with pytest.raises(DataError, match=r"'d'.*does not end with the assistant"):
-        QuestionTask("toy", [Sample((question("a?"),), "d")])
+        QuestionTask("toy", [Sample((user("a?"),), "d")])
     with pytest.raises(DataError, match="'d': empty conversation"):
         QuestionTask("toy", [Sample((), "d")])
     with pytest.raises(DataError, match="'purple' is not one of"):
@@ -82,7 +82,7 @@ def test_a_subset_is_seeded_and_keeps_images_together():
 
 def test_separate_questions_of_one_image_become_adjacent(tmp_path):
     def one(n, i):
-        turns = (question(Image(tmp_path / f"{n}.png"), f"{i}?"), answer("yes"))
+        turns = (user(Image(tmp_path / f"{n}.png"), f"{i}?"), assistant("yes"))
         return Sample(turns, f"{n}-{i}")
 
     task = QuestionTask("toy", [one(n, i) for i in range(2) for n in range(3)])

@@ -11,9 +11,9 @@ from test_eval_batches import llama
 
 from chiasm.core.errors import DataError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Piece, Sampling
-from chiasm.core.sample import Image, Sample, Turn, answer, question
-from chiasm.eval.compare import Contender, compare
+from chiasm.core.protocols import SamplingParams, StreamChunk
+from chiasm.core.sample import Image, Message, Sample, assistant, user
+from chiasm.eval.compare import ModelResult, compare
 from chiasm.eval.conversation import group_key, questions_of, with_replies
 from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.compared import render_comparison
@@ -35,7 +35,7 @@ def receipt(n: int, shown: bool = True, **meta) -> Sample:
     turns = []
     for field in FIELDS:
         first = (image(n),) if shown and not turns else ()
-        turns += [question(*first, f"{field}?"), answer(f"{field} {n}")]
+        turns += [user(*first, f"{field}?"), assistant(f"{field} {n}")]
     return Sample(tuple(turns), f"r{n}", meta=meta)
 
 
@@ -61,15 +61,15 @@ def test_questions_about_no_image_stand_together_too():
 
 
 def test_which_turns_are_questions():
-    hello, look = answer("Hello!"), Turn("assistant", (image(0),))
-    turns = (hello, question("a?"), answer("x"), answer("y"), question("b?"), look, question("c?"))
-    first, second = questions_of(Sample((*turns, answer("z")), "s"), 0)
+    hello, look = assistant("Hello!"), Message("assistant", (image(0),))
+    turns = (hello, user("a?"), assistant("x"), assistant("y"), user("b?"), look, user("c?"))
+    first, second = questions_of(Sample((*turns, assistant("z")), "s"), 0)
     assert (words(first), first.meta["reference"]) == (["Hello!", "a?"], "x\ny")
     assert (words(second)[-1], second.meta["reference"]) == ("c?", "z")
     again = with_replies(second, ["<think>hm</think>mine"])
     assert words(again) == ["Hello!", "a?", "mine", "b?", "", "c?"]
     with pytest.raises(DataError, match="no assistant turn with words"):
-        questions_of(Sample((question("draw"), look), "s"), 0)
+        questions_of(Sample((user("draw"), look), "s"), 0)
 
 
 def test_meta_of_one_question():
@@ -94,7 +94,7 @@ def saying(reply):
     def respond(samples, sampling):
         for i, sample in enumerate(samples):
             prompts.append(words(sample))
-            yield i, Piece(reply(sample), finish="stop")
+            yield i, StreamChunk(reply(sample), finish="stop")
 
     return respond, prompts
 
@@ -102,7 +102,7 @@ def saying(reply):
 def test_own_history_goes_on_from_the_replies_round_by_round(tmp_path):
     task = QuestionTask("receipts", [receipt(n) for n in range(3)])
     respond, prompts = saying(lambda s: f"<think>hm</think>my {s.turns[-1].text}")
-    result = evaluate(task, respond, Sampling(), show=silent, history="own")
+    result = evaluate(task, respond, SamplingParams(), show=silent, history="own")
     assert (result.n, result.history) == (12, "own")
     assert [len(prompt) for prompt in prompts] == [1] * 3 + [3] * 3 + [5] * 3 + [7] * 3
     assert prompts[-1] == ["company?", "my company?", "date?", "my date?", "address?",
@@ -120,7 +120,7 @@ def test_scores_by_turn_in_result_and_records(tmp_path, history):
 
     respond, prompts = saying(reply)
     run = {"model": "m"}
-    result = evaluate(task, respond, Sampling(), out, silent, 3, run, history=history)
+    result = evaluate(task, respond, SamplingParams(), out, silent, 3, run, history=history)
     shares = [result.turns[str(turn)]["accuracy"] for turn in range(1, 5)]
     assert shares == [0, 1, 0, 0.5]
     assert all(one["n"] == 4 for one in result.turns.values())
@@ -130,7 +130,7 @@ def test_scores_by_turn_in_result_and_records(tmp_path, history):
     assert [(r["conversation"], r["turn"]) for r in records[:5]] == [
         ("r0", 1), ("r0", 2), ("r0", 3), ("r0", 4), ("r1", 1)]  # fmt: skip
     asked = len(prompts)
-    again = evaluate(task, respond, Sampling(), out, silent, 3, run, history=history)
+    again = evaluate(task, respond, SamplingParams(), out, silent, 3, run, history=history)
     assert (again.resumed, len(prompts), again.turns) == (16, asked, result.turns)
 
 
@@ -141,12 +141,12 @@ def test_what_follows_a_failed_reply_is_an_error_with_own_history_only():
                 raise DataError("broken")
             if sample.meta["reference"] == "date 1":
                 raise DataError("broken")
-            yield i, Piece("?", finish="stop")
+            yield i, StreamChunk("?", finish="stop")
 
     task = QuestionTask("receipts", [receipt(n) for n in range(2)])
-    gold = evaluate(task, respond, Sampling(), show=silent)
+    gold = evaluate(task, respond, SamplingParams(), show=silent)
     assert (gold.n, gold.errors) == (7, {"r1/1": "broken"})
-    own = evaluate(task, respond, Sampling(), show=silent, history="own")
+    own = evaluate(task, respond, SamplingParams(), show=silent, history="own")
     assert own.n == 5
     assert own.errors["r1/2"] == own.errors["r1/3"] == "r1/1 has no reply to go on from"
 
@@ -159,7 +159,7 @@ def test_models_are_compared_turn_by_turn(tmp_path):
             for n in range(8) for turn in range(4)
         }  # fmt: skip
 
-    found = compare([Contender("a", records({0, 1})), Contender("b", records({0, 3}))])
+    found = compare([ModelResult("a", records({0, 1})), ModelResult("b", records({0, 3}))])
     assert [part.name for part in found.turns] == ["turn 1", "turn 2", "turn 3", "turn 4"]
     differences = [part.pairs[0].difference for part in found.turns]
     assert differences == [0, -1, 0, 1]
@@ -180,7 +180,7 @@ def test_turns_share_the_image_and_reply_as_if_asked_alone(tmp_path):
 
     def said(part):
         texts = [""] * len(part)
-        for index, piece in respond(part, Sampling(max_tokens=12)):
+        for index, piece in respond(part, SamplingParams(max_tokens=12)):
             texts[index] += piece.text
         return texts
 
@@ -204,7 +204,7 @@ def test_the_command_reports_turns_and_refuses_what_cannot_be(tmp_path, capsys):
     assert len(task.samples()) == 12
     assert len(Asked(str(file), turns="last").question_task().samples()) == 3
     respond, _ = saying(lambda s: s.meta["reference"])
-    _print({"": evaluate(task, respond, Sampling(), show=silent)}, {"accuracy": 0.5,
+    _print({"": evaluate(task, respond, SamplingParams(), show=silent)}, {"accuracy": 0.5,
            "open_accuracy": 0.5, "yes_no_accuracy": None}, 0.25)  # fmt: skip
     assert "turn 4 (n 3)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="leave out --turns last"):

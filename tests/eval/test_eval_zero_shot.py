@@ -17,8 +17,8 @@ from chiasm import cli
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, DataError, NotGenerativeError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.text import train_bpe
 from chiasm.eval.perplexity import modality_perplexity
@@ -65,7 +65,7 @@ class ColorDual:
 
 def colored(names):
     return [
-        Sample((question(plain(COLORS[n]), "which?"),), f"{n}{i}", meta={"reference": n})
+        Sample((user(plain(COLORS[n]), "which?"),), f"{n}{i}", meta={"reference": n})
         for i, n in enumerate(names)
     ]
 
@@ -190,7 +190,7 @@ def talker():
 
 
 def ask(color: str, text: str = "what colour is it?") -> Sample:
-    return Sample((question(plain(COLORS[color]), text),), color, meta={"reference": color})
+    return Sample((user(plain(COLORS[color]), text),), color, meta={"reference": color})
 
 
 LABELS = ["red", "green", "a photo of blue", "cat"]
@@ -201,7 +201,7 @@ def test_labels_in_branches_are_as_likely_as_alone(talker, labels):
     samples = [ask("red"), ask("blue", "what is it?")]
     found = label_log_likelihood(talker, samples, [labels, labels])
     for sample, row in zip(samples, found, strict=True):
-        alone = [sample.replace(turns=(*sample.turns, answer(label))) for label in labels]
+        alone = [sample.replace(turns=(*sample.turns, assistant(label))) for label in labels]
         assert row == pytest.approx(reply_log_likelihood(talker, alone), abs=1e-4)
 
 
@@ -214,10 +214,10 @@ def test_more_labels_than_one_trunk_holds(talker, monkeypatch):
 
 
 def test_only_the_last_reply_counts_after_a_dialogue(talker):
-    before = (*ask("red").turns, answer("cat"), question("what is it?"))
+    before = (*ask("red").turns, assistant("cat"), user("what is it?"))
     (found,) = label_log_likelihood(talker, [Sample(before, "d")], [["dog", "ship"]])
     whole = [
-        reply_log_likelihood(talker, [Sample((*before, answer(label)))])[0]
+        reply_log_likelihood(talker, [Sample((*before, assistant(label)))])[0]
         for label in ("dog", "ship")
     ]
     first = reply_log_likelihood(talker, [Sample(before[:2])])[0]
@@ -227,11 +227,11 @@ def test_only_the_last_reply_counts_after_a_dialogue(talker):
 def test_the_likeliest_label_is_said(talker):
     samples = [ask("red"), ask("green"), ask("blue")]
     respond = LabelResponder(talker, lambda sample: LABELS)
-    said = {i: piece.text for i, piece in respond(samples, Sampling())}
+    said = {i: piece.text for i, piece in respond(samples, SamplingParams())}
     for i, row in enumerate(label_log_likelihood(talker, samples, [LABELS] * 3)):
         assert said[i] == LABELS[int(np.argmax(row))]
     with pytest.raises(DataError, match="'red': no labels"):
-        list(LabelResponder(talker, lambda sample: [])(samples, Sampling()))
+        list(LabelResponder(talker, lambda sample: [])(samples, SamplingParams()))
 
 
 def test_labels_are_told_sample_by_sample(talker, monkeypatch):
@@ -239,7 +239,7 @@ def test_labels_are_told_sample_by_sample(talker, monkeypatch):
     ran = []
     monkeypatch.setattr("chiasm.infer.likelihood.pack", lambda rows: ran.append(rows) or pack(rows))
     respond = LabelResponder(talker, lambda sample: LABELS)
-    told = respond([ask("red"), ask("green"), ask("blue")], Sampling())
+    told = respond([ask("red"), ask("green"), ask("blue")], SamplingParams())
     for done in (1, 2, 3):
         next(told)
         assert len(ran) == done
@@ -247,25 +247,25 @@ def test_labels_are_told_sample_by_sample(talker, monkeypatch):
 
 def test_perplexity_is_the_exponent_of_the_likelihood(talker):
     samples = [
-        Sample((*ask(c).turns, answer(reply)), c)
+        Sample((*ask(c).turns, assistant(reply)), c)
         for c, reply in (("red", "a photo"), ("blue", "cat"))
     ]
     total = -sum(reply_log_likelihood(talker, samples))
-    count = sum(int((pack([[talker.processor.encode(s)]]).targets >= 0).sum()) for s in samples)
+    count = sum(int((pack([[talker.processor.encode(s)]]).labels >= 0).sum()) for s in samples)
     found = modality_perplexity(talker, samples, silent)
     assert found == {"text": pytest.approx(math.exp(total / count), rel=1e-4)}
-    drawn = [Sample((question("red"), answer(plain("red"))), "x")]
+    drawn = [Sample((user("red"), assistant(plain("red"))), "x")]
     assert set(modality_perplexity(talker, drawn, silent)) == {"text", "image"}
 
 
 def prompt(text: str, shape: str, color: str) -> Sample:
     include = [{"class": shape, "count": 1, "color": color}]
-    return Sample((question(text),), text, meta={"include": include, "category": "colors"})
+    return Sample((user(text),), text, meta={"include": include, "category": "colors"})
 
 
 def test_prompts_are_drawn_into_genevals_folders_and_scored(talker, tmp_path):
     samples = [prompt("a red circle", "circle", "red"), prompt("a photo", "triangle", "blue")]
-    images = draw_prompts(talker, samples, tmp_path, 2, Sampling(temperature=1.0), silent)
+    images = draw_prompts(talker, samples, tmp_path, 2, SamplingParams(temperature=1.0), silent)
     assert [len(p) for p in images] == [2, 2]
     record = json.loads((tmp_path / "00001/metadata.jsonl").read_text())
     assert record == {"tag": "colors", "include": samples[1].meta["include"], "prompt": "a photo"}
@@ -295,7 +295,7 @@ def runs(*arguments) -> None:
 
 def test_the_command_on_every_kind_of_run(tmp_path, talker, capsys):
     run = saved(tmp_path, talker)
-    samples = [Sample((*ask(c).turns, answer(c)), c, meta={"category": c}) for c in COLORS]
+    samples = [Sample((*ask(c).turns, assistant(c)), c, meta={"category": c}) for c in COLORS]
     write_messages(samples, tmp_path / "set" / "test.jsonl")
     file = tmp_path / "set" / "test.jsonl"
     runs("eval", run, "--task", file, "--by-likelihood")
@@ -363,13 +363,13 @@ def test_a_model_that_cannot_draw_says_so(tmp_path):
         yield
 
     with pytest.raises(NotGenerativeError):
-        draw_prompts(reader, [prompt("x", "circle", "red")], tmp_path, 1, Sampling(), silent)
+        draw_prompts(reader, [prompt("x", "circle", "red")], tmp_path, 1, SamplingParams(), silent)
 
 
 def test_labels_come_from_a_file_beside_the_data(tmp_path):
     from chiasm.recipes.asked import Asked
 
-    samples = [Sample((*ask(c).turns, answer(c)), c) for c in ("red", "blue")]
+    samples = [Sample((*ask(c).turns, assistant(c)), c) for c in ("red", "blue")]
     write_messages(samples, tmp_path / "test.jsonl")
     asked = Asked(str(tmp_path))
     task = QuestionTask("t", samples)

@@ -3,7 +3,7 @@
 import PIL.Image
 import pytest
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.eval.conversation import group_key
 from chiasm.eval.image_use import image_use, question_baseline, shuffled_questions
 from chiasm.eval.task import QuestionTask
@@ -18,7 +18,7 @@ def color_task(count: int, questions: int = 1) -> QuestionTask:
         name = names[number % len(names)]
         image = PIL.Image.new("RGB", (8 + number, 8), COLORS[name])
         for extra in range(questions):
-            turns = (question(Image(image), f"Which color? {extra}"), answer(name))
+            turns = (user(Image(image), f"Which color? {extra}"), assistant(name))
             samples.append(Sample(turns, f"{number}-{extra}"))
     return QuestionTask("colors", samples)
 
@@ -67,7 +67,7 @@ def test_whole_images_are_drawn_and_none_keeps_its_own():
 def test_questions_without_images_or_about_one_image_cannot_be_asked():
     alone = color_task(1, questions=5).samples()
     assert shuffled_questions(alone) == []
-    text = Sample((question("Which color?"),), "a", meta={"reference": "red"})
+    text = Sample((user("Which color?"),), "a", meta={"reference": "red"})
     assert [i for i, _ in shuffled_questions([text, *color_task(4).samples()])] == [1, 2, 3, 4]
 
 
@@ -80,7 +80,7 @@ def test_interval_of_the_gain_holds_its_mean():
 
 def test_question_baseline_never_reads_the_answer_it_is_scored_on():
     def task(rows):
-        turns = [Sample((question(q), answer(a)), str(i)) for i, (q, a) in enumerate(rows)]
+        turns = [Sample((user(q), assistant(a)), str(i)) for i, (q, a) in enumerate(rows)]
         return QuestionTask("words", turns)
 
     # The commonest of the others: "1" for each "what?" of which another has "1".

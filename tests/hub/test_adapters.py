@@ -11,7 +11,7 @@ import chiasm
 from chiasm.cli import main
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.hub.load import load
 from chiasm.hub.save import save
 from chiasm.mllm.adapter import adapters_of, add_adapters
@@ -44,7 +44,7 @@ def recipe_of(parts, lora, **lr):
 
 
 def logits(model, processor, image=None):
-    sample = Sample((question(Image(image or noise(40, 33)), "what colour is it?"),))
+    sample = Sample((user(Image(image or noise(40, 33)), "what colour is it?"),))
     [(encoded, _)] = processor.prompts([sample])
     with torch.no_grad():
         return model.logits(model(pack([[encoded]])))[0]

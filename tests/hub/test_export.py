@@ -8,7 +8,7 @@ import transformers as hf
 
 from chiasm.cli import main
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.hub import mllm as hub
 from chiasm.hub.export import export
 from chiasm.hub.formats import FORMATS
@@ -100,9 +100,9 @@ def test_what_was_composed_is_read_by_transformers(settings, kind, parts, tmp_pa
     if settings.get("language") != "gemma":
         assert config["text_config"]["rope_theta"] == 50_000.0
     ours, theirs = (load(folder) for folder in (run, out))
-    sample = Sample((question(Image(noise(50, 30)), "what?"),))
+    sample = Sample((user(Image(noise(50, 30)), "what?"),))
     first, second = (processor.prompts([sample])[0][0] for _, processor in (ours, theirs))
-    assert first.ids.tolist() == second.ids.tolist()
+    assert first.input_ids.tolist() == second.input_ids.tolist()
 
 
 class Resizing:

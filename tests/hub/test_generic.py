@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText
 import chiasm
 from chiasm.cli import main
 from chiasm.core.errors import CheckpointError, ConfigError, DataError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.hub.generic import GenericVLM
 from chiasm.hub.load import load
 from chiasm.recipes.serve_command import served
@@ -38,10 +38,10 @@ def both(request, tmp_path_factory):
 
 def asked():
     return [
-        Sample((question(Image(noise(40, 33)), ONE),)),
-        Sample((question("is it red?"),)),
-        Sample((question(Image(noise(30, 61, 1)), "is it red or blue? what is it?"),)),
-        Sample((question(Image(noise(28, 28, 2)), ONE), answer("red"), question("and then?"))),
+        Sample((user(Image(noise(40, 33)), ONE),)),
+        Sample((user("is it red?"),)),
+        Sample((user(Image(noise(30, 61, 1)), "is it red or blue? what is it?"),)),
+        Sample((user(Image(noise(28, 28, 2)), ONE), assistant("red"), user("and then?"))),
     ]
 
 
@@ -71,7 +71,7 @@ def test_replies_are_those_of_transformers_in_any_batch(both):
     assert isinstance(vlm.model, GenericVLM)
     expected = [their_reply(theirs, processor, sample, 6) for sample in asked()]
     found = [""] * len(expected)
-    for i, piece in vlm.generator(asked(), Sampling(max_tokens=6)):
+    for i, piece in vlm.generator(asked(), SamplingParams(max_tokens=6)):
         found[i] += piece.text
         assert piece.finish in ("stop", "length")
     assert found == expected

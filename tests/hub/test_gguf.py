@@ -24,7 +24,7 @@ from transformers import (
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.export import export
@@ -197,7 +197,7 @@ def test_llama_cpp_says_the_same(folders, language, norm, tmp_path):
     image = PIL.Image.fromarray(pixels)
     (word,) = processor.template.tokenizer("r").input_ids
     theirs = llama_cpp_says(tmp_path / "out", image, "what colour?", 10, word)
-    ((asked, _),) = processor.prompts([Sample((question(Image(image), "what colour?"),))])
+    ((asked, _),) = processor.prompts([Sample((user(Image(image), "what colour?"),))])
     ours = model.logits(model(pack([[asked]])))[0, -1].log_softmax(-1)
     assert ours.topk(5).indices.tolist() == list(theirs)[:5]
     for token, value in theirs.items():

@@ -26,8 +26,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.export import export
@@ -132,7 +132,7 @@ TALKS = [
 
 
 def sample(parts):
-    return Sample((question(*(p if isinstance(p, str) else Image(p) for p in parts)),))
+    return Sample((user(*(p if isinstance(p, str) else Image(p) for p in parts)),))
 
 
 def told(parts):
@@ -163,8 +163,8 @@ def test_inputs_are_the_stock_processors(stocks, kind):
         parts = [shown, "what?"]
         theirs = asked_of_theirs(stocks[kind], [parts])
         ((ours, _),) = processor.prompts([sample(parts)])
-        assert ours.ids.tolist() == theirs["input_ids"][0].tolist()
-        x = torch.from_numpy(ours.patches).unflatten(1, (3, -1))
+        assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
+        x = torch.from_numpy(ours.image_patches).unflatten(1, (3, -1))
         x = x * model.vision.scale + model.vision.offset
         side = TILE // PATCH
         x = x.view(-1, side, side, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
@@ -223,7 +223,7 @@ def test_greedy_tokens_are_theirs(stocks, kind):
     said = {0: [], 1: []}
     processor.template.decode = lambda ids: " ".join(map(str, ids))
     for number, piece in Generator(model, processor)(
-        [sample(t) for t in TALKS], Sampling(max_tokens=8)
+        [sample(t) for t in TALKS], SamplingParams(max_tokens=8)
     ):
         said[number].append(piece.text)
     assert ["".join(said[n]) for n in (0, 1)] == expected
@@ -317,13 +317,13 @@ def test_a_model_of_our_own_parts_is_exported_and_comes_back(words, tmp_path):
     hub.save(tmp_path / "run", model, processor, config)
     export(tmp_path / "run", tmp_path / "out", "hf")
     again, other = load(tmp_path / "out")
-    asked = Sample((question(Image(TALKS[0][0]), "what?"), answer("red")))
+    asked = Sample((user(Image(TALKS[0][0]), "what?"), assistant("red")))
     with torch.no_grad():
         batch = pack([[processor.encode(asked)]])
         # Its chat template says the system's words by itself now.
         back = pack([[other.encode(asked)]])
-        assert torch.equal(batch.ids, back.ids)
-        assert torch.equal(batch.targets, back.targets)
+        assert torch.equal(batch.input_ids, back.input_ids)
+        assert torch.equal(batch.labels, back.labels)
         expected = model.logits(model(batch))
         torch.testing.assert_close(
             again.logits(again(back))[..., : expected.shape[-1]], expected, atol=1e-5, rtol=0

@@ -23,5 +23,5 @@ def test_loaded_and_saved_in_its_layout(name, tmp_path):
     card = (saved / "README.md").read_text()
     assert "ForConditionalGeneration.from_pretrained" in card
     again = chiasm.load(saved, "cpu")
-    assert torch.equal(again.processor([talk]).ids, batch.ids)
+    assert torch.equal(again.processor([talk]).input_ids, batch.input_ids)
     assert torch.equal(again(batch).logits, vlm(batch).logits)

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from chiasm.cli import main
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.hub.export import export
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
@@ -55,7 +55,7 @@ def samples():
 
 
 def prompts(processor, said):
-    made = [Sample((question(*map(Image, images), words),)) for images, words in said]
+    made = [Sample((user(*map(Image, images), words),)) for images, words in said]
     return [encoded for encoded, _ in processor.prompts(made)]
 
 
@@ -64,12 +64,14 @@ def test_prompts_and_pixels_are_the_stock_processors(both):
     for image in ten_images():
         given = theirs(text=asked(name, theirs, [image], ONE), images=[image], return_tensors="pt")
         ours = prompts(processor, [([image], ONE)])[0]
-        assert ours.ids.tolist() == given["input_ids"][0].tolist()
+        assert ours.input_ids.tolist() == given["input_ids"][0].tolist()
         config = model.vision.config
-        h, w = ours.grids[0]
+        h, w = ours.image_grids[0]
         p = config.patch_size
-        tiles = ours.patches.reshape(len(ours.grids), h, w, 3, p, p).transpose(0, 3, 1, 4, 2, 5)
-        tiles = tiles.reshape(len(ours.grids), 3, h * p, w * p)
+        tiles = ours.image_patches.reshape(len(ours.image_grids), h, w, 3, p, p).transpose(
+            0, 3, 1, 4, 2, 5
+        )
+        tiles = tiles.reshape(len(ours.image_grids), 3, h * p, w * p)
         mean, deviation = (np.array(c)[:, None, None] for c in (config.mean, config.deviation))
         pixels = given["pixel_values"].numpy().reshape(tiles.shape)
         np.testing.assert_allclose(((tiles + 1) / 2 - mean) / deviation, pixels, atol=1e-5)
@@ -91,7 +93,7 @@ def test_logits_and_gradients_with_padding_and_several_images(both):
     expected = stock(**inputs, use_cache=False).logits[real]
     model.zero_grad()
     batch = pack([[encoded] for encoded in prompts(processor, said)])
-    ours = model.logits(model(batch))[batch.segment >= 0]
+    ours = model.logits(model(batch))[batch.segment_ids >= 0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     packed = pack([prompts(processor, said)])
     torch.testing.assert_close(model.logits(model(packed))[0], expected, atol=1e-5, rtol=1e-5)
@@ -136,17 +138,17 @@ def test_greedy_tokens(both):
         start = inputs["input_ids"].shape[1]
         written = stock.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
         expected = theirs.tokenizer.decode(written, skip_special_tokens=True)
-        sample = Sample((question(*map(Image, images), words),))
-        pieces = Generator(model, processor)([sample], Sampling(max_tokens=12))
+        sample = Sample((user(*map(Image, images), words),))
+        pieces = Generator(model, processor)([sample], SamplingParams(max_tokens=12))
         assert "".join(piece.text for _, piece in pieces) == expected
         assert len(written) > 1
 
 
 def test_replies_are_supervised_to_their_end(both):
     name, _, _, theirs, _, processor = both
-    sample = Sample((question(Image(noise(40, 23)), ONE), answer("red circle")))
+    sample = Sample((user(Image(noise(40, 23)), ONE), assistant("red circle")))
     encoded = processor.encode(sample)
-    learnt = encoded.targets[encoded.targets >= 0].tolist()
+    learnt = encoded.labels[encoded.labels >= 0].tolist()
     assert theirs.tokenizer.decode(learnt[:-1]).strip() == "red circle"
     assert learnt[-1] == theirs.tokenizer.eos_token_id
     if name.startswith("paligemma"):
@@ -156,7 +158,7 @@ def test_replies_are_supervised_to_their_end(both):
             suffix="red circle",
             return_tensors="pt",
         )
-        assert encoded.ids.tolist() == given["input_ids"][0, : len(encoded)].tolist()
+        assert encoded.input_ids.tolist() == given["input_ids"][0, : len(encoded)].tolist()
         last = given["labels"][0, 1:][given["labels"][0, 1:] >= 0]
         assert learnt == last.tolist()
 

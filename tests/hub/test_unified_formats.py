@@ -20,7 +20,7 @@ from transformers import (
 
 from chiasm.core.batch import ImageBatch, pack
 from chiasm.core.errors import CheckpointError, ChiasmError, ConfigError, NotGenerativeError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified
 from chiasm.hub.export import export
@@ -87,7 +87,7 @@ def image(seed=0, size=(20, 24)):
 
 
 def asked(image):
-    return Sample((question(Image(image), "what is this?"),))
+    return Sample((user(Image(image), "what is this?"),))
 
 
 def logits(model, processor, image):
@@ -95,7 +95,7 @@ def logits(model, processor, image):
     encoded = processor.prompts([asked(image)])[0][0]
     batch = pack([[encoded]])
     with torch.no_grad():
-        return model.logits(model(batch))[0], batch.ids[0]
+        return model.logits(model(batch))[0], batch.input_ids[0]
 
 
 @pytest.fixture(scope="module")

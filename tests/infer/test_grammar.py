@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.core.errors import ConfigError, DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, user
 from chiasm.core.vocab import Vocabulary
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified
@@ -78,11 +78,11 @@ def image(seed, width=8, height=8):
 
 def mixed():
     return [
-        Sample((question("what is it?"),)),
-        Sample((question(Image(image(0)), "what colour?"),)),
-        Sample((question(Image(image(0)), "a circle, is it?"),)),
-        Sample((question(Image(image(1, 24, 8)), Image(image(2, 8, 24)), "which?"),)),
-        Sample((question("a red circle"),)),
+        Sample((user("what is it?"),)),
+        Sample((user(Image(image(0)), "what colour?"),)),
+        Sample((user(Image(image(0)), "a circle, is it?"),)),
+        Sample((user(Image(image(1, 24, 8)), Image(image(2, 8, 24)), "which?"),)),
+        Sample((user("a red circle"),)),
     ]
 
 
@@ -126,7 +126,9 @@ def test_every_walk_speaks_the_language(grids, announced, rows, images, seed):
     grids = grids if announced else grids[:1]
     v = Vocabulary(20, 5, 0, 1, 2, 3, 4, None, 5 if rows else None, 4 if announced else 0)
     grammar, random = Grammar(v, grids), np.random.default_rng(seed)
-    state = grammar.start(Sampling(max_images=images, draw_first=bool(seed % 2) and images > 0))
+    state = grammar.start(
+        SamplingParams(max_images=images, draw_first=bool(seed % 2) and images > 0)
+    )
     said, drawn = [], []
     while (len(said) < 60 or state.drawing) and not state.done:
         ahead = state.ahead()
@@ -151,7 +153,7 @@ def test_every_walk_speaks_the_language(grids, announced, rows, images, seed):
 def test_what_is_ahead_is_what_comes():
     v = Vocabulary(20, 5, 0, 1, 2, 3, 4, None, 5, 4)
     grammar = Grammar(v, [(2, 3)])
-    state = grammar.start(Sampling(max_images=1))
+    state = grammar.start(SamplingParams(max_images=1))
     for token in (7, v.begin_image, v.side_to_id(2), v.side_to_id(3)):
         state.take(token)
     ahead = state.ahead()
@@ -166,7 +168,7 @@ def test_an_image_that_does_not_fit_is_not_begun():
     v = Vocabulary(20, 5, 0, 1, 2, 3, 4)
     grammar = Grammar(v, [(2, 3)])
     assert grammar.length((2, 3)) == 8
-    state = grammar.start(Sampling(max_images=2), room=9)
+    state = grammar.start(SamplingParams(max_images=2), room=9)
     assert state.allowed() == WORDS_OR_IMAGE
     state.take(7)
     assert state.allowed() == WORDS_OR_IMAGE
@@ -179,7 +181,7 @@ def test_several_sizes_need_announcements_and_unknown_sizes_are_refused():
     with pytest.raises(ConfigError, match="announce"):
         Grammar(v, [(2, 2), (1, 1)])
     with pytest.raises(ConfigError, match="this model draws 2x2"):
-        Grammar(v, [(2, 2)]).start(Sampling(grid=(5, 5)))
+        Grammar(v, [(2, 2)]).start(SamplingParams(grid=(5, 5)))
 
 
 # Whole replies of random models.
@@ -215,7 +217,7 @@ def test_a_thousand_random_replies_have_no_invalid_id_and_whole_images(models, s
         pattern = language(model.vocabulary, processor.codec.grids)
         for seed in range(6):
             said.clear()
-            sampling = Sampling(
+            sampling = SamplingParams(
                 1.0,
                 max_tokens=8,
                 max_images=2,
@@ -238,8 +240,8 @@ def test_a_thousand_random_replies_have_no_invalid_id_and_whole_images(models, s
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_greedy_batches_equal_single_replies(kind, guidance):
     for sampling in (
-        Sampling(max_tokens=6, max_images=2, guidance=guidance, image_steps=3),
-        Sampling(draw_first=True, guidance=guidance, image_steps=3),
+        SamplingParams(max_tokens=6, max_images=2, guidance=guidance, image_steps=3),
+        SamplingParams(draw_first=True, guidance=guidance, image_steps=3),
     ):
         together = replies(*kind, mixed(), sampling)
         assert all(len(images) == 1 for _, images, _ in together) or not sampling.draw_first
@@ -247,7 +249,7 @@ def test_greedy_batches_equal_single_replies(kind, guidance):
 
 
 def test_guidance_of_one_is_none(kind):
-    sampling = Sampling(draw_first=True, image_steps=3)
+    sampling = SamplingParams(draw_first=True, image_steps=3)
     plain = replies(*kind, mixed(), sampling)
     assert replies(*kind, mixed(), dataclasses.replace(sampling, guidance=1 + 1e-7)) == plain
     assert replies(*kind, mixed(), dataclasses.replace(sampling, guidance=9.0)) != plain
@@ -276,7 +278,7 @@ def test_inpainting_keeps_the_given_codes_exactly(kind, guidance, monkeypatch):
     samples, fresh = [mixed()[0], mixed()[4], mixed()[1]], set()
     for seed in range(4):
         drawn.clear()
-        sampling = Sampling(1.0, draw_first=True, guidance=guidance, seed=seed, image_steps=2)
+        sampling = SamplingParams(1.0, draw_first=True, guidance=guidance, seed=seed, image_steps=2)
         order = [n for n, _ in Generator(model, processor)(samples, sampling, edits)]
         for number, ids in zip(order, drawn, strict=True):
             edit = edits[number]
@@ -293,11 +295,11 @@ def test_inpainting_keeps_the_given_codes_exactly(kind, guidance, monkeypatch):
 def test_a_size_can_be_asked_for(models):
     for name in ("sizes", "rows", "masked sizes"):
         for h, w in GRIDS:
-            sampling = Sampling(1.0, draw_first=True, grid=(h, w), image_steps=2)
+            sampling = SamplingParams(1.0, draw_first=True, grid=(h, w), image_steps=2)
             pieces = Generator(*models[name])(mixed(), sampling)
             assert {piece.image.size for _, piece in pieces} == {(4 * w, 4 * h)}
     with pytest.raises(ConfigError, match="this model draws 2x2"):
-        list(Generator(*models["one size"])(mixed(), Sampling(draw_first=True, grid=(1, 1))))
+        list(Generator(*models["one size"])(mixed(), SamplingParams(draw_first=True, grid=(1, 1))))
 
 
 # Codecs of several sizes, edits, sampling.
@@ -309,12 +311,12 @@ def test_images_are_squeezed_to_the_nearest_grid_and_come_back_in_it(models):
     for size, grid in {(8, 8): (2, 2), (30, 10): (1, 3), (80, 121): (3, 2), (9, 4): (1, 2)}.items():
         (slot,) = codec.encode([image(0, *size)])
         assert slot.grid == grid
-        assert language(v, [grid]).fullmatch(letters(v, slot.ids))
-        codes = [int(i) for i in slot.ids if i >= v.text]
+        assert language(v, [grid]).fullmatch(letters(v, slot.input_ids))
+        codes = [int(i) for i in slot.input_ids if i >= v.text]
         assert codec.decode(torch.tensor(codes), grid).size == (4 * grid[1], 4 * grid[0])
     many = [image(n, *size) for n, size in enumerate([(8, 8), (30, 10), (9, 9), (60, 20)])]
     for slot, one in zip(codec.encode(many), many, strict=True):
-        assert slot.ids.tolist() == codec.encode([one])[0].ids.tolist()
+        assert slot.input_ids.tolist() == codec.encode([one])[0].input_ids.tolist()
 
 
 def test_sizes_and_row_ends_survive_saving(models, tmp_path):
@@ -324,8 +326,8 @@ def test_sizes_and_row_ends_survive_saving(models, tmp_path):
     assert again.vocabulary == model.vocabulary
     assert again.vocabulary.sides == 3
     assert loaded.codec.grids == GRIDS
-    assert replies(again, loaded, mixed(), Sampling(max_images=1)) == replies(
-        model, processor, mixed(), Sampling(max_images=1)
+    assert replies(again, loaded, mixed(), SamplingParams(max_images=1)) == replies(
+        model, processor, mixed(), SamplingParams(max_images=1)
     )
 
 
@@ -379,7 +381,7 @@ def test_edits_that_cannot_be_are_refused(models):
 
 def test_draw_takes_edits_and_redraw_shows_the_image(models, monkeypatch):
     model, processor = models["one size"]
-    respond, sampling = Generator(model, processor), Sampling(1.0)
+    respond, sampling = Generator(model, processor), SamplingParams(1.0)
     everything = Edit((model.vocabulary.first_code + 5,) * 4, (True,) * 4, (2, 2))
     expected = processor.codec.decode(torch.tensor(everything.ids)).tobytes()
     drawn = draw(respond, ["red", "circle"], sampling, candidates=2, edit=everything)
@@ -394,7 +396,7 @@ def test_draw_takes_edits_and_redraw_shows_the_image(models, monkeypatch):
 def test_each_modality_is_sampled_its_own_way(text):
     logits = torch.randn(6, 30)
     of_images = torch.tensor([True, False] * 3)
-    sampling = Sampling(text, top_k=3, image_temperature=1.0 - text, image_top_k=5)
+    sampling = SamplingParams(text, top_k=3, image_temperature=1.0 - text, image_top_k=5)
     assert sampling.of_images.top_k == 5
     assert sampling.of_images.top_p == sampling.top_p
     drawn = torch.stack(

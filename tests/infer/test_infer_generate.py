@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.errors import DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm, unified
 from chiasm.infer.draw import APART, draw
@@ -111,14 +111,14 @@ def image(seed):
 def mixed():
     """No image, one, two, a dialogue; and questions that share an image, side by side."""
     return [
-        Sample((question("what is it?"),)),
-        Sample((question(image(0), "what colour?"),)),
-        Sample((question(image(0), "a circle, is it?"),)),
-        Sample((question(image(0), "red"),)),
-        Sample((question(image(1), image(2), "which?"),)),
-        Sample((question(image(3), "what?"), answer("red"), question("really?"))),
-        Sample((question("a red circle"),)),
-        Sample((question("is it a circle or is it red, what colour is it, what is it?"),)),
+        Sample((user("what is it?"),)),
+        Sample((user(image(0), "what colour?"),)),
+        Sample((user(image(0), "a circle, is it?"),)),
+        Sample((user(image(0), "red"),)),
+        Sample((user(image(1), image(2), "which?"),)),
+        Sample((user(image(3), "what?"), assistant("red"), user("really?"))),
+        Sample((user("a red circle"),)),
+        Sample((user("is it a circle or is it red, what colour is it, what is it?"),)),
     ]
 
 
@@ -134,8 +134,8 @@ def full_logits(model, ids, like):
         np.arange(T),
         np.zeros(T, np.int64),
         np.arange(T),
-        like.patches,
-        like.grids,
+        like.image_patches,
+        like.image_grids,
     )
     return model.logits(model(pack([[encoded]]))[0, -1]).float()
 
@@ -160,7 +160,7 @@ def grammar(vocabulary, codes_per_image, sampling, state):
 def naive(model, processor, sample, sampling, unconditional=None):
     """(text, images, finish) of a greedy reply; unconditional: ids of the twin's prompt."""
     ((prompt, _),) = processor.prompts([sample])
-    ids, twin = prompt.ids.tolist(), unconditional
+    ids, twin = prompt.input_ids.tolist(), unconditional
     vocabulary = processor.codec.vocabulary
     state = {"drawing": False, "codes": [], "images": 0}
     said, images = [], []
@@ -222,7 +222,7 @@ def assert_same(got, expected):
 def test_greedy_replies_equal_a_naive_loop(route, tokens, request):
     """Text answers of mixed prompts, some sharing an image, in batches of every size."""
     model, processor = request.getfixturevalue(route)
-    sampling = Sampling(max_tokens=12)
+    sampling = SamplingParams(max_tokens=12)
     expected = [naive(model, processor, s, sampling) for s in mixed()]
     assert {finish for _, _, finish in expected} == {"stop", "length"}
     assert_same(replies(model, processor, mixed(), sampling, tokens=tokens), expected)
@@ -231,10 +231,10 @@ def test_greedy_replies_equal_a_naive_loop(route, tokens, request):
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(max_tokens=6, max_images=1),
-        Sampling(max_tokens=6, max_images=2),
-        Sampling(draw_first=True),
-        Sampling(draw_first=True, max_images=2, max_tokens=5),
+        SamplingParams(max_tokens=6, max_images=1),
+        SamplingParams(max_tokens=6, max_images=2),
+        SamplingParams(draw_first=True),
+        SamplingParams(draw_first=True, max_images=2, max_tokens=5),
     ],
 )
 def test_greedy_replies_with_images_equal_a_naive_loop(drawing, sampling):
@@ -261,12 +261,12 @@ def test_finished_rows_leave_the_batch_and_change_nothing(drawing, monkeypatch, 
     )
     random, sampling = (
         np.random.default_rng(0),
-        Sampling(max_tokens=16, max_images=1, guidance=guidance),
+        SamplingParams(max_tokens=16, max_images=1, guidance=guidance),
     )
     drawn = 0
     for _ in range(3):
         texts = ["".join(random.choice(list("abcdefgh "), 5)) for _ in range(8)]
-        samples = [Sample((question(text),)) for text in texts]
+        samples = [Sample((user(text),)) for text in texts]
         twins = [bare_prompt(drawing[1], s) if guidance != 1 else None for s in samples]
         got = replies(*drawing, samples, sampling)
         drawn += sum(len(images) for _, images, _ in got)
@@ -286,10 +286,10 @@ def lone():
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(draw_first=True, guidance=3.0),
-        Sampling(draw_first=True, guidance=0.0),
-        Sampling(draw_first=True, guidance=3.0, max_images=2, max_tokens=4),
-        Sampling(guidance=3.0, max_images=1, max_tokens=8),
+        SamplingParams(draw_first=True, guidance=3.0),
+        SamplingParams(draw_first=True, guidance=0.0),
+        SamplingParams(draw_first=True, guidance=3.0, max_images=2, max_tokens=4),
+        SamplingParams(guidance=3.0, max_images=1, max_tokens=8),
     ],
 )
 def test_guided_drawing_equals_a_naive_loop_of_two_passes(drawing, sampling):
@@ -301,13 +301,13 @@ def test_guided_drawing_equals_a_naive_loop_of_two_passes(drawing, sampling):
 
 
 def test_guided_drawings_that_share_an_image_equal_single_ones(drawing):
-    sampling = Sampling(draw_first=True, guidance=2.0)
+    sampling = SamplingParams(draw_first=True, guidance=2.0)
     expected = [naive(*drawing, s, sampling, bare_prompt(drawing[1], s)) for s in mixed()[1:4]]
     assert_same(replies(*drawing, mixed()[1:4], sampling), expected)
 
 
 def test_guidance_of_one_is_no_guidance(drawing):
-    sampling = Sampling(draw_first=True)
+    sampling = SamplingParams(draw_first=True)
     plain = replies(*drawing, lone(), sampling)
     for guidance in (1.0, 1.0 + 1e-7):  # the second takes the path of two passes
         assert_same(
@@ -316,9 +316,9 @@ def test_guidance_of_one_is_no_guidance(drawing):
 
 
 def test_drawings_in_a_batch_equal_single_ones(drawing):
-    samples = [Sample((question(text),)) for text in ("red", "a circle", "what is it?", "red red")]
+    samples = [Sample((user(text),)) for text in ("red", "a circle", "what is it?", "red red")]
     for guidance in (1.0, 2.5):
-        sampling = Sampling(draw_first=True, guidance=guidance)
+        sampling = SamplingParams(draw_first=True, guidance=guidance)
         single = [replies(*drawing, [s], sampling)[0] for s in samples]
         assert_same(replies(*drawing, samples, sampling), single)
 
@@ -337,7 +337,7 @@ def test_every_drawn_image_is_complete(drawing, max_images, draw_first, monkeypa
     monkeypatch.setattr(processor.codec, "decode_all", keep)
     count = 0
     for seed in range(6):
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=1.0,
             max_tokens=10,
             max_images=max_images,
@@ -360,8 +360,8 @@ def test_every_drawn_image_is_complete(drawing, max_images, draw_first, monkeypa
 
 def test_same_seed_same_image_other_seed_another(drawing):
     def draw(seed):
-        sampling = Sampling(temperature=1.0, draw_first=True, seed=seed)
-        ((_, images, _),) = replies(*drawing, [Sample((question("red"),))], sampling)
+        sampling = SamplingParams(temperature=1.0, draw_first=True, seed=seed)
+        ((_, images, _),) = replies(*drawing, [Sample((user("red"),))], sampling)
         return images[0].tobytes()
 
     assert draw(3) == draw(3)
@@ -369,20 +369,20 @@ def test_same_seed_same_image_other_seed_another(drawing):
 
 
 def test_samples_of_one_text_differ(drawing):
-    sampling = Sampling(temperature=1.0, draw_first=True)
-    images = replies(*drawing, [Sample((question("red"),))] * 6, sampling)
+    sampling = SamplingParams(temperature=1.0, draw_first=True)
+    images = replies(*drawing, [Sample((user("red"),))] * 6, sampling)
     assert len({p[0].tobytes() for _, p, _ in images}) > 1
 
 
 def test_an_image_comes_as_one_piece_that_ends_the_drawing(drawing):
-    pieces = list(Generator(*drawing)([mixed()[0]], Sampling(draw_first=True)))
+    pieces = list(Generator(*drawing)([mixed()[0]], SamplingParams(draw_first=True)))
     assert len(pieces) == 1
     assert pieces[0][1].finish == "stop"
     assert pieces[0][1].text == ""
 
 
 def test_the_mllm_says_that_it_cannot_draw(reading):
-    for sampling in (Sampling(draw_first=True), Sampling(max_images=1)):
+    for sampling in (SamplingParams(draw_first=True), SamplingParams(max_images=1)):
         with pytest.raises(NotGenerativeError, match="use a unified model"):
             next(iter(Generator(*reading)([mixed()[0]], sampling)))
 
@@ -396,7 +396,7 @@ def test_the_image_marker_is_never_said(reading):
     with torch.no_grad():
         weight[marker] = 100 * weight[processor.template.stop[0]]
     try:
-        sampling = Sampling(temperature=1.0, max_tokens=8)
+        sampling = SamplingParams(temperature=1.0, max_tokens=8)
         got = replies(model, processor, mixed(), sampling)
     finally:
         with torch.no_grad():
@@ -406,15 +406,15 @@ def test_the_image_marker_is_never_said(reading):
 
 def test_a_bad_prompt_is_named(drawing):
     with pytest.raises(DataError, match="'s7': an empty conversation"):
-        list(Generator(*drawing)([Sample((Turn("user", ()),), "s7")], Sampling()))
+        list(Generator(*drawing)([Sample((Message("user", ()),), "s7")], SamplingParams()))
 
 
 def test_nothing_asked_nothing_said(drawing):
-    assert list(Generator(*drawing)([], Sampling())) == []
+    assert list(Generator(*drawing)([], SamplingParams())) == []
 
 
 def test_the_caller_is_not_left_in_inference_mode(drawing):
-    for _ in Generator(*drawing)(mixed()[:2], Sampling(max_tokens=3)):
+    for _ in Generator(*drawing)(mixed()[:2], SamplingParams(max_tokens=3)):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
 
@@ -432,7 +432,7 @@ def softmax(x):
 def test_probabilities_equal_numpy(seed, top_k, top_p, temperature):
     logits = np.random.default_rng(seed).normal(size=(3, 9)) * 3
     logits[:, 4] = -np.inf
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     found = probabilities(torch.from_numpy(logits), sampling).numpy()
     for row, p in zip(logits, found, strict=True):
         order = np.argsort(-row)
@@ -451,12 +451,12 @@ def test_probabilities_equal_numpy(seed, top_k, top_p, temperature):
 
 def test_temperature_zero_is_greedy_whatever_else_is_set():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, float("-inf"), 2.0]])
-    assert choose(logits, Sampling(top_k=1, top_p=0.1)).tolist() == [1, 0]
+    assert choose(logits, SamplingParams(top_k=1, top_p=0.1)).tolist() == [1, 0]
 
 
 def test_choices_follow_the_probabilities():
     logits = torch.tensor([[1.0, 0.0, -1.0, float("-inf")]]).expand(20000, 4)
-    sampling = Sampling(temperature=0.7)
+    sampling = SamplingParams(temperature=0.7)
     ids = choose(logits, sampling, torch.Generator().manual_seed(0))
     found = np.bincount(ids.numpy(), minlength=4) / 20000
     expected = softmax(np.array([1.0, 0.0, -1.0]) / 0.7)
@@ -475,30 +475,30 @@ def test_guidance_is_linear_in_log_probabilities():
     torch.testing.assert_close(guide(c, u, 0.0).softmax(-1), u.softmax(-1))
 
 
-DRAW = Sampling(temperature=1.0, guidance=1.5, seed=3)
+DRAW = SamplingParams(temperature=1.0, guidance=1.5, seed=3)
 
 
 @pytest.mark.parametrize("tokens", [8, 10_000])
 def test_likelihood_is_the_sum_over_the_reply(drawing, tokens):
     model, processor = drawing
     samples = [
-        Sample((question(image(5), "what?"), answer("red"))),
-        Sample((question("what colour is it?"), answer("a red circle"))),
-        Sample((question("is it?"), answer("red"), question("is it?"), answer("a circle"))),
+        Sample((user(image(5), "what?"), assistant("red"))),
+        Sample((user("what colour is it?"), assistant("a red circle"))),
+        Sample((user("is it?"), assistant("red"), user("is it?"), assistant("a circle"))),
     ]
     found = reply_log_likelihood(Generator(model, processor, tokens), samples)
     for sample, value in zip(samples, found, strict=True):
         batch = pack([[processor.encode(sample)]])
         with torch.no_grad():
             chances = model.logits(model(batch))[0].log_softmax(-1)
-        targets = batch.targets[0]
+        targets = batch.labels[0]
         expected = sum(float(chances[t, i]) for t, i in enumerate(targets.tolist()) if i != IGNORE)
         assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_a_reply_there_is_no_likelihood(drawing):
     with pytest.raises(DataError, match="no assistant words"):
-        reply_log_likelihood(Generator(*drawing), [Sample((question("what?"),))])
+        reply_log_likelihood(Generator(*drawing), [Sample((user("what?"),))])
 
 
 def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
@@ -511,7 +511,7 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
         images = [one[number].best for one in rounds]
         sides = [side for p in images for side in (p, PIL.ImageOps.mirror(p))]
         read = reply_log_likelihood(
-            respond, [Sample((question(Image(p)), answer(text))) for p in sides]
+            respond, [Sample((user(Image(p)), assistant(text))) for p in sides]
         )
         values = np.reshape(read, (3, 2)).mean(1).tolist()
         assert chosen[number].best.tobytes() == images[values.index(max(values))].tobytes()
@@ -545,7 +545,7 @@ def test_what_is_not_true_in_a_mirror_is_read_once(drawing, monkeypatch):
 
 def test_choose_draws_from_the_softmax_and_never_what_is_forbidden():
     logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 0.5]).repeat(40_000, 1)
-    drawn = choose(logits, Sampling(1.0), torch.Generator().manual_seed(0))
+    drawn = choose(logits, SamplingParams(1.0), torch.Generator().manual_seed(0))
     found = torch.bincount(drawn, minlength=5) / len(drawn)
     expected = logits[0].softmax(-1)
     # Five standard errors of a share of 40,000 draws.

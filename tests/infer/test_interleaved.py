@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from chiasm.core.batch import pack
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Text, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, Text, assistant, user
 from chiasm.data.objectives import (
     CHANGES,
     DOCUMENTS,
@@ -44,7 +44,7 @@ REQUEST = "draw a red circle, then say what you drew, then draw it blue"
 def known(color, shape, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     meta = {"color": color, "shape": shape, "caption": f"a {color} {shape}"}
-    return Sample((question(Image(PIL.Image.fromarray(pixels))),), f"{color} {shape}", meta=meta)
+    return Sample((user(Image(PIL.Image.fromarray(pixels))),), f"{color} {shape}", meta=meta)
 
 
 RED, BLUE = known("red", "circle", 0), known("blue", "circle", 1)
@@ -62,10 +62,10 @@ def learned(steps=160, **changes):
     model, processor = unified.build(config, words, autoencoder)
     red, blue = RED.images[0], BLUE.images[0]
     lessons = [
-        Sample((question(REQUEST), answer(red, "a red circle", blue))),
-        Sample((question("a red circle"), answer(red))),
-        Sample((question(blue), answer("a blue circle"))),
-        Sample((question(red, "make it blue"), answer(blue))),
+        Sample((user(REQUEST), assistant(red, "a red circle", blue))),
+        Sample((user("a red circle"), assistant(red))),
+        Sample((user(blue), assistant("a blue circle"))),
+        Sample((user(red, "make it blue"), assistant(blue))),
     ]
     batch = pack([[processor.encode(lesson)] for lesson in lessons])
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
@@ -96,7 +96,7 @@ def restored(respond, sample):
     """The bytes of a sample's image, through the tokenizer."""
     codec = respond.processor.codec
     (slot,) = codec.encode([sample.images[0].load()])
-    ids = torch.from_numpy(slot.ids)
+    ids = torch.from_numpy(slot.input_ids)
     return codec.decode(ids[codec.vocabulary.is_code(ids)]).tobytes()
 
 
@@ -105,14 +105,14 @@ def test_one_request_draws_says_and_draws_again(objective):
     respond = learned(image_objective=objective)
     red, blue = restored(respond, RED), restored(respond, BLUE)
     assert red != blue
-    sampling = Sampling(max_images=2, max_tokens=40, image_steps=4)
-    interleaved = Sample((question(REQUEST),))
+    sampling = SamplingParams(max_images=2, max_tokens=40, image_steps=4)
+    interleaved = Sample((user(REQUEST),))
     assert parts(respond, interleaved, sampling) == ([red, "a red circle", blue], "stop")
     # The other ways, from the same weights.
     drawing = dataclasses.replace(sampling, max_images=1, draw_first=True)
-    assert parts(respond, Sample((question("a red circle"),)), drawing)[0] == [red]
-    assert parts(respond, Sample((question(BLUE.images[0]),)), sampling)[0] == ["a blue circle"]
-    told = Sample((question(RED.images[0], "make it blue"),))
+    assert parts(respond, Sample((user("a red circle"),)), drawing)[0] == [red]
+    assert parts(respond, Sample((user(BLUE.images[0]),)), sampling)[0] == ["a blue circle"]
+    told = Sample((user(RED.images[0], "make it blue"),))
     assert parts(respond, told, drawing)[0] == [blue]
 
 
@@ -132,10 +132,10 @@ def test_an_edit_shows_the_image_and_asks_for_another_colour():
     asked = set()
     for _ in range(50):
         seen = view(RED, random)
-        user, reply = seen.turns
-        assert user.parts[0] is RED.images[0]
-        assert reply.parts == (BLUE.images[0],)
-        asked.add(user.text)
+        request, reply = seen.turns
+        assert request.content[0] is RED.images[0]
+        assert reply.content == (BLUE.images[0],)
+        asked.add(request.text)
     assert asked == {words.format("blue") for words in CHANGES}
     assert view(SQUARE, random) is None
 
@@ -151,16 +151,16 @@ def test_documents_mix_in_three_ways():
     assert REQUEST in ways
     found = {}
     for _ in range(60):
-        user, reply = view(RED, random).turns
-        found[user.text] = reply.parts
-        assert bool(user.parts[0] is red) == user.text.startswith("say what it is")
+        request, reply = view(RED, random).turns
+        found[request.text] = reply.content
+        assert bool(request.content[0] is red) == request.text.startswith("say what it is")
     assert found == ways
 
 
 def test_conditions_are_left_out_as_often_as_asked():
     pairs, random = Pairs([RED, BLUE]), np.random.default_rng(0)
     for view in (interleaved(pairs, 0.3), edit(pairs, 0.3)):
-        bare = [not view(RED, random).turns[0].parts for _ in range(400)]
+        bare = [not view(RED, random).turns[0].content for _ in range(400)]
         assert 80 < sum(bare) < 160
     assert text_to_image(RED, random) is not None
     assert caption(RED, random) is not None

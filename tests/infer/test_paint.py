@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.vocab import Vocabulary
 from chiasm.infer.grammar import Grammar
 from chiasm.infer.paint import paint
@@ -32,8 +32,8 @@ class Known:
         self.conditionals = conditionals
 
     def __call__(self, batch, cache):
-        codes = batch.ids[:, 1:] - V.first_code
-        told = torch.full((*batch.ids.shape, V.size), -1e9)
+        codes = batch.input_ids[:, 1:] - V.first_code
+        told = torch.full((*batch.input_ids.shape, V.size), -1e9)
         told[:, 1:, V.first_code :] = self.conditionals(codes.where(codes >= 0, -1)).log()
         return told
 
@@ -46,10 +46,10 @@ def painted(conditionals, steps):
     grammar = Grammar(V, [(4, 4)])
     replies = []
     for row in range(IMAGES):
-        state = grammar.start(Sampling(draw_first=True, max_images=1))
+        state = grammar.start(SamplingParams(draw_first=True, max_images=1))
         state.take(V.begin_image)
         replies.append(Reply(row, row, 0, 1, state, pending=[V.begin_image]))
-    sampling = Sampling(1.0, image_steps=steps)
+    sampling = SamplingParams(1.0, image_steps=steps)
     random = torch.Generator().manual_seed(0)
     session = Session(replies, IMAGES, False, Forgetful(), sampling, random)
     steps_of = Steps(Known(conditionals), torch.device("cpu"))

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, answer
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, assistant
 from chiasm.infer.draw import draw
 from chiasm.infer.edit import inpaint, variation
 from chiasm.infer.generate import Generator
@@ -26,15 +26,15 @@ from chiasm.nn.precision import round_weights
 from pretend_device import syncs
 
 WORDS = [
-    Sampling(max_tokens=7),
-    Sampling(1.0, max_tokens=9, top_k=20, seed=1),
-    Sampling(1.0, max_tokens=6, top_p=0.9, seed=2),
+    SamplingParams(max_tokens=7),
+    SamplingParams(1.0, max_tokens=9, top_k=20, seed=1),
+    SamplingParams(1.0, max_tokens=6, top_p=0.9, seed=2),
 ]
 IMAGES = [
-    Sampling(1.0, max_tokens=6, max_images=2, seed=3, image_steps=3),
-    Sampling(max_tokens=6, max_images=2, guidance=2.0, image_steps=3),
-    Sampling(1.0, draw_first=True, guidance=1.5, seed=4, image_steps=3),
-    Sampling(draw_first=True, max_images=2, image_temperature=1.0, image_top_k=5, seed=5),
+    SamplingParams(1.0, max_tokens=6, max_images=2, seed=3, image_steps=3),
+    SamplingParams(max_tokens=6, max_images=2, guidance=2.0, image_steps=3),
+    SamplingParams(1.0, draw_first=True, guidance=1.5, seed=4, image_steps=3),
+    SamplingParams(draw_first=True, max_images=2, image_temperature=1.0, image_top_k=5, seed=5),
 ]
 DRAWING = {
     "one size": {},
@@ -217,7 +217,7 @@ def others(model, processor):
         mask.paste(255, (4, 4, 8, 8))
         edits = [inpaint(processor.codec, image(9), mask), None]
         edits.append(variation(processor.codec, image(8), 0.5, 3))
-        sampling = Sampling(1.0, draw_first=True, guidance=2.0, image_steps=2)
+        sampling = SamplingParams(1.0, draw_first=True, guidance=2.0, image_steps=2)
         found.append(replies(respond, mixed()[:3], sampling, edits))
         drawn = draw(respond, ["red", "a circle"], sampling, candidates=3)
         found += [(d.best.tobytes(), d.tries) for d in drawn] + [[d.score] for d in drawn]
@@ -225,7 +225,7 @@ def others(model, processor):
 
 
 def asked(sample):
-    return Sample((*sample.turns, answer("red")))
+    return Sample((*sample.turns, assistant("red")))
 
 
 @pytest.mark.parametrize("name", ALL)

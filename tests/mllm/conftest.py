@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.mllm.config import MLLMConfig, MLPConfig
@@ -54,26 +54,26 @@ class Toy:
     def samples(self):
         """A dialogue, plain text, independent questions, two images of which one is later."""
         dialogue = (
-            question(image(20, 24), "what colour?"),
-            answer("red"),
-            question("shape?"),
-            answer("a circle"),
+            user(image(20, 24), "what colour?"),
+            assistant("red"),
+            user("shape?"),
+            assistant("a circle"),
         )
         apart = (
-            question(image(24, 8, 1), "what?"),
-            answer("blue"),
-            question("is it?"),
-            answer("yes it is red"),
+            user(image(24, 8, 1), "what?"),
+            assistant("blue"),
+            user("is it?"),
+            assistant("yes it is red"),
         )
         two = (
-            question(image(8, 8, 2), "what?"),
-            answer("it"),
-            question("and ", image(16, 24, 3), "?"),
-            answer("red circle"),
+            user(image(8, 8, 2), "what?"),
+            assistant("it"),
+            user("and ", image(16, 24, 3), "?"),
+            assistant("red circle"),
         )
         return [
             Sample(dialogue, "dialogue"),
-            Sample((question("is it red?"), answer("no")), "text"),
+            Sample((user("is it red?"), assistant("no")), "text"),
             Sample(apart, "branches", independent=True),
             Sample(two, "two"),
         ]

@@ -138,7 +138,7 @@ def test_peft_itself_reads_adapters_kept_apart(toy, lora, tmp_path):
     stock = AutoModelForCausalLM.from_pretrained(toy.folders["llama"])
     stock = peft.PeftModel.from_pretrained(stock, str(tmp_path / "adapter")).eval()
     text = pack([[processor.encode(toy.samples()[1])]])
-    expected = stock(text.ids).logits
+    expected = stock(text.input_ids).logits
     torch.testing.assert_close(model.logits(model(text)), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_adapters_of_another_shape_are_refused(toy, tmp_path):
 def test_cost_is_what_torch_counts(toy, lora):
     model, processor, _ = trained(toy, lora)
     encoded = processor.encode(toy.samples()[0])
-    batch = pack([[replace(encoded, targets=torch.full((len(encoded),), 5).numpy())]])
+    batch = pack([[replace(encoded, labels=torch.full((len(encoded),), 5).numpy())]])
     set_trained(model, Stage("s", 1, lr={"lora": 1.0, "projector": 1.0}))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()

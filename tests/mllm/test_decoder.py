@@ -22,8 +22,8 @@ from transformers.modeling_utils import AttentionInterface
 import chiasm.mllm.decoder as decoder_module
 import chiasm.nn.precision as precision
 from chiasm.mllm.decoder import Decoder, fastest
-from chiasm.mllm.seam import SEAM, attention, run
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.mllm.seam import SEAM, attention_forward, run
+from chiasm.nn.attention import TokenIndex, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.slots import SlotCache
 
@@ -49,7 +49,7 @@ SHAPE = {
 
 
 def made(kind=LlamaForCausalLM, config=LlamaConfig, **changes):
-    AttentionInterface.register(SEAM, attention)
+    AttentionInterface.register(SEAM, attention_forward)
     torch.manual_seed(0)
     model = kind._from_config(config(**{**SHAPE, **changes}), attn_implementation=SEAM).eval()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def index(lengths, start, width=None):
     width = width or max(lengths)
     at = torch.arange(width)[None] + torch.tensor(start)[:, None]
     segment = torch.where(torch.arange(width)[None] < torch.tensor(lengths)[:, None], 0, -1)
-    return Index(segment, at, torch.zeros_like(at), at)
+    return TokenIndex(segment, at, torch.zeros_like(at), at)
 
 
 def conversation(model, cache, act):
@@ -115,7 +115,7 @@ def test_packed_rows_and_steps_between_layers():
     assert decoder.of(step=True) is decoder
     segment = torch.tensor([[0, 0, 0, 1, 1, -1]])
     at = torch.tensor([[0, 1, 2, 0, 1, 0]])
-    layout = packed_layout(Index(segment, at, torch.zeros_like(at)))
+    layout = packed_layout(TokenIndex(segment, at, torch.zeros_like(at)))
     x, double = torch.randn(1, 6, 32), {1: lambda x: 2 * x}
     with_hook = model.base_model.layers[1].register_forward_pre_hook(
         lambda _layer, args: (2 * args[0], *args[1:])

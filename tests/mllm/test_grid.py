@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from chiasm.core.batch import pack
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.mllm.config import (
@@ -150,7 +150,7 @@ def samples(swapped=False):
     images = [Image(PIL.Image.fromarray(pixels)) for pixels in (noise[0], 255 - noise[1])]
     replies = ["b", "a"] if swapped else ["a", "b"]
     return [
-        Sample((question(image, "?"), answer(reply)), reply)
+        Sample((user(image, "?"), assistant(reply)), reply)
         for image, reply in zip(images, replies, strict=True)
     ]
 

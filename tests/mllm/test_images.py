@@ -39,7 +39,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import ConfigError, DataError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
@@ -144,7 +144,7 @@ def pixels(slot, config):
     """Our patches as the encoder normalises them, tile by tile as pixels [n 3 H W]."""
     h, w = slot.grid
     p = config.patch_size
-    tiles = slot.patches.reshape(slot.tiles, h, w, 3, p, p).transpose(0, 3, 1, 4, 2, 5)
+    tiles = slot.image_patches.reshape(slot.tiles, h, w, 3, p, p).transpose(0, 3, 1, 4, 2, 5)
     tiles = tiles.reshape(slot.tiles, 3, h * p, w * p)
     mean, deviation = (np.array(c)[:, None, None] for c in (config.mean, config.deviation))
     return ((tiles + 1) / 2 - mean) / deviation
@@ -179,7 +179,7 @@ def test_one_square_is_the_stock_processors(images, stock):
         (slot,) = ours.encode([image])
         expected = stock(image, return_tensors="np")["pixel_values"]
         assert_same_pixels(slot, ours.config, expected)
-        assert ours.tokens(image.size) == len(slot.ids) == 16
+        assert ours.tokens(image.size) == len(slot.input_ids) == 16
 
 
 @pytest.mark.parametrize("images", [ResizeConfig(), NativeConfig(20)])
@@ -198,7 +198,7 @@ def test_native_resolution_is_naflexs(images):
         tiles = patches.reshape(rows, columns, PATCH, PATCH, 3).transpose(4, 0, 2, 1, 3)
         tiles = tiles.reshape(1, 3, rows * PATCH, columns * PATCH)
         assert_same_pixels(slot, ours.config, tiles)
-        assert ours.tokens(image.size) == len(slot.ids) == rows * columns
+        assert ours.tokens(image.size) == len(slot.input_ids) == rows * columns
 
 
 def test_anyres_is_llava_nexts():
@@ -216,7 +216,7 @@ def test_anyres_is_llava_nexts():
         (slot,) = ours.encode([image])
         assert_same_pixels(slot, ours.config, stock(image, return_tensors="np")["pixel_values"][0])
         ids = processor(images=image, text="<image>")["input_ids"][0]
-        assert ours.tokens(image.size) == len(slot.ids) == len(ids)
+        assert ours.tokens(image.size) == len(slot.input_ids) == len(ids)
         assert codec(AnyResConfig()).tokens(image.size) == len(ids)  # the published shapes
 
 
@@ -237,11 +237,11 @@ def test_split_is_idefics3s(stock, name):
     for image in make_images():
         (slot,) = ours.encode([image])
         expected = processor(images=[image], text="<image>", add_special_tokens=False)
-        assert slot.ids.tolist() == expected["input_ids"][0]
+        assert slot.input_ids.tolist() == expected["input_ids"][0]
         assert slot.tiles == len(expected["pixel_values"][0])
         assert_same_pixels(slot, ours.config, np.array(expected["pixel_values"][0]))
-        assert ours.tokens(image.size) == len(slot.ids)
-        assert (slot.place == np.flatnonzero(slot.ids == marker)).all()
+        assert ours.tokens(image.size) == len(slot.input_ids)
+        assert (slot.place == np.flatnonzero(slot.input_ids == marker)).all()
 
 
 @torch.no_grad()
@@ -278,7 +278,7 @@ def test_anyres_tokens_stand_where_llava_next_puts_them():
         states = stock.model.vision_tower(inputs, output_hidden_states=True).hidden_states[-2]
         grids = torch.tensor([slot.grid] * slot.tiles)
         tokens = projector(states[:, 1:].flatten(0, 1), grids)
-        slots = torch.ones(1, len(slot.ids), dtype=torch.bool)
+        slots = torch.ones(1, len(slot.input_ids), dtype=torch.bool)
         place = torch.from_numpy(slot.place)
         found = arrange(tokens, place, slots, stock.model.image_newline)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -299,14 +299,14 @@ def test_a_slot_is_what_its_size_says_and_complete(width, height, name, projecto
     image = PIL.Image.new("RGB", (width, height))
     (slot,) = ours.encode([image])
     h, w = slot.grid
-    assert len(slot.patches) == slot.tiles * h * w
-    assert ours.tokens(image.size) == len(slot.ids)
+    assert len(slot.image_patches) == slot.tiles * h * w
+    assert ours.tokens(image.size) == len(slot.input_ids)
     made = slot.tiles * ours.mode.projector.tokens(slot.grid)
     kept = slot.place[slot.place >= 0]
     assert len(slot.place) == made
     assert len(set(kept)) == len(kept)  # no two at one place
-    assert (slot.ids[kept] == IMAGE).all()
-    ends = np.setdiff1d(np.flatnonzero(slot.ids == IMAGE), kept)
+    assert (slot.input_ids[kept] == IMAGE).all()
+    ends = np.setdiff1d(np.flatnonzero(slot.input_ids == IMAGE), kept)
     rows = name == "anyres" and ours.mode.projector.shape(slot.grid) is not None
     # Of a sliver's tiles nothing but padding may be left: no row, no end of one.
     assert rows if len(ends) else not rows or max(width, height) > 4 * min(width, height)
@@ -362,7 +362,7 @@ def test_a_slivers_memory_is_bounded(name, variable):
         image = PIL.Image.new("RGB", size, "red")
         with more_memory(2**28):
             (slot,) = ours.encode([image])
-        assert len(slot.ids) == ours.tokens(size)
+        assert len(slot.input_ids) == ours.tokens(size)
 
 
 def test_pinpoints_must_be_whole_tiles():
@@ -431,12 +431,12 @@ def samples():
     first, second, third = (Image(make_image(*size)) for size in ((40, 17), (10, 30), (64, 64)))
     return [
         Sample(
-            (question(first, "what?"), answer("red"), question("and ", second), answer("it")), "2"
+            (user(first, "what?"), assistant("red"), user("and ", second), assistant("it")), "2"
         ),
-        Sample((question("is it red?"), answer("no")), "none"),
-        Sample((question(third, " or ", first, "?"), answer("a circle")), "one turn"),
+        Sample((user("is it red?"), assistant("no")), "none"),
+        Sample((user(third, " or ", first, "?"), assistant("a circle")), "one turn"),
         Sample(
-            (question(second, "what?"), answer("red"), question("is it?"), answer("no")),
+            (user(second, "what?"), assistant("red"), user("is it?"), assistant("no")),
             "branches",
             independent=True,
         ),
@@ -462,7 +462,7 @@ def test_packed_with_text_equals_alone_and_is_restored(name, folders, tmp_path):
     again, other = load(tmp_path / "run")
     back = [other.encode(sample) for sample in samples()]
     for a, b in zip(encoded, back, strict=True):
-        assert a.ids.tolist() == b.ids.tolist()
+        assert a.input_ids.tolist() == b.input_ids.tolist()
     with torch.no_grad():
         assert torch.equal(again(pack([back])), model(pack([encoded])))
 
@@ -498,10 +498,12 @@ def test_truncation_never_cuts_an_image(made, name, limit, which, ask):
     finally:
         processor.max_length = 4096
     assert len(cut) <= limit or sample.independent
-    assert (cut.ids == model.image_token).sum() == (whole.ids == model.image_token).sum()
-    if cut.patches is not None:
+    assert (cut.input_ids == model.image_token).sum() == (
+        whole.input_ids == model.image_token
+    ).sum()
+    if cut.image_patches is not None:
         assert cut.place.tolist() == whole.place.tolist()
-        assert np.array_equal(cut.patches, whole.patches)
+        assert np.array_equal(cut.image_patches, whole.image_patches)
 
 
 @pytest.fixture(scope="module")
@@ -534,7 +536,7 @@ def test_the_end_of_a_row_is_learned_and_used(made):
     model, processor = made["anyres"]
     sample = samples()[2]
     batch = pack([[processor.encode(sample)]])
-    slots = (batch.ids == model.image_token)[0]
+    slots = (batch.input_ids == model.image_token)[0]
     kept = batch.place[batch.place >= 0]
     ends = slots.clone()
     ends[kept] = False

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.config import from_dict, to_dict
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
 from chiasm.infer.generate import Generator
@@ -98,11 +98,15 @@ def test_other_samples_and_their_images_change_exactly_nothing(toy, projector, f
     before = model(batch)
     for which in range(4):
         e = encoded[which]
-        patches = None if e.patches is None else e.patches + 1
-        ids = np.where(e.ids == model.image_token, e.ids, (e.ids + 5) % 200)
-        changed = [*encoded[:which], replace(e, ids=ids, patches=patches), *encoded[which + 1 :]]
+        patches = None if e.image_patches is None else e.image_patches + 1
+        ids = np.where(e.input_ids == model.image_token, e.input_ids, (e.input_ids + 5) % 200)
+        changed = [
+            *encoded[:which],
+            replace(e, input_ids=ids, image_patches=patches),
+            *encoded[which + 1 :],
+        ]
         after = model(pack([changed]))
-        mine = batch.segment == which
+        mine = batch.segment_ids == which
         assert torch.equal(before[~mine], after[~mine])
         assert not torch.equal(before[mine], after[mine])
 
@@ -112,12 +116,12 @@ def test_other_samples_and_their_images_change_exactly_nothing(toy, projector, f
 def test_an_image_reaches_later_text_of_its_sample_only(toy, projector):
     model, processor = build(toy, projector)
     two = processor.encode(toy.samples()[3])
-    second = int(two.grids[0].prod())
-    patches = two.patches.copy()
+    second = int(two.image_grids[0].prod())
+    patches = two.image_patches.copy()
     patches[second:] += 1  # the later image, asked about in the second turn
-    before, after = model(pack([[two]])), model(pack([[replace(two, patches=patches)]]))
-    slots = np.flatnonzero(two.ids == model.image_token)
-    first = int(slots[-model.projector.tokens(tuple(two.grids[1]))])
+    before, after = model(pack([[two]])), model(pack([[replace(two, image_patches=patches)]]))
+    slots = np.flatnonzero(two.input_ids == model.image_token)
+    first = int(slots[-model.projector.tokens(tuple(two.image_grids[1]))])
     assert torch.equal(before[0, :first], after[0, :first])
     assert not torch.isclose(before[0, first:], after[0, first:]).all(-1).any()
 
@@ -127,7 +131,7 @@ def test_questions_as_branches_equal_questions_asked_separately(toy):
     model, processor = build(toy, CROSS)
     together = toy.samples()[2]
     turns = together.turns
-    single = [Sample(turns[:2]), Sample((question(turns[0].parts[0], "is it?"), turns[3]))]
+    single = [Sample(turns[:2]), Sample((user(turns[0].content[0], "is it?"), turns[3]))]
     whole = model.loss(pack([[processor.encode(together)]]))
     alone = sum(model.loss(pack([[processor.encode(s)]])).sum.item() for s in single)
     assert whole.sum.item() == pytest.approx(alone, rel=1e-5)
@@ -150,7 +154,7 @@ def test_text_alone_is_the_language_models_own_whatever_it_is_packed_with(toy):
     plain, _ = toy.build()
     text = processor.encode(toy.samples()[1])
     company = pack([[processor.encode(toy.samples()[0]), text]])
-    hidden = model(company)[company.segment == 1]
+    hidden = model(company)[company.segment_ids == 1]
     torch.testing.assert_close(hidden, plain(pack([[text]]))[0], atol=1e-5, rtol=1e-4)
 
 
@@ -192,21 +196,21 @@ def test_a_gated_block_is_loops():
 def test_deepstack_adds_each_level_before_its_layer(toy):
     """Against the language model's layers called one by one."""
     model, processor = build(toy, DEEP)
-    one = processor.encode(Sample((question(toy.samples()[0].images[0], "what?"), answer("red"))))
+    one = processor.encode(Sample((user(toy.samples()[0].images[0], "what?"), assistant("red"))))
     batch = pack([[one]])
-    slots = batch.ids[0] == model.image_token
-    features = model.vision(batch.patches, batch.grids)
+    slots = batch.input_ids[0] == model.image_token
+    features = model.vision(batch.image_patches, batch.image_grids)
     levels = [
-        level(features[:, 16 * i : 16 * (i + 1)], batch.grids)
+        level(features[:, 16 * i : 16 * (i + 1)], batch.image_grids)
         for i, level in enumerate(model.projector.levels)
     ]
-    x = model.language.get_input_embeddings()(batch.ids.masked_fill(slots, 0))
+    x = model.language.get_input_embeddings()(batch.input_ids.masked_fill(slots, 0))
     x[0, slots] = levels[2]
     backbone = model.backbone
-    from chiasm.nn.attention import Index, packed_layout
+    from chiasm.nn.attention import TokenIndex, packed_layout
 
-    turn = backbone.rotary_emb(x, position_ids=batch.position)
-    layout = packed_layout(Index(batch.segment, batch.block, batch.branch))
+    turn = backbone.rotary_emb(x, position_ids=batch.position_ids)
+    layout = packed_layout(TokenIndex(batch.segment_ids, batch.block_ids, batch.branch_ids))
     for number, layer in enumerate(backbone.layers):
         if number in (1, 2):
             x[0, slots] += levels[number - 1]
@@ -219,10 +223,10 @@ def test_chosen_blocks_of_our_encoder_are_its_states(toy):
     model, processor = build(toy, DEEP)
     batch = pack([[processor.encode(toy.samples()[0])]])
     tower = model.vision
-    features = tower(batch.patches, batch.grids)
+    features = tower(batch.image_patches, batch.image_grids)
     for number in (1, 2, 3):
         tower.config = replace(LEVELS, layers=number, chosen=(number,))
-        expected = tower(batch.patches, batch.grids)
+        expected = tower(batch.image_patches, batch.image_grids)
         assert torch.equal(features[:, 16 * (number - 1) : 16 * number], expected)
 
 
@@ -238,10 +242,10 @@ def test_cached_replies_equal_uncached_ones(toy, projector, family):
         Sample(samples[1].turns[:1]),
         Sample(samples[3].turns[:3]),
     ]
-    asked += [Sample((question(samples[2].images[0], word),)) for word in ("what?", "is it?")]
+    asked += [Sample((user(samples[2].images[0], word),)) for word in ("what?", "is it?")]
     said = {n: [] for n in range(len(asked))}
     processor.template.decode = lambda ids: " ".join(map(str, ids))
-    for number, piece in Generator(model, processor)(asked, Sampling(max_tokens=6)):
+    for number, piece in Generator(model, processor)(asked, SamplingParams(max_tokens=6)):
         said[number].append(piece.text)
     for number, sample in enumerate(asked):
         ((encoded, _),) = processor.prompts([sample])
@@ -250,11 +254,11 @@ def test_cached_replies_equal_uncached_ones(toy, projector, family):
             count = len(encoded) + len(written)
             grown = replace(
                 encoded,
-                ids=np.concatenate([encoded.ids, np.array(written, np.int64)]),
-                targets=np.full(count, IGNORE),
-                block=np.arange(count),
-                position=np.arange(count),
-                branch=np.zeros(count, np.int64),
+                input_ids=np.concatenate([encoded.input_ids, np.array(written, np.int64)]),
+                labels=np.full(count, IGNORE),
+                block_ids=np.arange(count),
+                position_ids=np.arange(count),
+                branch_ids=np.zeros(count, np.int64),
             )
             logits = model.logits(model(pack([[grown]]))[0, -1])
             logits[model.image_token] = float("-inf")
@@ -272,7 +276,7 @@ def test_it_is_saved_and_loaded(toy, projector, tmp_path):
     hub.save(tmp_path, model, processor, toy.config(projector=projector))
     again, other = load(tmp_path)
     assert again.projector.config == projector
-    assert torch.equal(packed(toy, other).ids, batch.ids)
+    assert torch.equal(packed(toy, other).input_ids, batch.input_ids)
     with torch.no_grad():
         assert torch.equal(again(batch), model(batch))
 
@@ -282,7 +286,7 @@ def test_it_is_saved_and_loaded(toy, projector, tmp_path):
 def test_cost_is_what_torch_counts(toy, projector, trained):
     model, processor = build(toy, projector)
     encoded = processor.encode(toy.samples()[0])
-    batch = pack([[replace(encoded, targets=np.full(len(encoded), 5))]])
+    batch = pack([[replace(encoded, labels=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()

@@ -21,8 +21,8 @@ from transformers import (
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, ConfigError, DataError, MissingExtraError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Turn, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Sample, assistant, user
 from chiasm.data.chat import CHAT_TEMPLATES, chat_template
 from chiasm.data.processor import _turns
 from chiasm.data.template import ChatTemplate
@@ -34,7 +34,7 @@ from chiasm.mllm import gguf, seam, trust
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.mllm.language import load_language
 from chiasm.mllm.vocabulary import add_tokens, like
-from chiasm.nn.attention import Index, attend, packed_layout
+from chiasm.nn.attention import TokenIndex, attention, packed_layout
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 
@@ -150,11 +150,11 @@ def samples():
     """A dialogue about an image, plain text, independent questions about one image."""
     return [
         Sample(
-            (question(image(0), "what?"), answer("red"), question("so?"), answer("a circle")), "a"
+            (user(image(0), "what?"), assistant("red"), user("so?"), assistant("a circle")), "a"
         ),
-        Sample((question("is it red?"), answer("no, it is a circle")), "b"),
+        Sample((user("is it red?"), assistant("no, it is a circle")), "b"),
         Sample(
-            (question(image(1), "what?"), answer("it"), question("is it?"), answer("yes")),
+            (user(image(1), "what?"), assistant("it"), user("is it?"), assistant("yes")),
             "c",
             independent=True,
         ),
@@ -170,13 +170,13 @@ def test_plain_text_equals_transformers_own_forward(family):
     _, folder = family
     ours, processor = build(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    texts = [Sample((question(words), answer("yes, red"))) for words in ("what is it?", "red")]
+    texts = [Sample((user(words), assistant("yes, red"))) for words in ("what is it?", "red")]
     batch = pack([[processor.encode(s)] for s in texts])
     logits = ours.logits(ours(batch))
     for row in range(2):
-        real = batch.segment[row] >= 0
+        real = batch.segment_ids[row] >= 0
         assert real.sum() > 15
-        expected = theirs(batch.ids[row : row + 1, real]).logits[0]
+        expected = theirs(batch.input_ids[row : row + 1, real]).logits[0]
         torch.testing.assert_close(logits[row, real], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -201,12 +201,12 @@ def prefix_masks(supervised, window):
 def test_prefix_lm_equals_transformers_with_a_mask_drawn_by_hand(kind, folders):
     ours, processor = build(folders(kind), attention="prefix")
     theirs = AutoModelForCausalLM.from_pretrained(folders(kind), attn_implementation="eager").eval()
-    turns = (question("what?"), answer("red it is"), question("is it?"), answer("a circle"))
+    turns = (user("what?"), assistant("red it is"), user("is it?"), assistant("a circle"))
     encoded = processor.encode(Sample(turns))
     supervised = processor.template.render(turns, reply=False).supervised
     full, near = prefix_masks(supervised, 5)
     mask = full if kind in ("llama", "gpt2") else dict(zip(KINDS, (near, full), strict=True))
-    ids = torch.from_numpy(encoded.ids)[None]
+    ids = torch.from_numpy(encoded.input_ids)[None]
     expected = theirs(ids, attention_mask=mask, use_cache=False).logits
     logits = ours.logits(ours(pack([[encoded]])))
     torch.testing.assert_close(logits, expected, atol=3e-5, rtol=1e-5)  # they reach 10
@@ -237,14 +237,14 @@ def test_prefix_and_window_together_equal_paligemma_2(folders):
     theirs = PaliGemmaForConditionalGeneration._from_config(config, attn_implementation="eager")
     theirs.eval()
     theirs.model.language_model.load_state_dict(ours.language.model.state_dict())
-    encoded = processor.encode(Sample((question("what colour is it?"), answer("a red circle"))))
+    encoded = processor.encode(Sample((user("what colour is it?"), assistant("a red circle"))))
     batch = pack([[encoded]])
-    hidden = ours(dataclasses.replace(batch, position=batch.position + 1))
-    types = torch.from_numpy(encoded.block == np.arange(len(encoded))).long()
+    hidden = ours(dataclasses.replace(batch, position_ids=batch.position_ids + 1))
+    types = torch.from_numpy(encoded.block_ids == np.arange(len(encoded))).long()
     types[0] = 0  # the prefix is one block that begins at 0
     expected = theirs.model(
-        input_ids=batch.ids,
-        attention_mask=torch.ones_like(batch.ids),
+        input_ids=batch.input_ids,
+        attention_mask=torch.ones_like(batch.input_ids),
         token_type_ids=types[None],
         use_cache=False,
     ).last_hidden_state
@@ -265,14 +265,16 @@ def test_packed_equals_unpacked_and_other_samples_change_nothing(family, attenti
     together = model.logits(model(batch))
     rows = [(0, 0), (0, 1), (1, 0)]
     for (row, segment), e in zip(rows, encoded, strict=True):
-        mine = batch.segment[row] == segment
+        mine = batch.segment_ids[row] == segment
         alone = model.logits(model(pack([[e]])))[0]
         torch.testing.assert_close(together[row, mine], alone, atol=1e-5, rtol=1e-5)
     first = encoded[0]
-    ids = np.where(first.ids == model.image_token, first.ids, (first.ids + 5) % 200)
-    other = dataclasses.replace(first, ids=ids, patches=first.patches + 1)
-    after = model.logits(model(pack([[other, encoded[1]], encoded[2:]], batch.ids.shape[1])))
-    rest = (batch.segment >= 0) & ~((batch.segment == 0) & (torch.arange(2)[:, None] == 0))
+    ids = np.where(
+        first.input_ids == model.image_token, first.input_ids, (first.input_ids + 5) % 200
+    )
+    other = dataclasses.replace(first, input_ids=ids, image_patches=first.image_patches + 1)
+    after = model.logits(model(pack([[other, encoded[1]], encoded[2:]], batch.input_ids.shape[1])))
+    rest = (batch.segment_ids >= 0) & ~((batch.segment_ids == 0) & (torch.arange(2)[:, None] == 0))
     change = (after - together)[rest].abs().max().item()
     assert change <= (1e-5 if kind in MIXED else 0)
     assert (after - together)[0, : len(first)].abs().max() > 1e-3
@@ -302,9 +304,9 @@ def test_cached_decoding_equals_uncached(family, attention):
     _, folder = family
     model, processor = build(folder, attention=attention)
     asked = [
-        Sample((question(image(0), "what?"),)),
-        Sample((question(image(0), "a circle, is it?"),)),
-        Sample((question("red"), answer("it is"), question("so?"))),
+        Sample((user(image(0), "what?"),)),
+        Sample((user(image(0), "a circle, is it?"),)),
+        Sample((user("red"), assistant("it is"), user("so?"))),
     ]
     steps = [[] for _ in asked]
     generator = Generator(model, processor)
@@ -317,7 +319,7 @@ def test_cached_decoding_equals_uncached(family, attention):
         return ids
 
     generator._choose = watched
-    for _ in generator(asked, Sampling(max_tokens=9)):
+    for _ in generator(asked, SamplingParams(max_tokens=9)):
         pass
     for sample, replied in zip(asked, steps, strict=True):
         ((prompt, _),) = processor.prompts([sample])
@@ -326,11 +328,11 @@ def test_cached_decoding_equals_uncached(family, attention):
         later = np.arange(len(prompt), len(prompt) + len(tokens))
         grown = dataclasses.replace(
             prompt,
-            ids=np.concatenate([prompt.ids, tokens]),
-            targets=np.concatenate([prompt.targets, later]),
-            block=np.concatenate([prompt.block, later]),
-            branch=np.concatenate([prompt.branch, 0 * later]),
-            position=np.concatenate([prompt.position, later]),
+            input_ids=np.concatenate([prompt.input_ids, tokens]),
+            labels=np.concatenate([prompt.labels, later]),
+            block_ids=np.concatenate([prompt.block_ids, later]),
+            branch_ids=np.concatenate([prompt.branch_ids, 0 * later]),
+            position_ids=np.concatenate([prompt.position_ids, later]),
         )
         whole = model.logits(model(pack([[grown]])))[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(torch.stack(logits), whole, atol=1e-5, rtol=1e-5)
@@ -352,11 +354,11 @@ def test_questions_of_a_prefix_lm_repeat_their_image_and_equal_single_ones(folde
     model, processor = build(folders("llama"), attention="prefix")
     together = samples()[2]
     one = Sample(together.turns[:2])
-    two = Sample((question(image(1), "is it?"), answer("yes")))
+    two = Sample((user(image(1), "is it?"), assistant("yes")))
     with torch.no_grad():
         whole = model.loss(pack([[processor.encode(together)]]))
         alone = [model.loss(pack([[processor.encode(s)]])) for s in (one, two)]
-    assert processor.encode(together).grids.tolist() == [[4, 4], [4, 4]]
+    assert processor.encode(together).image_grids.tolist() == [[4, 4], [4, 4]]
     torch.testing.assert_close(whole.sum, alone[0].sum + alone[1].sum, atol=1e-5, rtol=1e-5)
 
 
@@ -392,14 +394,14 @@ def test_a_seam_that_forgets_something_is_found_out(kind, folders, monkeypatch):
     """Sinks, caps, isolation: the probe sees each of them go."""
     model, _ = load_language(str(folders(kind)))
     assert trust.what_hinders(model) is None
-    attention = trust.attention
+    attention = trust.attention_forward
     lost = {"gemma2": "softcap", "gpt_oss": "s_aux"}.get(kind)
 
     def forgetful(*args, **kwargs):
         if lost:
             return attention(*args, **{**kwargs, lost: None})
         order = torch.arange(12)[None]
-        one = Index(torch.zeros_like(order), order, torch.zeros_like(order), order)
+        one = TokenIndex(torch.zeros_like(order), order, torch.zeros_like(order), order)
         return attention(*args, **{**kwargs, "layout": packed_layout(one)})
 
     monkeypatch.setattr(trust, "attention", forgetful)
@@ -416,11 +418,11 @@ def test_attention_is_in_autocasts_precision(kind, folders, monkeypatch):
 
     def noted(query, key, value, *rest):
         seen.append({query.dtype, key.dtype, value.dtype})
-        return attend(query, key, value, *rest)
+        return attention(query, key, value, *rest)
 
-    monkeypatch.setattr(seam, "attend", noted)
+    monkeypatch.setattr(seam, "attention", noted)
     at = torch.arange(12)[None]
-    layout = packed_layout(Index(torch.zeros_like(at), at, torch.zeros_like(at), at))
+    layout = packed_layout(TokenIndex(torch.zeros_like(at), at, torch.zeros_like(at), at))
     x = model.get_input_embeddings()(at)
     exact = seam.run(model, x, at, layout)
     with torch.autocast("cpu", torch.bfloat16):
@@ -443,8 +445,8 @@ def test_images_enter_as_large_as_words(kind, folders):
     ratio = tokens.square().mean().sqrt() / words.square().mean().sqrt()
     assert 0.5 < ratio < 2
     batch = pack([[processor.encode(samples()[0])]])
-    slots = batch.ids == model.image_token
-    seen = model.see(batch.patches, batch.grids)
+    slots = batch.input_ids == model.image_token
+    seen = model.see(batch.image_patches, batch.image_grids)
     assert torch.equal(model.embed(batch)[slots], seen)
 
 
@@ -473,9 +475,9 @@ def test_new_tokens_get_rows_like_the_others_and_survive_saving(kind, folders, t
         assert not torch.equal(new[ids[0]], new[ids[1]])
         for row in new[ids]:
             assert 0 < (row - mean).norm() < 0.02 * spread
-    sample = Sample((question("where?"), answer("at <box>red</box>")))
+    sample = Sample((user("where?"), assistant("at <box>red</box>")))
     batch = pack([[processor.encode(sample)]])
-    assert {*ids} <= {*batch.targets[0].tolist()}
+    assert {*ids} <= {*batch.labels[0].tolist()}
     hub.save(
         tmp_path / "run",
         model,
@@ -483,7 +485,7 @@ def test_new_tokens_get_rows_like_the_others_and_survive_saving(kind, folders, t
         MLLMConfig(extra_special_tokens=NEW, projector=MLPConfig(2, 0, 2)),
     )
     again, other = load(tmp_path / "run")
-    assert torch.equal(pack([[other.encode(sample)]]).ids, batch.ids)
+    assert torch.equal(pack([[other.encode(sample)]]).input_ids, batch.input_ids)
     assert torch.equal(again.logits(again(batch)), model.logits(model(batch)))
     assert (tables(again.language)[0] is tables(again.language)[1]) == tied
     assert other.template.stop == processor.template.stop
@@ -520,8 +522,8 @@ def test_gemmas_turns_end_with_their_own_token(folders):
     end = words.convert_tokens_to_ids("<end_of_turn>")
     assert {end, words.eos_token_id} == set(processor.template.stop)
     turns = (
-        Turn("system", question("be brief").parts),
-        *(question("what?"), answer("red"), question("so?"), answer("a circle")),
+        Message("system", user("be brief").content),
+        *(user("what?"), assistant("red"), user("so?"), assistant("a circle")),
     )
     tokens = processor.template.render(turns, reply=False)
     assert words.decode(tokens.ids) == (
@@ -558,7 +560,7 @@ def test_a_template_that_thinks_only_in_the_last_turn():
     words = tokenizer()
     words.chat_template = THINKS
     template = ChatTemplate(words)
-    turns = (question("red"), answer("red"), question("so?"), answer("yes"))
+    turns = (user("red"), assistant("red"), user("so?"), assistant("yes"))
     tokens = template.render(turns, reply=False)
     said = [i for i, on in zip(tokens.ids, tokens.supervised, strict=True) if on]
     assert words.decode(said) == "red<|im_end|><think>\n\n</think>\n\nyes<|im_end|>"
@@ -572,7 +574,7 @@ def test_templates_that_cannot_teach_are_refused(tmp_path):
     strict = "{% if messages[0].role != 'user' %}{{ raise_exception('users first') }}{% endif %}"
     words.chat_template = strict + CHAT_TEMPLATES["chatml"]
     with pytest.raises(DataError, match="refuses this conversation: users first"):
-        ChatTemplate(words).render((Turn("system", question("a").parts),), reply=True)
+        ChatTemplate(words).render((Message("system", user("a").content),), reply=True)
     with pytest.raises(ConfigError, match=r"neither a file nor one of .*did you mean 'gemma'"):
         chat_template("gema")
     (tmp_path / "mine.jinja").write_text(strict)
@@ -584,7 +586,7 @@ def test_every_template_of_ours_invites_as_it_trains(name):
     words = tokenizer(name)
     words.add_tokens(GEMMA_TURNS, special_tokens=True)
     template = ChatTemplate(words)
-    turns = [question("what?"), answer("red"), question("so?"), answer("a circle")]
+    turns = [user("what?"), assistant("red"), user("so?"), assistant("a circle")]
     tokens = template.render(turns, reply=False)
     said = [i for i, on in zip(tokens.ids, tokens.supervised, strict=True) if on]
     assert template.decode(said).replace(" ", "") == "redacircle"
@@ -644,15 +646,15 @@ def test_gemma_3_from_its_package():
     words = processor.template.tokenizer
     assert words.convert_tokens_to_ids("<end_of_turn>") in processor.template.stop
     long = "One, two, three, four, five, six, seven, eight, nine, ten. " * 30
-    asked = [Sample((question(long), answer("One, two"))), Sample((question("Why?"), answer("So")))]
+    asked = [Sample((user(long), assistant("One, two"))), Sample((user("Why?"), assistant("So")))]
     encoded = [processor.encode(s) for s in asked]
     assert len(encoded[0]) > 512
     batch = pack([encoded])
     logits = model.logits(model(batch))
     model.language.config._attn_implementation = "eager"
     for n, e in enumerate(encoded):
-        alone = model.language(torch.from_numpy(e.ids)[None], use_cache=False).logits[0]
-        ours = logits[0, batch.segment[0] == n]
+        alone = model.language(torch.from_numpy(e.input_ids)[None], use_cache=False).logits[0]
+        ours = logits[0, batch.segment_ids[0] == n]
         assert torch.equal(ours.argmax(1), alone.argmax(1))
         torch.testing.assert_close(ours, alone, atol=2e-3, rtol=1e-3)
     assert words.decode(alone_next(model, words, "one, two, three, four,")) == " five"

@@ -21,7 +21,7 @@ from transformers import (
 
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.errors import CheckpointError, ConfigError, NotGenerativeError
-from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.core.sample import Image, Message, Sample, Text, assistant, user
 from chiasm.data.images import ImageStream
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
@@ -140,25 +140,25 @@ def samples():
     return [
         Sample(
             (
-                question(image(20, 24), "what colour?"),
-                answer("red"),
-                question("shape?"),
-                answer("a circle"),
+                user(image(20, 24), "what colour?"),
+                assistant("red"),
+                user("shape?"),
+                assistant("a circle"),
             ),
             "turns",
         ),
-        Sample((question("is it red?"), answer("no")), "text"),
+        Sample((user("is it red?"), assistant("no")), "text"),
         Sample(
             (
-                question(image(24, 8, 1), "what?"),
-                answer("blue"),
-                question("is it?"),
-                answer("yes"),
+                user(image(24, 8, 1), "what?"),
+                assistant("blue"),
+                user("is it?"),
+                assistant("yes"),
             ),
             "branches",
             independent=True,
         ),
-        Sample((question(image(8, 8, 2), " or ", image(16, 24, 3), "?"), answer("it")), "two"),
+        Sample((user(image(8, 8, 2), " or ", image(16, 24, 3), "?"), assistant("it")), "two"),
     ]
 
 
@@ -181,12 +181,12 @@ def test_plain_text_equals_transformers_own_attention(family, kernel, request):
     folder = request.getfixturevalue(family)
     ours, processor = build(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kernel).eval()
-    texts = [Sample((question(words), answer("yes, red"))) for words in ("what is it?", "red")]
+    texts = [Sample((user(words), assistant("yes, red"))) for words in ("what is it?", "red")]
     batch = pack([[processor.encode(s)] for s in texts])
     logits = ours.logits(ours(batch))
     for row in range(2):
-        real = batch.segment[row] >= 0
-        expected = theirs(batch.ids[row : row + 1, real]).logits[0]
+        real = batch.segment_ids[row] >= 0
+        expected = theirs(batch.input_ids[row : row + 1, real]).logits[0]
         torch.testing.assert_close(logits[row, real], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -233,12 +233,12 @@ def test_other_samples_and_their_images_change_nothing(family, request):
     before = model(pack([encoded]))
     for which in range(4):
         e = encoded[which]
-        ids = np.where(e.ids == model.image_token, e.ids, (e.ids + 5) % 200)
-        patches = None if e.patches is None else e.patches + 1
+        ids = np.where(e.input_ids == model.image_token, e.input_ids, (e.input_ids + 5) % 200)
+        patches = None if e.image_patches is None else e.image_patches + 1
         changed = list(encoded)
-        changed[which] = dataclasses.replace(e, ids=ids, patches=patches)
+        changed[which] = dataclasses.replace(e, input_ids=ids, image_patches=patches)
         after = model(pack([changed]))
-        mine = pack([encoded]).segment == which
+        mine = pack([encoded]).segment_ids == which
         assert torch.equal(before[~mine], after[~mine])
         assert not torch.equal(before[mine], after[mine])
 
@@ -249,7 +249,7 @@ def test_questions_as_branches_equal_questions_asked_separately(llama):
     together = samples()[2]
     whole = model.loss(pack([[processor.encode(together)]]))
     turns = together.turns
-    single = [Sample(turns[:2]), Sample((question(turns[0].parts[0], "is it?"), turns[3]))]
+    single = [Sample(turns[:2]), Sample((user(turns[0].content[0], "is it?"), turns[3]))]
     alone = [model.loss(pack([[processor.encode(s)]])) for s in single]
     torch.testing.assert_close(whole.sum, alone[0].sum + alone[1].sum, atol=1e-5, rtol=1e-5)
     assert whole.count == alone[0].count + alone[1].count
@@ -264,15 +264,15 @@ def test_the_language_model_alone_refuses(llama):
 def test_wrong_placeholder_counts_are_refused(llama):
     model, processor = build(llama)
     batch = pack([[processor.encode(samples()[0])]])
-    wrong = batch.ids.clone()
+    wrong = batch.input_ids.clone()
     wrong[0, int((wrong[0] == model.image_token).nonzero()[0])] = 5
-    count = int((batch.ids == model.image_token).sum())
+    count = int((batch.input_ids == model.image_token).sum())
     with pytest.raises(ValueError, match=f"{count - 1} image placeholders but {count} visual"):
-        model(dataclasses.replace(batch, ids=wrong))
+        model(dataclasses.replace(batch, input_ids=wrong))
     with pytest.raises(ValueError, match=f"0 image placeholders but {count} visual"):
-        model(dataclasses.replace(batch, ids=torch.zeros_like(batch.ids)))
+        model(dataclasses.replace(batch, input_ids=torch.zeros_like(batch.input_ids)))
     with pytest.raises(ValueError, match=f"{count} image placeholders but 0 visual"):
-        model(dataclasses.replace(batch, patches=None, grids=None))
+        model(dataclasses.replace(batch, image_patches=None, image_grids=None))
 
 
 @settings(max_examples=30, deadline=None)
@@ -380,9 +380,9 @@ def test_batches_without_images_train_and_give_the_encoder_no_gradient(llama):
 def test_only_assistant_words_count(llama):
     model, processor = build(llama)
     encoded = processor.encode(samples()[0])
-    assert model.image_token not in encoded.targets
+    assert model.image_token not in encoded.labels
     loss = model.loss(pack([[encoded]]))
-    assert loss.count == int((encoded.targets != IGNORE).sum())
+    assert loss.count == int((encoded.labels != IGNORE).sum())
     assert loss.numbers()["text"] == (pytest.approx(loss.sum.item()), loss.count)
 
 
@@ -399,8 +399,8 @@ def test_save_and_load_give_equal_logits(family, request, tmp_path):
     hub.save(tmp_path / "run", model, processor, config)
     again, other = load(tmp_path / "run")
     back = pack([[other.encode(s) for s in samples()]])
-    assert torch.equal(batch.ids, back.ids)
-    assert torch.equal(batch.targets, back.targets)
+    assert torch.equal(batch.input_ids, back.input_ids)
+    assert torch.equal(batch.labels, back.labels)
     assert not again.training
     after = again.logits(again(back))
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)  # merging rounds
@@ -418,7 +418,7 @@ def test_another_projector_trains_is_saved_and_loaded(llama, projector, tmp_path
     again, other = load(tmp_path / "run")
     assert again.projector.config == projector
     back = pack([[other.encode(s) for s in samples()]])
-    assert torch.equal(batch.ids, back.ids)
+    assert torch.equal(batch.input_ids, back.input_ids)
     with torch.no_grad():
         assert torch.equal(again(back), model(batch))
 
@@ -460,7 +460,7 @@ def test_cost_is_what_torch_counts(llama, trained):
     """Unpadded images and text, a target on every token, through the plain kernel."""
     model, processor = build(llama, LORA if "lora" in trained else None)
     encoded = processor.encode(samples()[0])
-    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    batch = pack([[dataclasses.replace(encoded, labels=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
@@ -473,7 +473,7 @@ def test_cost_is_what_torch_counts(llama, trained):
 def test_cost_with_another_projector_is_what_torch_counts(llama, projector):
     model, processor = build(llama, projector=projector)
     encoded = processor.encode(samples()[0])
-    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    batch = pack([[dataclasses.replace(encoded, labels=np.full(len(encoded), 5))]])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
     assert model.cost(batch).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
@@ -485,7 +485,7 @@ def test_cost_with_another_projector_is_what_torch_counts(llama, projector):
 def test_cost_with_frozen_layers_is_what_torch_counts(llama, frozen, trained):
     model, processor = build(llama, freeze_first_layers=frozen)
     encoded = processor.encode(samples()[0])
-    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    batch = pack([[dataclasses.replace(encoded, labels=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()
@@ -495,7 +495,7 @@ def test_cost_with_frozen_layers_is_what_torch_counts(llama, frozen, trained):
 def test_cost_of_the_alignment_is_what_torch_counts(llama):
     """But for the words' own matrix, which is as small as captions are short."""
     model, processor = build(llama)
-    said = [Sample((question(image(24, 24, n)),), f"s{n}", meta={"caption": "r"}) for n in (0, 1)]
+    said = [Sample((user(image(24, 24, n)),), f"s{n}", meta={"caption": "r"}) for n in (0, 1)]
     batch = next(iter(ImageStream(said, hub.word_processor(model, processor), 2, seed=0)))
     set_trained(model, Stage("s", 1, lr={"vision": 1.0, "projector": 1.0}))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -522,7 +522,7 @@ def test_alignment_brings_images_to_their_words(llama):
     images = [image(24, 24, seed) for seed in range(2)]
     captions = ["r", "c"]
     said = [
-        Sample((question(p),), f"s{n}", meta={"caption": c})
+        Sample((user(p),), f"s{n}", meta={"caption": c})
         for n, (p, c) in enumerate(zip(images, captions, strict=True))
     ]
     words = hub.word_processor(model, processor)
@@ -545,12 +545,12 @@ def test_alignment_brings_images_to_their_words(llama):
 
 def test_the_system_speaks_only_where_nobody_else_does(llama):
     _, processor = build(llama, system="be brief")
-    plain = processor.template.decode(processor.encode(samples()[1]).ids)
+    plain = processor.template.decode(processor.encode(samples()[1]).input_ids)
     assert "be brief" in plain
-    own = Sample((Turn("system", (Text("be long"),)), *samples()[1].turns), "own")
-    assert "be brief" not in processor.template.decode(processor.encode(own).ids)
+    own = Sample((Message("system", (Text("be long"),)), *samples()[1].turns), "own")
+    assert "be brief" not in processor.template.decode(processor.encode(own).input_ids)
     _, bare = build(llama)
-    assert "be brief" not in bare.template.decode(bare.encode(samples()[1]).ids)
+    assert "be brief" not in bare.template.decode(bare.encode(samples()[1]).input_ids)
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path):
@@ -571,7 +571,7 @@ def test_slots_are_placeholders_and_patches(llama):
     model, processor = build(llama)
     small, wide = processor.codec.encode([image(24, 24).load(), image(48, 12).load()])
     for slot in (small, wide):
-        assert slot.grid[0] * slot.grid[1] == len(slot.patches) <= VISION.max_patches
-        assert len(slot.ids) == model.projector.tokens(slot.grid)
-        assert (slot.ids == model.image_token).all()
+        assert slot.grid[0] * slot.grid[1] == len(slot.image_patches) <= VISION.max_patches
+        assert len(slot.input_ids) == model.projector.tokens(slot.grid)
+        assert (slot.input_ids == model.image_token).all()
     assert small.grid != wide.grid

@@ -25,7 +25,7 @@ from transformers import (
 
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import contrastive
 from chiasm.hub import mllm as hub
@@ -89,9 +89,9 @@ def samples():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), np.uint8)
     image = Image(PIL.Image.fromarray(pixels))
     return [
-        Sample((question(image, "what colour?"), answer("red")), "a"),
-        Sample((question("shape?"), answer("a circle")), "b"),
-        Sample((question(image, "is it", image, "?"), answer("no")), "c"),
+        Sample((user(image, "what colour?"), assistant("red")), "a"),
+        Sample((user("shape?"), assistant("a circle")), "b"),
+        Sample((user(image, "is it", image, "?"), assistant("no")), "c"),
     ]
 
 
@@ -117,7 +117,7 @@ def test_trained_saved_and_loaded_without_its_sources(names, parts, tmp_path):
         again, other = load(tmp_path / "run")
         assert again.vision.config == model.vision.config
         back = pack([[other.encode(s) for s in samples()]])
-        assert torch.equal(batch.patches, back.patches)
+        assert torch.equal(batch.image_patches, back.image_patches)
         assert torch.equal(again.logits(again(back)), expected)
     shutil.rmtree(tmp_path / "run" / "vision")
     with pytest.raises(CheckpointError, match="no visual encoder") as error:
@@ -131,7 +131,7 @@ def test_cost_is_what_torch_counts(names, trained, parts):
     config = config_of(parts, names)
     model, processor = hub.build(config, load_encoder(config.encoder, config.vision))
     encoded = processor.encode(samples()[0])
-    batch = pack([[dataclasses.replace(encoded, targets=np.full(len(encoded), 5))]])
+    batch = pack([[dataclasses.replace(encoded, labels=np.full(len(encoded), 5))]])
     set_trained(model, Stage("s", 1, lr=dict.fromkeys(trained, 1.0)))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch).sum.backward()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.errors import ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.sample import Sample, answer, question, split_independent
+from chiasm.core.sample import Sample, assistant, split_independent, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified
 from chiasm.recipes.jobs.job import Context
@@ -29,7 +29,7 @@ def by_numpy(model, encoded):
         with torch.no_grad():
             logits = model.logits(model(batch))[0].double().numpy()
         nll = []
-        for row, target in zip(logits, one.targets, strict=True):
+        for row, target in zip(logits, one.labels, strict=True):
             if target != IGNORE:
                 nll.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[target])
         means.append(np.mean(nll))
@@ -50,7 +50,7 @@ def test_sample_mean_equals_numpy_however_packed(toy, order, cut, padding):
     assert loss.count == len(means) == 5  # one of the four asks two independent questions
     assert loss.sum.item() == pytest.approx(sum(means), rel=1e-5)
     tokens = model.loss(pack(rows))
-    assert tokens.count == sum(int((e.targets != IGNORE).sum()) for e in encoded)
+    assert tokens.count == sum(int((e.labels != IGNORE).sum()) for e in encoded)
     assert loss.numbers()["text"] == (pytest.approx(tokens.sum.item(), rel=1e-5), tokens.count)
     assert abs(loss.sum.item() / loss.count - tokens.sum.item() / tokens.count) > 1e-3
 
@@ -106,7 +106,7 @@ def test_the_unified_route_weighs_examples_too():
         image_weight=1.0,
     )
     model, processor = unified.build(config, bpe, Autoencoder(AutoencoderConfig()))
-    samples = [Sample((question("a"), answer("b " * n)), str(n)) for n in (1, 7, 3)]
+    samples = [Sample((user("a"), assistant("b " * n)), str(n)) for n in (1, 7, 3)]
     encoded = [processor.encode(s) for s in samples]
     loss = model.loss(pack([encoded], per_sample=True))
     assert loss.count == 3

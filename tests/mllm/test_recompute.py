@@ -7,8 +7,8 @@ import torch
 
 from chiasm.core.batch import pack
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified
 from chiasm.infer.generate import Generator
@@ -72,7 +72,7 @@ def test_the_unified_route_with_dropout():
     )
     bpe = train_bpe(["what colour is it? red circle"] * 3, 290)
     model, processor = unified.build(config, bpe, Autoencoder(AutoencoderConfig()))
-    samples = [Sample((question("what is it?"), answer("red " * n)), str(n)) for n in (3, 9)]
+    samples = [Sample((user("what is it?"), assistant("red " * n)), str(n)) for n in (3, 9)]
     same(model.train(), pack([[processor.encode(s) for s in samples]]))
 
 
@@ -98,11 +98,11 @@ def test_a_stage_with_it_ends_at_the_same_weights(toy, autocast, tmp_path):
 
 def test_replies_within_a_stage_are_the_same(toy):
     model, processor = toy.build()
-    asked = [Sample((question(toy.samples()[0].images[0], "what?"),))]
+    asked = [Sample((user(toy.samples()[0].images[0], "what?"),))]
     respond = Generator(model, processor)
 
     def said():
-        return "".join(piece.text for _, piece in respond(asked, Sampling(max_tokens=6)))
+        return "".join(piece.text for _, piece in respond(asked, SamplingParams(max_tokens=6)))
 
     plain = said()
     with recomputed(model.blocks()):

@@ -9,7 +9,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 from chiasm import cli
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
 from chiasm.mllm.config import LoRAConfig, SplitConfig
@@ -18,7 +18,7 @@ from chiasm.train.stage import Stage
 
 LORA = LoRAConfig(rank=2)
 NAMES = ("<box>", "</box>")
-SAMPLES = [Sample((question("what?"), answer("<box></box>")), "s")]
+SAMPLES = [Sample((user("what?"), assistant("<box></box>")), "s")]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def missed(model, processor):
     """Mean loss where a new token is the target."""
     batch = pack([[processor.encode(s) for s in SAMPLES]])
     wanted = processor.template.tokenizer.convert_tokens_to_ids(list(NAMES))
-    place = torch.isin(batch.targets, torch.tensor(wanted))
+    place = torch.isin(batch.labels, torch.tensor(wanted))
     assert place.sum() == 2
     with torch.no_grad():
         likely = model.logits(model(batch)).log_softmax(-1)
-    return -likely[place].gather(1, batch.targets[place][:, None]).mean().item()
+    return -likely[place].gather(1, batch.labels[place][:, None]).mean().item()
 
 
 WAYS = {
@@ -129,7 +129,10 @@ def test_saved_with_the_adapters(families, apart, tmp_path, capsys):
     hub.save(tmp_path / "run", model, processor, config)
     with torch.no_grad():
         found, again = load(tmp_path / "run")
-        assert again.encode(SAMPLES[0]).ids.tolist() == processor.encode(SAMPLES[0]).ids.tolist()
+        assert (
+            again.encode(SAMPLES[0]).input_ids.tolist()
+            == processor.encode(SAMPLES[0]).input_ids.tolist()
+        )
         torch.testing.assert_close(found.logits(found(batch)), expected, atol=1e-4, rtol=1e-4)
         if not apart:
             return

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.nn import attention
+from chiasm.nn import attention as attention_module
 from chiasm.nn.attention import (
-    Index,
-    attend,
+    TokenIndex,
+    attention,
     cached_layout,
     full_layout,
     packed_layout,
@@ -86,13 +86,13 @@ def packs(draw):
         pad = T - len(segment)
         columns = (segment, block, branch, position)
         rows.append([x + [0 if i else -1] * pad for i, x in enumerate(columns)])
-    return Index(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
+    return TokenIndex(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
 
 
-@pytest.fixture(params=[0, attention.SHORT_FP32], ids=["fused", "plain"], scope="module")
+@pytest.fixture(params=[0, attention_module.SHORT_FP32], ids=["fused", "plain"], scope="module")
 def kernel(request):
     """Both ways that rows can attend."""
-    with mock.patch.object(attention, "SHORT_FP32", request.param):
+    with mock.patch.object(attention_module, "SHORT_FP32", request.param):
         yield
 
 
@@ -105,7 +105,7 @@ def test_attend_equals_brute_force(kernel, index, softcap, window, sink, data):
     B, T = index.segment.shape
     q, k, v = torch.randn(B, 4, T, 8), torch.randn(B, 2, T, 8), torch.randn(B, 2, T, 8)
     sinks = torch.randn(4) if sink else None
-    out = attend(q, k, v, packed_layout(index), None, softcap, window, sinks)
+    out = attention(q, k, v, packed_layout(index), None, softcap, window, sinks)
     real = (index.segment >= 0)[:, None, :, None]
     expected = brute_force(q, k, v, index, softcap, window, sinks)
     torch.testing.assert_close(out * real, expected, atol=1e-5, rtol=1e-4)
@@ -121,8 +121,8 @@ def test_other_segments_change_nothing_at_all(kernel, index, seed):
     layout = packed_layout(index)
     mine = ((index.segment == 0) & (torch.arange(B)[:, None] == 0))[:, None, :, None]
     noise = torch.randn_like(q) * ~mine
-    before = attend(q, k, v, layout)
-    after = attend(q + noise, k + noise, v + noise, layout)
+    before = attention(q, k, v, layout)
+    after = attention(q + noise, k + noise, v + noise, layout)
     assert torch.equal(before * mine, after * mine)
 
 
@@ -134,10 +134,12 @@ def test_gradients_are_those_of_segments_alone(kernel):
     block = torch.tensor([[*range(3), *range(30), *range(4), 0, 0, 0]])
     q, k, v = (torch.randn(1, h, end, 8, requires_grad=True) for h in (4, 2, 2))
     weight = torch.randn(1, 4, end, 8)
-    packed = attend(q, k, v, packed_layout(Index(segment, block, 0 * block))) * weight
+    packed = attention(q, k, v, packed_layout(TokenIndex(segment, block, 0 * block))) * weight
     own = torch.autograd.grad(packed.sum(), (q, k, v))
     alone = [
-        attend(*(x[:, :, a : a + n] for x in (q, k, v)), attention.Layout(causal=True))
+        attention(
+            *(x[:, :, a : a + n] for x in (q, k, v)), attention_module.AttentionPlan(causal=True)
+        )
         * weight[:, :, a : a + n]
         for a, n in ((0, 3), (3, 30), (33, 4))
     ]
@@ -149,9 +151,9 @@ def test_gradients_are_those_of_segments_alone(kernel):
 
 def test_gradients_are_finite_with_padding(kernel):
     segment = torch.tensor([[0, 0, 1, -1, -1]])
-    index = Index(segment, torch.zeros_like(segment), torch.zeros_like(segment))
+    index = TokenIndex(segment, torch.zeros_like(segment), torch.zeros_like(segment))
     q, k, v = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3))
-    attend(q, k, v, packed_layout(index)).sum().backward()
+    attention(q, k, v, packed_layout(index)).sum().backward()
     assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
 
 
@@ -162,14 +164,14 @@ def test_cached_attention_equals_one_pass(window):
     q, k, v = (torch.randn(2, 2, T, 8) for _ in range(3))
     segment = torch.zeros(2, T, dtype=torch.long)
     order = torch.arange(T).expand(2, T)
-    index = Index(segment, order, torch.zeros_like(segment), order)
-    whole = attend(q, k, v, packed_layout(index), window=window)
+    index = TokenIndex(segment, order, torch.zeros_like(segment), order)
+    whole = attention(q, k, v, packed_layout(index), window=window)
     cache, parts = KVCache(), []
     for start in range(0, T, step):
         span = slice(start, min(T, start + step))
         layout = cache.extend(index.map(lambda column, span=span: column[:, span]))
         keys, values = cache.update(k[:, :, span], v[:, :, span], 0)
-        parts.append(attend(q[:, :, span], keys, values, layout, window=window))
+        parts.append(attention(q[:, :, span], keys, values, layout, window=window))
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-6, rtol=1e-5)
 
 
@@ -178,12 +180,12 @@ def test_cache_grows_and_selects_rows():
     k = torch.arange(3 * 200.0).view(3, 1, 200, 1)
     for t in range(200):
         one = torch.zeros(3, 1, dtype=torch.long)
-        cache.extend(Index(one, one + t, one))
+        cache.extend(TokenIndex(one, one + t, one))
         keys, _ = cache.update(k[:, :, t : t + 1], k[:, :, t : t + 1], 0)
     assert torch.equal(keys, k)
     cache.select(torch.tensor([2, 0]))
     one = torch.zeros(2, 1, dtype=torch.long)
-    cache.extend(Index(one, one + 200, one))
+    cache.extend(TokenIndex(one, one + 200, one))
     keys, _ = cache.update(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), 0)
     assert torch.equal(keys[:, :, :200], k[[2, 0]])
 
@@ -191,34 +193,36 @@ def test_cache_grows_and_selects_rows():
 def test_visible_draws_the_diagram_of_the_docstring():
     segment = torch.tensor([[0, 0, 0, 0, 0, 1, 1]])
     block = torch.tensor([[0, 0, 0, 1, 2, 0, 1]])
-    index = Index(segment, block, torch.zeros_like(block))
+    index = TokenIndex(segment, block, torch.zeros_like(block))
     rows = ["".join("1" if x else "." for x in row) for row in visible(index, index)[0].tolist()]
     assert rows == ["111....", "111....", "111....", "1111...", "11111..", ".....1.", ".....11"]
 
 
 def test_a_window_draws_its_band_and_leaves_blocks_whole():
     block = torch.tensor([[0, 0, 0, 1, 2, 3]])
-    index = Index(*(torch.zeros_like(block), block, torch.zeros_like(block), torch.arange(6)[None]))
+    index = TokenIndex(
+        *(torch.zeros_like(block), block, torch.zeros_like(block), torch.arange(6)[None])
+    )
     rows = ["".join("1" if x else "." for x in row) for row in visible(index, index, 2)[0].tolist()]
     assert rows == ["111...", "111...", "111...", "..11..", "...11.", "....11"]
 
 
 def test_a_window_nobody_reaches_costs_no_mask_and_without_positions_it_is_refused():
     segment, order = torch.zeros(1, 6, dtype=torch.long), torch.arange(6)[None]
-    layout = packed_layout(Index(segment, order, segment, order))
+    layout = packed_layout(TokenIndex(segment, order, segment, order))
     assert within(layout, 6).causal
     assert within(layout, 6).mask is None
     assert within(layout, 5).mask is not None
     assert within(layout, 5) is within(layout, 5)
-    for blind in (packed_layout(Index(segment, order, segment)), full_layout()):
+    for blind in (packed_layout(TokenIndex(segment, order, segment)), full_layout()):
         with pytest.raises(ValueError, match="window"):
             within(blind, 3)
 
 
 def test_padded_queries_over_a_cache_are_finite():
-    query = Index(*(torch.tensor([[-1]]) for _ in range(3)))
-    key = Index(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
-    out = attend(
+    query = TokenIndex(*(torch.tensor([[-1]]) for _ in range(3)))
+    key = TokenIndex(torch.tensor([[0, -1]]), torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
+    out = attention(
         torch.randn(1, 1, 1, 4),
         torch.randn(1, 1, 2, 4),
         torch.randn(1, 1, 2, 4),
@@ -233,7 +237,7 @@ def test_softcap_of_a_huge_cap_is_no_cap(causal):
     q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
     segment = torch.zeros(1, 5, dtype=torch.long)
     block = torch.arange(5)[None] if causal else segment
-    layout = packed_layout(Index(segment, block, segment))
+    layout = packed_layout(TokenIndex(segment, block, segment))
     torch.testing.assert_close(
-        attend(q, k, v, layout, softcap=1e4), attend(q, k, v, layout), atol=1e-4, rtol=1e-4
+        attention(q, k, v, layout, softcap=1e4), attention(q, k, v, layout), atol=1e-4, rtol=1e-4
     )

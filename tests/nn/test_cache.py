@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.nn.attention import Index
+from chiasm.nn.attention import TokenIndex
 from chiasm.nn.cache import KVCache
 
 
 def index(segment, block, branch):
-    return Index(*(torch.tensor(column) for column in (segment, block, branch)))
+    return TokenIndex(*(torch.tensor(column) for column in (segment, block, branch)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -23,10 +23,10 @@ def test_foreseen_steps_equal_steps_taken_one_by_one(rows, prompt, columns, step
     random = torch.Generator().manual_seed(seed)
     padding = torch.rand(rows, prompt, generator=random) < 0.2
     at = torch.arange(prompt).expand(rows, -1)
-    first = Index(torch.where(padding, -1, 0), at, torch.zeros_like(at))
+    first = TokenIndex(torch.where(padding, -1, 0), at, torch.zeros_like(at))
     idle = torch.rand(rows, columns, generator=random) < 0.2
     branch = torch.arange(columns).expand(rows, -1) + (columns > 1)
-    new = Index(torch.where(idle, -1, 0), torch.full((rows, columns), prompt), branch)
+    new = TokenIndex(torch.where(idle, -1, 0), torch.full((rows, columns), prompt), branch)
     plain, told = KVCache(), KVCache()
     start = torch.randn(rows, 2, prompt, 4)
     for cache in (plain, told):

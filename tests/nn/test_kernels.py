@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chiasm.core.batch import Packing
-from chiasm.nn import attention, kernels
+from chiasm.nn import attention as attention_module
+from chiasm.nn import kernels
 from chiasm.nn.attention import (
-    Index,
-    attend,
+    TokenIndex,
+    attention,
     images_layout,
     largest_logit,
     packed_layout,
@@ -77,7 +78,7 @@ def packs(draw, kinds=tuple(KINDS), most=30):
             number += 1
         pad = T - len(columns[0])
         rows.append([x + [0 if i else -1] * pad for i, x in enumerate(columns)])
-    return Index(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
+    return TokenIndex(*(torch.tensor([row[i] for row in rows]) for i in range(4)))
 
 
 def packing(index):
@@ -91,13 +92,13 @@ def qkv(index, heads=(4, 2, 2), size=8):
 
 
 def assert_same(index, inputs, options, function, flexible=flex, gradients=True):
-    """attend by kernels equals attend by groups, with its gradients."""
+    """attention by kernels equals attend by groups, with its gradients."""
     real = (index.segment >= 0)[:, None, :, None]
-    expected = attend(*inputs, packed_layout(index), **options) * real
+    expected = attention(*inputs, packed_layout(index), **options) * real
     with using(function, flexible):
         layout = packed_layout(index, packing(index))
         assert layout.rows is not None
-        mixed = attend(*inputs, layout, **options)
+        mixed = attention(*inputs, layout, **options)
     assert torch.isfinite(mixed).all()
     torch.testing.assert_close(mixed * real, expected, atol=1e-5, rtol=1e-4)
     if not gradients:
@@ -168,10 +169,10 @@ def test_which_kernel_serves_which_layout():
     zero, order = torch.zeros(1, 12, dtype=torch.long), torch.arange(12)[None]
     two = torch.tensor([[0] * 5 + [1] * 7])
     restart = torch.tensor([[*range(5), *range(7)]])
-    causal, image = Index(two, restart, zero, restart), Index(two, zero, zero, restart)
-    prefix = Index(two, restart.clamp(min=2), zero, restart)
-    gaps = Index(two, restart, zero, 2 * restart)
-    alone = Index(zero, order, zero, order)
+    causal, image = TokenIndex(two, restart, zero, restart), TokenIndex(two, zero, zero, restart)
+    prefix = TokenIndex(two, restart.clamp(min=2), zero, restart)
+    gaps = TokenIndex(two, restart, zero, 2 * restart)
+    alone = TokenIndex(zero, order, zero, order)
     cases = [
         (causal, {}, "varlen"),
         (image, {}, "varlen"),
@@ -185,16 +186,18 @@ def test_which_kernel_serves_which_layout():
     with using(named, watched("flex", flex)):
         for index, options, expected in cases:
             calls.clear()
-            attend(*qkv(index), packed_layout(index, packing(index)), **options)
+            attention(*qkv(index), packed_layout(index, packing(index)), **options)
             assert calls == [expected], (options, calls)
         calls.clear()
-        attend(*qkv(causal), packed_layout(causal))  # the host does not know that it is causal
-        short = Index(zero, (order - 1).clamp(min=0), zero, order).map(lambda c: c[:, : SIZE - 1])
-        attend(*qkv(short), packed_layout(short, packing(short)))
+        attention(*qkv(causal), packed_layout(causal))  # the host does not know that it is causal
+        short = TokenIndex(zero, (order - 1).clamp(min=0), zero, order).map(
+            lambda c: c[:, : SIZE - 1]
+        )
+        attention(*qkv(short), packed_layout(short, packing(short)))
         assert calls == ["flex"]
     with using(None, watched("flex", flex)):  # fp32: one causal row is scaled_dot_product_attention
         calls.clear()
-        attend(*qkv(alone), packed_layout(alone, packing(alone)))
+        attention(*qkv(alone), packed_layout(alone, packing(alone)))
         assert calls == []
 
 
@@ -237,7 +240,7 @@ def test_mask_mod_is_the_rule_and_blocks_never_contradict_it(index, window):
 
 
 def test_mask_mod_is_the_rule_as_core_batch_writes_it():
-    index = Index(
+    index = TokenIndex(
         *(
             torch.tensor([x])
             for x in (
@@ -299,7 +302,7 @@ def test_images_of_one_row():
     ]
     for kernel in (using(varlen), using(None), mock.patch.dict(KERNELS)):
         with kernel:
-            mixed = attend(*inputs, images_layout([3, 1, 6], torch.device("cpu")))
+            mixed = attention(*inputs, images_layout([3, 1, 6], torch.device("cpu")))
         torch.testing.assert_close(mixed, torch.cat(alone, 2), atol=1e-6, rtol=1e-5)
 
 
@@ -310,19 +313,19 @@ def test_prompts_over_a_cache(window):
     segment = torch.zeros(2, 15, dtype=torch.long)
     segment[1, :4] = -1
     order = torch.arange(15).expand(2, 15)
-    index = Index(segment, order, torch.zeros_like(segment), order)
+    index = TokenIndex(segment, order, torch.zeros_like(segment), order)
     q, k, v = qkv(index)
     real = (segment >= 0)[:, None, :, None]
-    whole = attend(q, k, v, packed_layout(index), window=window) * real
+    whole = attention(q, k, v, packed_layout(index), window=window) * real
     with using(varlen):
         first = prefill_layout(index, index, packing(index))
         assert first.mask is None
-        mixed = attend(q, k, v, first, window=window) * real
+        mixed = attention(q, k, v, first, window=window) * real
         torch.testing.assert_close(mixed, whole, atol=1e-5, rtol=1e-4)
         later = index.map(lambda column: column[:, 6:])
         second = prefill_layout(later, index)
         assert second.mask is None
-        mixed = attend(q[:, :, 6:], k, v, second, window=window) * real[:, :, 6:]
+        mixed = attention(q[:, :, 6:], k, v, second, window=window) * real[:, :, 6:]
         torch.testing.assert_close(mixed, whole[:, :, 6:], atol=1e-5, rtol=1e-4)
         step = index.map(lambda column: column[:, -1:])
         assert prefill_layout(step, index).mask is not None
@@ -339,8 +342,8 @@ def test_largest_logit_of_rows_is_that_of_groups(index):
 
 
 def test_windows_that_nobody_reaches_or_that_cut_no_block():
-    index = Index(*(torch.tensor([x]) for x in ([0] * 8, [*range(8)], [0] * 8, [*range(8)])))
-    image = Index(index.segment, index.branch, index.branch, index.position)
+    index = TokenIndex(*(torch.tensor([x]) for x in ([0] * 8, [*range(8)], [0] * 8, [*range(8)])))
+    image = TokenIndex(index.segment, index.branch, index.branch, index.position)
     with using(varlen):
         layout = packed_layout(index, packing(index))
         assert within(layout, 8) is layout
@@ -348,7 +351,7 @@ def test_windows_that_nobody_reaches_or_that_cut_no_block():
         assert within(layout, 7) is within(layout, 7)
         whole = packed_layout(image, packing(image))
         assert within(whole, 2) is whole
-        blind = packed_layout(Index(index.segment, index.block, index.branch))
+        blind = packed_layout(TokenIndex(index.segment, index.block, index.branch))
         with pytest.raises(ValueError, match="window"):
             within(blind, 3)
 
@@ -370,7 +373,7 @@ def test_no_tensor_has_a_value_for_every_pair_of_tokens(kind):
     T, n = 2048, 512
     own = KINDS[kind](n, n // 4)
     columns = [[t // n for t in range(T)]] + [x * 4 for x in own]
-    index = Index(*(torch.tensor([x]) for x in columns))
+    index = TokenIndex(*(torch.tensor([x]) for x in columns))
     known = packing(index)
     q, k, v = (torch.randn(1, h, T, 16) for h in (4, 2, 2))
 
@@ -386,12 +389,12 @@ def test_no_tensor_has_a_value_for_every_pair_of_tokens(kind):
         Largest() as largest,
     ):
         layout = packed_layout(index, known)
-        attend(q, k, v, layout)
-        attend(q, k, v, layout, window=7, softcap=3.0)
+        attention(q, k, v, layout)
+        attention(q, k, v, layout, window=7, softcap=3.0)
         assert largest.values == q.numel()
         largest_logit(q, k, layout)
         assert largest.values == 4 * 128 * T  # logits of heads, a block of queries and all keys
-        attend(q, k, v, attention.cached_layout(index, index))
+        attention(q, k, v, attention_module.cached_layout(index, index))
     assert largest.values >= T * T, "the recorder sees what it is there for"
 
 
@@ -400,9 +403,9 @@ def test_a_device_is_never_waited_for(pretend, table):
     """Layouts, with windows, are made on the device of what the host knows."""
     torch.manual_seed(0)
     columns = ([0] * 9 + [1] * 6 + [-1], [*range(9), *[0] * 6, 0], [0] * 16, [*range(9), *range(7)])
-    index = Index(*(torch.tensor([x]) for x in columns))
+    index = TokenIndex(*(torch.tensor([x]) for x in columns))
     inputs = [x.detach() for x in qkv(index)]
-    expected = attend(*inputs, packed_layout(index), window=3)
+    expected = attention(*inputs, packed_layout(index), window=3)
     known, there = packing(index), index.map(lambda column: column.to(pretend))
     moved = [x.to(pretend) for x in inputs]
 
@@ -412,8 +415,8 @@ def test_a_device_is_never_waited_for(pretend, table):
     held = KERNELS["cpu"] if table == "groups" else Kernels(lambda _: None, kernel)
     with mock.patch.dict(KERNELS, pretend=held), syncs() as waited:
         layout = packed_layout(there, known)
-        mixed = attend(*moved, layout, window=3)
-        attend(*moved, layout)
+        mixed = attention(*moved, layout, window=3)
+        attention(*moved, layout)
         if table == "kernels":
             assert layout.rows.cu_seqlens[0].device == pretend
             assert within(layout, 3).rows.block_mask.kv_indices.device == pretend
@@ -425,9 +428,9 @@ def test_a_device_is_never_waited_for(pretend, table):
 def attend_in_two_segments(length, cut):
     """The first causal, the second an image; by a kernel, and by a mask of all pairs."""
     columns = ([0] * cut + [1] * (length - cut), [*range(cut), *[0] * (length - cut)], [0] * length)
-    index = Index(*(torch.tensor([x]) for x in columns))
+    index = TokenIndex(*(torch.tensor([x]) for x in columns))
     q, k, v = (torch.randn(1, h, length, 24) for h in (4, 2, 2))
-    mixed = attend(q, k, v, packed_layout(index, packing(index)))
+    mixed = attention(q, k, v, packed_layout(index, packing(index)))
     mask = visible(index, index)[:, None]
     return mixed, F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama as llama
 
 from chiasm.nn import loss
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.nn.attention import TokenIndex, packed_layout
 from chiasm.nn.block import Attention, Block
 from chiasm.nn.loss import sigmoid_contrastive, softmax_contrastive, token_loss
 from chiasm.nn.norm import HeadNorm
@@ -34,7 +34,7 @@ def llama_config(theta=10000.0):
 
 def causal(rows, length):
     zero = torch.zeros(rows, length, dtype=torch.long)
-    return packed_layout(Index(zero, torch.arange(length).expand(rows, length), zero))
+    return packed_layout(TokenIndex(zero, torch.arange(length).expand(rows, length), zero))
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.nn.attention import Index
+from chiasm.nn.attention import TokenIndex
 from chiasm.nn.cache import KVCache
 from chiasm.nn.slots import FIRST, SlotCache
 
@@ -14,9 +14,9 @@ LAYERS, HEADS, SIZE = 2, 3, 4
 
 
 def columns(numbers):
-    """An Index of tokens told apart by their numbers [B T]; -1 is padding."""
+    """A TokenIndex of tokens told apart by their numbers [B T]; -1 is padding."""
     segment = torch.where(numbers < 0, -1, 0)
-    return Index(segment, numbers.clone(), torch.zeros_like(numbers), numbers + 7)
+    return TokenIndex(segment, numbers.clone(), torch.zeros_like(numbers), numbers + 7)
 
 
 def keys(numbers, layer):

@@ -10,7 +10,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import MLLMConfig, MLPConfig
-from chiasm.nn.attention import attend, causal_layout
+from chiasm.nn.attention import attention, causal_layout
 from chiasm.nn.kernels import planned_kernels
 from chiasm.plan.estimate import estimate, fit
 from chiasm.plan.hardware import parse
@@ -106,7 +106,7 @@ def test_attention_is_planned_as_a_gpus(options):
             for heads in (4, 2, 2)
         )
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            mixed = attend(q, k, v, causal_layout(tokens, q.device), **options)
+            mixed = attention(q, k, v, causal_layout(tokens, q.device), **options)
     assert mixed.shape == q.shape
     seen = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert seen == pytest.approx(tokens * (2 * size * (4 + 2 + 2 + 4) + 4 * 4), rel=0.01)

@@ -9,7 +9,7 @@ import pytest
 
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.eval.compare import Bill
 from chiasm.mllm.config import MLLMConfig, MLPConfig
@@ -53,7 +53,7 @@ def data(tmp_path):
         pixels = np.full((16, 16, 3), (255, 0, 0) if n % 2 else (0, 0, 255), np.uint8)
         pixels ^= random.integers(0, 32, pixels.shape, np.uint8)
         colour = "red" if n % 2 else "blue"
-        turns = (question(Image(PIL.Image.fromarray(pixels)), "what colour?"), answer(colour))
+        turns = (user(Image(PIL.Image.fromarray(pixels)), "what colour?"), assistant(colour))
         samples.append(Sample(turns, f"s{n}", meta={"caption": f"a {colour} square"}))
     write_messages(samples, tmp_path / "own" / "train.jsonl")
     write_messages(samples[:8], tmp_path / "own" / "test.jsonl")

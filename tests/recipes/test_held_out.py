@@ -15,7 +15,7 @@ from chiasm import cli
 from chiasm.core.batch import pack
 from chiasm.core.errors import ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import load_samples
 from chiasm.eval.runner import evaluate, replies_to
@@ -110,14 +110,14 @@ def test_metrics_are_those_of_the_saved_model(parts, route, tmp_path):
         if counts[name]:
             assert found[-1][f"eval/{name}"] == pytest.approx(value / counts[name], rel=1e-4)
     task = QuestionTask("test", held_out)
-    result = evaluate(task, respond, Sampling(max_tokens=32), show=silent)
+    result = evaluate(task, respond, SamplingParams(max_tokens=32), show=silent)
     assert found[-1]["eval/accuracy"] == result.accuracy
 
 
 def drawn(sample):
-    from chiasm.core.sample import answer, question
+    from chiasm.core.sample import assistant, user
 
-    turns = (question(sample.meta["caption"]), answer(sample.images[0]))
+    turns = (user(sample.meta["caption"]), assistant(sample.images[0]))
     return replace(sample, turns=turns, independent=False)
 
 
@@ -126,10 +126,10 @@ def test_accuracy_counts_right_replies(parts, monkeypatch, tmp_path):
     reply = {"what color is it?": "red", "is it bright?": "yes"}
 
     def known(self, asked, sampling, edits=None):
-        from chiasm.core.protocols import Piece
+        from chiasm.core.protocols import StreamChunk
 
         for number, sample in enumerate(asked):
-            yield number, Piece(reply[sample.turns[-1].text.strip()], finish="stop")
+            yield number, StreamChunk(reply[sample.turns[-1].text.strip()], finish="stop")
 
     monkeypatch.setattr(Generator, "__call__", known)
     run(mllm_recipe(parts, evaluate_every=4), tmp_path, show=silent)
@@ -365,13 +365,13 @@ def test_typed_as_in_the_issue(parts, tmp_path):
 def test_replies_come_with_the_failures_of_single_samples():
     def respond(asked, sampling):
         from chiasm.core.errors import DataError
-        from chiasm.core.protocols import Piece
+        from chiasm.core.protocols import StreamChunk
 
         for number, sample in enumerate(asked):
             if sample.id == "s1":
                 raise DataError("gone")
-            yield number, Piece(sample.id, finish="stop")
+            yield number, StreamChunk(sample.id, finish="stop")
 
-    found = replies_to(samples(3), respond, Sampling())
+    found = replies_to(samples(3), respond, SamplingParams())
     assert [reply.text for reply in found] == ["s0", "", "s2"]
     assert found[1].error == "gone"

@@ -11,7 +11,7 @@ import pytest
 
 from chiasm import cli
 from chiasm.core.progress import silent
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.resolution import resolution
 from chiasm.mllm.config import AnyResConfig, CropConfig, NativeConfig, PadConfig, ResizeConfig
 from chiasm.mllm.images import build_mode
@@ -66,7 +66,7 @@ def test_text_that_is_lost_is_told_before_training(parts, tmp_path, capfd):
     from chiasm.data.formats.messages import write_messages
 
     rows = [
-        Sample((question(Image(page((400, 300 + n))), "total?"), answer("12.50")), f"p{n}")
+        Sample((user(Image(page((400, 300 + n))), "total?"), assistant("12.50")), f"p{n}")
         for n in range(4)
     ]
     write_messages(rows, tmp_path / "data" / "train.jsonl")
@@ -97,7 +97,7 @@ def test_eval_says_whether_the_image_is_used(parts, tmp_path, capfd):
 
 
 def test_shrinking_is_measured_of_the_side_that_loses_more():
-    rows = [Sample((question(Image(page((640, 320))), "?"), answer("x")), "a")]
+    rows = [Sample((user(Image(page((640, 320))), "?"), assistant("x")), "a")]
     found = resolution(rows, lambda size: (64, 64))
     assert found is not None
     assert found.shrunk == 10
@@ -105,10 +105,10 @@ def test_shrinking_is_measured_of_the_side_that_loses_more():
     assert found.input_text == pytest.approx(found.text / 5)
     assert resolution(rows, lambda size: size).warning() is None
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-    plain = [Sample((question(Image(PIL.Image.fromarray(noise)), "?"), answer("x")), "b")]
+    plain = [Sample((user(Image(PIL.Image.fromarray(noise)), "?"), assistant("x")), "b")]
     assert "3.1 times smaller" not in (resolution(plain, lambda s: (64, 64)).warning() or "")
     assert "5.0 times smaller" in resolution(plain, lambda s: (40, 40)).warning()
-    assert resolution([Sample((question("?"), answer("x")), "c")], lambda s: s) is None
+    assert resolution([Sample((user("?"), assistant("x")), "c")], lambda s: s) is None
     assert resolution(samples(0), lambda s: s) is None
 
 

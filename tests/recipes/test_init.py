@@ -11,7 +11,7 @@ import chiasm
 from chiasm.cli import main
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, ConfigError
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.hub.load import load
 from chiasm.mllm.config import LinearConfig, LoRAConfig, MLPConfig
 from chiasm.recipes.recipe import find, with_overrides
@@ -134,10 +134,10 @@ def test_the_model_is_the_inits_and_the_training_the_recipes(parts, tmp_path, ca
 
 
 def prompt_logits(model, processor):
-    sample = Sample((question(Image(noise(40, 33)), "what colour is it?"),))
+    sample = Sample((user(Image(noise(40, 33)), "what colour is it?"),))
     [(encoded, _)] = processor.prompts([sample])
     with torch.no_grad():
-        return encoded.ids.tolist(), model.logits(model(pack([[encoded]])))
+        return encoded.input_ids.tolist(), model.logits(model(pack([[encoded]])))
 
 
 @pytest.mark.parametrize("name", ["llava-clip", "llava-tied", "next-siglip", "paligemma"])

@@ -10,7 +10,7 @@ pytest.importorskip("lmms_eval")
 pytest.importorskip("lmms_eval.api.model")
 
 from chiasm.core.errors import DataError
-from chiasm.core.protocols import Piece
+from chiasm.core.protocols import StreamChunk
 from chiasm.recipes import lmms as adapter
 
 RED, BLUE = (PIL.Image.new("RGB", (8, 8), name) for name in ("red", "blue"))
@@ -34,8 +34,8 @@ def model(monkeypatch):
         seen.append((len(samples), sampling))
         for i, sample in reversed(list(enumerate(samples))):
             red = sample.images[0].load().getpixel((0, 0)) == (255, 0, 0)
-            yield i, Piece("it is ")
-            yield i, Piece(f"{'red' if red else 'blue'}\nStop", finish="stop")
+            yield i, StreamChunk("it is ")
+            yield i, StreamChunk(f"{'red' if red else 'blue'}\nStop", finish="stop")
 
     monkeypatch.setattr(adapter, "responder", lambda run: respond)
     made = adapter.Chiasm.create_from_arg_string(
@@ -61,7 +61,7 @@ def test_likelihoods_are_losses_of_the_right_document(model, monkeypatch):
         return [-1.0 if samples[0].turns[-1].text == ("it is red" if red else "no") else -5.0]
 
     monkeypatch.setattr(adapter, "reply_log_likelihood", likelihood)
-    made.respond = lambda samples, sampling: iter([(0, Piece("it is red", finish="stop"))])
+    made.respond = lambda samples, sampling: iter([(0, StreamChunk("it is red", finish="stop"))])
     asked = [
         SimpleNamespace(args=("which?", text, lambda doc: [doc["image"]], doc, "toy", "test"))
         for text in (" it is red", "no")

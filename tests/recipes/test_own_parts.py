@@ -22,7 +22,7 @@ from chiasm.data.load import load_samples, open_data, prefixed
 from chiasm.eval.scoring import find_metric
 from chiasm.hub import autoencoder, mllm
 from chiasm.hub.formats import FORMATS as LAYOUTS
-from chiasm.hub.formats import Format
+from chiasm.hub.formats import CheckpointFormat
 from chiasm.hub.load import layout_of, load
 from chiasm.mllm.config import CustomProjector, MLLMConfig
 from chiasm.nn.flops import matrix_parameters
@@ -88,7 +88,7 @@ def test_the_cost_model_counts_a_projector_of_ones_own(trained, folder):
     [(encoded, _), *_] = processor.prompts(samples[:1])
     batch = pack([[encoded]])
     model.requires_grad_(False)
-    images, weights = len(batch.grids), matrix_parameters(model.projector)
+    images, weights = len(batch.image_grids), matrix_parameters(model.projector)
     assert model.cost(batch).parts["projector"] == 2 * weights * images
     # Also of a module that no configuration describes.
     model.projector.config = None
@@ -296,7 +296,7 @@ def test_a_benchmark_with_a_metric_of_ones_own(lines):
 
 
 def test_a_layout_of_ones_own_reads_folders(lines, monkeypatch):
-    class Mine(Format):
+    class Mine(CheckpointFormat):
         name, target = "mine", "hf"
 
         def recognises(self, config):

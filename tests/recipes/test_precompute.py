@@ -10,7 +10,7 @@ import torch
 from chiasm import cli
 from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import CheckpointError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import load_samples
 from chiasm.data.shards import run_shards
@@ -28,8 +28,8 @@ def data(tmp_path):
     random = np.random.default_rng(0)
     samples = [
         Sample(
-            (question(Image(PIL.Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)))),
-             answer(f"noise {n}")), f"s{n}",
+            (user(Image(PIL.Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)))),
+             assistant(f"noise {n}")), f"s{n}",
         )
         for n in range(7)
     ]  # fmt: skip

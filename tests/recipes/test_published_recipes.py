@@ -100,6 +100,6 @@ def test_smolvlm_has_256_million_parameters_and_64_tokens_a_tile():
     codec = MLLMCodec(model.vision.config, model.projector, IMAGE, images, ids)
     slot = codec.mode.slot((1600, 1200))  # 4 x 3 tiles and the whole
     assert slot.tiles == 13
-    assert (slot.ids == IMAGE).sum() == 13 * 64
+    assert (slot.input_ids == IMAGE).sum() == 13 * 64
     assert slot.grid == (32, 32)
     assert len(codec.mode.tiles(PIL.Image.new("RGB", (160, 120)))) == 13

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from chiasm import cli
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from shared_data import SHARED
 
@@ -78,7 +78,7 @@ def data(tmp_path) -> Path:
     samples = []
     for n in range(12):
         image = PIL.Image.fromarray(random.integers(0, 255, (48, 40, 3), dtype=np.uint8))
-        turns = (question(Image(image), f"what is number {n}?"), answer(f"it is {n}"))
+        turns = (user(Image(image), f"what is number {n}?"), assistant(f"it is {n}"))
         samples.append(Sample(turns, f"s{n}", meta={"caption": f"noise {n % 3}"}))
     write_messages(samples, tmp_path / "own" / "train.jsonl")
     write_messages(samples[:4], tmp_path / "own" / "test.jsonl")

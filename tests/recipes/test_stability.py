@@ -11,7 +11,7 @@ from chiasm.cli import main
 from chiasm.core.batch import IGNORE
 from chiasm.core.progress import silent
 from chiasm.eval.report import render
-from chiasm.nn.attention import Index, largest_logit, packed_layout, visible
+from chiasm.nn.attention import TokenIndex, largest_logit, packed_layout, visible
 from chiasm.recipes.recipe import find
 from chiasm.recipes.stability import trial as trials
 from chiasm.recipes.stability.drift import slope
@@ -51,14 +51,14 @@ def test_largest_logit_equals_a_masked_matrix():
     torch.manual_seed(0)
     segment = torch.tensor([[0] * 5 + [1] * 3 + [-1] * 2, [0] * 9 + [-1]])
     block = torch.tensor([[0, 0, 0, 1, 2, 0, 1, 2, 0, 0], [*range(9), 0]])
-    index = Index(segment, block, torch.zeros_like(segment))
+    index = TokenIndex(segment, block, torch.zeros_like(segment))
     q, k = torch.randn(2, 4, 10, 8), torch.randn(2, 2, 10, 8)
     logits = q @ k.repeat_interleave(2, 1).mT / math.sqrt(8)
     seen = visible(index, index) & (segment >= 0)[:, :, None]
     expected = logits.masked_fill(~seen[:, None], -math.inf).max()
     torch.testing.assert_close(largest_logit(q, k, packed_layout(index)), expected)
     later = torch.ones(10, 10, dtype=torch.bool).triu(1)
-    whole = Index(
+    whole = TokenIndex(
         torch.zeros(2, 10).long(), torch.arange(10).expand(2, 10), torch.zeros(2, 10).long()
     )
     expected = logits.masked_fill(later, -math.inf).max()
@@ -75,12 +75,12 @@ def test_monitors_equal_plain_computations():
     assert all(layer.self_attn.watch is None for layer in made.layers)
     outputs = []
     handle = made.layers[-1].register_forward_hook(lambda *a: outputs.append(a[2]))
-    image = made.vocabulary.is_code(given.targets)
-    wanted, sums = given.targets != IGNORE, {}
+    image = made.vocabulary.is_code(given.labels)
+    wanted, sums = given.labels != IGNORE, {}
     for name, keep in (("text", wanted & ~image), ("image", image)):
         made.zero_grad()
         nll = torch.nn.functional.cross_entropy(
-            made.logits(made(given))[keep], given.targets[keep], reduction="sum"
+            made.logits(made(given))[keep], given.labels[keep], reduction="sum"
         )
         ((0.5 if name == "image" else 1.0) * nll / wanted.sum()).backward()
         sums[name] = torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None])
@@ -126,12 +126,12 @@ def test_monitors_change_nothing_and_reach_the_log_and_the_page(tmp_path):
 def test_the_toy_world_is_what_it_says():
     stream = ToyStream("mixed", 2)
     first = next(iter(stream))
-    assert first.ids.shape == (2, LENGTH)
+    assert first.input_ids.shape == (2, LENGTH)
     again = ToyStream("mixed", 2)
     again.load_state_dict({"cursor": 0})
-    assert torch.equal(next(iter(again)).ids, first.ids)
-    assert not torch.equal(next(iter(again)).ids, first.ids)
-    row = first.ids[0].tolist()
+    assert torch.equal(next(iter(again)).input_ids, first.input_ids)
+    assert not torch.equal(next(iter(again)).input_ids, first.input_ids)
+    row = first.input_ids[0].tolist()
     words = np.array(row[1 : row.index(VOCABULARY.begin_image)]) - 5
     grid = np.array([i - VOCABULARY.text for i in row if i >= VOCABULARY.text]).reshape(SIDE, SIDE)
     padded = np.pad(grid, ((1, 0), (1, 0)))
@@ -139,7 +139,7 @@ def test_the_toy_world_is_what_it_says():
     assert set(noise.flatten()) <= {0, 1, 2}
     assert (words < WORDS).all()
     images = batch("image")
-    assert bool(VOCABULARY.is_code(images.targets[images.targets != IGNORE]).all())
+    assert bool(VOCABULARY.is_code(images.labels[images.labels != IGNORE]).all())
 
 
 def test_sensitivity_is_the_papers():

@@ -10,7 +10,7 @@ import pytest
 from chiasm.cli import main
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.recipes.recipe import Recipe, find
 from chiasm.recipes.run import run
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     samples = []
     for n in range(8):
         image = PIL.Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
-        turns = (question(Image(image), "what is this?"), answer(f"no {n}"))
+        turns = (user(Image(image), "what is this?"), assistant(f"no {n}"))
         samples.append(Sample(turns, str(n), meta={"caption": f"no {n}"}))
     write_messages(samples, folder / "train.jsonl")
     write_messages(samples[:2], folder / "test.jsonl")

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.quarantine import Quarantine
 from chiasm.hub import autoencoder
 from chiasm.recipes.jobs import unified
@@ -19,7 +19,7 @@ from chiasm.unified.config import AutoencoderConfig, FSQConfig
 def seen(color, shape, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
     meta = {"color": color, "shape": shape, "caption": f"a {color} {shape}"}
-    asked = (question(Image(PIL.Image.fromarray(pixels)), "what?"), answer(shape))
+    asked = (user(Image(PIL.Image.fromarray(pixels)), "what?"), assistant(shape))
     return Sample(asked, f"{color} {shape} {seed}", meta=meta)
 
 
@@ -44,7 +44,8 @@ def test_undrawn_captions_are_seen_but_never_a_target(tmp_path):
     codec = job.processor.codec
     hidden = [s for s in samples if s.meta["caption"] == "a red circle"]
     never = {
-        tuple(slot.ids.tolist()) for slot in codec.encode([s.images[0].load() for s in hidden])
+        tuple(slot.input_ids.tolist())
+        for slot in codec.encode([s.images[0].load() for s in hidden])
     }
     length = len(next(iter(never)))
     looked_at = False
@@ -52,7 +53,7 @@ def test_undrawn_captions_are_seen_but_never_a_target(tmp_path):
         batches = iter(job.stream_of(replace(stage, batch_tokens=600)))
         for _ in range(6):
             batch = next(batches)
-            for ids, targets in zip(batch.ids.tolist(), batch.targets.tolist(), strict=True):
+            for ids, targets in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
                 for start in range(len(ids) - length + 1):
                     if tuple(ids[start : start + length]) in never:
                         looked_at = True

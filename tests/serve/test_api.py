@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 from serve_toys import KEY, Background, data_url, encoded, http, image_part, pixels
 
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Video, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, Video, user
 from chiasm.infer.edit import inpaint
 from chiasm.serve.embeddings import embed
 from chiasm.serve.limits import Limits
@@ -57,8 +57,8 @@ def test_chat_about_an_image_equals_the_generator_s_reply(model, client, toys):
     reply = client.chat.completions.create(
         model=model, messages=asked(image_part(image), words("what colour?")), max_tokens=12
     )
-    sample = Sample((question(Image(image), "what colour?"),))
-    text, _, finish = alone(toys[model], sample, Sampling(max_tokens=12))
+    sample = Sample((user(Image(image), "what colour?"),))
+    text, _, finish = alone(toys[model], sample, SamplingParams(max_tokens=12))
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (text, finish)
     assert reply.object == "chat.completion"
     ((prompt, _),) = toys[model].processor.prompts([sample])
@@ -152,8 +152,8 @@ def test_images_in_an_answer(client, toys):
         "top_p": 0.9,
         "extra_body": {"modalities": ["image"], "guidance": 2.0, "progress": True},
     }
-    sampling = Sampling(1.0, 0, 0.9, guidance=2.0, max_images=1, draw_first=True, seed=3)
-    expected = alone(toys["draws"], Sample((question("a red circle"),)), sampling)
+    sampling = SamplingParams(1.0, 0, 0.9, guidance=2.0, max_images=1, draw_first=True, seed=3)
+    expected = alone(toys["draws"], Sample((user("a red circle"),)), sampling)
     message = client.chat.completions.create(**wanted).choices[0].message
     assert [decoded(i["image_url"]["url"]).tobytes() for i in message.images] == expected[1]
     deltas = [c.choices[0].delta for c in client.chat.completions.create(**wanted, stream=True)]
@@ -203,8 +203,8 @@ def clip_part(data, kind="mp4"):
 def test_a_clip_is_seen_as_frames(model, client, toys, tmp_path):
     file = tmp_path / "clip.mp4"
     file.write_bytes(filmed())
-    sample = Sample((question(Video(file), "what?"),))
-    expected = alone(toys[model], sample, Sampling(max_tokens=8))
+    sample = Sample((user(Video(file), "what?"),))
+    expected = alone(toys[model], sample, SamplingParams(max_tokens=8))
     parts = [clip_part(file.read_bytes()), {"type": "text", "text": "what?"}]
     reply = client.chat.completions.create(model=model, messages=say(parts), max_tokens=8)
     assert reply.choices[0].message.content == expected[0]
@@ -262,10 +262,10 @@ def test_image_generation(kind, client, toys):
         decoded(item.url if item.url else f",{item.b64_json}").tobytes() for item in reply.data
     ]
     for i, image in enumerate(found):
-        sampling = Sampling(
+        sampling = SamplingParams(
             1.0, 0, 0.95, guidance=1.5, max_tokens=1, max_images=1, draw_first=True, seed=4 + i
         )
-        assert alone(toys["draws"], Sample((question("red"),)), sampling)[1] == [image]
+        assert alone(toys["draws"], Sample((user("red"),)), sampling)[1] == [image]
     assert reply.size == "8x8"
     assert reply.usage.output_tokens == 2 * (toys["draws"].codes_per_image + 2)
 
@@ -402,8 +402,8 @@ def test_32_requests_at_once_equal_their_single_runs(running, toys):
 
     def text(i):
         model = ("draws", "reads")[i % 2]
-        sampling = Sampling(temperature=i % 3 / 2, top_k=i % 4 * 3, max_tokens=6 + i, seed=i)
-        sample = Sample((question(Image(pixels(i % 5)), f"what colour {i}?"),))
+        sampling = SamplingParams(temperature=i % 3 / 2, top_k=i % 4 * 3, max_tokens=6 + i, seed=i)
+        sample = Sample((user(Image(pixels(i % 5)), f"what colour {i}?"),))
 
         def call():
             chunks = client.chat.completions.create(
@@ -421,7 +421,7 @@ def test_32_requests_at_once_equal_their_single_runs(running, toys):
 
     def drawn(i):
         guidance = 1.0 + i % 2
-        sampling = Sampling(
+        sampling = SamplingParams(
             1.0, 0, 0.95, guidance=guidance, max_tokens=1, max_images=1, draw_first=True, seed=i
         )
         extra = {"seed": i, "guidance": guidance}
@@ -430,7 +430,7 @@ def test_32_requests_at_once_equal_their_single_runs(running, toys):
             reply = client.images.generate(model="draws", prompt=f"red {i}", extra_body=extra)
             return decoded(f",{reply.data[0].b64_json}").tobytes()
 
-        return call, alone(toys["draws"], Sample((question(f"red {i}"),)), sampling)[1][0]
+        return call, alone(toys["draws"], Sample((user(f"red {i}"),)), sampling)[1][0]
 
     def vector(i):
         call = lambda: client.embeddings.create(model="embeds", input=f"red {i}")  # noqa: E731
@@ -505,9 +505,9 @@ def test_image_edits_are_forms_and_equal_the_generator_s(masked, client, toys):
     half = PIL.Image.new("L", (8, 8))
     half.paste(255, (0, 0, 4, 8))
     edit = inpaint(respond.processor.codec, image, half) if masked else None
-    asked_ = (question("red") if masked else question(Image(image), "red"),)
+    asked_ = (user("red") if masked else user(Image(image), "red"),)
     for i, item in enumerate(reply.data):
-        sampling = Sampling(
+        sampling = SamplingParams(
             1.0, 0, 0.95, guidance=1.5, max_tokens=1, max_images=1, draw_first=True, seed=4 + i
         )
         expected = [

@@ -12,10 +12,10 @@ from serve_toys import KEY, http, image, image_part, pixels
 
 from chiasm.core import aliases
 from chiasm.core.batch import IGNORE, pack
-from chiasm.core.sample import Sample, question
+from chiasm.core.sample import Sample, user
 from chiasm.infer.look import STEPS, Look, look, worth
 
-SAMPLE = Sample((question(image(1), image(2), "which is red?"),))
+SAMPLE = Sample((user(image(1), image(2), "which is red?"),))
 ROUTES = ["draws", "draws-2d", "reads", "reads-across"]
 
 
@@ -26,9 +26,9 @@ def respond(request, toys, more_toys):
 
 def likelihood(respond, encoded, seen):
     batch = pack([[encoded]])
-    wanted = batch.targets != IGNORE
+    wanted = batch.labels != IGNORE
     logits = respond.model.logits(respond.model(batch, seen=seen)[wanted])
-    return logits.log_softmax(-1).gather(1, batch.targets[wanted][:, None]).double().sum()
+    return logits.log_softmax(-1).gather(1, batch.labels[wanted][:, None]).double().sum()
 
 
 def way_of(respond, encoded):
@@ -79,7 +79,7 @@ def test_nothing_is_left_behind(respond):
     with torch.inference_mode():  # as the engine's thread calls it
         look(respond.model, respond.processor, SAMPLE, "red")
     assert {name: p.grad for name, p in respond.model.named_parameters()} == before
-    assert look(respond.model, respond.processor, Sample((question("red?"),)), "true") == []
+    assert look(respond.model, respond.processor, Sample((user("red?"),)), "true") == []
 
 
 def test_the_image_shown_is_tinted_where_the_share_is_high():
@@ -102,11 +102,11 @@ def test_a_codec_shows_images_as_the_model_sees_them(toys):
         assert len(shown) == 2
         again = [slot for one in shown for slot in codec.encode([one])]
         if respond.codes_per_image:
-            expected = [codec.decode(torch.from_numpy(slot.ids[1:-1])) for slot in again]
+            expected = [codec.decode(torch.from_numpy(slot.input_ids[1:-1])) for slot in again]
             assert all(one.size == other.size for one, other in zip(shown, expected, strict=True))
         else:
-            patches = np.concatenate([slot.patches for slot in again])
-            np.testing.assert_allclose(patches, encoded.patches, atol=0.01)
+            patches = np.concatenate([slot.image_patches for slot in again])
+            np.testing.assert_allclose(patches, encoded.image_patches, atol=0.01)
 
 
 def asked(running, key=KEY, route="/v1/attributions", **changes):
@@ -128,7 +128,7 @@ def test_the_route_answers_with_an_image_and_shares(model, running, toys):
     answer = asked(running, model=model)
     assert answer.status_code == 200
     (one,) = answer.json()["data"]
-    sample = Sample((question(image(1), "what colour?"),))
+    sample = Sample((user(image(1), "what colour?"),))
     (expected,) = look(toys[model].model, toys[model].processor, sample, "red")
     np.testing.assert_allclose(one["share"], expected.share, atol=1e-4)
     kind, _, content = one["image_url"]["url"].partition(",")

@@ -11,8 +11,8 @@ from serve_toys import drawing_toy, image, pixels
 
 from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.infer.generate import Generator
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
@@ -24,21 +24,21 @@ from chiasm.serve.schema import ResponseFormat
 from chiasm.serve.stops import StopStrings
 
 SAMPLES = [
-    Sample((question("what is it?"),)),
-    Sample((question(image(0), "what colour?"),)),
-    Sample((question(image(1), image(2), "which?"),)),
-    Sample((question(image(3), "what?"), answer("red"), question("really?"))),
-    Sample((question("is it a circle or is it red, what colour is it, what is it?"),)),
+    Sample((user("what is it?"),)),
+    Sample((user(image(0), "what colour?"),)),
+    Sample((user(image(1), image(2), "which?"),)),
+    Sample((user(image(3), "what?"), assistant("red"), user("really?"))),
+    Sample((user("is it a circle or is it red, what colour is it, what is it?"),)),
 ]
-WARM = Sampling(temperature=1.0, max_tokens=14)
+WARM = SamplingParams(temperature=1.0, max_tokens=14)
 TEXT = [
-    Sampling(max_tokens=14),
+    SamplingParams(max_tokens=14),
     WARM,
     replace(WARM, top_k=5, seed=3),
     replace(WARM, top_p=0.8, max_tokens=30, seed=4),
 ]
 IMAGES = [
-    Sampling(max_tokens=6, max_images=1),
+    SamplingParams(max_tokens=6, max_images=1),
     replace(WARM, draw_first=True, max_images=1, seed=5),
     replace(WARM, draw_first=True, max_images=1, guidance=2.0, seed=6),
     replace(WARM, max_images=2, guidance=1.5, seed=7),
@@ -137,7 +137,7 @@ def test_nor_do_they_depend_on_it_with_narrow_weights(weights, toys):
 
 
 def test_a_cancelled_job_frees_its_rows_within_a_step(engine):
-    heard = Heard(SAMPLES[0], Sampling(temperature=1.0, max_tokens=1500))
+    heard = Heard(SAMPLES[0], SamplingParams(temperature=1.0, max_tokens=1500))
     heard.job.rule = Endless()
     engine.submit(heard.job)
     engine.start()
@@ -171,7 +171,7 @@ def value(metric, *labels):
 
 
 def test_a_job_past_its_time_keeps_what_it_has(engine):
-    heard = Heard(SAMPLES[0], Sampling(max_tokens=1500), rule=Endless())
+    heard = Heard(SAMPLES[0], SamplingParams(max_tokens=1500), rule=Endless())
     engine.submit(heard.job)
     engine.start()
     while len(heard.updates) < 3:
@@ -211,10 +211,10 @@ def test_what_stops_tells_those_who_wait(toys):
 def test_one_bad_job_harms_no_other(engine):
     engine.start()
     processor = engine.respond.processor
-    ((prompt, _),) = processor.prompts([Sample((question("?"),))])
+    ((prompt, _),) = processor.prompts([Sample((user("?"),))])
     marks = processor.max_length - len(prompt) + 1  # the prompt alone fills the context
-    long = Heard(Sample((question("red " * 3000),)), TEXT[0])
-    full = Heard(Sample((question("?" * marks),)), TEXT[0])
+    long = Heard(Sample((user("red " * 3000),)), TEXT[0])
+    full = Heard(Sample((user("?" * marks),)), TEXT[0])
     broken = Heard(SAMPLES[0], TEXT[0])
     broken.job.rule = Broken()
     good = Heard(SAMPLES[1], TEXT[1])
@@ -276,7 +276,7 @@ def test_stop_strings_end_a_reply_and_are_not_shown(engine):
 
 
 def test_scores_are_log_probabilities_of_what_was_said(engine):
-    heard = Heard(SAMPLES[1], Sampling(max_tokens=8), top=3)
+    heard = Heard(SAMPLES[1], SamplingParams(max_tokens=8), top=3)
     engine.submit(heard.job)
     engine.start()
     heard.wait()
@@ -318,7 +318,7 @@ def test_json_keeps_to_its_schema(name, temperature, toys):
     constraints = Constraints(toys[name].processor.template)
     complete = 0
     for seed in range(4):
-        sampling = Sampling(temperature=temperature, max_tokens=60, seed=seed)
+        sampling = SamplingParams(temperature=temperature, max_tokens=60, seed=seed)
         heard = Heard(SAMPLES[0], sampling, rule=constraints.rule(wanted))
         engine.submit(heard.job)
         if not seed:

@@ -6,7 +6,7 @@ import pytest
 from serve_toys import drawing_toy
 from test_engine import IMAGES, SAMPLES, TEXT, Heard, alone, together
 
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.infer.generate import Generator
 from chiasm.infer.steps import StaticStep
 from chiasm.serve.engine import Engine
@@ -40,8 +40,8 @@ def test_replies_in_company_equal_those_of_a_cpu(name, toys, moved):
 
 
 def test_a_prompt_goes_on_from_an_earlier_one(toys, moved):
-    first = question("is it a circle or is it red, what colour is it, what is it?")
-    samples = [Sample((first,)), Sample((first, answer("red"), question("really?")))]
+    first = user("is it a circle or is it red, what colour is it, what is it?")
+    samples = [Sample((first,)), Sample((first, assistant("red"), user("really?")))]
     expected = [alone(toys["draws"], sample, TEXT[1]) for sample in samples]
     engine = Engine("draws", moved(toys["draws"]))
     engine.start()

@@ -9,7 +9,7 @@ import torch
 from serve_toys import Background, drawing_toy, image_part, pixels, reading_toy
 
 from chiasm.core.batch import pack
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data import easy_vqa
 from chiasm.hub import mllm, unified
 from chiasm.mllm.config import MLLMConfig, MLPConfig
@@ -30,8 +30,8 @@ def pairs(folder):
         image.paste(colour, (0, 0, 8, 8 - number))
         image.save(file)
         asked = ("what is it?", word), ("red?", str(word == "red").lower())
-        turns = [question(Image(file), asked[0][0]), answer(asked[0][1])]
-        turns += [question(asked[1][0]), answer(asked[1][1])]
+        turns = [user(Image(file), asked[0][0]), assistant(asked[0][1])]
+        turns += [user(asked[1][0]), assistant(asked[1][1])]
         samples.append(Sample(tuple(turns), str(number), independent=True))
         for words, reply in asked:
             parts = [{"type": "image"}, {"type": "text", "text": words}]

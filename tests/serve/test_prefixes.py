@@ -6,13 +6,13 @@ from serve_toys import drawing_toy, image, reading_toy
 from test_engine import Heard, alone
 
 from chiasm.core.batch import pack
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, Text, Turn, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Message, Sample, Text, assistant, user
 from chiasm.mllm.config import AnyResConfig
 from chiasm.serve.engine import Engine
 
 LONG = "what colour is it? is it red or is it a circle, and is it a red circle at all?"
-RULES = Turn("system", (Text(LONG),))
+RULES = Message("system", (Text(LONG),))
 
 
 def numbered(*turns):
@@ -22,14 +22,14 @@ def numbered(*turns):
 
 
 DIALOGUES = [
-    (numbered(RULES, question(image(1), LONG)), "none"),
-    (numbered(RULES, question(image(1), LONG)), "image"),
-    (numbered(RULES, question(image(1), "red?")), "image"),
-    (numbered(RULES, question(image(2), LONG)), "words"),
-    (numbered(RULES, question(LONG)), "words"),
-    (numbered(RULES, question(image(1), LONG), answer("red"), question("why?")), "image"),
-    (numbered(RULES, question(image(2), LONG), answer("red"), question(image(1))), "image"),
-    (numbered(question(image(1), LONG)), "none"),
+    (numbered(RULES, user(image(1), LONG)), "none"),
+    (numbered(RULES, user(image(1), LONG)), "image"),
+    (numbered(RULES, user(image(1), "red?")), "image"),
+    (numbered(RULES, user(image(2), LONG)), "words"),
+    (numbered(RULES, user(LONG)), "words"),
+    (numbered(RULES, user(image(1), LONG), assistant("red"), user("why?")), "image"),
+    (numbered(RULES, user(image(2), LONG), assistant("red"), user(image(1))), "image"),
+    (numbered(user(image(1), LONG)), "none"),
 ]
 
 
@@ -50,7 +50,7 @@ def test_a_continued_prompt_has_the_logits_of_a_whole_one(name, models):
         ((prompt, _),) = respond.processor.prompts([sample])
         rest, cache = engine.prefixes.split(prompt)
         start = len(prompt) - len(rest)
-        slots = engine._is_image(prompt.ids)
+        slots = engine._is_image(prompt.input_ids)
         first = int(slots.argmax()) if slots.any() else len(prompt)
         assert {"none": start == 0, "words": 16 <= start <= first, "image": start > first}[kind]
         with torch.inference_mode():
@@ -66,7 +66,7 @@ def test_a_continued_prompt_has_the_logits_of_a_whole_one(name, models):
 @pytest.mark.parametrize("name", ["draws", "reads", "reads-across"])
 def test_replies_are_those_without(name, models):
     """Cross-attention keeps images beside keys and values: there only words are taken over."""
-    respond, sampling = models[name], Sampling(temperature=1.0, max_tokens=8)
+    respond, sampling = models[name], SamplingParams(temperature=1.0, max_tokens=8)
     expected = [alone(respond, sample, sampling) for sample, _ in DIALOGUES]
     engine = Engine(name, respond, slots=4)
     engine.start()
@@ -85,7 +85,7 @@ def test_replies_are_those_without(name, models):
 def test_the_oldest_are_forgotten(toys):
     engine = Engine("reads", toys["reads"], remember=100_000)
     for number in range(40):
-        sample = numbered(question(image(number), LONG))
+        sample = numbered(user(image(number), LONG))
         ((prompt, _),) = engine.respond.processor.prompts([sample])
         cache = engine.respond.model.new_cache()
         with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_of_a_prompt_and_its_continuation_the_longer_is_kept(toys):
     engine = Engine("reads", toys["reads"])
     engine.start()
     for sample, _ in (DIALOGUES[0], DIALOGUES[1], DIALOGUES[5]):
-        heard = Heard(sample, Sampling(max_tokens=2))
+        heard = Heard(sample, SamplingParams(max_tokens=2))
         engine.submit(heard.job)
         heard.wait()
     engine.stop()

@@ -10,11 +10,11 @@ from serve_toys import encoded, pixels
 
 import chiasm.recipes.talk as talk
 from chiasm.core.errors import DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.recipes.talk import ask, session
 
-SAMPLING = Sampling(max_tokens=10)
+SAMPLING = SamplingParams(max_tokens=10)
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def test_a_conversation_is_told_whole_and_a_new_image_begins_another(typed, toys
     file.write_bytes(encoded(pixels(1)))
     printed = typed("reads", "what?", "really?", f"/image {file}", "red?", image=file)
     respond, image = toys["reads"], Image(file)
-    first = alone(respond, question(image, "what?"))
+    first = alone(respond, user(image, "what?"))
     second = alone(
-        respond, question(image, "what?"), answer(*[first] if first else []), question("really?")
+        respond, user(image, "what?"), assistant(*[first] if first else []), user("really?")
     )
-    third = alone(respond, question(image, "red?"))
+    third = alone(respond, user(image, "red?"))
     assert printed.endswith(f"{first}\n{second}\n{third}\n")
 
 
@@ -79,17 +79,17 @@ def test_where_it_looked_is_shown(typed, tmp_path):
 def test_what_cannot_be_done_is_one_line_and_the_session_goes_on(line, message, typed, toys):
     printed = typed("reads", line, "red?", way="blocks")
     assert message in printed.replace("\n", " ")
-    assert printed.endswith(alone(toys["reads"], question("red?")) + "\n")
+    assert printed.endswith(alone(toys["reads"], user("red?")) + "\n")
 
 
 def test_one_question_and_its_errors(monkeypatch, toys, capsys):
     monkeypatch.setattr(talk, "responder", lambda _run: toys["reads"])
     ask("nowhere", None, "red?", SAMPLING)
-    assert capsys.readouterr().out == alone(toys["reads"], question("red?")) + "\n"
+    assert capsys.readouterr().out == alone(toys["reads"], user("red?")) + "\n"
     with pytest.raises(DataError, match="shorten it"):
         ask("nowhere", None, "red " * 3000, SAMPLING)
     with pytest.raises(NotGenerativeError):
-        ask("nowhere", None, "red", Sampling(max_images=1))
+        ask("nowhere", None, "red", SamplingParams(max_images=1))
 
 
 def test_ctrl_c_ends_the_reply_and_not_the_session(typed, monkeypatch):

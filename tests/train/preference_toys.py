@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_resume import CODES, VISION, WORDS, language
 
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.objectives import chat
 from chiasm.data.preference_stream import PreferenceStream
 from chiasm.data.text import train_bpe
@@ -30,12 +30,12 @@ def pairs(count=6, drawn=False):
     made = []
     for n in range(count):
         shown = [image(10 * n + i) for i in range(n % 3)]
-        turns = [question(*shown, f"what is number {n}?")]
+        turns = [user(*shown, f"what is number {n}?")]
         if n % 2:
-            turns += [answer("it is noise"), question("a number it is?")]
-        chosen, rejected = answer("it is red " * (n % 3 + 1)), answer(f"a circle {n}")
+            turns += [assistant("it is noise"), user("a number it is?")]
+        chosen, rejected = assistant("it is red " * (n % 3 + 1)), assistant(f"a circle {n}")
         if drawn and n % 2 == 0:
-            chosen, rejected = answer(image(100 + n)), answer(image(200 + n))
+            chosen, rejected = assistant(image(100 + n)), assistant(image(200 + n))
         made.append(Sample((*turns, chosen), f"p{n}", rejected=(rejected,)))
     return made
 

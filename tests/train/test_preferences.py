@@ -15,7 +15,7 @@ from test_resume import KilledError, dying
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError, ConfigError, DataError
 from chiasm.core.progress import silent
-from chiasm.core.sample import answer
+from chiasm.core.sample import assistant
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.replies import CHOSEN, REJECTED, UNRELATED, encode_pair, pack_replies
 from chiasm.train.checkpoint import newest, read_json
@@ -116,7 +116,7 @@ def test_packed_pairs_equal_pairs_alone(name, tmp_path):
                 p.add_(0.05 * torch.randn_like(p))
     samples = data()
     batch = pack_replies([encode_pair(processor, s) for s in samples], 10_000)
-    assert batch.ids.shape[0] == 1
+    assert batch.input_ids.shape[0] == 1
     reference = StoredReference("x", target_log_probs)
     assert reference.add(start, batch)
     loss = PreferenceLoss(settings, reference)(model, batch)
@@ -129,7 +129,7 @@ def test_packed_pairs_equal_pairs_alone(name, tmp_path):
         row = processor.encode(sample.replace(turns=(*prompt, reply), rejected=()))
         own = pack([[row]])
         hidden = m(own).flatten(0, 1)[own.supervised]
-        wanted = own.targets.flatten()[own.supervised]
+        wanted = own.labels.flatten()[own.supervised]
         return m.logits(hidden).log_softmax(-1).gather(1, wanted[:, None])
 
     total = torch.zeros(())
@@ -154,11 +154,11 @@ def test_the_trunk_is_the_whole_prompt_and_is_computed_once(tmp_path):
     sample = pairs(3)[2]
     found = encode_pair(processor, sample)
     prompt = processor.prompts([sample.replace(turns=sample.turns[:-1])])[0][0]
-    branch = found.encoded.branch
+    branch = found.encoded.branch_ids
     assert (branch == 0).sum() == len(prompt) - 1  # its last token predicts both replies
     assert found.kinds == (CHOSEN, REJECTED)
-    assert len(found.encoded.grids) == 2
-    learnt = processor.template.decode(found.encoded.targets[found.encoded.targets >= 0])
+    assert len(found.encoded.image_grids) == 2
+    learnt = processor.template.decode(found.encoded.labels[found.encoded.labels >= 0])
     assert "it is red" in learnt
     assert "a circle" in learnt
 
@@ -173,7 +173,7 @@ def test_logged_by_modality_margin_and_accuracy():
     loss = PreferenceLoss(PreferenceSettings("simpo", margin=0.0), None)(model, batch)
     parts = loss.numbers()
     log_probs = target_log_probs(model, batch)
-    targets = batch.targets.flatten()[batch.supervised]
+    targets = batch.labels.flatten()[batch.supervised]
     coded = model.vocabulary.is_code(targets)
     assert coded.any()
     assert not coded.all()
@@ -343,7 +343,7 @@ def test_labelled_replies_come_with_an_unrelated_one(tmp_path):
     kinds = batch.kind.view(-1, 2)
     assert (kinds[:, 1] == UNRELATED).all()
     assert {CHOSEN, REJECTED} == set(kinds[:, 0].tolist())
-    targets = batch.targets.flatten()[batch.supervised]
+    targets = batch.labels.flatten()[batch.supervised]
     own = processor.template.decode(targets[batch.reply == 0].tolist())
     other = processor.template.decode(targets[batch.reply == 1].tolist())
     assert own != other
@@ -356,7 +356,7 @@ def test_bad_pairs_are_left_out_and_counted(tmp_path):
         good[0].replace(id="same", rejected=(good[0].turns[-1],)),
         good[0].replace(id="none", rejected=()),
         good[0].replace(id="open", turns=good[0].turns[:-1]),
-        good[0].replace(id="drawn", rejected=(answer(*good[1].images, *pairs(2)[1].images),)),
+        good[0].replace(id="drawn", rejected=(assistant(*good[1].images, *pairs(2)[1].images),)),
     ]
     quarantine = Quarantine()
     made = stream(processor, [*good, *bad], 120)

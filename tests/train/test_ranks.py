@@ -41,9 +41,9 @@ def mllm():
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
-    from chiasm.mllm.language import attention
+    from chiasm.mllm.language import attention_forward
 
-    AttentionInterface.register("chiasm", attention)
+    AttentionInterface.register("chiasm", attention_forward)
     torch.manual_seed(0)
     language = LlamaForCausalLM(
         LlamaConfig(
@@ -228,8 +228,8 @@ def by_hand(model, batches):
     sums = {"text": [], "image": [], "log_z_squared": []}
     for batch in batches:
         logits = model.logits(model(batch)).numpy()
-        for b, t in np.argwhere(batch.targets.numpy() != -100):
-            target, row = int(batch.targets[b, t]), logits[b, t]
+        for b, t in np.argwhere(batch.labels.numpy() != -100):
+            target, row = int(batch.labels[b, t]), logits[b, t]
             log_z = row.max() + np.log(np.exp(row - row.max()).sum())
             sums["image" if target >= VOCABULARY.text else "text"].append(log_z - row[target])
             sums["log_z_squared"].append(log_z**2)

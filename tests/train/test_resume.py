@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.progress import silent
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.images import ImageProcessor, ImageStream
 from chiasm.data.objectives import caption, chat, moved, text_to_image
 from chiasm.data.stream import SampleStream
@@ -40,8 +40,8 @@ def samples(count=7):
     for n in range(count):
         image = PIL.Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8))
         turns = (
-            question(Image(image), f"what is number {n}?"),
-            answer("it is red " * (n % 3 + 1)),
+            user(Image(image), f"what is number {n}?"),
+            assistant("it is red " * (n % 3 + 1)),
         )
         made.append(Sample(turns, f"s{n}", meta={"caption": f"noise {n % 3}"}))
     return made

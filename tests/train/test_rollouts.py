@@ -16,7 +16,7 @@ from test_resume import KilledError, dying
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.progress import silent
-from chiasm.core.sample import Sample, answer, question
+from chiasm.core.sample import Sample, assistant, user
 from chiasm.data.objectives import chat, text_to_image
 from chiasm.data.replies import CHOSEN, EncodedReplies, pack_replies
 from chiasm.recipes.rewards import Rewards
@@ -33,7 +33,7 @@ FEW = {"replies": 3, "prompts": 2, "max_tokens": 5}
 
 def questions(count=5):
     return [
-        Sample((question(image(n), f"what is number {n}?"), answer("it is red")), f"q{n}",
+        Sample((user(image(n), f"what is number {n}?"), assistant("it is red")), f"q{n}",
                meta={"caption": f"noise {n}"})
         for n in range(count)
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def replies_of(lengths, advantages):
     """A batch of replies of these lengths, of which only sizes and advantages matter."""
     model, processor = unified_toy()
     ids = [(list(range(5, 5 + n)), [True] * n) for n in lengths]
-    encoded = processor.continued(Sample((question("what is it?"),), "x"), ids)
+    encoded = processor.continued(Sample((user("what is it?"),), "x"), ids)
     row = EncodedReplies(encoded, (CHOSEN,) * len(lengths), tuple(advantages))
     return model, pack_replies([row], 10_000, keyed=False)
 
@@ -132,7 +132,7 @@ def test_a_batch_of_rollouts_holds_what_was_sampled(name, tmp_path):
     ((prompts, rollouts),) = kept
     flat = [(p, one) for p, own in zip(prompts, rollouts, strict=True) for one in own]
     assert len(batch.kind) == len(flat) == 6
-    targets = batch.targets.flatten()[batch.supervised]
+    targets = batch.labels.flatten()[batch.supervised]
     packed = target_log_probs(model, batch)
     for number, (prompt, one) in enumerate(flat):
         chosen = [i for i, free in zip(one.ids, one.chosen, strict=True) if free]
@@ -164,9 +164,9 @@ def test_seeds_are_of_place_and_number_alone(tmp_path):
     two.load_state_dict(json.loads(json.dumps(two.state_dict())))
     again = [next(iter(two)) for _ in range(2)]
     for a, b in zip(first[1:], again, strict=True):
-        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.advantages, b.advantages)
-    assert not torch.equal(first[0].ids, first[1].ids)
+    assert not torch.equal(first[0].input_ids, first[1].input_ids)
 
 
 def run(name, folder, language, after=None, resume=True, **settings):

@@ -37,7 +37,7 @@ from chiasm.mllm.config import (
 )
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.mllm.seam import SEAM, attention
+from chiasm.mllm.seam import SEAM, attention_forward
 from chiasm.train.parallel import current
 from chiasm.train.shard import full, shard
 from chiasm.vision.config import ViTConfig
@@ -80,7 +80,7 @@ COVERING = {
 
 def made(projector, mode):
     """(model, codec): tiny ones."""
-    AttentionInterface.register(SEAM, attention)
+    AttentionInterface.register(SEAM, attention_forward)
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=24,
@@ -122,9 +122,13 @@ def batch(codec, shapes, seed):
         if shape is not None:
             pixels = random.integers(0, 256, (*shape, 3), np.uint8)
             (slot,) = codec.encode([PIL.Image.fromarray(pixels)])
-            ids = np.concatenate([slot.ids, text])
-            targets = np.concatenate([np.full(len(slot.ids), -100), text])
-            patches, grids, place = slot.patches, np.array([slot.grid] * slot.tiles), slot.place
+            ids = np.concatenate([slot.input_ids, text])
+            targets = np.concatenate([np.full(len(slot.input_ids), -100), text])
+            patches, grids, place = (
+                slot.image_patches,
+                np.array([slot.grid] * slot.tiles),
+                slot.place,
+            )
         at = np.arange(len(ids))
         rows.append([Encoded(ids, targets, at, at * 0, at, patches, grids, place=place)])
     return pack(rows)

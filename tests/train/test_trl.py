@@ -13,7 +13,7 @@ import pytest
 import torch
 from preference_toys import unified_toy
 
-from chiasm.core.sample import Sample, question
+from chiasm.core.sample import Sample, user
 from chiasm.data.replies import CHOSEN, REJECTED, EncodedReplies, pack_replies
 from chiasm.train.policy_loss import PolicyLoss, k3, token_losses
 from chiasm.train.preference_settings import PreferenceSettings, RolloutSettings
@@ -108,7 +108,7 @@ def test_rollouts(theirs, name, norm):
     _, mask, (new, old, reference) = case()
     _, processor = unified_toy()
     ids = [(list(range(5, 5 + n)), [True] * n) for n in LENGTHS]
-    encoded = processor.continued(Sample((question("what is it?"),), "x"), ids)
+    encoded = processor.continued(Sample((user("what is it?"),), "x"), ids)
     row = EncodedReplies(encoded, (CHOSEN,) * len(LENGTHS), tuple(given["advantages"]))
     batch = pack_replies([row], 10_000, keyed=False)
     settings = RolloutSettings(

@@ -4,7 +4,7 @@ import PIL.Image
 import torch
 
 from chiasm.core.batch import pack
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import unified as hub
 from chiasm.unified.autoencoder import Autoencoder
@@ -26,7 +26,7 @@ def build(shared):
 
 def batch_of(processor):
     image = Image(PIL.Image.new("RGB", (16, 16), (200, 30, 60)))
-    sample = Sample((question("a red circle"), answer(image)))
+    sample = Sample((user("a red circle"), assistant(image)))
     return pack([[processor.encode(sample)]])
 
 
@@ -53,7 +53,11 @@ def test_learning_one_code_moves_its_neighbours_alike():
     model.loss(batch).sum.backward()
     maps = [m.parametrizations.weight[0].map.grad for m in (model.embed_tokens, model.lm_head)]
     assert all(g is not None and g.abs().max() > 0 for g in maps)
-    seen = set(model.vocabulary.id_to_code(batch.ids[model.vocabulary.is_code(batch.ids)]).tolist())
+    seen = set(
+        model.vocabulary.id_to_code(
+            batch.input_ids[model.vocabulary.is_code(batch.input_ids)]
+        ).tolist()
+    )
     unseen = next(code for code in range(model.vocabulary.codes) if code not in seen)
     row = model.vocabulary.text + unseen
     before = model.embed_tokens.weight[row].detach().clone()

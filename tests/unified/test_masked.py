@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.vocab import Vocabulary
 from chiasm.infer.grammar import CODES
 from chiasm.infer.paint import _least_sure, _schedule
@@ -84,8 +84,8 @@ def test_only_codes_of_drawn_images_are_masked_and_learned(rows, seed):
     batch = pack([[conversation(*parts)] for parts in rows])
     masked = mask_images(batch, V)
     for row in range(len(rows)):
-        ids, targets = batch.ids[row].tolist(), batch.targets[row].tolist()
-        new, wanted = masked.ids[row].tolist(), masked.targets[row].tolist()
+        ids, targets = batch.input_ids[row].tolist(), batch.labels[row].tolist()
+        new, wanted = masked.input_ids[row].tolist(), masked.labels[row].tolist()
         expected = [IGNORE if t >= 20 else t for t in targets]
         for first, end in images(ids):
             expected[first:end] = [IGNORE] * (end - first)
@@ -107,11 +107,11 @@ def test_how_many_are_masked_follows_the_cosine():
     torch.manual_seed(0)
     n, rows = 16, 4000
     one = conversation(("draw", n))
-    counts = (mask_images(pack([[one]] * rows), V).ids == V.mask).sum(1).numpy()
+    counts = (mask_images(pack([[one]] * rows), V).input_ids == V.mask).sum(1).numpy()
     levels = np.ceil(np.cos(np.pi / 2 * np.random.default_rng(0).random(rows)) * n)
     for low in range(0, n, 3):
         assert abs((counts > low).mean() - (levels > low).mean()) < 0.04
-    where = (mask_images(pack([[one]] * rows), V).ids == V.mask).float().mean(0)[2 : 2 + n]
+    where = (mask_images(pack([[one]] * rows), V).input_ids == V.mask).float().mean(0)[2 : 2 + n]
     assert where.max() - where.min() < 0.08  # every place as likely
 
 
@@ -128,11 +128,11 @@ def test_loss_equals_a_loop_over_the_targets(rows, seed, packed):
     with torch.no_grad():
         chances = made.logits(made(masked)).log_softmax(-1)
     sums, counts = {False: 0.0, True: 0.0}, {False: 0, True: 0}
-    for row, column in (masked.targets != IGNORE).nonzero().tolist():
-        target = int(masked.targets[row, column])
+    for row, column in (masked.labels != IGNORE).nonzero().tolist():
+        target = int(masked.labels[row, column])
         sums[target >= 20] -= float(chances[row, column, target])
         counts[target >= 20] += 1
-    hidden = int((masked.ids == V.mask).sum())
+    hidden = int((masked.input_ids == V.mask).sum())
     assert counts[True] == hidden == loss.numbers()["image"][1]
     assert loss.numbers()["text"][1] == counts[False]
     assert loss.count == sum(counts.values())
@@ -146,11 +146,11 @@ def test_loss_equals_a_loop_over_the_targets(rows, seed, packed):
 def test_codes_see_their_whole_image_and_text_sees_nothing_later(rope):
     made = model(rope=rope).eval()
     batch = pack([[conversation(("text", 3), ("draw", 6), ("text", 3))]])
-    first = batch.ids[0].tolist().index(3) + 1
+    first = batch.input_ids[0].tolist().index(3) + 1
     base = made(batch)[0]
-    changed = batch.ids.clone()
+    changed = batch.input_ids.clone()
     changed[0, first + 5] = 20 + (changed[0, first + 5] - 19) % 12
-    moved = (made(dataclasses.replace(batch, ids=changed))[0] - base).abs().amax(-1) > 1e-6
+    moved = (made(dataclasses.replace(batch, input_ids=changed))[0] - base).abs().amax(-1) > 1e-6
     assert not moved[:first].any()
     assert moved[first:].all()
 
@@ -161,27 +161,34 @@ def test_cached_painting_equals_one_pass(rope):
     """Prompt, two passes that are forgotten, the finished image with its end, one more word."""
     made = model(rope=rope).eval()
     whole = pack([[conversation(("text", 3), ("draw", 6), ("text", 2))]])
-    begin = whole.ids[0].tolist().index(3)
+    begin = whole.input_ids[0].tolist().index(3)
 
     def part(start, end, ids=None):
         columns = {
             name: getattr(whole, name)[:, start:end]
-            for name in ("ids", "targets", "segment", "block", "branch", "position")
+            for name in (
+                "input_ids",
+                "labels",
+                "segment_ids",
+                "block_ids",
+                "branch_ids",
+                "position_ids",
+            )
         }
-        columns["targets"] = torch.full_like(columns["ids"], IGNORE)
-        return dataclasses.replace(whole, **columns | ({} if ids is None else {"ids": ids}))
+        columns["labels"] = torch.full_like(columns["input_ids"], IGNORE)
+        return dataclasses.replace(whole, **columns | ({} if ids is None else {"input_ids": ids}))
 
     cache = made.new_cache()
     assert isinstance(cache, KVCache)
     found = [made(part(0, begin), cache)]
     for filling in (V.mask, 25):
-        ids = whole.ids[:, begin : begin + 7].clone()
+        ids = whole.input_ids[:, begin : begin + 7].clone()
         ids[:, 1:] = filling
         made(part(begin, begin + 7, ids), cache)
         cache.forget(begin)
     found.append(made(part(begin, begin + 8), cache))
-    found += [made(part(t, t + 1), cache) for t in range(begin + 8, whole.ids.shape[1])]
-    assert (torch.cat(found, 1) - made(part(0, whole.ids.shape[1]))).abs().max() < 1e-5
+    found += [made(part(t, t + 1), cache) for t in range(begin + 8, whole.input_ids.shape[1])]
+    assert (torch.cat(found, 1) - made(part(0, whole.input_ids.shape[1]))).abs().max() < 1e-5
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,7 +203,7 @@ def test_passes_unmask_by_the_cosine_the_surest_first(n, steps, seed):
     for step in range(steps):
         before = unknown
         done = (step + 1) / steps
-        unknown = _least_sure(sure, before, masked[step], 0.0, Sampling(), random)
+        unknown = _least_sure(sure, before, masked[step], 0.0, SamplingParams(), random)
         for row in range(2):
             left = 0 if done == 1 else math.floor(math.cos(math.pi / 2 * done) * count[row])
             left = max(0, min(left, int(before[row].sum()) - 1))

@@ -14,7 +14,7 @@ from transformers.models.chameleon import modeling_chameleon as chameleon
 from chiasm.core.batch import IGNORE, Batch, Encoded, pack
 from chiasm.core.errors import ConfigError
 from chiasm.core.vocab import Vocabulary
-from chiasm.nn.attention import Index, attend, full_layout, packed_layout
+from chiasm.nn.attention import TokenIndex, attention, full_layout, packed_layout
 from chiasm.nn.block import Attention, Block
 from chiasm.nn.norm import HeadRMSNorm
 from chiasm.nn.rope import rotate, rotation, rotation_2d
@@ -72,7 +72,7 @@ def tokens(*parts, drawn=False, start=0):
 
 def layout(length):
     zero = torch.zeros(1, length, dtype=torch.long)
-    return packed_layout(Index(zero, torch.arange(length)[None], zero))
+    return packed_layout(TokenIndex(zero, torch.arange(length)[None], zero))
 
 
 @pytest.mark.parametrize("scale", [0.5, 100.0])
@@ -155,7 +155,9 @@ def test_softcaps_are_gemmas():
     )
     q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
     logits = 3.0 * torch.tanh(8**-0.5 * q @ k.mT / 3.0)
-    torch.testing.assert_close(attend(q, k, v, full_layout(), softcap=3.0), logits.softmax(-1) @ v)
+    torch.testing.assert_close(
+        attention(q, k, v, full_layout(), softcap=3.0), logits.softmax(-1) @ v
+    )
     part = Attention(32, 4, 2, False, softcap=0.5)
     torch.nn.init.normal_(part.q_proj.weight)
     x, turn = torch.randn(1, 6, 32), rotation(torch.arange(6)[None], 8)
@@ -174,7 +176,7 @@ def test_z_loss_gradient_through_the_whole_head():
         grads.append(made.lm_head.weight.grad)
     made = model()
     with torch.no_grad():
-        hidden = made(batch)[batch.targets != IGNORE]
+        hidden = made(batch)[batch.labels != IGNORE]
         logits = made.logits(hidden)
         slope = 2 * weight * logits.logsumexp(1, keepdim=True) * logits.softmax(1)
     torch.testing.assert_close(grads[1] - grads[0], slope.T @ hidden, atol=1e-4, rtol=1e-3)
@@ -188,7 +190,7 @@ def test_given_images_are_seen_whole_and_drawn_ones_are_not():
     given, drawn = tokens(1, "image", 5, "image", 6), tokens(7, "image", drawn=True)
     batch = pack([[given, drawn]])
     block = given_images_whole(batch, VOCABULARY)[0]
-    expected = batch.block[0].clone()
+    expected = batch.block_ids[0].clone()
     expected[2:8], expected[11:17] = 2, 11
     assert torch.equal(block, expected)
     sight = torch.tensor(rows_of_sight(block[: len(given)]))
@@ -202,9 +204,9 @@ def test_later_codes_reach_earlier_ones_in_given_images_only():
     made = model(image_attention="bidirectional")
     for drawn, reaches in ((False, True), (True, False)):
         a = tokens(1, "image", 6, drawn=drawn)
-        ids = a.ids.copy()
+        ids = a.input_ids.copy()
         ids[7] = 20 + (ids[7] - 19) % 12  # the last code
-        b = dataclasses.replace(a, ids=ids)
+        b = dataclasses.replace(a, input_ids=ids)
         x, y = (made(pack([[s]]))[0] for s in (a, b))
         assert bool((x[2] != y[2]).any()) is reaches
         assert torch.equal(x[:2], y[:2])
@@ -232,21 +234,21 @@ def test_grid_positions_equal_a_loop():
     samples = [tokens(1, 5, "image", 7, "image"), tokens(6, "image", 5)]
     batch = pack([samples, [tokens("image", 9)]])
     row, column = grid_positions(batch, VOCABULARY, COLUMNS)
-    for b, t in np.ndindex(*batch.ids.shape):
-        expected = [int(batch.position[b, t])] * 2
-        if batch.ids[b, t] >= 20:
+    for b, t in np.ndindex(*batch.input_ids.shape):
+        expected = [int(batch.position_ids[b, t])] * 2
+        if batch.input_ids[b, t] >= 20:
             n = 0
-            while batch.ids[b, t - n - 1] >= 20:
+            while batch.input_ids[b, t - n - 1] >= 20:
                 n += 1
-            first = int(batch.position[b, t]) - n
+            first = int(batch.position_ids[b, t]) - n
             expected = [first + n // COLUMNS, first + n % COLUMNS]
         assert [int(row[b, t]), int(column[b, t])] == expected
 
 
 def slices(batch, *cuts):
     """The batch in pieces of columns."""
-    names = ("ids", "targets", "segment", "block", "branch", "position")
-    edges = [0, *cuts, batch.ids.shape[1]]
+    names = ("input_ids", "labels", "segment_ids", "block_ids", "branch_ids", "position_ids")
+    edges = [0, *cuts, batch.input_ids.shape[1]]
     return [
         Batch(**{n: getattr(batch, n)[:, a:b] for n in names}) for a, b in itertools.pairwise(edges)
     ]
@@ -263,18 +265,25 @@ def test_cached_equals_uncached(switch):
     expected = made(whole)
     length = len(samples[0])
     cache, found = made.new_cache(), []
-    for number, piece in enumerate(slices(whole, *range(length, whole.ids.shape[1]))):
+    for number, piece in enumerate(slices(whole, *range(length, whole.input_ids.shape[1]))):
         if number == 4:
             cache.select(torch.tensor([1]))
         if number >= 4:
-            names = ("ids", "targets", "segment", "block", "branch", "position")
+            names = (
+                "input_ids",
+                "labels",
+                "segment_ids",
+                "block_ids",
+                "branch_ids",
+                "position_ids",
+            )
             piece = Batch(**{n: getattr(piece, n)[1:] for n in names})
         found.append(made(piece, cache)[-1])
     torch.testing.assert_close(torch.cat(found), expected[1], atol=1e-5, rtol=1e-5)
 
 
 def _joined(a, b):
-    names = ("ids", "targets", "block", "branch", "position")
+    names = ("input_ids", "labels", "block_ids", "branch_ids", "position_ids")
     return Encoded(*(np.concatenate([getattr(a, n), getattr(b, n)]) for n in names))
 
 

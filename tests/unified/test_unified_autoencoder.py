@@ -138,20 +138,20 @@ def test_codec_slots_are_begin_codes_end():
     slots = maker.encode([noise(16, 16), noise(40, 9)])
     assert maker.codes_per_image == 16
     for slot in slots:
-        assert slot.patches is None
+        assert slot.image_patches is None
         assert slot.grid == (4, 4)
-        assert slot.ids.dtype == np.int64
-        assert (slot.ids[0], slot.ids[-1]) == (3, 4)
-        assert len(slot.ids) == 18
-        assert ((slot.ids[1:-1] >= 10) & (slot.ids[1:-1] < 26)).all()
-    assert slots[0].ids.tolist() == maker.encode([noise(16, 16)])[0].ids.tolist()
+        assert slot.input_ids.dtype == np.int64
+        assert (slot.input_ids[0], slot.input_ids[-1]) == (3, 4)
+        assert len(slot.input_ids) == 18
+        assert ((slot.input_ids[1:-1] >= 10) & (slot.input_ids[1:-1] < 26)).all()
+    assert slots[0].input_ids.tolist() == maker.encode([noise(16, 16)])[0].input_ids.tolist()
 
 
 @torch.no_grad()
 def test_codec_decodes_what_the_autoencoder_does():
     maker, image = codec(), noise(16, 16)
     (slot,) = maker.encode([image])
-    drawn = maker.decode(torch.from_numpy(slot.ids[1:-1]))
+    drawn = maker.decode(torch.from_numpy(slot.input_ids[1:-1]))
     assert drawn.size == (16, 16)
     pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     again = maker.autoencoder.decode(maker.autoencoder.encode(pixels))[0].permute(1, 2, 0).numpy()

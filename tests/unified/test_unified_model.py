@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from chiasm.core.batch import IGNORE, Encoded, pack
-from chiasm.core.sample import Image, Sample, answer, question, split_independent
+from chiasm.core.sample import Image, Sample, assistant, split_independent, user
 from chiasm.core.vocab import Vocabulary
 from chiasm.data.processor import Processor
 from chiasm.data.text import train_bpe
@@ -105,14 +105,16 @@ def test_perturbing_a_sample_changes_the_others_by_exactly_zero(shapes, cut, whi
     made = model()
     samples = [sample(*shape) for shape in shapes]
     which %= len(samples)
-    other = dataclasses.replace(samples[which], ids=(samples[which].ids + 7) % VOCABULARY.size)
+    other = dataclasses.replace(
+        samples[which], input_ids=(samples[which].input_ids + 7) % VOCABULARY.size
+    )
     changed = [other if n == which else s for n, s in enumerate(samples)]
     before, after = (pack([row for row in (s[:cut], s[cut:]) if row]) for s in (samples, changed))
     a, b = made(before), made(after)
-    mine = before.ids != after.ids
+    mine = before.input_ids != after.input_ids
     row = mine.any(1)[:, None]
-    segment = before.segment[mine][0] if mine.any() else -2
-    rest = ~(row & (before.segment == segment)) & (before.segment >= 0)
+    segment = before.segment_ids[mine][0] if mine.any() else -2
+    rest = ~(row & (before.segment_ids == segment)) & (before.segment_ids >= 0)
     assert torch.equal(a[rest], b[rest])
     assert not torch.equal(a[mine], b[mine])
 
@@ -141,7 +143,7 @@ def test_logits_equal_a_llama_of_the_same_weights():
     )
     batch = pack([[sample(11, 0)], [sample(11, 1)]])
     torch.testing.assert_close(
-        ours.logits(ours(batch)), theirs(batch.ids).logits, atol=1e-5, rtol=1e-5
+        ours.logits(ours(batch)), theirs(batch.input_ids).logits, atol=1e-5, rtol=1e-5
     )
 
 
@@ -152,8 +154,8 @@ def test_parts_and_sum_equal_numpy():
     loss = made.loss(batch)
     logits = made.logits(made(batch)).double().numpy()
     parts = {"text": [0.0, 0], "image": [0.0, 0], "log_z_squared": [0.0, 0]}
-    for b, t in np.ndindex(*batch.ids.shape):
-        target = int(batch.targets[b, t])
+    for b, t in np.ndindex(*batch.input_ids.shape):
+        target = int(batch.labels[b, t])
         if target == IGNORE:
             continue
         log_z = np.log(np.exp(logits[b, t]).sum())
@@ -172,7 +174,7 @@ def test_parts_and_sum_equal_numpy():
 
 def test_a_batch_without_targets_is_zero_and_finite():
     made, blank = model(), sample(6, 0)
-    loss = made.loss(pack([[dataclasses.replace(blank, targets=np.full(6, IGNORE))]]))
+    loss = made.loss(pack([[dataclasses.replace(blank, labels=np.full(6, IGNORE))]]))
     assert (loss.sum.item(), loss.count) == (0.0, 0)
     loss.sum.backward()
     assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
@@ -203,12 +205,12 @@ def asked():
     image = Image(PIL.Image.fromarray(pixels))
     return Sample(
         (
-            question(image, "what colour?"),
-            answer("red"),
-            question("shape"),
-            answer("a circle"),
-            question("is it blue, really?"),
-            answer("no"),
+            user(image, "what colour?"),
+            assistant("red"),
+            user("shape"),
+            assistant("a circle"),
+            user("is it blue, really?"),
+            assistant("no"),
         ),
         "s",
         independent=True,
@@ -218,14 +220,14 @@ def asked():
 def text_outside(encoded, processor):
     """Only the targets that are words: neither codes nor what stands around an image."""
     vocabulary = processor.codec.vocabulary
-    image = np.isin(encoded.targets, [vocabulary.begin_image, vocabulary.end_image])
-    words = ~image & (encoded.targets < vocabulary.text)
-    return dataclasses.replace(encoded, targets=np.where(words, encoded.targets, IGNORE))
+    image = np.isin(encoded.labels, [vocabulary.begin_image, vocabulary.end_image])
+    words = ~image & (encoded.labels < vocabulary.text)
+    return dataclasses.replace(encoded, labels=np.where(words, encoded.labels, IGNORE))
 
 
 def image_only(encoded, processor):
-    words = text_outside(encoded, processor).targets != IGNORE
-    return dataclasses.replace(encoded, targets=np.where(words, IGNORE, encoded.targets))
+    words = text_outside(encoded, processor).labels != IGNORE
+    return dataclasses.replace(encoded, labels=np.where(words, IGNORE, encoded.labels))
 
 
 @pytest.mark.parametrize("supervise", [False, True])
@@ -255,10 +257,14 @@ def test_questions_as_branches_equal_questions_asked_separately(route, supervise
 def test_changing_a_question_changes_no_other_branch_and_not_the_trunk(route):
     made, processor = route
     joint = processor.encode(asked())
-    ids = np.where(joint.branch == 2, (joint.ids + 1) % processor.codec.vocabulary.text, joint.ids)
+    ids = np.where(
+        joint.branch_ids == 2,
+        (joint.input_ids + 1) % processor.codec.vocabulary.text,
+        joint.input_ids,
+    )
     a = made(pack([[joint]]))[0]
-    b = made(pack([[dataclasses.replace(joint, ids=ids)]]))[0]
-    rest = torch.from_numpy(joint.branch != 2)
+    b = made(pack([[dataclasses.replace(joint, input_ids=ids)]]))[0]
+    rest = torch.from_numpy(joint.branch_ids != 2)
     assert torch.equal(a[rest], b[rest])
 
 
@@ -268,7 +274,7 @@ def test_cost_is_what_torch_counts(rows):
     kernel, whose operations torch counts: in one row it would mix samples and mask that out."""
     made = model(qk_norm=True)
     encoded = [[sample(n, 0) for n in row] for row in rows]
-    full = [[dataclasses.replace(s, targets=s.ids) for s in row] for row in encoded]
+    full = [[dataclasses.replace(s, labels=s.input_ids) for s in row] for row in encoded]
     batch = pack(full)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for one in itertools.chain(*full):
@@ -295,8 +301,8 @@ def test_save_and_load_give_equal_logits(route, tmp_path):
     again, other = load(tmp_path / "run")
     batch = pack([[processor.encode(asked())]])
     back = pack([[other.encode(asked())]])
-    assert torch.equal(batch.ids, back.ids)
-    assert torch.equal(batch.targets, back.targets)
+    assert torch.equal(batch.input_ids, back.input_ids)
+    assert torch.equal(batch.labels, back.labels)
     assert torch.equal(made.logits(made(batch)), again.logits(again(back)))
 
 

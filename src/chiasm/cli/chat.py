@@ -30,10 +30,12 @@ class Chat(DeviceOptions):
 
     def __call__(self) -> None:
         self.use_device()
-        from chiasm.core.protocols import Sampling
+        from chiasm.core.protocols import SamplingParams
         from chiasm.recipes.talk import ask, session
 
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, max_tokens=self.max_tokens)
+        sampling = SamplingParams(
+            self.temperature, self.top_k, self.top_p, max_tokens=self.max_tokens
+        )
         if self.question is None:
             session(self.run, self.image, sampling)
         else:

@@ -52,10 +52,10 @@ class Generate(DeviceOptions):
     def __call__(self) -> None:
         self._check()
         self.use_device()
-        from chiasm.core.protocols import Sampling
+        from chiasm.core.protocols import SamplingParams
         from chiasm.recipes.talk import Change, draw_images
 
-        sampling = Sampling(
+        sampling = SamplingParams(
             self.temperature,
             self.top_k,
             self.top_p,

@@ -1,14 +1,14 @@
-"""From a sample to tensors: Slot -> Encoded -> Batch.
+"""Samples as arrays and packed batches of tensors: Slot -> Encoded -> Batch.
 
-Who sees whom is said by three integers a token, so that one rule serves both routes:
+The attention mask follows from three integers a token, so that one rule serves both routes:
 
-    token t sees token u  iff  segment[u] == segment[t]
-                          and  branch[u] in (0, branch[t])
-                          and  block[u] <= block[t]
+    token t sees token u  iff  segment_ids[u] == segment_ids[t]
+                          and  branch_ids[u] in (0, branch_ids[t])
+                          and  block_ids[u] <= block_ids[t]
 
-`segment` is the sample within a pack (-1 is padding). `block` is the cumulative sum of PaliGemma's
-mask_ar: strictly rising is causal, constant over a span is bidirectional within it. `branch` 0 is
-the trunk; the others are alternatives that share it and never see each other:
+`segment_ids` is the sample within a pack (-1 is padding). `block_ids` is the cumulative sum of
+PaliGemma's mask_ar: strictly rising is causal, constant over a span is bidirectional within it.
+Branch 0 is the trunk; the others are alternatives that share it and never see each other:
 
     trunk 0   image image
     branch 1                what colour ? red
@@ -38,16 +38,17 @@ IGNORE = -100
 class Slot:
     """What stands for one image in the token sequence.
 
-    ids [n] int64: placeholders and words around them (MLLM) or begin, code and end ids (unified).
-    patches [P d] float32 or None: pixels for a continuous encoder.
+    input_ids [n] int64: placeholders and the tokens around them (MLLM), or begin, code and end ids
+    (unified).
+    image_patches [P d] float32 or None: pixels for a continuous encoder.
     grid (rows, columns) of patches or codes; of each tile where the image is cut into `tiles`.
     place [V] int64: which of the ids each visual token of the tiles stands at, -1 for one that is
     left out. Several at one place are averaged; a placeholder without any is the end of a row.
     None: one a placeholder, in order.
     """
 
-    ids: np.ndarray
-    patches: np.ndarray | None
+    input_ids: np.ndarray
+    image_patches: np.ndarray | None
     grid: tuple[int, int]
     place: np.ndarray | None = None
     tiles: int = 1
@@ -57,23 +58,23 @@ class Slot:
 class Encoded:
     """One sample as arrays; every [T] array has one entry a token.
 
-    ids, targets (already shifted; IGNORE where no loss), block, branch, position: [T] int64.
-    patches [P d] float32 or None; grids [N 2] int64, one row an image, or a tile of one, in order
-    of appearance; place [V] int64 or None: as Slot's, an index into ids.
+    input_ids, labels (already shifted; IGNORE where no loss), block_ids, branch_ids, position_ids:
+    [T] int64. image_patches [P d] float32 or None; image_grids [N 2] int64, one row an image, or a
+    tile of one, in order of appearance; place [V] int64 or None: as Slot's, indexes input_ids.
     """
 
-    ids: np.ndarray
-    targets: np.ndarray
-    block: np.ndarray
-    branch: np.ndarray
-    position: np.ndarray
-    patches: np.ndarray | None = None
-    grids: np.ndarray | None = None
+    input_ids: np.ndarray
+    labels: np.ndarray
+    block_ids: np.ndarray
+    branch_ids: np.ndarray
+    position_ids: np.ndarray
+    image_patches: np.ndarray | None = None
+    image_grids: np.ndarray | None = None
     name: str = ""
     place: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.input_ids)
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed samples as tensors. See the module's docstring for segment, block and branch.
+    """Packed samples as tensors; the module's docstring has the mask that they say.
 
-    ids, targets, segment, block, branch, position [B T] int64; patches [P d] and grids [N 2] run
-    over the images (or their tiles) of all rows in reading order; names are the samples in it,
-    for diagnoses; place [V]: as Slot's, an index into ids laid flat. per_sample: the loss is the
+    input_ids, labels, segment_ids, block_ids, branch_ids, position_ids [B T] int64; image_patches
+    [P d] and image_grids [N 2] run over the images (or their tiles) of all rows in reading order;
+    names are the samples in it, for diagnoses; place [V]: as Slot's, an index into input_ids laid
+    flat. per_sample: the loss is the
     mean within each example first, not over all tokens.
 
     On an accelerator `host` is the same batch in main memory: what decides shapes (how many tokens
@@ -162,14 +164,14 @@ class Batch:
     from the device would wait for everything that the device still computes.
     """
 
-    ids: Tensor
-    targets: Tensor
-    segment: Tensor
-    block: Tensor
-    branch: Tensor
-    position: Tensor
-    patches: Tensor | None = None
-    grids: Tensor | None = None
+    input_ids: Tensor
+    labels: Tensor
+    segment_ids: Tensor
+    block_ids: Tensor
+    branch_ids: Tensor
+    position_ids: Tensor
+    image_patches: Tensor | None = None
+    image_grids: Tensor | None = None
     names: tuple[str, ...] = ()
     place: Tensor | None = None
     per_sample: bool = False
@@ -192,34 +194,34 @@ class Batch:
     def supervised(self) -> Tensor:
         """[N] int64: which of the tokens laid flat have a target."""
         if self.host is None:
-            return torch.nonzero(self.targets.flatten() != IGNORE)[:, 0]
-        return moved_tensor(self.host.supervised, self.targets.device)
+            return torch.nonzero(self.labels.flatten() != IGNORE)[:, 0]
+        return moved_tensor(self.host.supervised, self.labels.device)
 
     @cached_property
     def packing(self) -> Packing | None:
-        """Of segment, block, branch and position; None where only the device has them."""
+        """Of the columns that make the mask; None where only the device has them."""
         host = self.on_host
-        if host.segment.device.type != "cpu":
+        if host.segment_ids.device.type != "cpu":
             return None
-        columns = (host.segment, host.block, host.branch, host.position)
+        columns = (host.segment_ids, host.block_ids, host.branch_ids, host.position_ids)
         return Packing.of(*(column.numpy() for column in columns))
 
     @property
     def tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.on_host.segment >= 0).sum())
+        return int((self.on_host.segment_ids >= 0).sum())
 
     @property
     def examples(self) -> Tensor:
         """[B T] int64: which example a token belongs to. The branches of a sample are examples of
         their own, as if each had been asked alone."""
-        rows = torch.arange(len(self.segment), device=self.segment.device)[:, None]
-        sample = rows * (self.segment.max() + 2) + self.segment + 1
-        return sample * (self.branch.max() + 1) + self.branch
+        rows = torch.arange(len(self.segment_ids), device=self.segment_ids.device)[:, None]
+        sample = rows * (self.segment_ids.max() + 2) + self.segment_ids + 1
+        return sample * (self.branch_ids.max() + 1) + self.branch_ids
 
     @property
     def images(self) -> int:
-        return 0 if self.grids is None else len(self.grids)
+        return 0 if self.image_grids is None else len(self.image_grids)
 
 
 def pack(
@@ -239,32 +241,32 @@ def pack(
         raise ValueError(f"pack: a row holds {longest} tokens, more than the {length} allowed")
     shape = (len(rows), length)
     columns = {
-        "ids": np.zeros(shape, np.int64),
-        "targets": np.full(shape, IGNORE, np.int64),
-        "segment": np.full(shape, -1, np.int64),
-        "block": np.zeros(shape, np.int64),
-        "branch": np.zeros(shape, np.int64),
-        "position": np.zeros(shape, np.int64),
+        "input_ids": np.zeros(shape, np.int64),
+        "labels": np.full(shape, IGNORE, np.int64),
+        "segment_ids": np.full(shape, -1, np.int64),
+        "block_ids": np.zeros(shape, np.int64),
+        "branch_ids": np.zeros(shape, np.int64),
+        "position_ids": np.zeros(shape, np.int64),
     }
     places = []
     for r, row in enumerate(rows):
         start = 0
         for s, sample in enumerate(row):
             span = slice(start, start + len(sample))
-            columns["segment"][r, span] = s
-            for name in ("ids", "targets", "block", "branch", "position"):
+            columns["segment_ids"][r, span] = s
+            for name in ("input_ids", "labels", "block_ids", "branch_ids", "position_ids"):
                 columns[name][r, span] = getattr(sample, name)
             if sample.place is not None:
                 places.append(shifted(sample.place, r * length + start))
             start += len(sample)
     samples = [sample for row in rows for sample in row]
-    patches = [s.patches for s in samples if s.patches is not None]
-    grids = [s.grids for s in samples if s.grids is not None and len(s.grids)]
+    patches = [s.image_patches for s in samples if s.image_patches is not None]
+    grids = [s.image_grids for s in samples if s.image_grids is not None and len(s.image_grids)]
     laid = {name: torch.from_numpy(column) for name, column in columns.items()}
     return Batch(
         **laid,  # type: ignore[arg-type]
-        patches=torch.from_numpy(np.concatenate(patches)) if patches else None,
-        grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
+        image_patches=torch.from_numpy(np.concatenate(patches)) if patches else None,
+        image_grids=torch.from_numpy(np.concatenate(grids)) if grids else None,
         names=tuple(s.name for s in samples),
         place=torch.from_numpy(np.concatenate(places)) if places else None,
         per_sample=per_sample,
@@ -285,12 +287,12 @@ def shifted(place: np.ndarray, by: int) -> np.ndarray:
 class ImageBatch:
     """Images for the autoencoder and the contrastive encoder.
 
-    patches [P d] float32 in [-1, 1] with grids [N 2]; texts [M L] int64 and lengths [M] are the
-    distinct captions, match [N M] bool says which of them describe which image.
+    image_patches [P d] float32 in [-1, 1] with image_grids [N 2]; texts [M L] int64 and lengths [M]
+    are the distinct captions, match [N M] bool says which of them describe which image.
     """
 
-    patches: Tensor
-    grids: Tensor
+    image_patches: Tensor
+    image_grids: Tensor
     texts: Tensor | None = None
     lengths: Tensor | None = None
     match: Tensor | None = None
@@ -312,14 +314,14 @@ class ImageBatch:
 
     @property
     def tokens(self) -> int:
-        return len(self.patches)
+        return len(self.image_patches)
 
     @property
     def images(self) -> int:
-        return len(self.grids)
+        return len(self.image_grids)
 
 
-ON_HOST = ("grids",)
+ON_HOST = ("image_grids",)
 """Tensors of batches that say shapes and nothing else: they never leave main memory."""
 
 

@@ -174,7 +174,7 @@ class Stream(Protocol[T_co]):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How to choose tokens.
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep everything. guidance is the scale s of
@@ -200,7 +200,7 @@ class Sampling:
     grid: tuple[int, int] | None = None
 
     @property
-    def of_images(self) -> Sampling:
+    def of_images(self) -> SamplingParams:
         """How the codes of images are chosen."""
         own = (self.image_temperature, self.image_top_k, self.image_top_p)
         if own == (None, None, None):
@@ -215,7 +215,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Piece:
+class StreamChunk:
     """What generation yields, as soon as it is known: a piece of text, or a whole image.
 
     finish: None while more is to come; else "stop" (the model ended) or "length" (max_tokens).
@@ -226,7 +226,7 @@ class Piece:
     finish: str | None = None
 
 
-Respond = Callable[[Sequence[Sample], Sampling], Iterator[tuple[int, Piece]]]
+Generate = Callable[[Sequence[Sample], SamplingParams], Iterator[tuple[int, StreamChunk]]]
 """Replies to samples whose last turn is the user's: yields (index of the sample, piece)."""
 
 

@@ -107,22 +107,22 @@ Part = Text | Image | Video
 
 
 @dataclass(frozen=True)
-class Turn:
+class Message:
     """What one side says: parts in reading order.
 
     supervised: an assistant's message carries loss (False: `"loss": false`, `"weight": 0`).
     """
 
     role: Role
-    parts: tuple[Part, ...]
+    content: tuple[Part, ...]
     supervised: bool = True
 
-    def replace(self, **changes) -> Turn:
+    def replace(self, **changes) -> Message:
         return dataclasses.replace(self, **changes)
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.parts if isinstance(part, Text))
+        return "".join(part.text for part in self.content if isinstance(part, Text))
 
 
 @dataclass(frozen=True)
@@ -138,27 +138,27 @@ class Sample:
         one; None where nobody judged it.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Message, ...]
     id: str = ""
     source: str = ""
     independent: bool = False
     meta: dict = field(default_factory=dict)
-    rejected: tuple[Turn, ...] = ()
+    rejected: tuple[Message, ...] = ()
     desired: bool | None = None
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Image))
+        return tuple(p for turn in self.turns for p in turn.content if isinstance(p, Image))
 
     @property
     def all_images(self) -> tuple[Image, ...]:
         """Those of the conversation, then those of the rejected reply."""
-        rejected = (p for turn in self.rejected for p in turn.parts if isinstance(p, Image))
+        rejected = (p for turn in self.rejected for p in turn.content if isinstance(p, Image))
         return (*self.images, *rejected)
 
     @property
     def videos(self) -> tuple[Video, ...]:
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Video))
+        return tuple(p for turn in self.turns for p in turn.content if isinstance(p, Video))
 
     @property
     def name(self) -> str:
@@ -176,25 +176,25 @@ class Sample:
     def map_parts(self, change: Callable[[Part], Part]) -> Sample:
         """The sample with every part changed, those of the rejected reply too."""
         turns, rejected = (
-            tuple(turn.replace(parts=tuple(map(change, turn.parts))) for turn in of)
+            tuple(turn.replace(content=tuple(map(change, turn.content))) for turn in of)
             for of in (self.turns, self.rejected)
         )
         return self.replace(turns=turns, rejected=rejected)
 
 
 Given = Part | str | Path | bytes | PIL.Image.Image
-"""What `question` and `answer` take."""
+"""What `user` and `assistant` take."""
 
 
-def question(*parts: Given) -> Turn:
+def user(*parts: Given) -> Message:
     """A user turn. A string is text, also one that spells a file's name; an image is an Image, a
     Path, encoded bytes or a PIL image. Raises TypeError for anything else."""
-    return Turn("user", tuple(map(_part, parts)))
+    return Message("user", tuple(map(_part, parts)))
 
 
-def answer(*parts: Given) -> Turn:
-    """An assistant turn, of parts as `question` takes them."""
-    return Turn("assistant", tuple(map(_part, parts)))
+def assistant(*parts: Given) -> Message:
+    """An assistant turn, of parts as `user` takes them."""
+    return Message("assistant", tuple(map(_part, parts)))
 
 
 def _part(part: Given) -> Part:
@@ -216,10 +216,10 @@ def split_independent(sample: Sample) -> list[Sample]:
     rest = [t for t in sample.turns if t.role != "system"]
     if not rest:
         return [sample]
-    images = tuple(p for p in rest[0].parts if not isinstance(p, Text))
+    images = tuple(p for p in rest[0].content if not isinstance(p, Text))
     result = []
     for i in range(0, len(rest), 2):
-        asked = Turn("user", (*images, *(p for p in rest[i].parts if isinstance(p, Text))))
+        asked = Message("user", (*images, *(p for p in rest[i].content if isinstance(p, Text))))
         reply = tuple(rest[i + 1 : i + 2])
         result.append(
             Sample(

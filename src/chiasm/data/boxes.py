@@ -47,7 +47,7 @@ def written(sample: Sample, format: BoxFormat) -> Sample:
     """The sample with its boxes (BoxText) in a model's format. Raises DataError where pixels are
     asked of an image that is not there."""
     boxes = any(
-        isinstance(p, BoxText) for turn in (*sample.turns, *sample.rejected) for p in turn.parts
+        isinstance(p, BoxText) for turn in (*sample.turns, *sample.rejected) for p in turn.content
     )
     if format == "thousandths" or not boxes:
         return sample

@@ -57,7 +57,7 @@ class Clips:
         return [
             sample.replace(
                 turns=tuple(
-                    replace(turn, parts=tuple(p for part in turn.parts for p in parts(part)))
+                    replace(turn, content=tuple(p for part in turn.content for p in parts(part)))
                     for turn in sample.turns
                 )
             )
@@ -90,18 +90,18 @@ class Clips:
         if len(slots) == 1:
             return first
         assert all(slot.grid == first.grid for slot in slots)
-        patches = [slot.patches for slot in slots if slot.patches is not None]
+        patches = [slot.image_patches for slot in slots if slot.image_patches is not None]
         places = [slot.place for slot in slots if slot.place is not None]
         return replace(
             first,
-            patches=np.concatenate(patches),
+            image_patches=np.concatenate(patches),
             place=np.concatenate(places),
             tiles=sum(slot.tiles for slot in slots),
         )
 
     def _group(self, frames: Sequence[PIL.Image.Image]) -> int:
         """How many neighbours share an image's tokens."""
-        each = len(self.codec.encode(frames[:1])[0].ids)
+        each = len(self.codec.encode(frames[:1])[0].input_ids)
         images = self.config.max_tokens // each
         if not images:
             raise ConfigError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm.core.errors import MissingExtraError
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -34,9 +34,9 @@ def load(split: Literal["train", "test"]) -> list[Sample]:
 
 def _sample(root: Path, split: str, number: int, pairs: list[tuple[str, str]]) -> Sample:
     image = Image(root / "images" / f"{number}.png", f"easy-VQA {split} image {number}")
-    turns = [question(image, pairs[0][0]), answer(pairs[0][1])]
+    turns = [user(image, pairs[0][0]), assistant(pairs[0][1])]
     for asked, reply in pairs[1:]:
-        turns += [question(asked), answer(reply)]
+        turns += [user(asked), assistant(reply)]
     color, shape = determine(pairs, COLORS), determine(pairs, SHAPES)
     meta = {
         "color": color,

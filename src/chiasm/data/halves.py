@@ -17,7 +17,7 @@ PART = 10
 def keys(sample: Sample) -> tuple[int, int]:
     """Hashes of the sample's id and of its first image or clip (without one, of its id again)."""
     name = _hash(sample.name.encode("utf-8", "backslashreplace"))
-    parts = (part for turn in sample.turns for part in turn.parts)
+    parts = (part for turn in sample.turns for part in turn.content)
     shown = next((part for part in parts if isinstance(part, (Image, Video))), None)
     if shown is None:
         return name, name

@@ -33,15 +33,15 @@ class Span:
 def spans(encoded: Encoded, processor: Processor) -> list[Span]:
     """A sample as the model gets it, in the order of its tokens; special tokens are shown."""
     learnt = np.zeros(len(encoded), bool)
-    learnt[1:] = encoded.targets[:-1] != IGNORE  # a target is the token after it
-    image = _of_images(encoded.ids, processor)
+    learnt[1:] = encoded.labels[:-1] != IGNORE  # a target is the token after it
+    image = _of_images(encoded.input_ids, processor)
     kinds = np.where(image, "image", np.where(learnt, "learnt", "read"))
     # Branches are questions of their own: a span does not run on from one into the next.
-    keys = list(zip(kinds.tolist(), encoded.branch.tolist(), strict=True))
+    keys = list(zip(kinds.tolist(), encoded.branch_ids.tolist(), strict=True))
     found, start = [], 0
     for (kind, _), run in groupby(keys):
         count = len(list(run))
-        ids = encoded.ids[start : start + count].tolist()
+        ids = encoded.input_ids[start : start + count].tolist()
         found.append(Span(kind, _words(ids, kind, processor), count))
         start += count
     return found
@@ -95,7 +95,7 @@ def check(
             yield sample, [], str(error)
             continue
         found = spans(encoded, processor)
-        ids = encoded.targets[encoded.targets != IGNORE]
+        ids = encoded.labels[encoded.labels != IGNORE]
         ids = ids[~_of_images(ids, processor)].tolist()
         drawn = any(span.kind == "image" for span in found) and processor.supervise_images
         if not drawn and not processor.template.decode(ids).strip():

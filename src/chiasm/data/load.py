@@ -22,7 +22,7 @@ from chiasm.data.formats.llama_factory import declared
 from chiasm.data.formats.messages import find_jsonl, missing
 from chiasm.data.formats.published import is_answers
 from chiasm.data.formats.reading import OnError, Reading
-from chiasm.data.formats.registry import NAMES, Format, by_name, detect
+from chiasm.data.formats.registry import NAMES, ImageDatasetFormat, by_name, detect
 from chiasm.data.halves import held_out, keys
 from chiasm.data.indexed import open_indexed
 from chiasm.data.splits import split_of
@@ -96,7 +96,7 @@ def load_samples(
     return half
 
 
-def _large(places: Sequence[Path], format: Format) -> list[Blob]:
+def _large(places: Sequence[Path], format: ImageDatasetFormat) -> list[Blob]:
     """The files that are read by an index; none where the samples are held in memory."""
     if format.name == "webdataset":
         return [local(file) for place in places for file in files_of(place, "*.tar")]
@@ -135,7 +135,7 @@ def _stem(name: str) -> str:
 class Source:
     """Samples as they are read, and the format they are in."""
 
-    format: Format
+    format: ImageDatasetFormat
     samples: Iterator[Sample]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.registry import REFERENCE, Registry, nearest
-from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.core.sample import Image, Message, Sample, Text, assistant, user
 from chiasm.data.augment import augment, mirrorable, mirrored, movable
 from chiasm.data.balance import Weight
 from chiasm.data.caption import caption_of
@@ -54,7 +54,7 @@ def caption(sample: Sample, random: np.random.Generator) -> Sample | None:
     caption = caption_of(sample)
     if not caption or not sample.images:
         return None
-    turns = (question(sample.images[0]), answer(caption))
+    turns = (user(sample.images[0]), assistant(caption))
     return replace(sample, turns=turns, independent=False)
 
 
@@ -64,8 +64,8 @@ def text_to_image(sample: Sample, random: np.random.Generator, drop: float = 0.0
     caption = caption_of(sample)
     if not caption or not sample.images:
         return None
-    asked = Turn("user", ()) if random.random() < drop else question(caption)
-    return replace(sample, turns=(asked, answer(sample.images[0])), independent=False)
+    asked = Message("user", ()) if random.random() < drop else user(caption)
+    return replace(sample, turns=(asked, assistant(sample.images[0])), independent=False)
 
 
 ASKED = ("is this {}?", "is there {}?", "does the image show {}?")
@@ -124,12 +124,12 @@ def _asked(
     sample: Sample, texts: Sequence[str], true: set[str], random: np.random.Generator
 ) -> Sample:
     """Branches that ask of each text whether it is true of the image."""
-    turns: list[Turn] = []
+    turns: list[Message] = []
     for text in texts:
         image = () if turns else sample.images[:1]
         phrase = ASKED[random.integers(len(ASKED))]
-        turns.append(question(*image, phrase.format(text)))
-        turns.append(answer("yes" if text in true else "no"))
+        turns.append(user(*image, phrase.format(text)))
+        turns.append(assistant("yes" if text in true else "no"))
     return replace(sample, turns=tuple(turns), independent=True)
 
 
@@ -178,10 +178,10 @@ def edit(pairs: Pairs, drop: float = 0.0) -> View:
             return None
         changed, value = found
         words = CHANGES[random.integers(len(CHANGES))].format(value)
-        asked = question(sample.images[0], words)
+        asked = user(sample.images[0], words)
         if random.random() < drop:
-            asked = Turn("user", ())
-        return replace(sample, turns=(asked, answer(changed)), independent=False)
+            asked = Message("user", ())
+        return replace(sample, turns=(asked, assistant(changed)), independent=False)
 
     return apply
 
@@ -202,12 +202,12 @@ def interleaved(pairs: Pairs, drop: float = 0.0) -> View:
             return None
         (changed, value), own = found, sample.images[0]
         asked, reply = (
-            (question(DOCUMENTS[0].format(caption, value)), answer(own, caption, changed)),
-            (question(DOCUMENTS[1].format(caption)), answer(own, caption)),
-            (question(own, DOCUMENTS[2].format(value)), answer(caption, changed)),
+            (user(DOCUMENTS[0].format(caption, value)), assistant(own, caption, changed)),
+            (user(DOCUMENTS[1].format(caption)), assistant(own, caption)),
+            (user(own, DOCUMENTS[2].format(value)), assistant(caption, changed)),
         )[random.integers(len(DOCUMENTS))]
         if random.random() < drop:
-            asked = Turn("user", ())
+            asked = Message("user", ())
         return replace(sample, turns=(asked, reply), independent=False)
 
     return apply
@@ -230,7 +230,7 @@ def with_caption(view: View) -> View:
         caption = sample.meta.get("caption")
         if seen is None or not seen.independent or not caption:
             return seen
-        return replace(seen, turns=(*seen.turns, question(), answer(caption)))
+        return replace(seen, turns=(*seen.turns, user(), assistant(caption)))
 
     return apply
 
@@ -275,17 +275,17 @@ def at_most(view: View, count: int, weight: Weight | None = None) -> View:
         turns = [t for t in seen.turns if t.role != "system"]
         if len(turns) <= 2 * count:
             return seen
-        images = tuple(p for p in turns[0].parts if not isinstance(p, Text))
-        words = [tuple(p for p in t.parts if isinstance(p, Text)) for t in turns]
+        images = tuple(p for p in turns[0].content if not isinstance(p, Text))
+        words = [tuple(p for p in t.content if isinstance(p, Text)) for t in turns]
         share = None
         if weight is not None:
             texts = [turn.text for turn in turns]
             share = np.array([weight(q, a) for q, a in zip(texts[::2], texts[1::2], strict=True)])
             share /= share.sum()
         chosen = sorted(random.choice(len(turns) // 2, count, replace=False, p=share))
-        kept: list[Turn] = []
+        kept: list[Message] = []
         for n, i in enumerate(chosen):
-            kept.append(Turn("user", (images if n == 0 else ()) + words[2 * i]))
+            kept.append(Message("user", (images if n == 0 else ()) + words[2 * i]))
             kept.append(turns[2 * i + 1])
         return replace(seen, turns=(*system, *kept))
 

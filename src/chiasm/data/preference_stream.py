@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Sample, Turn
+from chiasm.core.sample import Message, Sample
 from chiasm.data.replies import (
     EncodedReplies,
     ReplyBatch,
@@ -16,7 +16,7 @@ from chiasm.data.replies import (
     pack_replies,
 )
 from chiasm.data.stream import SampleStream
-from chiasm.data.turns import Turn as Place
+from chiasm.data.turns import MixtureDraw as Place
 
 NEARBY = 8
 """Following samples among which an unrelated reply is looked for."""
@@ -45,7 +45,7 @@ class PreferenceStream(SampleStream):
             )
         return super()._at(turn, make)
 
-    def _unrelated(self, index: int) -> Turn:
+    def _unrelated(self, index: int) -> Message:
         for further in range(1, NEARBY + 1):
             try:
                 turns = self.samples[(index + further) % len(self.samples)].turns

@@ -10,7 +10,7 @@ import numpy as np
 from chiasm.core.batch import IGNORE, Batch, Encoded, Slot, pack, shifted
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import ImageCodec
-from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
+from chiasm.core.sample import Image, Message, Sample, assistant, split_independent
 from chiasm.data.boxes import BoxFormat, written
 from chiasm.data.clips import Clips, Frames
 from chiasm.data.formats.chat import Messages, conversation_of
@@ -82,7 +82,7 @@ class Processor:
         if sample.turns and sample.turns[-1].role == "user":
             prompt = self.prompts([sample])[0][0]
             spoken = any(t.role == "assistant" and t.supervised for t in sample.turns)
-            if spoken and not (prompt.targets >= 0).any():
+            if spoken and not (prompt.labels >= 0).any():
                 raise DataError(
                     f"{sample.where}: this chat template rewrites earlier turns, so the replies "
                     "that carry loss cannot be found; split the conversation into single replies"
@@ -107,7 +107,9 @@ class Processor:
         _check_desired(sample)
         if sample.videos:  # how many frames a clip has is not in its header
             encoded = self.encode(sample)
-            return Size(len(encoded), 0 if encoded.patches is None else len(encoded.patches))
+            return Size(
+                len(encoded), 0 if encoded.image_patches is None else len(encoded.image_patches)
+            )
         parts = split_independent(sample)
         slots = [self.codec.outline(image.size()) for image in parts[0].images]
         lines = [self._line(part, slots, reply=False) for part in parts]
@@ -119,15 +121,15 @@ class Processor:
 
     def unconditional(self, sample: Sample) -> Encoded:
         """The prompt without its words and images: the other side of guidance."""
-        bare = sample.replace(turns=tuple(Turn(turn.role, ()) for turn in sample.turns))
+        bare = sample.replace(turns=tuple(Message(turn.role, ()) for turn in sample.turns))
         lines, slots = self._lines([bare], reply=True)
         return _merge(lines, slots, sample.id, self.prefix)
 
     def alternatives(self, sample: Sample, replies: Sequence[str]) -> Encoded:
         """`branches` of replies in words."""
-        return self.branches(sample, [answer(reply) for reply in replies])
+        return self.branches(sample, [assistant(reply) for reply in replies])
 
-    def branches(self, sample: Sample, replies: Sequence[Turn]) -> Encoded:
+    def branches(self, sample: Sample, replies: Sequence[Message]) -> Encoded:
         """Several replies to one conversation that ends with the user's turn, as branches of one
         trunk (reply i is branch i + 1; 0 where there is one only). Only they are supervised. Raises
         DataError for a sample that cannot be used, or a reply with an image of a model that cannot
@@ -139,7 +141,7 @@ class Processor:
         lines, every = [], list(slots)
         for reply in replies:
             own = self._encode_images(sample.replace(turns=(reply,)))
-            if any(slot.patches is not None for slot in own):
+            if any(slot.image_patches is not None for slot in own):
                 raise DataError(
                     f"{sample.where}: a reply holds an image, which this model cannot draw; use a "
                     "unified model or leave the sample out"
@@ -204,14 +206,14 @@ class Processor:
         turns = list(written(sample, self.boxes).turns)
         while True:
             tokens = self.template.render(turns, reply)
-            length = len(tokens.ids) + sum(len(s.ids) - 1 for s in slots)
+            length = len(tokens.ids) + sum(len(s.input_ids) - 1 for s in slots)
             if length <= self.max_length:
                 return self._expand(tokens.ids, tokens.supervised, slots)
             if (
                 reply
                 or whole
                 or len(turns) <= 3
-                or any(isinstance(p, Image) for t in turns[-2:] for p in t.parts)
+                or any(isinstance(p, Image) for t in turns[-2:] for p in t.content)
             ):
                 raise DataError(
                     f"{sample.where}: {length} tokens, more than the {self.max_length} allowed; "
@@ -229,11 +231,11 @@ class Processor:
                 out_loss.append([loss])
                 continue
             slot = next(rest)
-            learn = (loss or self.supervise_images) and slot.patches is None
+            learn = (loss or self.supervise_images) and slot.image_patches is None
             starts.append(sum(map(len, out_ids)))
-            out_ids.append(slot.ids)
-            out_loss.append([learn] * len(slot.ids))
-            end = starts[-1] + len(slot.ids)
+            out_ids.append(slot.input_ids)
+            out_loss.append([learn] * len(slot.input_ids))
+            end = starts[-1] + len(slot.input_ids)
         joined = np.concatenate(out_ids).astype(np.int64)
         return _Line(joined, np.concatenate(out_loss), starts, end)
 
@@ -277,7 +279,7 @@ def _merge(
     position = np.concatenate([np.arange(len(s[0])) + s[2] for s in spans]).astype(np.int64)
     branch = np.concatenate([np.full(len(s[0]), s[3]) for s in spans]).astype(np.int64)
     block = np.concatenate([_turns(s[1]) for s in spans]) if prefix else position.copy()
-    patches = [slot.patches for slot in slots if slot.patches is not None]
+    patches = [slot.image_patches for slot in slots if slot.image_patches is not None]
     grids = [slot.grid for slot in slots for _ in range(slot.tiles)]
     places = [
         shifted(slot.place, start)
@@ -339,7 +341,7 @@ def _opening(sample: Sample) -> tuple:
     said: list[object] = []
     for turn in sample.turns:
         said.append(turn.role)
-        for part in turn.parts:
+        for part in turn.content:
             if isinstance(part, Image):
                 return (*said, part.digest())
             said.append(part)
@@ -347,7 +349,7 @@ def _opening(sample: Sample) -> tuple:
 
 
 def _check(sample: Sample) -> None:
-    said = [part for turn in sample.turns for part in turn.parts]
+    said = [part for turn in sample.turns for part in turn.content]
     if not said or not any(turn.role == "user" for turn in sample.turns):
         raise DataError(f"{sample.where}: an empty conversation; give it a user turn or remove it")
 

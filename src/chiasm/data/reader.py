@@ -16,7 +16,7 @@ import torch
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Part, Sample
-from chiasm.data.turns import Mixed, Turn, Turns
+from chiasm.data.turns import Mixed, MixtureDraw, Turns
 
 AHEAD = 8  # turns of a source begun for each thread
 MOST = 8  # threads: more wait for each other's Python
@@ -45,7 +45,7 @@ class Reader:
         self._begun: dict[tuple[int, int], Future[Sample]] = {}
         self._reached = [0] * len(self.turns.sources)
 
-    def next(self, turn: Turn) -> Sample:
+    def next(self, turn: MixtureDraw) -> Sample:
         """The sample whose turn it is, the next ones of its source begun. Raises DataError."""
         if self._pool:
             cursor = self.turns.counts[turn.source].cursor
@@ -54,12 +54,12 @@ class Reader:
             self._reached[turn.source] = cursor + self.ahead
         return self.read(turn)
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: MixtureDraw) -> None:
         key = turn.source, turn.place
         if self._pool and key not in self._begun:
             self._begun[key] = self._pool.submit(self._decoded, turn.index)
 
-    def read(self, turn: Turn) -> Sample:
+    def read(self, turn: MixtureDraw) -> Sample:
         """The sample of a turn, begun or not. Raises DataError."""
         begun = self._begun.pop((turn.source, turn.place), None)
         return begun.result() if begun else self.samples[turn.index]

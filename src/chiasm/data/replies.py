@@ -21,7 +21,7 @@ from torch import Tensor
 from chiasm.core.batch import IGNORE, Batch, Encoded
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import Parts
-from chiasm.core.sample import Sample, Turn
+from chiasm.core.sample import Message, Sample
 from chiasm.data.processor import Processor
 from chiasm.data.stream import pack_evenly
 
@@ -46,20 +46,20 @@ class EncodedReplies:
     @property
     def reply(self) -> np.ndarray:
         """[N] int64: the reply of each supervised token, in order."""
-        learnt = self.encoded.targets != IGNORE
-        return np.maximum(self.encoded.branch[learnt] - 1, 0)
+        learnt = self.encoded.labels != IGNORE
+        return np.maximum(self.encoded.branch_ids[learnt] - 1, 0)
 
     def reply_keys(self) -> list[bytes]:
         """16 bytes for each reply: of everything that its log-probability depends on beside the
         weights."""
         own, seen = self.encoded, hashlib.blake2b(digest_size=16)
-        for array in (own.patches, own.grids, own.place):
+        for array in (own.image_patches, own.image_grids, own.place):
             seen.update(b"-" if array is None else np.ascontiguousarray(array).data)
         images, found = seen.digest(), []
         for number in range(len(self.kinds)):
-            there = (own.branch == 0) | (own.branch == number + 1)
+            there = (own.branch_ids == 0) | (own.branch_ids == number + 1)
             digest = hashlib.blake2b(images, digest_size=16)
-            for array in (own.ids, own.targets, own.block, own.position):
+            for array in (own.input_ids, own.labels, own.block_ids, own.position_ids):
                 digest.update(array[there].data)
             found.append(digest.digest())
         return found
@@ -114,7 +114,7 @@ def pack_replies(
     counts = [len(each.kinds) for each in row]
     starts = np.cumsum([0, *counts[:-1]])
     reply = np.concatenate([each.reply + start for each, start in zip(row, starts, strict=True)])
-    targets = batch.targets.flatten()[batch.supervised]
+    targets = batch.labels.flatten()[batch.supervised]
     advantages = [one for each in row for one in each.advantages]
     old = [one for each in row for one in each.old]
     return ReplyBatch(
@@ -139,7 +139,7 @@ def first_code_of(processor: Processor) -> int | None:
     return None if vocabulary is None else vocabulary.first_code
 
 
-def prompt_of(sample: Sample) -> tuple[Sample, Turn]:
+def prompt_of(sample: Sample) -> tuple[Sample, Message]:
     """The conversation up to its last reply, of which nothing is learnt, and that reply. Raises
     DataError for a sample that does not end with one."""
     if sample.independent:
@@ -165,13 +165,13 @@ def encode_pair(processor: Processor, sample: Sample) -> EncodedReplies:
     found = EncodedReplies(
         processor.branches(prompt, [chosen, *sample.rejected]), (CHOSEN, REJECTED)
     )
-    ids, branch = found.encoded.ids, found.encoded.branch
+    ids, branch = found.encoded.input_ids, found.encoded.branch_ids
     if np.array_equal(ids[branch == 1], ids[branch == 2]):
         raise DataError(f"{sample.where}: chosen and rejected are the same reply; remove it")
     return found
 
 
-def encode_labelled(processor: Processor, sample: Sample, unrelated: Turn) -> EncodedReplies:
+def encode_labelled(processor: Processor, sample: Sample, unrelated: Message) -> EncodedReplies:
     """The replies of a sample whose quality is known (KTO), pairs as two of them, and one that
     another sample got. Raises DataError for a sample that is neither pair nor labelled."""
     prompt, reply = prompt_of(sample)

@@ -16,7 +16,7 @@ from chiasm.data.packing import Budget, Size, fill
 from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.reader import Reader
-from chiasm.data.turns import Mixed, Turn, Turns
+from chiasm.data.turns import Mixed, MixtureDraw, Turns
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class SampleStream:
         self.quarantine = quarantine if quarantine is not None else Quarantine()
         self.turns = Turns(self.samples, len(views), seed)
         self.reader = Reader(self.samples, self.turns, threads)
-        self._ahead: tuple[Turn, Any] | None = None
+        self._ahead: tuple[MixtureDraw, Any] | None = None
 
     def split(self, data_shard: int, count: int) -> None:
         """As core.protocols.Stream; the counters count the data shard's own places."""
@@ -101,7 +101,7 @@ class SampleStream:
     def _pack(self, row: Sequence[Any]) -> Batch:
         return pack_evenly(row, self.tokens, self.per_sample)
 
-    def _next_usable(self, make: Callable[[Sample], T]) -> tuple[Turn, T]:
+    def _next_usable(self, make: Callable[[Sample], T]) -> tuple[MixtureDraw, T]:
         """The next turn of which something can be made, and that; turns before it that turn out to
         be of no use are skipped. DataError when none of two epochs was."""
         for _ in range(2 * len(self.samples) * len(self.views) + 1):
@@ -116,7 +116,7 @@ class SampleStream:
             "captions are needed to describe or draw"
         )
 
-    def _at(self, turn: Turn, make: Callable[[Sample], T]) -> T | None:
+    def _at(self, turn: MixtureDraw, make: Callable[[Sample], T]) -> T | None:
         """What is made of the sample whose turn it is, None for one that cannot be used."""
         sample = Sample((), f"sample {turn.index}")  # until it has been read
         try:
@@ -127,7 +127,7 @@ class SampleStream:
             self.quarantine.add(sample, error, len(self.samples))
             return None
 
-    def _read(self, turn: Turn) -> Sample:
+    def _read(self, turn: MixtureDraw) -> Sample:
         return self.reader.next(turn)
 
 
@@ -172,7 +172,7 @@ class KnapsackStream(SampleStream):
             if row:
                 return self._pack(row)
 
-    def _read(self, turn: Turn) -> Sample:
+    def _read(self, turn: MixtureDraw) -> Sample:
         return self.reader.read(turn)  # measuring needs no pixels
 
     def _fill(self) -> None:

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Text, Turn
+from chiasm.core.sample import Image, Message, Text
 from chiasm.core.vocab import Vocabulary
 from chiasm.data import text as names
 from chiasm.data.control_tokens import ControlTokens, Hidden
@@ -31,7 +31,7 @@ class Template(Protocol):
     marker: int
     stop: tuple[int, ...]
 
-    def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
+    def render(self, turns: Sequence[Message], reply: bool) -> Tokens:
         """reply: end with what invites the assistant to speak, instead of after its words."""
         ...
 
@@ -82,12 +82,12 @@ class RoleTemplate:
             sides,
         )
 
-    def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
+    def render(self, turns: Sequence[Message], reply: bool) -> Tokens:
         ids, supervised = [self.begin], [False]
         for turn in turns:
             speaks = turn.role == "assistant"
             content = list(self.roles[turn.role])
-            for part in turn.parts:
+            for part in turn.content:
                 content += [self.marker] if isinstance(part, Image) else self._words(part)
             ids += content
             announced = len(self.roles[turn.role])
@@ -171,11 +171,11 @@ class ChatTemplate:
         named = {i for i in (tokenizer.eos_token_id, *stop) if i in self._special}
         self.stop = tuple(sorted({self._end_of_turn(), *named}))
 
-    def render(self, turns: Sequence[Turn], reply: bool) -> Tokens:
+    def render(self, turns: Sequence[Message], reply: bool) -> Tokens:
         if self.system is not None and (not turns or turns[0].role != "system"):
-            turns = [Turn("system", (Text(self.system),)), *turns]
-        turns = [turn.replace(parts=self._parts(turn)) for turn in turns]
-        written = [p.text for turn in turns for p in turn.parts if isinstance(p, Text)]
+            turns = [Message("system", (Text(self.system),)), *turns]
+        turns = [turn.replace(content=self._parts(turn)) for turn in turns]
+        written = [p.text for turn in turns for p in turn.content if isinstance(p, Text)]
         hidden = self._control.hide(written)
         messages = self._messages(turns, hidden)
         text = self._text(messages, reply)
@@ -213,14 +213,14 @@ class ChatTemplate:
             self._known = ControlTokens(self.tokenizer, self.spoken)
         return self._known
 
-    def _messages(self, turns: Sequence[Turn], hidden: Hidden) -> list[dict]:
+    def _messages(self, turns: Sequence[Message], hidden: Hidden) -> list[dict]:
         return [{"role": turn.role, "content": self._content(turn, hidden)} for turn in turns]
 
-    def _parts(self, turn: Turn) -> tuple[Text | Image, ...]:
+    def _parts(self, turn: Message) -> tuple[Text | Image, ...]:
         """A turn's parts; texts that only together hold what looks like a control token are
         one."""
         parts: list[Text | Image] = []
-        for part in turn.parts:
+        for part in turn.content:
             if not isinstance(part, (Text, Image)):
                 raise DataError(f"{type(part).__name__} is not something this model can read")
             last = parts[-1] if parts else None
@@ -257,7 +257,7 @@ class ChatTemplate:
     def _end_of_turn(self) -> int:
         """The special token that the template writes after a reply."""
         word = "word"
-        asked = Turn("user", (Text("?"),)), Turn("assistant", (Text(word),))
+        asked = Message("user", (Text("?"),)), Message("assistant", (Text(word),))
         text = self._text(self._messages(asked, self._control.hide(())), False)
         tail = self.tokenizer(text[text.rindex(word) + len(word) :], add_special_tokens=False)
         for token in tail["input_ids"]:
@@ -268,10 +268,10 @@ class ChatTemplate:
             "to stop; end replies with {{ eos_token }} or one of model.extra_special_tokens"
         )
 
-    def _content(self, turn: Turn, hidden: Hidden) -> Any:
+    def _content(self, turn: Message, hidden: Hidden) -> Any:
         """What the chat template is told of a turn."""
         return "".join(
-            hidden(part.text) if isinstance(part, Text) else self.image for part in turn.parts
+            hidden(part.text) if isinstance(part, Text) else self.image for part in turn.content
         )
 
 
@@ -316,12 +316,12 @@ class PublishedTemplate(ChatTemplate):
     def _said(self, message: dict) -> str:
         return "".join(part.get("text", "") for part in message["content"]).strip()
 
-    def _content(self, turn: Turn, hidden: Hidden) -> Any:
+    def _content(self, turn: Message, hidden: Hidden) -> Any:
         return [
             {"type": "text", "text": hidden(part.text)}
             if isinstance(part, Text)
             else {"type": "image"}
-            for part in turn.parts
+            for part in turn.content
         ]
 
 

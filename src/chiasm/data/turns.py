@@ -106,7 +106,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Turn:
+class MixtureDraw:
     """Source `source` is next, with sample `index` of the whole mixture under view `view`; `place`
     in the source's own endless order, `seed` of that order."""
 
@@ -141,31 +141,31 @@ class Turns:
         # Strands do not begin in step: else all would see the same source at the same time.
         self._phase = np.random.default_rng((self.seed, 2, data_shard)).random(len(self.sources))
 
-    def next(self) -> Turn:
+    def next(self) -> MixtureDraw:
         """Raises DataError when all sources have been seen as often as they may."""
         number = self._whose()
         return self.of_cursor(number, self.counts[number].cursor)
 
-    def of_cursor(self, number: int, cursor: int) -> Turn:
+    def of_cursor(self, number: int, cursor: int) -> MixtureDraw:
         """The turn of a source when its cursor stands there."""
         return self.at(number, place_of(cursor, *self.data_shard))
 
-    def at(self, number: int, place: int) -> Turn:
+    def at(self, number: int, place: int) -> MixtureDraw:
         """The turn at a place of a source's order, whoever's it is."""
         seed = self.seed + SPACING * number
         index, view = divmod(index_at(place, self._total(number), seed), self.views)
-        return Turn(number, self.starts[number] + index, view, place, seed)
+        return MixtureDraw(number, self.starts[number] + index, view, place, seed)
 
     @property
     def passed(self) -> int:
         """Places passed of all sources."""
         return sum(counts.cursor for counts in self.counts)
 
-    def skip(self, turn: Turn) -> None:
+    def skip(self, turn: MixtureDraw) -> None:
         """What was next could not be used."""
         self.counts[turn.source].cursor += 1
 
-    def use(self, turn: Turn, tokens: int = 1) -> None:
+    def use(self, turn: MixtureDraw, tokens: int = 1) -> None:
         """What was next was used, so many tokens long."""
         counts = self.counts[turn.source]
         counts.cursor += 1

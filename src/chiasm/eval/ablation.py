@@ -76,7 +76,7 @@ def _smaller(sample: Sample, scale: float) -> Sample:
 
 def _parts(sample: Sample, change: Callable[[Part], tuple[Part, ...]]) -> Sample:
     turns = (
-        turn.replace(parts=tuple(new for part in turn.parts for new in change(part)))
+        turn.replace(content=tuple(new for part in turn.content for new in change(part)))
         for turn in sample.turns
     )
     return sample.replace(turns=tuple(turns))

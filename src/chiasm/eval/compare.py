@@ -25,7 +25,7 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class Contender:
+class ModelResult:
     """A model's predictions (predictions.py) by question, and what it cost."""
 
     name: str
@@ -82,7 +82,7 @@ class Comparison:
     """questions: those that all contenders answered, in order; left_out: how many some did not.
     turns: the same as categories by the place of a question in its conversation."""
 
-    contenders: tuple[Contender, ...]
+    contenders: tuple[ModelResult, ...]
     questions: tuple[str, ...]
     left_out: int
     scores: tuple[Score, ...]
@@ -100,7 +100,7 @@ class Comparison:
         ]
 
 
-def compare(contenders: Sequence[Contender]) -> Comparison:
+def compare(contenders: Sequence[ModelResult]) -> Comparison:
     """Raises DataError for fewer than two contenders, two of one name, or no common question."""
     if len(contenders) < 2:
         raise DataError(f"a comparison needs two models, found {len(contenders)}")
@@ -132,12 +132,12 @@ def compare(contenders: Sequence[Contender]) -> Comparison:
     )
 
 
-def _answered(contender: Contender, question: str) -> bool:
+def _answered(contender: ModelResult, question: str) -> bool:
     return contender.records.get(question, {}).get("correct") is not None
 
 
 def _categories(
-    contenders: Sequence[Contender],
+    contenders: Sequence[ModelResult],
     kinds: Mapping[str, list[str]],
     order: Sequence[str] | None = None,
 ) -> tuple[Category, ...]:
@@ -152,7 +152,7 @@ def _categories(
     )
 
 
-def _scores(contenders: Sequence[Contender], questions: Sequence[str]) -> tuple[Score, ...]:
+def _scores(contenders: Sequence[ModelResult], questions: Sequence[str]) -> tuple[Score, ...]:
     found = []
     for contender in contenders:
         values = _values(contender, questions)
@@ -161,11 +161,11 @@ def _scores(contenders: Sequence[Contender], questions: Sequence[str]) -> tuple[
     return tuple(found)
 
 
-def _pairs(contenders: Sequence[Contender], questions: Sequence[str]) -> list[Pair]:
+def _pairs(contenders: Sequence[ModelResult], questions: Sequence[str]) -> list[Pair]:
     return [_pair(a, b, questions) for a, b in combinations(contenders, 2)]
 
 
-def _pair(first: Contender, second: Contender, questions: Sequence[str]) -> Pair:
+def _pair(first: ModelResult, second: ModelResult, questions: Sequence[str]) -> Pair:
     a, b = _values(first, questions), _values(second, questions)
     interval, p = paired_bootstrap(a, b, _images(first, questions))
     pairs = list(zip(a, b, strict=True))
@@ -188,11 +188,11 @@ def _corrected(families: Sequence[Sequence[Pair]]) -> list[tuple[Pair, ...]]:
     return [tuple(replace(pair, adjusted=next(values)) for pair in family) for family in families]
 
 
-def _values(contender: Contender, questions: Sequence[str]) -> list[float]:
+def _values(contender: ModelResult, questions: Sequence[str]) -> list[float]:
     return [float(contender.records[q]["correct"]) for q in questions]
 
 
-def _images(contender: Contender, questions: Sequence[str]) -> list[str]:
+def _images(contender: ModelResult, questions: Sequence[str]) -> list[str]:
     records = [contender.records[q] for q in questions]
     groups = [
         r.get("image") or r.get("conversation") or q

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Turn, answer, split_independent
+from chiasm.core.sample import Image, Message, Sample, assistant, split_independent
 from chiasm.eval.metrics.thinking import without_thinking
 
 Turns = Literal["all", "last"]
@@ -71,10 +71,10 @@ def place_of(sample: Sample) -> Mapping[str, Any]:
 def with_replies(sample: Sample, replies: Sequence[str]) -> Sample:
     """A question whose conversation's earlier answers are replaced by these replies, what is in
     thinking tags left out, as chats leave it out."""
-    turns: list[Turn] = []
+    turns: list[Message] = []
     end = 0
     for (start, after), reply in zip(_runs(sample.turns), replies, strict=True):
-        turns += (*sample.turns[end:start], answer(without_thinking(reply)))
+        turns += (*sample.turns[end:start], assistant(without_thinking(reply)))
         end = after
     return sample.replace(turns=(*turns, *sample.turns[end:]))
 
@@ -109,7 +109,7 @@ def _checked(sample: Sample) -> list[tuple[int, int]]:
     return runs
 
 
-def _runs(turns: Sequence[Turn]) -> list[tuple[int, int]]:
+def _runs(turns: Sequence[Message]) -> list[tuple[int, int]]:
     """(start, end) of the runs of assistant turns with words that follow a user's turn."""
     runs = []
     for i, turn in enumerate(turns):
@@ -121,7 +121,7 @@ def _runs(turns: Sequence[Turn]) -> list[tuple[int, int]]:
     return runs
 
 
-def _words(turns: Sequence[Turn]) -> str:
+def _words(turns: Sequence[Message]) -> str:
     return "\n".join(words for turn in turns if (words := turn.text.strip()))
 
 

@@ -18,7 +18,7 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Trial:
+class RunResult:
     """One training run of an arm, evaluated. scores: of every question in the order of the task.
     flops: all of training, parts included."""
 
@@ -42,18 +42,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Stand:
+class ModelAtBudget:
     """An arm at a budget. interval: 95 %, for other seeds and other questions."""
 
     arm: str
     budget: float
     mean: float
     interval: tuple[float, float]
-    trials: tuple[Trial, ...]
+    trials: tuple[RunResult, ...]
 
 
 @dataclass(frozen=True)
-class Bout:
+class PairwiseTest:
     """Two arms at one budget. difference: second less first. detectable: what a difference must
     exceed to be seen with so many seeds and questions. adjusted: p by Holm over all bouts."""
 
@@ -79,13 +79,13 @@ class Outcome:
 
     arms: tuple[str, ...]
     budgets: tuple[float, ...]
-    stands: tuple[Stand, ...]
-    bouts: tuple[Bout, ...]
+    stands: tuple[ModelAtBudget, ...]
+    bouts: tuple[PairwiseTest, ...]
     missing: dict[tuple[str, float], str]
 
 
 def judge(
-    trials: Sequence[Trial],
+    trials: Sequence[RunResult],
     images: Sequence[Hashable],
     missing: dict[tuple[str, float], str] | None = None,
 ) -> Outcome:
@@ -117,17 +117,19 @@ def judge(
     return Outcome(arms, budgets, tuple(stands), corrected, missing or {})
 
 
-def _stand(trials: tuple[Trial, ...], images: Sequence[Hashable]) -> Stand:
+def _stand(trials: tuple[RunResult, ...], images: Sequence[Hashable]) -> ModelAtBudget:
     means = [trial.mean for trial in trials]
     seeds = float(np.var(means, ddof=1)) / len(means)
     asked = _image_variance(_by_question(trials), images)
     half = student_quantile(len(means) - 1) * math.sqrt(seeds + asked)
     middle = sum(means) / len(means)
     interval = (max(0.0, middle - half), min(1.0, middle + half))
-    return Stand(trials[0].arm, trials[0].budget, middle, interval, trials)
+    return ModelAtBudget(trials[0].arm, trials[0].budget, middle, interval, trials)
 
 
-def _bout(first: tuple[Trial, ...], second: tuple[Trial, ...], images: Sequence[Hashable]) -> Bout:
+def _bout(
+    first: tuple[RunResult, ...], second: tuple[RunResult, ...], images: Sequence[Hashable]
+) -> PairwiseTest:
     a, b = ([trial.mean for trial in side] for side in (first, second))
     shares = [float(np.var(side, ddof=1)) / len(side) for side in (a, b)]
     difference = sum(b) / len(b) - sum(a) / len(a)
@@ -139,10 +141,10 @@ def _bout(first: tuple[Trial, ...], second: tuple[Trial, ...], images: Sequence[
     half = student_quantile(degrees) * error
     p = student_p(difference / error, degrees) if error else float(difference == 0)
     interval = (difference - half, difference + half)
-    return Bout(first[0].arm, second[0].arm, first[0].budget, difference, interval, half, p)
+    return PairwiseTest(first[0].arm, second[0].arm, first[0].budget, difference, interval, half, p)
 
 
-def _by_question(trials: Sequence[Trial]) -> np.ndarray:
+def _by_question(trials: Sequence[RunResult]) -> np.ndarray:
     """Mean over seeds of every question's score."""
     return np.mean([trial.scores for trial in trials], axis=0)
 
@@ -193,7 +195,7 @@ def in_short(outcome: Outcome) -> str:
     return f"At {last[0].budget:.3g} FLOPs {'; '.join(said)}."
 
 
-def _of_bout(bout: Bout) -> str:
+def _of_bout(bout: PairwiseTest) -> str:
     low, high = (100 * end for end in sorted(bout.interval))
     at = f"at {bout.budget:.3g} FLOPs"
     if bout.winner is None:
@@ -212,7 +214,7 @@ def _of_bout(bout: Bout) -> str:
     )
 
 
-def _over_budgets(bouts: Sequence[Bout]) -> str:
+def _over_budgets(bouts: Sequence[PairwiseTest]) -> str:
     winners = {bout.winner for bout in bouts}
     if len(bouts) < 2 or winners == {None}:
         return ""

@@ -39,9 +39,17 @@ def prompt_hashes(processor: Processor, samples: Sequence[Sample]) -> dict[str, 
             encoded = processor.prompts([sample])[0][0]
         except DataError:
             continue
-        for part in (encoded.ids, encoded.block, encoded.branch, encoded.position):
+        for part in (
+            encoded.input_ids,
+            encoded.block_ids,
+            encoded.branch_ids,
+            encoded.position_ids,
+        ):
             prompt.update(np.ascontiguousarray(part).tobytes())
-        for part in (encoded.patches, encoded.grids):  # place moves with the words before it
+        for part in (
+            encoded.image_patches,
+            encoded.image_grids,
+        ):  # place moves with the words before it
             if part is not None:
                 pixels.update(np.ascontiguousarray(part).tobytes())
     return {"prompt_hash": prompt.hexdigest()[:16], "processor_hash": pixels.hexdigest()[:16]}

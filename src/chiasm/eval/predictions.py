@@ -110,7 +110,7 @@ def read_predictions(file: Path) -> list[dict]:
 
 def key_of(sample: Sample) -> str:
     """Equal for the same question about the same images."""
-    said = [[turn.role, [_part(part) for part in turn.parts]] for turn in sample.turns]
+    said = [[turn.role, [_part(part) for part in turn.content]] for turn in sample.turns]
     return hashlib.sha256(json.dumps([sample.id, said]).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ import PIL.Image
 
 from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.agreement import agrees
 from chiasm.eval.metrics.clipscore import clip_score
@@ -31,7 +31,7 @@ def draw_prompts(
     samples: Sequence[Sample],
     out: Path,
     count: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     show: Show = Bar,
 ) -> Images:
     """`count` images a prompt, written to out/00000/samples/0000.png with the prompt's record in

@@ -11,7 +11,7 @@ from typing import Any
 
 from chiasm.core.errors import DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.protocols import Respond, Sampling, Task
+from chiasm.core.protocols import Generate, SamplingParams, Task
 from chiasm.core.sample import Sample
 from chiasm.eval.conversation import History, group_key, place_of, with_replies
 from chiasm.eval.metrics.interval import mean_interval, wilson
@@ -68,8 +68,8 @@ class Result:
 
 def evaluate(
     task: Task,
-    respond: Respond,
-    sampling: Sampling,
+    respond: Generate,
+    sampling: SamplingParams,
     out: Path | None = None,
     show: Show = Bar,
     chunk: int = 256,
@@ -148,14 +148,16 @@ def evaluate(
     return result
 
 
-def replies_to(samples: Sequence[Sample], respond: Respond, sampling: Sampling) -> list[Reply]:
+def replies_to(
+    samples: Sequence[Sample], respond: Generate, sampling: SamplingParams
+) -> list[Reply]:
     """The reply to each sample, an error where it could not be asked; nothing is shown or kept."""
     found: dict[int, Reply] = {}
     _ask(samples, respond, sampling, found.__setitem__)
     return [found[i] for i in range(len(samples))]
 
 
-def flip_rate(samples: Sequence[Sample], respond: Respond, sampling: Sampling) -> float:
+def flip_rate(samples: Sequence[Sample], respond: Generate, sampling: SamplingParams) -> float:
     """The share of samples whose reply is another when they are asked one by one instead of all at
     once: 0 in fp32, and what rounding to bfloat16 costs in repeatability. Raises DataError for a
     sample that cannot be asked."""
@@ -227,8 +229,8 @@ def _prompt(sample: Sample, earlier: Sequence[_Row]) -> tuple[Sample, Reply | No
 
 def _ask(
     samples: Sequence[Sample],
-    respond: Respond,
-    sampling: Sampling,
+    respond: Generate,
+    sampling: SamplingParams,
     done: Callable[[int, Reply], None],
 ) -> None:
     """Tell `done` of every sample's reply as soon as it is whole. A DataError ends the whole stream

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Turn
+from chiasm.core.sample import Image, Message, Sample
 from chiasm.eval.conversation import Turns, group_key, image_key, questions_of
 from chiasm.eval.metrics.thinking import without_thinking
 from chiasm.eval.metrics.vqa import exact_match, fold, match_closed
@@ -173,8 +173,8 @@ def blind(samples: Sequence[Sample], seed: int) -> list[Sample]:
     order = np.random.default_rng(seed).permutation(len(keys))
     wrong = {keys[a]: images[keys[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
 
-    def swap(turn: Turn) -> Turn:
-        parts = (wrong[image_key(p)] if isinstance(p, Image) else p for p in turn.parts)
-        return turn.replace(parts=tuple(parts))
+    def swap(turn: Message) -> Message:
+        parts = (wrong[image_key(p)] if isinstance(p, Image) else p for p in turn.content)
+        return turn.replace(content=tuple(parts))
 
     return [s.replace(turns=tuple(swap(turn) for turn in s.turns)) for s in samples]

@@ -108,7 +108,7 @@ class GenericProcessor:
 
     def _messages(self, sample: Sample) -> list[dict[str, Any]]:
         return [
-            {"role": turn.role, "content": [self._part(sample, part) for part in turn.parts]}
+            {"role": turn.role, "content": [self._part(sample, part) for part in turn.content]}
             for turn in sample.turns
         ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chiasm.core.device import model_device
 from chiasm.core.errors import NotGenerativeError
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
 from chiasm.hub.generic import GenericProcessor, GenericVLM
 
@@ -33,8 +33,8 @@ class GenericGenerator:
         self._pads: bool | None = None
 
     def __call__(
-        self, samples: Sequence[Sample], sampling: Sampling
-    ) -> Iterator[tuple[int, Piece]]:
+        self, samples: Sequence[Sample], sampling: SamplingParams
+    ) -> Iterator[tuple[int, StreamChunk]]:
         """Yields (index of the sample, its whole reply). Raises DataError for a sample that the
         processor refuses, NotGenerativeError where images are wanted."""
         if sampling.draw_first or sampling.max_images:
@@ -48,11 +48,11 @@ class GenericGenerator:
             members = order[first : first + size]
             texts = self._replies([samples[i] for i in members], sampling)
             for i, (text, finish) in zip(members, texts, strict=True):
-                yield i, Piece(text, finish=finish)
+                yield i, StreamChunk(text, finish=finish)
 
     @torch.inference_mode()
     def _replies(
-        self, samples: Sequence[Sample], sampling: Sampling
+        self, samples: Sequence[Sample], sampling: SamplingParams
     ) -> list[tuple[str, str]]:  # fmt: skip
         inputs = self._inputs(samples)
         model: Any = self.model.model

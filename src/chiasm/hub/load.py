@@ -14,7 +14,7 @@ from chiasm.core.config import current, nearest
 from chiasm.core.device import resolve, use
 from chiasm.core.errors import CheckpointError
 from chiasm.hub import autoencoder, contrastive, mllm, unified
-from chiasm.hub.formats import FORMATS, UNIFIED, Format
+from chiasm.hub.formats import FORMATS, UNIFIED, CheckpointFormat
 from chiasm.hub.generic import is_generic, load_generic
 from chiasm.hub.source import checkpoint_of, local_folder
 from chiasm.train.checkpoint import read_json
@@ -83,7 +83,7 @@ def published_base(source: str) -> mllm.Base | None:
     return mllm.Base(lambda: layout.load(folder), names) if layout and names else None  # type: ignore[return-value]
 
 
-def layout_of(path: Path) -> Format | None:
+def layout_of(path: Path) -> CheckpointFormat | None:
     """The published layout that a folder's config.json says, if it is one of a whole model."""
     file = checkpoint_of(path) / "config.json"
     if (path / "model.json").exists() or not file.exists():
@@ -92,7 +92,7 @@ def layout_of(path: Path) -> Format | None:
     return next((layout for layout in _layouts() if layout.recognises(config)), None)
 
 
-def _layouts() -> tuple[Format, ...]:
+def _layouts() -> tuple[CheckpointFormat, ...]:
     return (*FORMATS.values(), *UNIFIED.values())
 
 

@@ -12,7 +12,7 @@ from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.registry import Registry
 from chiasm.data.processor import Processor
 from chiasm.hub import mllm, unified
-from chiasm.hub.formats import FORMATS, UNIFIED, Format, Target
+from chiasm.hub.formats import FORMATS, UNIFIED, CheckpointFormat, Target
 from chiasm.hub.generic import GenericVLM, save_generic
 from chiasm.hub.load import published_base
 from chiasm.mllm.model import MLLM
@@ -27,7 +27,7 @@ def save(
     model: MLLM | Unified | GenericVLM,
     processor: Processor,
     folder: Path,
-    layout: Format | Layout = "chiasm",
+    layout: CheckpointFormat | Layout = "chiasm",
 ) -> str:
     """Write a model into an empty or new folder; the name of the layout. The model stays as it is.
 
@@ -59,11 +59,13 @@ def save(
     return chosen.name
 
 
-def fitting(model: MLLM | Unified, processor: Processor, target: str) -> Format:
+def fitting(model: MLLM | Unified, processor: Processor, target: str) -> CheckpointFormat:
     """The first published layout of a target, or the layout of this tag, that can express a
     model. Raises ConfigError naming what is in the way of the layout that comes nearest."""
     layouts: Registry[Any] = FORMATS if isinstance(model, MLLM) else UNIFIED
-    known: list[Format] = [layout for layout in layouts.values() if layout.target == target]
+    known: list[CheckpointFormat] = [
+        layout for layout in layouts.values() if layout.target == target
+    ]
     if target not in get_args(Target):
         known = [layouts.find(target)]
     if not known:

@@ -9,8 +9,8 @@ from statistics import fmean
 
 import PIL.Image
 
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.augment import mirrorable, mirrored
 from chiasm.infer.generate import Generator
 from chiasm.infer.grammar import Edit
@@ -36,7 +36,7 @@ class Drawing:
 def draw(
     respond: Generator,
     texts: Sequence[str],
-    sampling: Sampling,
+    sampling: SamplingParams,
     candidates: int = 1,
     edit: Edit | None = None,
 ) -> list[Drawing]:
@@ -76,7 +76,7 @@ def read_back(
         [p, mirrored(p)] if mirrorable([t]) else [p] for p, t in zip(images, texts, strict=True)
     ]
     seen = [
-        Sample((question(Image(side)), answer(text)))
+        Sample((user(Image(side)), assistant(text)))
         for sides, text in zip(shown, texts, strict=True)
         for side in sides
     ]
@@ -85,7 +85,7 @@ def read_back(
 
 
 def redraw(
-    respond: Generator, image: Image, texts: Sequence[str], sampling: Sampling
+    respond: Generator, image: Image, texts: Sequence[str], sampling: SamplingParams
 ) -> list[PIL.Image.Image]:
     """What the model draws when it is shown an image and told how to change it, one a text.
     Raises NotGenerativeError for a model that cannot draw."""
@@ -95,11 +95,11 @@ def redraw(
 def _images(
     respond: Generator,
     asked: Sequence[tuple[Image | str, ...]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     edit: Edit | None = None,
 ) -> list[PIL.Image.Image]:
     drawn: dict[int, PIL.Image.Image] = {}
-    samples = [Sample((question(*parts),)) for parts in asked]
+    samples = [Sample((user(*parts),)) for parts in asked]
     drawing = replace(sampling, max_images=1, draw_first=True)
     for index, piece in respond(samples, drawing, [edit] * len(samples)):
         if piece.image is not None:

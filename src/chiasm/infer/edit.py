@@ -40,7 +40,7 @@ def _codes(codec: ImageCodec, image: PIL.Image.Image) -> tuple[tuple[int, ...], 
         )
     slot = codec.encode([image])[0]
     first = codec.vocabulary.first_code
-    return tuple(int(i) for i in slot.ids if i >= first), slot.grid
+    return tuple(int(i) for i in slot.input_ids if i >= first), slot.grid
 
 
 def _marked(mask: PIL.Image.Image, grid: Grid, depth: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor
 from chiasm.core.batch import Encoded, pack
 from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, NotGenerativeError
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.grammar import CODES, Drawn, Edit, Grammar
@@ -28,7 +28,7 @@ from chiasm.infer.paint import paint
 from chiasm.infer.replies import Asked, Reply, Session, batch_of, moved, next_feed
 from chiasm.infer.sampling import choose, guide
 from chiasm.infer.steps import Capture, Steps
-from chiasm.nn.attention import Index
+from chiasm.nn.attention import TokenIndex
 from chiasm.nn.precision import Precision, autocast, round_weights
 from chiasm.nn.products import FewRows, Weights
 from chiasm.nn.static_cache import StaticCache
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Said:
-    """A Piece whose image is still codes."""
+    """A StreamChunk whose image is still codes."""
 
     text: str = ""
     drawn: Drawn | None = None
@@ -46,7 +46,7 @@ class Said:
 
 
 class Generator:
-    """Answers samples with a model: a `Respond` (core.protocols).
+    """Answers samples with a model: a `Generate` (core.protocols).
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
@@ -100,9 +100,9 @@ class Generator:
     def __call__(
         self,
         samples: Sequence[Sample],
-        sampling: Sampling,
+        sampling: SamplingParams,
         edits: Sequence[Edit | None] | None = None,
-    ) -> Iterator[tuple[int, Piece]]:
+    ) -> Iterator[tuple[int, StreamChunk]]:
         """Yields (index of the sample, piece) as soon as a piece is known; the last piece of a
         reply has `finish` set. edits: what is given of each reply's first image. Raises
         NotGenerativeError if an image is wanted of a model that cannot draw, DataError for a
@@ -122,10 +122,10 @@ class Generator:
         self,
         prompts: list[tuple[Encoded, list[int]]],
         samples: Sequence[Sample],
-        sampling: Sampling,
+        sampling: SamplingParams,
         edits: Sequence[Edit | None],
         random: torch.Generator,
-    ) -> Iterator[tuple[int, Piece]]:
+    ) -> Iterator[tuple[int, StreamChunk]]:
         rows = [encoded for encoded, _ in prompts]
         guided = sampling.guidance != 1.0 and bool(sampling.draw_first or sampling.max_images)
         if guided:
@@ -146,12 +146,12 @@ class Generator:
             # Inside the context only while computing: a generator must not leak it to its caller.
             with self.computing():
                 asked = self._ask(session)
-                flat = place[:, 0] * batch.ids.shape[1] + place[:, 1]
+                flat = place[:, 0] * batch.input_ids.shape[1] + place[:, 1]
                 flat, *told = moved([flat, *asked.arrays], self.device)
                 hidden = self.model(batch.to(self.device), cache).flatten(0, 1)
                 logits = self.model.logits(hidden[flat]).float()
                 session.cache = self.steps.take_over(
-                    cache, batch.ids.shape[1] + self._most(sampling)
+                    cache, batch.input_ids.shape[1] + self._most(sampling)
                 )
                 ids, fed = self._run(logits, session, asked.on(told))
             while True:
@@ -185,7 +185,7 @@ class Generator:
             finally:
                 self.model.decoder = None
 
-    def _paint(self, session: Session) -> Iterator[tuple[int, Piece]]:
+    def _paint(self, session: Session) -> Iterator[tuple[int, StreamChunk]]:
         """Draw the images that are begun, where they are drawn by masked diffusion."""
         if self.grammar is None or not self.grammar.painted:
             return
@@ -199,8 +199,8 @@ class Generator:
             s.pending += tokens
 
     def _take(
-        self, live: list[Reply], ids: list[list[int]], sampling: Sampling
-    ) -> Iterator[tuple[int, Piece]]:
+        self, live: list[Reply], ids: list[list[int]], sampling: SamplingParams
+    ) -> Iterator[tuple[int, StreamChunk]]:
         """Take each reply's next tokens in; yield what became known by them."""
         said = []
         for s, tokens in zip(live, ids, strict=True):
@@ -214,8 +214,8 @@ class Generator:
         where the next token of each stands."""
         place = []
         for sequence in live:
-            column = int(np.flatnonzero(rows[sequence.row].branch == sequence.branch)[-1])
-            sequence.position = int(rows[sequence.row].position[column]) + 1
+            column = int(np.flatnonzero(rows[sequence.row].branch_ids == sequence.branch)[-1])
+            sequence.position = int(rows[sequence.row].position_ids[column]) + 1
             place.append((sequence.row, column))
         for sequence in live if twins else ():
             twin = rows[sequence.row + twins]
@@ -223,7 +223,7 @@ class Generator:
             place.append((sequence.row + twins, len(twin) - 1))
         return np.array(place, np.int64)
 
-    def _most(self, sampling: Sampling) -> int:
+    def _most(self, sampling: SamplingParams) -> int:
         """Tokens that a reply will have at most, or as many as are worth keeping room for."""
         images = max(sampling.max_images, int(sampling.draw_first))
         drawn = images * max(map(self.grammar.length, self.grammar.grids)) if self.grammar else 0
@@ -272,14 +272,18 @@ class Generator:
         lean = self._lean.begin(batch, session.cache, steps) if straight else None
         if lean is not None:
             return lambda number, ids: lean(number, torch.cat([ids, ids]) if guided else ids)
-        session.cache.foresee(Index(batch.segment, batch.block, batch.branch), steps)
+        session.cache.foresee(
+            TokenIndex(batch.segment_ids, batch.block_ids, batch.branch_ids), steps
+        )
 
         def step(number: int, ids: Tensor) -> Tensor:
             told = ids.repeat(1 + guided)
             if not straight:
-                told = batch.ids.reshape(-1).index_put((place,), told)
-            at = batch.position + number
-            fed = replace(batch, ids=told.view(batch.ids.shape), position=at, block=at)
+                told = batch.input_ids.reshape(-1).index_put((place,), told)
+            at = batch.position_ids + number
+            fed = replace(
+                batch, input_ids=told.view(batch.input_ids.shape), position_ids=at, block_ids=at
+            )
             hidden = self.model(fed, session.cache).flatten(0, 1)
             return self.model.logits(hidden if straight else hidden[place])[:, first:].float()
 
@@ -316,7 +320,7 @@ class Generator:
             logits[:, self.processor.template.marker] = float("-inf")
         return choose(logits, session.sampling, session.random, of_images)
 
-    def advance(self, s: Reply, token: int, sampling: Sampling) -> Iterator[Said]:
+    def advance(self, s: Reply, token: int, sampling: SamplingParams) -> Iterator[Said]:
         """Take a token in; yield what became known by it."""
         s.position += 1
         inside = s.drawing
@@ -340,10 +344,10 @@ class Generator:
             if fresh or s.done:
                 yield Said(fresh, finish="length" if s.done else None)
 
-    def shown(self, said: Sequence[Said]) -> list[Piece]:
-        """Pieces with their images, which are decoded together."""
+    def shown(self, said: Sequence[Said]) -> list[StreamChunk]:
+        """Chunks with their images, which are decoded together."""
         drawn = self.images([each.drawn for each in said if each.drawn])
-        return [Piece(s.text, next(drawn) if s.drawn else None, s.finish) for s in said]
+        return [StreamChunk(s.text, next(drawn) if s.drawn else None, s.finish) for s in said]
 
     def images(self, drawn: Sequence[Drawn]) -> Iterator[PIL.Image.Image]:
         """What codes show."""

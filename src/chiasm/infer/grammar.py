@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.errors import ConfigError
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.vocab import Vocabulary
 
 Grid = tuple[int, int]
@@ -71,7 +71,9 @@ class Grammar:
         self._asked: tuple[tuple[int, ...], Tensor] = ((), torch.empty(0))
         self.legal = torch.stack(allowed).numpy()  # the same, quick to ask for one id
 
-    def start(self, sampling: Sampling, edit: Edit | None = None, room: int | None = None) -> Row:
+    def start(
+        self, sampling: SamplingParams, edit: Edit | None = None, room: int | None = None
+    ) -> Row:
         """The state of a new reply. edit: what is given of its first image. room: tokens it may
         have; an image that would not fit is not begun. Raises ConfigError for a size that this
         model's images cannot have."""
@@ -128,7 +130,9 @@ class Row:
     sampling of images hold. done: the images that were asked for are drawn and nothing else was.
     """
 
-    def __init__(self, grammar: Grammar, sampling: Sampling, edit: Edit | None, room: int | None):
+    def __init__(
+        self, grammar: Grammar, sampling: SamplingParams, edit: Edit | None, room: int | None
+    ):
         self.grammar, self.sampling = grammar, sampling
         self.edit, self.room = edit, room
         self.images, self.taken = 0, 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
 from chiasm.infer.generate import Generator, chunks
 from chiasm.nn.loss import token_loss
@@ -48,7 +48,7 @@ def label_log_likelihood(
 
 
 class LabelResponder:
-    """A `Respond` (core.protocols) that says the likeliest of given labels instead of generating.
+    """A `Generate` (core.protocols) that says the likeliest of given labels instead of generating.
 
     labels: what may be said to a sample. Longer labels have more factors below 1; they are not
     compensated, for the product is the probability of the reply.
@@ -58,8 +58,8 @@ class LabelResponder:
         self.respond, self.labels = respond, labels
 
     def __call__(
-        self, samples: Sequence[Sample], sampling: Sampling
-    ) -> Iterator[tuple[int, Piece]]:
+        self, samples: Sequence[Sample], sampling: SamplingParams
+    ) -> Iterator[tuple[int, StreamChunk]]:
         """One whole reply a sample; sampling has no say. Raises DataError for a sample without
         labels or one that cannot be encoded."""
         labels = [list(self.labels(sample)) for sample in samples]
@@ -67,7 +67,7 @@ class LabelResponder:
             if not own:
                 raise DataError(f"{sample.where}: no labels to choose from")
         for i, scores in enumerate(label_log_likelihood(self.respond, samples, labels)):
-            yield i, Piece(labels[i][scores.index(max(scores))], finish="stop")
+            yield i, StreamChunk(labels[i][scores.index(max(scores))], finish="stop")
 
 
 def _sums(respond: Generator, rows: Sequence[Encoded]) -> Iterator[Tensor]:
@@ -86,8 +86,8 @@ def _of_chunk(respond: Generator, host: Batch) -> Tensor:
     wanted = batch.supervised
     with autocast(respond.precision, respond.device):
         logits = model.logits(model(batch).flatten(0, 1)[wanted])
-    nll, _ = token_loss(logits, batch.targets.flatten()[wanted])
-    total = torch.zeros(host.ids.shape[0], int(host.branch.max()) + 1, dtype=nll.dtype)
+    nll, _ = token_loss(logits, batch.labels.flatten()[wanted])
+    total = torch.zeros(host.input_ids.shape[0], int(host.branch_ids.max()) + 1, dtype=nll.dtype)
     place = host.supervised
-    where = (place // host.ids.shape[1], host.branch.flatten()[place])
+    where = (place // host.input_ids.shape[1], host.branch_ids.flatten()[place])
     return total.index_put_(where, -nll.cpu(), accumulate=True)

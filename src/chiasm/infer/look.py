@@ -60,13 +60,13 @@ def look(model: Any, processor: Processor, sample: Sample, reply: str) -> list[L
     the model's reply to it. Costs as much as a training step on STEPS such conversations. Raises
     DataError as `encode`."""
     encoded = processor.alternatives(sample, [reply])
-    if encoded.grids is None:
+    if encoded.image_grids is None:
         return []
     with torch.inference_mode(False), torch.enable_grad():
         spoke = worth(model, encoded).clamp_min(0).cpu()
     images = processor.codec.shown(encoded)
-    places = spoke.split(encoded.grids.prod(1).tolist())
-    grids = encoded.grids.tolist()
+    places = spoke.split(encoded.image_grids.prod(1).tolist())
+    grids = encoded.image_grids.tolist()
     depth = processor.codec.depth
     return [
         Look(image, _shares(own.view(rows, columns // depth, depth).sum(-1).numpy()))
@@ -79,7 +79,7 @@ def worth(model: Any, encoded: Encoded) -> Tensor:
     together, about what is lost with images that are their own mean everywhere."""
     device = next(model.parameters()).device
     image = model.seen(pack([[encoded]]).to(device)).detach()
-    sizes = encoded.grids.prod(1).tolist()  # type: ignore[union-attr]
+    sizes = encoded.image_grids.prod(1).tolist()  # type: ignore[union-attr]
     blank = torch.cat([own.mean(0).expand_as(own) for own in image.split(sizes)])
     gradient = torch.zeros_like(image)
     ways = (torch.arange(STEPS, device=device) + 0.5) / STEPS

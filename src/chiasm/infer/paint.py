@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.infer.grammar import CODES, Grammar
 from chiasm.infer.replies import Feed, Reply, Session, next_feed
 from chiasm.infer.sampling import choose, guide
@@ -116,7 +116,7 @@ def _least_sure(
     unknown: Tensor,
     left: Tensor,
     scale: float,
-    sampling: Sampling,
+    sampling: SamplingParams,
     random: torch.Generator,
 ) -> Tensor:
     """[n codes] bool: which `left` [n] of the unknown are to be drawn again; scale: of the noise

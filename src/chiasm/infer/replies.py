@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chiasm.core.batch import IGNORE, Batch
 from chiasm.core.device import moved_tensor, pinned
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.infer.grammar import Row
 
 
@@ -49,7 +49,7 @@ class Session:
     rows: int
     guided: bool
     cache: Any
-    sampling: Sampling
+    sampling: SamplingParams
     random: torch.Generator
 
     def drop_finished(self) -> None:

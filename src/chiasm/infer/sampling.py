@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 
 
 def choose(
     logits: Tensor,
-    sampling: Sampling,
+    sampling: SamplingParams,
     generator: torch.Generator | None = None,
     of_images: Tensor | None = None,
 ) -> Tensor:
@@ -34,7 +34,7 @@ def choose(
 
 
 def choose_each(
-    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator | None]
+    logits: Tensor, sampling: SamplingParams, generators: Sequence[torch.Generator | None]
 ) -> Tensor:
     """logits [N V] -> ids [N] of rows that each have a source of randomness of their own, None for
     one that takes the likeliest: what `choose` gives of each alone."""
@@ -48,7 +48,7 @@ def choose_each(
     return (share / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
 
 
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+def probabilities(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """The distribution [N V] that `choose` draws from."""
     if sampling.temperature <= 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)

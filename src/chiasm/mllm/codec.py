@@ -58,13 +58,15 @@ class MLLMCodec:
 
     def tokens(self, size: tuple[int, int]) -> int:
         """How many ids an image (width, height) takes in the sequence."""
-        return len(self.mode.slot(size).ids)
+        return len(self.mode.slot(size).input_ids)
 
     def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
-        if encoded.patches is None or encoded.grids is None:
+        if encoded.image_patches is None or encoded.image_grids is None:
             return []
-        ends = np.cumsum(encoded.grids.prod(1))[:-1]
-        parts = zip(np.split(encoded.patches, ends), encoded.grids.tolist(), strict=True)
+        ends = np.cumsum(encoded.image_grids.prod(1))[:-1]
+        parts = zip(
+            np.split(encoded.image_patches, ends), encoded.image_grids.tolist(), strict=True
+        )
         return [from_array(unpatchify(patches, (h, w))) for patches, (h, w) in parts]
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
@@ -83,4 +85,4 @@ class MLLMCodec:
         # A patch convolution leaves over what is no whole patch (384 = 27 · 14 + 6).
         tiles = [to_array(tile)[:rows, :columns] for tile in self.mode.tiles(image)]
         patches = [patchify(tile, self.config.patch_size) for tile in tiles]
-        return replace(slot, patches=np.concatenate(patches))
+        return replace(slot, image_patches=np.concatenate(patches))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.mllm.seam import run
-from chiasm.nn.attention import Index, Layout, attend, cached_layout, packed_layout
+from chiasm.nn.attention import AttentionPlan, TokenIndex, attention, cached_layout, packed_layout
 from chiasm.nn.autotune import fastest_name
 from chiasm.nn.cache import KVCache
 from chiasm.nn.norm import RMSNorm
@@ -116,7 +116,7 @@ class Decoder:
         exact._refresh()
         at = torch.arange(PROBE)[None]
         x = self.language.get_input_embeddings()(at * 7919 % self.language.config.vocab_size)
-        layout = packed_layout(Index(torch.zeros_like(at), at, torch.zeros_like(at)))
+        layout = packed_layout(TokenIndex(torch.zeros_like(at), at, torch.zeros_like(at)))
         ours, theirs = exact(x, at, layout, None, {}), run(self.language, x, at, layout)
         return bool(torch.dist(ours, theirs) <= 1e-3 * theirs.norm())
 
@@ -141,7 +141,7 @@ class Decoder:
         self,
         x: Tensor,
         position: Tensor,
-        layout: Layout,
+        layout: AttentionPlan,
         cache: KVCache | None,
         steps: Mapping[int, Callable[[Tensor], Tensor]],
     ) -> Tensor:
@@ -194,10 +194,10 @@ def _common(language: Any, ids: Tensor) -> Tensor:
     return language.get_output_embeddings()(run(language, *_alone(language, ids))[:, -1])
 
 
-def _alone(language: Any, ids: Tensor) -> tuple[Tensor, Tensor, Layout]:
+def _alone(language: Any, ids: Tensor) -> tuple[Tensor, Tensor, AttentionPlan]:
     """Embeddings, positions and layout of ids [1 T] that see nothing before them."""
     at = torch.arange(ids.shape[1])[None]
-    index = Index(torch.zeros_like(at), at, torch.zeros_like(at))
+    index = TokenIndex(torch.zeros_like(at), at, torch.zeros_like(at))
     layout = packed_layout(index) if at.shape[1] > 1 else cached_layout(index, index)
     return language.get_input_embeddings()(ids), at, layout
 
@@ -221,7 +221,7 @@ class _Layer:
         x: Tensor,
         turn: Callable[[Tensor], Tensor],
         shape: tuple[int, int],
-        layout: Layout,
+        layout: AttentionPlan,
         cache: KVCache | None,
         number: int,
     ) -> Tensor:
@@ -236,11 +236,11 @@ class _Layer:
         gate, up = self.gate_up(x).chunk(2, -1)
         return x + self.down(F.silu(gate).mul_(up))
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, layout: AttentionPlan) -> Tensor:
         """query [B H T size], key and value [B Hkv L size] -> [B·T H·size]"""
         B, H, T, D = query.shape
         if T > 1:
-            mixed = attend(query, key, value, layout).transpose(1, 2)
+            mixed = attention(query, key, value, layout).transpose(1, 2)
         else:  # heads that share keys are tokens of one
             query = query.view(B, self.kv_heads, -1, D)
             bias = layout.bias(query.dtype)

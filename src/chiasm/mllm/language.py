@@ -11,7 +11,7 @@ from chiasm.core.errors import CheckpointError
 from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.core.quiet import quiet
 from chiasm.mllm.gguf import PACKAGED, convert_gguf
-from chiasm.mllm.seam import SEAM, attention
+from chiasm.mllm.seam import SEAM, attention_forward
 from chiasm.mllm.trust import what_hinders
 
 
@@ -25,7 +25,7 @@ def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(SEAM, attention)
+    AttentionInterface.register(SEAM, attention_forward)
     folder = _resolve(source)
     with quiet():
         try:
@@ -55,7 +55,7 @@ def adopt_language(base: Any, head: Any, source: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(SEAM, attention)
+    AttentionInterface.register(SEAM, attention_forward)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(base.config)
     setattr(model, model.base_model_prefix, base)

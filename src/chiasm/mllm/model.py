@@ -23,7 +23,7 @@ from chiasm.mllm.decoder import Decoder, fastest
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
 from chiasm.mllm.seam import finish_logits, run
 from chiasm.mllm.vocabulary import TokenRows
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.nn.attention import TokenIndex, packed_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import (
     attention_flops,
@@ -121,57 +121,63 @@ class MLLM(nn.Module):
     ) -> Tensor:
         """Hidden states [B T D] after the language model's last norm. seen: patches, where they are
         not the batch's; gradients reach them through a frozen encoder too."""
-        index = Index(batch.segment, batch.block, batch.branch, batch.position)
+        index = TokenIndex(batch.segment_ids, batch.block_ids, batch.branch_ids, batch.position_ids)
         layout = (
             packed_layout(index, batch.packing)
             if cache is None
             else cache.extend(index, None if len(cache) else batch.packing)
         )
-        features = self._features_of(batch) if seen is None else self.vision(seen, batch.grids)
+        features = (
+            self._features_of(batch) if seen is None else self.vision(seen, batch.image_grids)
+        )
         places = self._places(batch)
         x = self._embed(batch, places, features)
         steps = {}
         if isinstance(self.projector, InnerProjector):
             arranged = partial(self._arranged, batch, places)
             sight = Sight(places.slots, places.at, index, cache, arranged)
-            grids = None if batch.grids is None else self._seen(batch.grids)
+            grids = None if batch.image_grids is None else self._seen(batch.image_grids)
             steps = self.projector.between(features, grids, sight)
         if self.decoder is not None:
-            return self.decoder(x, batch.position, layout, cache, steps)
+            return self.decoder(x, batch.position_ids, layout, cache, steps)
         with taking(steps, self.layers()):
-            return run(self.language, x, batch.position, layout, cache)
+            return run(self.language, x, batch.position_ids, layout, cache)
 
     def embed(self, batch: Batch) -> Tensor:
         """[B T D]: embeddings of text ids, projected features at placeholders."""
         return self._embed(batch, self._places(batch), self._features_of(batch))
 
     def _places(self, batch: Batch) -> Placeholders:
-        slots = batch.on_host.ids == self.image_token
+        slots = batch.on_host.input_ids == self.image_token
         at = slots.flatten().nonzero()[:, 0]
-        return Placeholders(slots, moved_tensor(at, batch.ids.device))
+        return Placeholders(slots, moved_tensor(at, batch.input_ids.device))
 
     def _features_of(self, batch: Batch) -> Tensor | None:
-        return None if batch.patches is None or batch.grids is None else self.features(batch)
+        return (
+            None
+            if batch.image_patches is None or batch.image_grids is None
+            else self.features(batch)
+        )
 
     def _embed(self, batch: Batch, places: Placeholders, features: Tensor | None) -> Tensor:
-        ids = batch.ids.masked_fill(batch.ids == self.image_token, 0)
+        ids = batch.input_ids.masked_fill(batch.input_ids == self.image_token, 0)
         x = self.language.get_input_embeddings()(ids)
         if self.rows is not None:
             x = self.rows.embed(ids, x)
         if self.in_step:
             x = x + self._no_use_of_projector().to(x.dtype)
         self.idle = []
-        if features is None or batch.grids is None:
+        if features is None or batch.image_grids is None:
             arrange(x.new_zeros(0, x.shape[-1]), None, places.slots, None)
             return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
-        tokens = self.projector(features, self._seen(batch.grids))
+        tokens = self.projector(features, self._seen(batch.image_grids))
         tokens = self._arranged(batch, places, tokens).to(x.dtype)
         return x.flatten(0, 1).index_copy(0, places.at, tokens).view_as(x)
 
     def seen(self, batch: Batch) -> Tensor:
         """What stands for the images: their patches [P d]."""
-        assert batch.patches is not None
-        return batch.patches
+        assert batch.image_patches is not None
+        return batch.image_patches
 
     def see(self, patches: Tensor, grids: Tensor) -> Tensor:
         """Visual tokens [T D] of images' patches [P d] with grids [N 2]."""
@@ -179,11 +185,11 @@ class MLLM(nn.Module):
 
     def features(self, batch: Batch | ImageBatch) -> Tensor:
         """The encoder's features [P width] of a batch's images, or what is remembered of them."""
-        assert batch.patches is not None
+        assert batch.image_patches is not None
         memory = self.memory if self.training else self.recent
         if memory is not None:
             return memory(self.vision, batch)
-        return self._encoded(batch.patches, batch.grids)
+        return self._encoded(batch.image_patches, batch.image_grids)
 
     def _encoded(self, patches: Tensor, grids: Tensor | None) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.vision)):
@@ -246,17 +252,17 @@ class MLLM(nn.Module):
                 "the objective embed_align draws visual tokens to words, but with cross-attention "
                 "images have none in the sequence; align with the objective caption"
             )
-        host, device = batch.on_host, batch.patches.device
+        host, device = batch.on_host, batch.image_patches.device
         assert host.texts is not None
         assert host.lengths is not None
         assert host.match is not None
         own = host.match.float().argmax(1).tolist()
         captions = [row[:n] for row, n in zip(host.texts, host.lengths.tolist(), strict=True)]
-        slots = [self.projector.tokens((h, w)) for h, w in self._seen(batch.grids).tolist()]
+        slots = [self.projector.tokens((h, w)) for h, w in self._seen(batch.image_grids).tolist()]
         words, shares = word_shares([captions[i] for i in own], slots)
         with torch.no_grad():
             embeddings = self.language.get_input_embeddings()(moved_tensor(words, device))
-        tokens = self.projector(self.features(batch), self._seen(batch.grids))
+        tokens = self.projector(self.features(batch), self._seen(batch.image_grids))
         which, distance = alignment_loss(tokens, embeddings, moved_tensor(shares, device))
         n = len(tokens)
         parts: Parts = {
@@ -318,14 +324,16 @@ class MLLM(nn.Module):
         batch = batch.on_host
         trained = {name: is_trained(part) for name, part in self.groups().items()}
         parts: dict[str, float] = {}
-        if batch.patches is not None and batch.grids is not None:
-            parts |= self._vision_cost(batch.grids, trained)
+        if batch.image_patches is not None and batch.image_grids is not None:
+            parts |= self._vision_cost(batch.image_grids, trained)
         if isinstance(batch, Batch):
             before = trained["vision"] or trained["projector"] or self._adapts_images()
-            upstream = batch.patches is not None and before
+            upstream = batch.image_patches is not None and before
             parts |= self._language_cost(batch, upstream)
-            if isinstance(self.projector, InnerProjector) and batch.grids is not None:
-                steps = self.projector.token_flops(batch.ids == self.image_token, batch.grids)
+            if isinstance(self.projector, InnerProjector) and batch.image_grids is not None:
+                steps = self.projector.token_flops(
+                    batch.input_ids == self.image_token, batch.image_grids
+                )
                 passed = passes(trained["projector"], upstream or trained["language_model"])
                 parts["projector"] += passed * steps
         return Cost(sum(parts.values()), batch.tokens, batch.images, parts)
@@ -355,7 +363,7 @@ class MLLM(nn.Module):
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         mixing = attention_flops(
-            segment_lengths(batch.segment), width * config.num_attention_heads, 1
+            segment_lengths(batch.segment_ids), width * config.num_attention_heads, 1
         )
         experts = getattr(config, "num_experts_per_tok", None) or 0
         upstream = upstream or is_trained(self.language.get_input_embeddings())

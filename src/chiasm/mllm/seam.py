@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chiasm.nn.attention import Layout, attend
+from chiasm.nn.attention import AttentionPlan, attention
 from chiasm.nn.norm import lowered
 
 SEAM = "chiasm"
 """The name under which transformers knows our attention."""
 
 
-def attention(
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     _mask: Any,
     scaling: float | None = None,
-    layout: Layout | None = None,
+    layout: AttentionPlan | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
@@ -33,7 +33,7 @@ def attention(
         raise RuntimeError("the language model was called without a layout; call it through MLLM")
     # Their rotary embedding gives fp32 under autocast, which every product would cast anew.
     query, key, value = lowered(query), lowered(key), lowered(value)
-    mixed = attend(query, key, value, layout, scaling, softcap, sliding_window, s_aux)
+    mixed = attention(query, key, value, layout, scaling, softcap, sliding_window, s_aux)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -45,7 +45,9 @@ def finish_logits(config: Any, logits: Tensor) -> Tensor:
     return logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
 
 
-def run(model: Any, x: Tensor, position: Tensor, layout: Layout, cache: Any = None) -> Tensor:
+def run(
+    model: Any, x: Tensor, position: Tensor, layout: AttentionPlan, cache: Any = None
+) -> Tensor:
     """Hidden states [B T D] after the last norm, of embeddings [B T D] at positions [B T]."""
     return model.base_model(
         inputs_embeds=x,

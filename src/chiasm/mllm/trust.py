@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.mllm.seam import SEAM, attention, finish_logits, run
-from chiasm.nn.attention import Index, packed_layout
+from chiasm.mllm.seam import SEAM, attention_forward, finish_logits, run
+from chiasm.nn.attention import TokenIndex, packed_layout
 
 FIRST, SECOND = 5, 7
 """Tokens of the two segments of the probe."""
@@ -68,7 +68,7 @@ def _packed_logits(model: Any) -> tuple[Tensor, list[int | None]]:
 
     def watched(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         windows.append(kwargs.get("sliding_window"))
-        return attention(*args, **kwargs)
+        return attention_forward(*args, **kwargs)
 
     AttentionInterface.register(f"{SEAM}-watched", watched)
     model.config._attn_implementation = f"{SEAM}-watched"
@@ -79,7 +79,7 @@ def _packed_logits(model: Any) -> tuple[Tensor, list[int | None]]:
         model,
         model.get_input_embeddings()(ids),
         position,
-        packed_layout(Index(segment, position, torch.zeros_like(segment), position)),
+        packed_layout(TokenIndex(segment, position, torch.zeros_like(segment), position)),
     )
     logits = finish_logits(model.config, model.get_output_embeddings()(hidden))
     return logits[:, FIRST:], windows

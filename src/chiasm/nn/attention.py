@@ -39,7 +39,7 @@ shapes occur: kernels for bfloat16 on a CPU are made anew for every shape (LOG.m
 
 
 @dataclass(frozen=True)
-class Index:
+class TokenIndex:
     """segment, block and branch of a row of tokens, each [B T] int64; position [B T] within the
     segment is needed only where layers look back through a window."""
 
@@ -48,13 +48,13 @@ class Index:
     branch: Tensor
     position: Tensor | None = None
 
-    def map(self, act: Callable[[Tensor], Tensor]) -> Index:
+    def map(self, act: Callable[[Tensor], Tensor]) -> TokenIndex:
         """The same act on every column."""
         position = None if self.position is None else act(self.position)
-        return Index(act(self.segment), act(self.block), act(self.branch), position)
+        return TokenIndex(act(self.segment), act(self.block), act(self.branch), position)
 
 
-def visible(query: Index, key: Index, window: int | None = None) -> Tensor:
+def visible(query: TokenIndex, key: TokenIndex, window: int | None = None) -> Tensor:
     """[B Tq Tk] bool: the rule of core/batch.py. Padding (segment -1) is seen by padding only.
 
     window w hides what stands w or more positions back, but nothing in the token's own block
@@ -71,9 +71,9 @@ def visible(query: Index, key: Index, window: int | None = None) -> Tensor:
     return seen & (own | (stop[:, :, None] - start[:, None, :] < window))
 
 
-def _positions(query: Index, key: Index) -> tuple[Tensor, Tensor]:
+def _positions(query: TokenIndex, key: TokenIndex) -> tuple[Tensor, Tensor]:
     if key.position is None or query.position is None:
-        raise ValueError("a window is measured in positions; make the Index with them")
+        raise ValueError("a window is measured in positions; make the TokenIndex with them")
     return key.position, query.position
 
 
@@ -85,7 +85,7 @@ class Group:
     segment, where positions are known."""
 
     place: Tensor
-    index: Index
+    index: TokenIndex
     mask: Tensor | None
     causal: bool
     on_host: tuple[np.ndarray, np.ndarray]
@@ -93,7 +93,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Order:
+class Permutation:
     """From rows [B T H] of tokens' heads to groups one after another, [S H L] each, and back.
     place: the row of every one there, back: of every one here; filled, padding: numbers of those
     that have none and are zeros."""
@@ -104,7 +104,7 @@ class Order:
     padding: Tensor
 
     @staticmethod
-    def of(groups: tuple[Group, ...], tokens: int, heads: int) -> Order:
+    def of(groups: tuple[Group, ...], tokens: int, heads: int) -> Permutation:
         """Of tokens in groups with so many heads each, worked out on the host."""
         head = np.arange(heads)[:, None]
         place = np.concatenate([(g.on_host[0][:, None] * heads + head).ravel() for g in groups])
@@ -112,7 +112,7 @@ class Order:
         back = np.full(tokens * heads, -1)
         back[place[real]] = np.flatnonzero(real)
         columns = (place, np.flatnonzero(~real), back.clip(min=0), np.flatnonzero(back < 0))
-        return Order(*(on_device(column, groups[0].place.device) for column in columns))
+        return Permutation(*(on_device(column, groups[0].place.device) for column in columns))
 
     def sort(self, x: Tensor) -> Tensor:
         """x [B H T D] -> [groups' S·H·L, D]"""
@@ -146,8 +146,8 @@ class Rows:
     the rows, which are the queries and the keys; None where queries look at other keys, or where
     only the device knows. window: see visible."""
 
-    query: Index
-    key: Index
+    query: TokenIndex
+    key: TokenIndex
     packing: Packing | None = None
     window: int | None = None
 
@@ -191,13 +191,13 @@ class Rows:
         return block_mask(self.query, self.key, self.window)
 
     @cached_property
-    def dense(self) -> Layout:
+    def dense(self) -> AttentionPlan:
         """With a mask [B 1 Tq Tk]: for rows shorter than a block of a block mask."""
-        return Layout(_mask(self.query, self.key, self.window))
+        return AttentionPlan(_mask(self.query, self.key, self.window))
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionPlan:
     """How one forward pass attends; made once, used by every layer.
 
     mask: [B 1 Tq Tk] bool or None, causal: plain causal attention without a mask. With groups the
@@ -210,19 +210,19 @@ class Layout:
     mask: Tensor | None = None
     causal: bool = False
     groups: tuple[Group, ...] = ()
-    query: Index | None = None
-    key: Index | None = None
-    narrower: dict[int, Layout] = field(default_factory=dict, compare=False, repr=False)
+    query: TokenIndex | None = None
+    key: TokenIndex | None = None
+    narrower: dict[int, AttentionPlan] = field(default_factory=dict, compare=False, repr=False)
     biases: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    whole: Layout | None = None
-    orders: dict[int, Order] = field(default_factory=dict, compare=False, repr=False)
+    whole: AttentionPlan | None = None
+    orders: dict[int, Permutation] = field(default_factory=dict, compare=False, repr=False)
     rows: Rows | None = None
 
-    def order(self, tokens: int, heads: int) -> Order:
+    def order(self, tokens: int, heads: int) -> Permutation:
         """How so many tokens with so many heads are sorted into groups. Made on first use, then
         kept for the other layers."""
         if heads not in self.orders:
-            self.orders[heads] = Order.of(self.groups, tokens, heads)
+            self.orders[heads] = Permutation.of(self.groups, tokens, heads)
         return self.orders[heads]
 
     def bias(self, dtype: torch.dtype) -> Tensor:
@@ -242,9 +242,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
-def full_layout() -> Layout:
+def full_layout() -> AttentionPlan:
     """Every token of a row sees every other."""
-    return Layout()
+    return AttentionPlan()
 
 
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
@@ -252,7 +252,7 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     return moved_tensor(torch.from_numpy(values), device)
 
 
-def packed_layout(index: Index, packing: Packing | None = None) -> Layout:
+def packed_layout(index: TokenIndex, packing: Packing | None = None) -> AttentionPlan:
     """The layout of packed rows: each segment attends by itself, so that isolation is exact and
     the cost is the sum of the segments' squares, not the square of the sum.
 
@@ -261,34 +261,34 @@ def packed_layout(index: Index, packing: Packing | None = None) -> Layout:
     """
     device = index.segment.device
     if kernels_of(device).flex is not None:
-        return Layout(query=index, key=index, rows=Rows(index, index, packing))
+        return AttentionPlan(query=index, key=index, rows=Rows(index, index, packing))
     packing = _packing_of(index) if packing is None else packing
     groups = tuple(_group(index, packing, chosen) for chosen in _similar(packing.lengths.tolist()))
     only = groups[0]
     if len(groups) == 1 and only.place.shape == packing.shape and only.on_host[1].all():
         # Rows are segments already: nothing to take apart.
-        return Layout(only.mask, only.causal, query=only.index, key=only.index)
-    return Layout(groups=groups)
+        return AttentionPlan(only.mask, only.causal, query=only.index, key=only.index)
+    return AttentionPlan(groups=groups)
 
 
-def causal_layout(tokens: int, device: torch.device) -> Layout:
+def causal_layout(tokens: int, device: torch.device) -> AttentionPlan:
     """Of one row that is one causal segment."""
     order = np.arange(tokens)[None]
     packing = Packing.of(0 * order, order, 0 * order, order)
     position = torch.arange(tokens, device=device)[None]
     zero = torch.zeros_like(position)
-    return packed_layout(Index(zero, position, zero, position), packing)
+    return packed_layout(TokenIndex(zero, position, zero, position), packing)
 
 
-def images_layout(tokens: Sequence[int], device: torch.device) -> Layout:
+def images_layout(tokens: Sequence[int], device: torch.device) -> AttentionPlan:
     """Of one row of images with so many tokens each, which see their own image."""
     packing = Packing.bidirectional_row(tokens)
     segment = on_device(np.repeat(np.arange(len(tokens)), packing.lengths)[None], device)
     zero = torch.zeros_like(segment)
-    return packed_layout(Index(segment, zero, zero), packing)
+    return packed_layout(TokenIndex(segment, zero, zero), packing)
 
 
-def _packing_of(index: Index) -> Packing:
+def _packing_of(index: TokenIndex) -> Packing:
     columns = (index.segment, index.block, index.branch, index.position)
     return Packing.of(*(c if c is None else c.cpu().numpy() for c in columns))  # type: ignore
 
@@ -305,7 +305,7 @@ def _similar(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _group(index: Index, packing: Packing, chosen: Sequence[int]) -> Group:
+def _group(index: TokenIndex, packing: Packing, chosen: Sequence[int]) -> Group:
     """Of the segments with these numbers."""
     first, length = packing.first[chosen], packing.lengths[chosen]
     longest = int(length.max())
@@ -324,26 +324,28 @@ def _group(index: Index, packing: Packing, chosen: Sequence[int]) -> Group:
     return Group(at, inner, mask, causal, (place, valid), reach)
 
 
-def _mask(query: Index, key: Index, window: int | None = None) -> Tensor:
+def _mask(query: TokenIndex, key: TokenIndex, window: int | None = None) -> Tensor:
     """[B 1 Tq Tk]. Padding sees everything: its rows are nobody's, but a row of the softmax without
     any key would be NaN."""
     return (visible(query, key, window) | (query.segment < 0)[:, :, None])[:, None]
 
 
-def cached_layout(query: Index, key: Index) -> Layout:
+def cached_layout(query: TokenIndex, key: TokenIndex) -> AttentionPlan:
     """The layout of new tokens [B Tq] over a cache's [B Tk], the new ones included."""
-    return Layout(_mask(query, key), query=query, key=key)
+    return AttentionPlan(_mask(query, key), query=query, key=key)
 
 
-def prefill_layout(query: Index, key: Index, packing: Packing | None = None) -> Layout:
+def prefill_layout(
+    query: TokenIndex, key: TokenIndex, packing: Packing | None = None
+) -> AttentionPlan:
     """cached_layout, of which an accelerator makes no mask for a whole prompt. packing: of the
     queries, where the cache holds nothing else."""
     if kernels_of(query.segment.device).flex is None or query.segment.shape[1] < BLOCK:
         return cached_layout(query, key)
-    return Layout(query=query, key=key, rows=Rows(query, key, packing))
+    return AttentionPlan(query=query, key=key, rows=Rows(query, key, packing))
 
 
-def within(layout: Layout, window: int) -> Layout:
+def within(layout: AttentionPlan, window: int) -> AttentionPlan:
     """The layout in which a token sees what stands less than `window` positions back, and its own
     block. Cut on first use, then kept. Raises ValueError without positions."""
     if window not in layout.narrower:
@@ -351,7 +353,7 @@ def within(layout: Layout, window: int) -> Layout:
     return layout.narrower[window]
 
 
-def _narrow(layout: Layout, window: int) -> Layout:
+def _narrow(layout: AttentionPlan, window: int) -> AttentionPlan:
     if layout.groups:
         groups = (
             replace(g, mask=_mask(g.index, g.index, window), causal=False)
@@ -359,7 +361,7 @@ def _narrow(layout: Layout, window: int) -> Layout:
             else g
             for g in layout.groups
         )
-        return Layout(groups=tuple(groups))
+        return AttentionPlan(groups=tuple(groups))
     if layout.query is None or layout.key is None:
         raise ValueError("this layout does not say who attends, so no window can be cut from it")
     if layout.rows is not None:
@@ -370,10 +372,10 @@ def _narrow(layout: Layout, window: int) -> Layout:
         return replace(layout, rows=replace(layout.rows, window=window), narrower={})
     if not _reaches(layout.query, layout.key, window):
         return layout
-    return Layout(_mask(layout.query, layout.key, window))
+    return AttentionPlan(_mask(layout.query, layout.key, window))
 
 
-def _reaches(query: Index, key: Index, window: int, reach: int | None = None) -> bool:
+def _reaches(query: TokenIndex, key: TokenIndex, window: int, reach: int | None = None) -> bool:
     """Whether anybody could look back `window` positions or more; where only a device knows, yes.
     reach: how far anybody looks back, if the host knows."""
     start, stop = _positions(query, key)
@@ -384,11 +386,11 @@ def _reaches(query: Index, key: Index, window: int, reach: int | None = None) ->
     return int((stop.amax(1) - start.amin(1)).max()) >= window
 
 
-def attend(
+def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout,
+    layout: AttentionPlan,
     scale: float | None = None,
     softcap: float | None = None,
     window: int | None = None,
@@ -410,7 +412,7 @@ def attend(
     B, H, T, D = q.shape
     taken = (_by_group(x, layout) for x in (q, k, v))
     mixed = [
-        _softmax_attention(q, k, v, Layout(group.mask, group.causal), scale, softcap, sinks)
+        _softmax_attention(q, k, v, AttentionPlan(group.mask, group.causal), scale, softcap, sinks)
         for q, k, v, group in zip(*taken, layout.groups, strict=True)
     ]
     rows = torch.cat([x.reshape(-1, D) for x in mixed])
@@ -436,14 +438,14 @@ def _attend_by_kernel(
             if mixed is not None:
                 return mixed
         if rows.alone and rows.window is None:
-            layout = Layout(causal=not rows.bidirectional)
+            layout = AttentionPlan(causal=not rows.bidirectional)
             return _softmax_attention(q, k, v, layout, scale, None, None)
     if kernels.flex is None or max(q.shape[2], k.shape[2]) < BLOCK:
         return _softmax_attention(q, k, v, rows.dense, scale, softcap, sinks)
     return flex(kernels.flex, q, k, v, rows.block_mask, scale, softcap, sinks)
 
 
-def _by_group(x: Tensor, layout: Layout) -> list[Tensor]:
+def _by_group(x: Tensor, layout: AttentionPlan) -> list[Tensor]:
     """x [B H T D] -> [S H L D] of every group."""
     B, H, T, D = x.shape
     sizes = [group.place.numel() * H for group in layout.groups]
@@ -453,9 +455,11 @@ def _by_group(x: Tensor, layout: Layout) -> list[Tensor]:
 
 
 @torch.no_grad()
-def largest_logit(q: Tensor, k: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
-    """The largest logit [] that attend's softmax sees under a layout, before any softcap; shapes as
-    attend's. It takes the memory and about the time of attention itself."""
+def largest_logit(
+    q: Tensor, k: Tensor, layout: AttentionPlan, scale: float | None = None
+) -> Tensor:
+    """The largest logit [] of attention's softmax under a layout, before any softcap; shapes as its
+    own. It takes the memory and about the time of attention itself."""
     if layout.rows is not None:
         return _largest_of_rows(q, k, layout.rows, scale)
     if not layout.groups:
@@ -505,7 +509,7 @@ def _softmax_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: Layout,
+    layout: AttentionPlan,
     scale: float | None,
     softcap: float | None,
     sinks: Tensor | None,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.nn.attention import Layout, attend
+from chiasm.nn.attention import AttentionPlan, attention
 from chiasm.nn.norm import HeadNorm, HeadRMSNorm, RMSNorm, lowered
 from chiasm.nn.rope import rotate
 
@@ -22,7 +22,7 @@ class Attention(nn.Module):
     attend. watch: given queries, keys and layout of every pass where it is set (train/monitor.py).
     """
 
-    watch: Callable[[Tensor, Tensor, Layout], None] | None = None
+    watch: Callable[[Tensor, Tensor, AttentionPlan], None] | None = None
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
-        layout: Layout,
+        layout: AttentionPlan,
         cache: Any | None = None,
         layer: int = 0,
     ) -> Tensor:
@@ -62,7 +62,7 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, layer)
         if self.watch is not None:
             self.watch(q, k, layout)
-        mixed = attend(q, k, v, layout, softcap=self.softcap)
+        mixed = attention(q, k, v, layout, softcap=self.softcap)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
-        layout: Layout,
+        layout: AttentionPlan,
         cache: Any | None = None,
         layer: int = 0,
     ) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import Packing
-from chiasm.nn.attention import Index, Layout, cached_layout, prefill_layout
+from chiasm.nn.attention import AttentionPlan, TokenIndex, cached_layout, prefill_layout
 
 
 class KVCache:
@@ -23,7 +23,7 @@ class KVCache:
     """
 
     def __init__(self) -> None:
-        self.index: Index | None = None
+        self.index: TokenIndex | None = None
         self.further: dict[str, Tensor] = {}
         """What else a model keeps of the tokens, [B T] each."""
         self.beside: Any = None
@@ -32,12 +32,14 @@ class KVCache:
         self._values: dict[int, Tensor] = {}
         self._length = 0
         self._before = 0
-        self._foreseen: Layout | None = None
+        self._foreseen: AttentionPlan | None = None
 
     def __len__(self) -> int:
         return self._length
 
-    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
+    def extend(
+        self, new: TokenIndex, packing: Packing | None = None, **further: Tensor
+    ) -> AttentionPlan:
         """Append tokens [B T]; the layout in which they see the cache and each other. packing: of
         the tokens, if the host knows it; further: other columns of theirs to keep."""
         for name, column in further.items():
@@ -51,7 +53,7 @@ class KVCache:
         self._before, self._length = self._length, self.index.segment.shape[1]
         return prefill_layout(new, self.index, packing)
 
-    def foresee(self, first: Index, steps: int) -> None:
+    def foresee(self, first: TokenIndex, steps: int) -> None:
         """Say what the next `steps` calls of extend will append: tokens like `first` each time,
         their blocks one higher at every step. Who sees whom is then worked out once."""
         assert self.index is not None
@@ -62,7 +64,7 @@ class KVCache:
         last = replace(first, block=first.block + steps - 1)
         self._foreseen = cached_layout(last, self.index)
 
-    def reserve(self, first: Index, steps: int) -> Layout:
+    def reserve(self, first: TokenIndex, steps: int) -> AttentionPlan:
         """foresee, all steps counted at once: whoever calls this writes their keys and values into
         `buffers` himself. What the last of them sees, of which each sees the beginning."""
         self.foresee(first, steps)
@@ -77,13 +79,13 @@ class KVCache:
         keys, values = self._keys[layer], self._values[layer]
         return self._roomy(self._keys, keys, layer), self._roomy(self._values, values, layer)
 
-    def _next(self, whole: Layout, count: int) -> Layout:
+    def _next(self, whole: AttentionPlan, count: int) -> AttentionPlan:
         """What the last step sees, up to now: everything later has a higher block."""
         assert whole.mask is not None
         self._before, self._length = self._length, self._length + count
         if self._length == whole.mask.shape[-1]:
             self._foreseen = None
-        return Layout(whole.mask[..., : self._length], whole=whole)
+        return AttentionPlan(whole.mask[..., : self._length], whole=whole)
 
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs
@@ -159,11 +161,11 @@ class KVCache:
         return buffer
 
 
-def _join(old: Index, new: Index) -> Index:
+def _join(old: TokenIndex, new: TokenIndex) -> TokenIndex:
     position = None
     if old.position is not None and new.position is not None:
         position = torch.cat([old.position, new.position], 1)
-    return Index(
+    return TokenIndex(
         torch.cat([old.segment, new.segment], 1),
         torch.cat([old.block, new.block], 1),
         torch.cat([old.branch, new.branch], 1),

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-    from chiasm.nn.attention import Index
+    from chiasm.nn.attention import TokenIndex
 
 BLOCK = 128
 """Queries, and keys, of a block of a block mask: the size that flex attention's kernels expect."""
@@ -206,7 +206,7 @@ def flex(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention under a block mask by a function like torch's flex_attention; shapes, softcap and
-    sinks as nn.attention.attend. Rows that see nothing come back as zeros."""
+    sinks as nn.attention.attention. Rows that see nothing come back as zeros."""
     D = q.shape[-1]
     size = max(D, SMALLEST_HEAD)
     # Given as a number it would be one more input to compile for; it is D^-1/2 nearly always.
@@ -238,7 +238,9 @@ def _softcap(cap: float, device: torch.device) -> Callable[..., Tensor]:
     return score_mod
 
 
-def mask_mod(query: Index, key: Index, window: int | None = None) -> Callable[..., Tensor]:
+def mask_mod(
+    query: TokenIndex, key: TokenIndex, window: int | None = None
+) -> Callable[..., Tensor]:
     """The rule of nn.attention.visible for one query and one key: (row, head, query, key) -> bool
     []. Raises ValueError for a window without positions."""
     q_segment, q_block, q_branch = _columns(query)
@@ -253,7 +255,7 @@ def mask_mod(query: Index, key: Index, window: int | None = None) -> Callable[..
     if window is None:
         return rule
     if query.position is None or key.position is None:
-        raise ValueError("a window is measured in positions; make the Index with them")
+        raise ValueError("a window is measured in positions; make the TokenIndex with them")
     # As a number the window would be one more input to compile for.
     oldest, position = (query.position - window + 1).int(), key.position.int()
 
@@ -264,11 +266,11 @@ def mask_mod(query: Index, key: Index, window: int | None = None) -> Callable[..
     return windowed
 
 
-def _columns(index: Index) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(index: TokenIndex) -> tuple[Tensor, Tensor, Tensor]:
     return index.segment.int(), index.block.int(), index.branch.int()
 
 
-def block_mask(query: Index, key: Index, window: int | None = None) -> BlockMask:
+def block_mask(query: TokenIndex, key: TokenIndex, window: int | None = None) -> BlockMask:
     """The block mask of queries [B Tq] and keys [B Tk] under the rule of nn.attention.visible, made
     on their device. Blocks of padding alone attend to nothing."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -289,7 +291,9 @@ def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None].contiguous()
 
 
-def block_pairs(query: Index, key: Index, window: int | None = None) -> tuple[Tensor, Tensor]:
+def block_pairs(
+    query: TokenIndex, key: TokenIndex, window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Of blocks of queries and of keys [B n m] bool each: whether some of them may attend, which is
     never wrongly false, and whether all of them do, which is never wrongly true."""
     q, k = _Spans.of(query), _Spans.of(key)
@@ -348,7 +352,7 @@ class _Spans:
     position: _Span | None
 
     @staticmethod
-    def of(index: Index) -> _Spans:
+    def of(index: TokenIndex) -> _Spans:
         missing = -index.segment.shape[1] % BLOCK
 
         def blocks(column: Tensor, filling: int = 0) -> Tensor:

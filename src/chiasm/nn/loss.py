@@ -45,7 +45,7 @@ def supervised_loss(
     count = len(place)
     if count > 4 * EVEN:
         place = F.pad(place, (0, round_up(count, EVEN) - count))
-    wanted = batch.targets.flatten()[place].clamp_(min=0)
+    wanted = batch.labels.flatten()[place].clamp_(min=0)
     nll, z = token_loss(head(hidden.flatten(0, 1).index_select(0, place)), wanted)
     return TokenLoss(nll[:count], z[:count]), wanted[:count]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import Packing
-from chiasm.nn.attention import Index, Layout, cached_layout
+from chiasm.nn.attention import AttentionPlan, TokenIndex, cached_layout
 from chiasm.nn.cache import KVCache
 
 FIRST = 256
@@ -104,7 +104,9 @@ class SlotCache(KVCache):
         """A long prompt must not hold its memory for ever."""
         self._columns, self._keys, self._values = {}, {}, {}
 
-    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
+    def extend(
+        self, new: TokenIndex, packing: Packing | None = None, **further: Tensor
+    ) -> AttentionPlan:
         """Append one token [B 1] to each of the B rows in use."""
         rows = len(self.held)
         if new.segment.shape != (rows, 1):
@@ -120,7 +122,9 @@ class SlotCache(KVCache):
             self._columns[name][self._at] = column[:, 0]
         held = {name: c[:rows, : len(self)] for name, c in self._columns.items()}
         self.further = {name: held[name] for name in further}
-        self.index = Index(held["segment"], held["block"], held["branch"], held.get("position"))
+        self.index = TokenIndex(
+            held["segment"], held["block"], held["branch"], held.get("position")
+        )
         return cached_layout(new, self.index)
 
     def select(self, rows: Tensor) -> None:
@@ -178,7 +182,7 @@ class SlotCache(KVCache):
         self.beside = new if self.beside is None else self.beside.joined(new)
 
 
-def index_columns(index: Index) -> dict[str, Tensor]:
-    """An Index by the names of its columns."""
+def index_columns(index: TokenIndex) -> dict[str, Tensor]:
+    """A TokenIndex by the names of its columns."""
     columns = {"segment": index.segment, "block": index.block, "branch": index.branch}
     return columns if index.position is None else columns | {"position": index.position}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chiasm.core.batch import Packing, round_up
 from chiasm.core.device import moved_tensor, pinned
-from chiasm.nn.attention import Index, Layout, cached_layout
+from chiasm.nn.attention import AttentionPlan, TokenIndex, cached_layout
 from chiasm.nn.cache import KVCache
 from chiasm.nn.slots import Seat, SlotCache, index_columns
 
@@ -113,7 +113,9 @@ class StaticCache(SlotCache):
         device = self._columns["segment"].device
         return moved_tensor(pinned(torch.tensor(numbers), device), device)
 
-    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
+    def extend(
+        self, new: TokenIndex, packing: Packing | None = None, **further: Tensor
+    ) -> AttentionPlan:
         raise NotImplementedError("tokens of a StaticCache are appended through a StaticView")
 
     def _forget_buffers(self) -> None:
@@ -142,14 +144,18 @@ class StaticView(KVCache):
     def __len__(self) -> int:
         return self.entries
 
-    def extend(self, new: Index, packing: Packing | None = None, **further: Tensor) -> Layout:
+    def extend(
+        self, new: TokenIndex, packing: Packing | None = None, **further: Tensor
+    ) -> AttentionPlan:
         rows, held = len(self.at), {}
         for name, column in (index_columns(new) | further).items():
             buffer = self.cache._columns[name][:rows]
             buffer.scatter_(1, self.at, column)
             held[name] = buffer[:, : self.entries]
         self.further = {name: held[name] for name in further}
-        self.index = Index(held["segment"], held["block"], held["branch"], held.get("position"))
+        self.index = TokenIndex(
+            held["segment"], held["block"], held["branch"], held.get("position")
+        )
         return cached_layout(new, self.index)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

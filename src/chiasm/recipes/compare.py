@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from chiasm.core.errors import DataError
-from chiasm.eval.compare import Bill, Comparison, Contender, compare
+from chiasm.eval.compare import Bill, Comparison, ModelResult, compare
 from chiasm.eval.export import check_export, export
 from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.charts import percent
@@ -45,7 +45,7 @@ def compare_command(
             file, bill = run, Bill()
             if not run.is_file():
                 raise DataError(f"{run}: neither a run's folder nor a file of predictions")
-        contenders.append(Contender(title, _by_question(file), bill))
+        contenders.append(ModelResult(title, _by_question(file), bill))
     found = compare(contenders)
     page = render_comparison(found, name, measure, out)
     _print(found, name, measure)

@@ -19,7 +19,7 @@ from rich.console import Console
 from chiasm.core.device import model_device, resolve
 from chiasm.core.errors import CheckpointError
 from chiasm.core.progress import Show
-from chiasm.core.protocols import ImageCodec, Sampling
+from chiasm.core.protocols import ImageCodec, SamplingParams
 from chiasm.core.sample import Image, Sample
 from chiasm.data import easy_vqa
 from chiasm.eval.drawing import score_drawings
@@ -187,7 +187,7 @@ def answers(
     respond = Generator(*load(folder / route), tokens=512, precision="auto")
     samples = easy_vqa.load("test")
     task = QuestionTask("easy-vqa", samples, easy_vqa.ANSWERS, limit=limit or None, seed=seed)
-    sampling = Sampling(max_tokens=8)
+    sampling = SamplingParams(max_tokens=8)
     result = evaluate(task, respond, sampling, folder / route / "predictions.jsonl", show)
     few = QuestionTask(
         "blind", samples, easy_vqa.ANSWERS, limit=settings.blind_questions, seed=seed
@@ -237,7 +237,7 @@ def draw_and_judge(
             device=resolve(),
         )
     known = [s for s in _test(settings) if s.meta["caption"]]
-    sampling = Sampling(1.0, top_p=0.95, guidance=1.5, seed=seed, image_steps=passes)
+    sampling = SamplingParams(1.0, top_p=0.95, guidance=1.5, seed=seed, image_steps=passes)
     texts = [caption for caption in easy_vqa.CAPTIONS for _ in range(settings.drawings)]
     drawn: list[Drawing] = []
     groups = 4  # of captions: batches as large as serve speed, with progress between them
@@ -282,7 +282,7 @@ def reconstructed(
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         slots = codec.encode([sample.images[0].load() for sample in part])
-        ids = [torch.from_numpy(slot.ids) for slot in slots]
+        ids = [torch.from_numpy(slot.input_ids) for slot in slots]
         codes = [own[vocabulary.is_code(own)] for own in ids]
         images = codec.decode_all(codes, [slot.grid for slot in slots])
         for sample, image in zip(part, images, strict=True):

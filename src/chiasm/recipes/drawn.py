@@ -14,8 +14,8 @@ from rich.table import Table
 from chiasm.core.config import current, tag_of
 from chiasm.core.device import model_device
 from chiasm.core.errors import DataError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, user
 from chiasm.data.caption import caption_of
 from chiasm.eval.metrics.frechet import frechet_distance, frechet_name
 from chiasm.eval.metrics.image import psnr, ssim
@@ -48,7 +48,7 @@ def draw_command(run: Path, asked: Asked, out: Path, count: int, judge: Path | N
             raise DataError(f"{asked.task}: no images with captions to draw after")
         real = [sample.images[0].load() for sample in samples]
         samples = [_prompt(sample) for sample in samples]
-    sampling = Sampling(temperature=1.0, top_p=0.95, guidance=1.5, seed=asked.seed)
+    sampling = SamplingParams(temperature=1.0, top_p=0.95, guidance=1.5, seed=asked.seed)
     images = draw_prompts(responder(run), samples, out, count, sampling)
     scores = score_by_rules(samples, images) if rules_apply(samples) else {}
     if dual is not None and judge is not None:
@@ -119,7 +119,7 @@ def _judge(folder: Path) -> Dual:
 
 
 def _prompt(sample: Sample) -> Sample:
-    turns = (question(str(caption_of(sample))),)
+    turns = (user(str(caption_of(sample))),)
     return Sample(turns, sample.id, sample.source, meta={"category": "all"})
 
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from chiasm.core.config import nearest
 from chiasm.core.errors import CheckpointError, ConfigError, DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.data.dataset import read
 from chiasm.data.quarantine import Quarantine
 from chiasm.eval.conversation import group_key
-from chiasm.eval.duel import Outcome, Trial, conclusions, judge
+from chiasm.eval.duel import Outcome, RunResult, conclusions, judge
 from chiasm.eval.identity import prompt_hashes, versions, weights_hash
 from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.duelled import render_duel
@@ -95,7 +95,7 @@ def duel(
     _say_plans(console, settings, plans, missing)
     if only_plan:
         return None
-    trials: list[Trial] = []
+    trials: list[RunResult] = []
     for (name, budget), plan in plans.items():
         for seed in range(settings.seeds):
             folder = out / name / f"{budget:.3g}" / f"seed-{seed}"
@@ -199,7 +199,9 @@ def _reading(arm: Arm, rates: Rates, steps: Sequence[int], part_folder: Path, im
     return encoding_flops(arm, part_folder, seen, images)
 
 
-def _trial(bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, show: Show) -> Trial:
+def _trial(
+    bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, show: Show
+) -> RunResult:
     """Part, model, questions; weights are deleted afterwards unless they are to be kept."""
     arm, settings = bench.arm, bench.settings
     part = train_part(arm, settings.data, folder, seed, plan.part, show)
@@ -213,7 +215,7 @@ def _trial(bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, sh
     seen = max(entry.images for entry in main.stages)
     flops = part.flops + main.flops + encoding_flops(arm, folder, seen, bench.images)
     bill = bill_of(folder / "model")
-    trial = Trial(
+    trial = RunResult(
         arm.name,
         budget,
         seed,
@@ -233,7 +235,7 @@ def _trial(bench: _Bench, plan: Plan, budget: float, seed: int, folder: Path, sh
 def _scores(bench: _Bench, folder: Path, show: Show) -> tuple[float, ...]:
     """Of every question. Raises DataError where one could not be asked."""
     model, processor = load(folder / "model")
-    sampling = Sampling(max_tokens=bench.settings.max_tokens)
+    sampling = SamplingParams(max_tokens=bench.settings.max_tokens)
     file = folder / "predictions.jsonl"
     run = {
         "weights": weights_hash(folder / "model"),
@@ -247,13 +249,13 @@ def _scores(bench: _Bench, folder: Path, show: Show) -> tuple[float, ...]:
     return tuple(record["correct"] for record in read_predictions(file))
 
 
-def _known(folder: Path) -> Trial | None:
+def _known(folder: Path) -> RunResult | None:
     """A trial that is finished."""
     file = folder / "trial.json"
     if not file.exists():
         return None
     record = read_json(file)
-    return Trial(**{**record, "scores": tuple(record["scores"])})
+    return RunResult(**{**record, "scores": tuple(record["scores"])})
 
 
 def _say_plans(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.protocols import Piece, Sampling
+from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
 from chiasm.eval.ablation import SCALES, Ablation, Variant, variants
 from chiasm.eval.conversation import History, group_key
@@ -128,7 +128,7 @@ def ask_model(
         )
     labels = _labels(asked, task, how.labels) if how.by_likelihood else None
     model = _Model(run, how.precision, labels)
-    sampling = Sampling(max_tokens=how.max_tokens)
+    sampling = SamplingParams(max_tokens=how.max_tokens)
     shown = variants(task, how.ablate, asked.seed)
     keys = {"": [group_key(sample) for sample in task.samples()]}
     pairs = shuffled_questions(task.samples()) if how.check else []
@@ -187,7 +187,7 @@ def _image_use(task: QuestionTask, file: Path) -> ImageUse | None:
 
 
 class _Model:
-    """A `Respond` whose model is read when there is something to ask it: a comparison of runs that
+    """A `Generate` whose model is read when there is something to ask it: a comparison of runs that
     were evaluated before then takes seconds."""
 
     def __init__(
@@ -204,8 +204,8 @@ class _Model:
         return responder(self.run, precision=self.precision)
 
     def __call__(
-        self, samples: Sequence[Sample], sampling: Sampling
-    ) -> Iterator[tuple[int, Piece]]:
+        self, samples: Sequence[Sample], sampling: SamplingParams
+    ) -> Iterator[tuple[int, StreamChunk]]:
         if self.labels is not None:
             return LabelResponder(self.generator, self.labels)(samples, sampling)
         return self.generator(samples, sampling)

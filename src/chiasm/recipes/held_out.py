@@ -22,8 +22,8 @@ from rich.console import Console
 
 from chiasm.core.batch import Batch, Encoded, ImageBatch
 from chiasm.core.errors import ConfigError, DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Sample, Text, question, split_independent
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Sample, Text, split_independent, user
 from chiasm.data import easy_vqa
 from chiasm.data.caption import caption_of
 from chiasm.data.images import ImageProcessor, ImageStream
@@ -55,8 +55,8 @@ from chiasm.train.stage import Stage
 
 T = TypeVar("T")
 
-ANSWERING = Sampling(max_tokens=32)  # as chiasm eval
-DRAWING = Sampling(temperature=1.0, top_p=0.95, guidance=1.5)  # as chiasm generate
+ANSWERING = SamplingParams(max_tokens=32)  # as chiasm eval
+DRAWING = SamplingParams(temperature=1.0, top_p=0.95, guidance=1.5)  # as chiasm generate
 PER_SAMPLE = 4
 """Questions asked of one sample, unless there are too few samples: those about one image are right
 or wrong together, so more images tell more."""
@@ -218,7 +218,7 @@ class HeldOut:
         caption = caption_of(sample)
         if not caption or not sample.images:
             return None
-        ((prompt, _),) = self.asker.prompts([Sample((question(caption),), sample.id)])
+        ((prompt, _),) = self.asker.prompts([Sample((user(caption),), sample.id)])
         room = self.asker.max_length - len(prompt)
         return caption if room >= self.asker.codec.codes_per_image + ANNOUNCED else None
 
@@ -351,7 +351,9 @@ def _ends_in_words(sample: Sample) -> bool:
     turns = sample.turns
     if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role != "user":
         return False
-    return all(isinstance(part, Text) for part in turns[-1].parts) and bool(turns[-1].text.strip())
+    return all(isinstance(part, Text) for part in turns[-1].content) and bool(
+        turns[-1].text.strip()
+    )
 
 
 def _path(sample: Sample) -> str:

@@ -16,8 +16,8 @@ from lmms_eval.api.model import lmms  # type: ignore
 from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore
 
 from chiasm.core.errors import DataError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Part, Sample, Text, Turn, Video, answer
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Part, Sample, Text, Video, assistant
 from chiasm.infer.likelihood import reply_log_likelihood
 from chiasm.recipes.talk import responder
 
@@ -76,8 +76,8 @@ class Chiasm(lmms):
             images = [{"type": "image", "url": p} for p in visuals(row) or ()]
             content = [*images, {"type": "text", "text": context}]
             said = to_sample([{"role": "user", "content": content}], f"{task} {doc}")
-            whole = said.replace(turns=(*said.turns, answer(wanted)))
-            spoken = "".join(piece.text for _, piece in self.respond([said], Sampling()))
+            whole = said.replace(turns=(*said.turns, assistant(wanted)))
+            spoken = "".join(piece.text for _, piece in self.respond([said], SamplingParams()))
             loss = -reply_log_likelihood(self.respond, [whole])[0]
             found.append((loss, spoken.strip() == wanted))
         return found
@@ -87,19 +87,23 @@ class Chiasm(lmms):
             "chiasm answers tasks of one round; use the OpenAI endpoint (chiasm serve) for others"
         )
 
-    def _sampling(self, settings: dict) -> Sampling:
+    def _sampling(self, settings: dict) -> SamplingParams:
         temperature = float(settings.get("temperature") or 0.0)
         if settings.get("do_sample") is False:
             temperature = 0.0
         top_p = settings.get("top_p")
         longest = int(settings.get("max_new_tokens") or self.max_new_tokens)
-        return Sampling(temperature, top_p=1.0 if top_p is None else top_p, max_tokens=longest)
+        return SamplingParams(
+            temperature, top_p=1.0 if top_p is None else top_p, max_tokens=longest
+        )
 
 
 def to_sample(messages: Sequence[dict], where: str) -> Sample:
     """lmms-eval's chat messages ({"role", "content": [{"type": "image", "url": image}, ...]}) as
     a sample. Raises DataError for content that is neither text, image nor video."""
-    turns = tuple(Turn(m["role"], tuple(_part(c, where) for c in m["content"])) for m in messages)
+    turns = tuple(
+        Message(m["role"], tuple(_part(c, where) for c in m["content"])) for m in messages
+    )
     return Sample(turns, where, "lmms-eval", meta={"where": where})
 
 

@@ -25,7 +25,7 @@ from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.mllm.seam import SEAM, attention, run
+from chiasm.mllm.seam import SEAM, attention_forward, run
 from chiasm.nn.attention import causal_layout
 from chiasm.nn.kernels import planned_kernels
 from chiasm.nn.loss import token_loss
@@ -94,7 +94,7 @@ def _language(source: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(SEAM, attention)
+    AttentionInterface.register(SEAM, attention_forward)
     known = shapes.LANGUAGE.get(source)
     with quiet():
         try:
@@ -172,10 +172,12 @@ def typical(outlined: Outline, stage: Stage, assumed: Assumed) -> Batch | ImageB
     mean = sum(map(len, samples)) / len(samples)
     count = max(1, int(stage.batch_size("tokens") // mean))
     batch = pack([[samples[i % len(samples)] for i in range(count)]])
-    if isinstance(config, MLLMConfig) and batch.grids is not None:
+    if isinstance(config, MLLMConfig) and batch.image_grids is not None:
         vit = model.vision.config
-        patches = torch.empty(int(batch.grids.prod(1).sum()), 3 * vit.patch_size**2, device="meta")
-        batch = replace(batch, patches=patches)
+        patches = torch.empty(
+            int(batch.image_grids.prod(1).sum()), 3 * vit.patch_size**2, device="meta"
+        )
+        batch = replace(batch, image_patches=patches)
     return batch
 
 
@@ -183,7 +185,7 @@ def _sample(outlined: Outline, assumed: Assumed, kind: str) -> Encoded:
     assert outlined.slot is not None
     slot, words = outlined.slot, assumed.text_tokens
     drawn = kind == "text_to_image"
-    image = np.tile(slot.ids, 1 if drawn else assumed.images_per_sample)
+    image = np.tile(slot.input_ids, 1 if drawn else assumed.images_per_sample)
     text = np.zeros(words, np.int64)
     ids = np.concatenate([text, image] if drawn else [image, text])
     targets = np.full(len(ids), IGNORE, np.int64)
@@ -225,8 +227,8 @@ def forward(outlined: Outline, batch: Batch | ImageBatch) -> Callable[[], Any]:
     from another. Attention keeps what a GPU's kernels keep, which is no matrix of all pairs."""
     model = outlined.model
     # Looked at here: inside, tensors have no numbers.
-    supervised = int((batch.targets != IGNORE).sum()) if isinstance(batch, Batch) else 0
-    side = 0 if batch.grids is None else int(batch.grids[0, 0])
+    supervised = int((batch.labels != IGNORE).sum()) if isinstance(batch, Batch) else 0
+    side = 0 if batch.image_grids is None else int(batch.image_grids[0, 0])
 
     def work() -> Any:
         with planned_kernels(), torch.autocast("cpu", torch.bfloat16):
@@ -242,14 +244,14 @@ def forward(outlined: Outline, batch: Batch | ImageBatch) -> Callable[[], Any]:
 
 
 def _patches(batch: Batch | ImageBatch) -> tuple[Tensor, Tensor]:
-    assert batch.patches is not None
-    assert batch.grids is not None
-    return torch.empty(batch.patches.shape), batch.grids
+    assert batch.image_patches is not None
+    assert batch.image_grids is not None
+    return torch.empty(batch.image_patches.shape), batch.image_grids
 
 
 def _forward_mllm(model: MLLM, batch: Batch | ImageBatch, supervised: int) -> Any:
     tokens = None
-    if batch.patches is not None:
+    if batch.image_patches is not None:
         patches, grids = _patches(batch)
         if any(p.requires_grad for p in model.vision.parameters()):
             features = model.vision(patches, grids)
@@ -265,7 +267,7 @@ def _forward_mllm(model: MLLM, batch: Batch | ImageBatch, supervised: int) -> An
     if isinstance(batch, ImageBatch):
         return tokens
     table = model.language.get_input_embeddings()
-    x = table(torch.zeros(1, batch.ids.shape[1], dtype=torch.long))
+    x = table(torch.zeros(1, batch.input_ids.shape[1], dtype=torch.long))
     if tokens is not None and tokens.requires_grad:
         x = x + 0.0 * tokens.sum()
     position = torch.zeros(1, x.shape[1], dtype=torch.long)
@@ -274,7 +276,7 @@ def _forward_mllm(model: MLLM, batch: Batch | ImageBatch, supervised: int) -> An
 
 
 def _forward_unified(model: Unified, batch: Batch, supervised: int) -> Any:
-    config, length = model.config, batch.ids.shape[1]
+    config, length = model.config, batch.input_ids.shape[1]
     x = model.embed_tokens(torch.zeros(1, length, dtype=torch.long))
     position = torch.zeros(1, length, dtype=torch.long)
     turn = rotation(position, config.hidden_size // config.heads, config.rope_theta)

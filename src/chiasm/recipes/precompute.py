@@ -121,11 +121,11 @@ class Features:
             yield self.processor.patches(image)
             return
         slot = self.processor.codec.encode([image])[0]
-        assert slot.patches is not None
-        each = len(slot.patches) // slot.tiles
+        assert slot.image_patches is not None
+        each = len(slot.image_patches) // slot.tiles
         for i in range(slot.tiles):
             rows, columns = slot.grid
-            yield slot.patches[i * each : (i + 1) * each], (int(rows), int(columns))
+            yield slot.image_patches[i * each : (i + 1) * each], (int(rows), int(columns))
 
     def _encode(
         self, views: dict[bytes, tuple[Tensor, list[int]]], seen: set[bytes]

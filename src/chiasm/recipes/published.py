@@ -106,7 +106,7 @@ def implied_mfu(run: Run) -> tuple[int, float, float]:
     set_trained(outlined.model, stage)
     batch = typical(outlined, stage, assumed)
     if run.trained is UNIFIED:
-        batch = replace(batch, targets=torch.zeros_like(batch.ids))  # type: ignore[union-attr]
+        batch = replace(batch, labels=torch.zeros_like(batch.input_ids))  # type: ignore[union-attr]
     flops = work_of(outlined.model, batch, 1, 1).flops * run.samples
     parameters = sum(p.numel() for p in outlined.model.parameters())
     seconds = run.gpu_hours * 3600

@@ -125,7 +125,9 @@ def _reads(replies: Sequence[Pair], generator: Any) -> list[Value]:
 def _prompt(sample: Sample) -> str:
     """What was asked to be drawn."""
     asked = [turn for turn in sample.turns if turn.role == "user"]
-    return "".join(part.text for part in asked[-1].parts if isinstance(part, Text)) if asked else ""
+    return (
+        "".join(part.text for part in asked[-1].content if isinstance(part, Text)) if asked else ""
+    )
 
 
 def _shapes(sample: Sample, reply: Rollout) -> float:

@@ -13,7 +13,7 @@ import PIL.Image
 
 from chiasm.core.device import model_device
 from chiasm.core.errors import DataError
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.infer.generate import Generator
@@ -77,7 +77,7 @@ class Replies:
                     self.model.recent = recent
 
     def __call__(
-        self, samples: Sequence[Sample], sampling: Sequence[Sequence[Sampling]]
+        self, samples: Sequence[Sample], sampling: Sequence[Sequence[SamplingParams]]
     ) -> list[list[Rollout] | DataError]:
         """As many replies to each conversation as it has ways of sampling, or why it cannot be
         asked. A reply depends on its own sampling alone, not on what is computed beside it."""
@@ -126,8 +126,8 @@ class RolloutReplies:
         return self.replies([prompt.asked for prompt in prompts], ways)
 
 
-def sampling_of(settings: RolloutSettings, prompt: Prompt, seed: int) -> Sampling:
-    return Sampling(
+def sampling_of(settings: RolloutSettings, prompt: Prompt, seed: int) -> SamplingParams:
+    return SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_tokens=settings.max_tokens,

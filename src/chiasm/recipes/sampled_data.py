@@ -13,8 +13,8 @@ import numpy as np
 
 from chiasm.core.errors import CheckpointError, DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Part, Sample, Text, Turn, split_independent
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Part, Sample, Text, split_independent
 from chiasm.data.dataset import read
 from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import Split
@@ -167,14 +167,14 @@ def _sample(
                 file.flush()
 
 
-def _ways(asking: Asking, number: int, prompt: Sample) -> list[Sampling]:
-    draws = any(isinstance(part, Image) for part in prompt.turns[-1].parts)
+def _ways(asking: Asking, number: int, prompt: Sample) -> list[SamplingParams]:
+    draws = any(isinstance(part, Image) for part in prompt.turns[-1].content)
     seeds = [
         int(np.random.SeedSequence((asking.seed, number, g)).generate_state(1, np.uint64)[0] >> 1)
         for g in range(asking.n)
     ]
     return [
-        Sampling(
+        SamplingParams(
             temperature=asking.temperature,
             max_tokens=asking.max_tokens,
             max_images=int(draws),
@@ -216,8 +216,8 @@ def _written(prompt: Sample, row: dict, out: Path, kind: Kind, least: float) -> 
     return prompt.replace(turns=turns) if high >= least else None
 
 
-def _turn(reply: dict, out: Path) -> Turn:
+def _turn(reply: dict, out: Path) -> Message:
     parts: list[Part] = [Image(out / name) for name in reply["images"]]
     if reply["text"]:
         parts.append(Text(reply["text"]))
-    return Turn("assistant", tuple(parts))
+    return Message("assistant", tuple(parts))

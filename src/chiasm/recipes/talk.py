@@ -15,8 +15,8 @@ from rich.console import Console
 
 from chiasm.core.device import model_device
 from chiasm.core.errors import ChiasmError, DataError, NotGenerativeError
-from chiasm.core.protocols import Sampling
-from chiasm.core.sample import Image, Sample, Text, Turn, Video, question
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Image, Message, Sample, Text, Video, user
 from chiasm.data.processor import Processor
 from chiasm.hub.generic import CANNOT, GenericVLM
 from chiasm.hub.generic_replies import GenericGenerator
@@ -35,7 +35,7 @@ CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
 def responder(run: Path, device: str | None = None, precision: Precision = "none") -> Generator:
-    """A loaded model as a Respond, on a device as hub.load.load takes it; on an accelerator with
+    """A loaded model as a Generate, on a device as hub.load.load takes it; on an accelerator with
     bfloat16 its weights are held in that. DataError if the folder holds an encoder or a
     tokenizer."""
     model, processor = load(run, device)
@@ -58,13 +58,13 @@ class Talk:
     what was said before only once. Replies are printed as they are written, images shown where
     the terminal can."""
 
-    def __init__(self, respond: Generator | GenericGenerator, sampling: Sampling):
+    def __init__(self, respond: Generator | GenericGenerator, sampling: SamplingParams):
         self.respond = respond
         own = isinstance(respond, Generator)
         self.engine = Engine("chat", respond, slots=2) if own else None
         self.sampling = sampling
         self.way: Way | None = way_of(os.environ, sys.stdout.isatty())
-        self.turns: list[Turn] = []
+        self.turns: list[Message] = []
         self.drawn: PIL.Image.Image | None = None
 
     def __enter__(self) -> Talk:
@@ -76,7 +76,7 @@ class Talk:
         if self.engine is not None:
             self.engine.stop()
 
-    def say(self, asked: Turn, sampling: Sampling | None = None) -> None:
+    def say(self, asked: Message, sampling: SamplingParams | None = None) -> None:
         """Print the reply to a turn; both belong to the conversation then. Ctrl-C ends the reply,
         of which what there is is kept. Raises DataError, NotGenerativeError."""
         if self.engine is None:
@@ -84,7 +84,7 @@ class Talk:
             said = self.respond([Sample((*self.turns, asked))], chosen)
             text = "".join(piece.text for _, piece in said)
             sys.stdout.write(f"{text}\n")
-            self.turns += [asked, Turn("assistant", (Text(text),))]
+            self.turns += [asked, Message("assistant", (Text(text),))]
             return
         heard: SimpleQueue[Update] = SimpleQueue()
         job = Job(Sample((*self.turns, asked)), sampling or self.sampling, heard.put)
@@ -108,13 +108,13 @@ class Talk:
             self.engine.cancel(job)
         sys.stdout.write("\n")
         said = [*([Text(text)] if text else []), *parts]
-        self.turns += [asked, Turn("assistant", tuple(said))]
+        self.turns += [asked, Message("assistant", tuple(said))]
 
     def look(self) -> None:
         """Show where the model looked when it gave its last reply."""
         if self.way is None:
             raise DataError("this terminal shows no images; chiasm serve's page does")
-        if not self.turns or not any(isinstance(p, Text) for p in self.turns[-1].parts):
+        if not self.turns or not any(isinstance(p, Text) for p in self.turns[-1].content):
             raise DataError("there is no reply yet to be explained")
         if self.engine is None:
             raise DataError("a model that runs by its own class is not explained")
@@ -129,11 +129,11 @@ class Talk:
             sys.stdout.write(escaped(image, self.way))
 
 
-def ask(run: Path, image: Path | None, text: str, sampling: Sampling) -> None:
+def ask(run: Path, image: Path | None, text: str, sampling: SamplingParams) -> None:
     """Print the reply to one question as it is written."""
     parts = _shown(image) if image else []
     with Talk(responder(run), sampling) as talk:
-        talk.say(question(*parts, text))
+        talk.say(user(*parts, text))
 
 
 HELP = (
@@ -143,7 +143,7 @@ HELP = (
 DRAWING = {"temperature": 1.0, "top_p": 0.95, "guidance": 1.5, "max_images": 1, "draw_first": True}
 
 
-def session(run: Path, image: Path | None, sampling: Sampling) -> None:
+def session(run: Path, image: Path | None, sampling: SamplingParams) -> None:
     """Read questions until the input ends. A line "/image PATH" brings a new image and starts
     the conversation afresh."""
     console, pending = Console(), _shown(image) if image else []
@@ -169,7 +169,7 @@ def _obey(talk: Talk, line: str, pending: list[Any]) -> list[Any]:
         return pending
     if word == "/draw":
         seed = len(talk.turns)  # another image each time it is asked for
-        talk.say(question(*pending, rest), replace(talk.sampling, **DRAWING, seed=seed))
+        talk.say(user(*pending, rest), replace(talk.sampling, **DRAWING, seed=seed))
     elif word == "/save":
         if talk.drawn is None:
             raise DataError("there is no drawing yet to be kept; /draw one")
@@ -178,7 +178,7 @@ def _obey(talk: Talk, line: str, pending: list[Any]) -> list[Any]:
         talk.look()
         return pending
     else:
-        talk.say(question(*pending, line))
+        talk.say(user(*pending, line))
     return []
 
 
@@ -211,7 +211,7 @@ def draw_images(
     out: Path,
     count: int,
     candidates: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     change: Change | None = None,
 ) -> None:
     """Draw `count` images of a text into one file, side by side, each the best of `candidates`

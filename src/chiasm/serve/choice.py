@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.device import moved_tensor, pinned
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.infer.replies import Reply
 from chiasm.infer.sampling import choose_each
 from chiasm.serve.job import Job, Score
@@ -23,7 +23,7 @@ from chiasm.serve.job import Job, Score
 class _Alike:
     """Rows that choose by the same distribution, from all ids or from image codes alone."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     codes: bool
     rows: list[int] = field(default_factory=list)
     random: list[torch.Generator | None] = field(default_factory=list)

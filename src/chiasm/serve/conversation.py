@@ -7,16 +7,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
+from chiasm.core.sample import Message, Role, Sample, Text
 from chiasm.core.sample import Part as SamplePart
-from chiasm.core.sample import Role, Sample, Text, Turn
 from chiasm.data.clips import Clips
 from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError
 from chiasm.serve.job import Job
 from chiasm.serve.limits import Holding, Limits
 from chiasm.serve.media import check_clip, check_urls, clip_of, image_of
-from chiasm.serve.schema import ChatRequest, ImageRequest, Message, Part
+from chiasm.serve.schema import ChatMessage, ChatRequest, ImageRequest, Part
 from chiasm.serve.stops import StopStrings
 
 # As `chiasm generate` (cli/generate.py): with the model's plain distribution images are worse.
@@ -73,7 +73,7 @@ def sample_of(
             else:
                 parts.append(Text(part.text or ""))
         role: Role = "system" if message.role == "developer" else message.role
-        turns.append(Turn(role, tuple(parts)))
+        turns.append(Message(role, tuple(parts)))
     return Sample(tuple(turns), "request")
 
 
@@ -102,7 +102,7 @@ def sampling_of(
     max_tokens: int,
     max_images: int,
     draw_first: bool,
-) -> Sampling:
+) -> SamplingParams:
     """Greedy where nothing is said, but what draws draws as `chiasm generate` does."""
     default = DRAWING if draws else {"temperature": 0.0, "top_p": 1.0, "guidance": 1.0}
 
@@ -111,7 +111,7 @@ def sampling_of(
         return default[name] if value is None else value
 
     seed = secrets.randbits(63) if request.seed is None else request.seed
-    return Sampling(
+    return SamplingParams(
         temperature=given("temperature"),
         top_k=request.top_k or 0,
         top_p=given("top_p"),
@@ -123,12 +123,12 @@ def sampling_of(
     )
 
 
-def seeded(sampling: Sampling, count: int) -> Iterator[Sampling]:
+def seeded(sampling: SamplingParams, count: int) -> Iterator[SamplingParams]:
     for number in range(count):
         yield replace(sampling, seed=(sampling.seed + number) % 2**63 if number else sampling.seed)
 
 
-def _parts(message: Message, number: int) -> Iterator[tuple[Part, str]]:
+def _parts(message: ChatMessage, number: int) -> Iterator[tuple[Part, str]]:
     """Parts with the name of their place."""
     place = f"messages.{number}"
     if isinstance(message.content, str):

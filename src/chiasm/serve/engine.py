@@ -215,7 +215,7 @@ class Engine:
     def _start(self, job: Job) -> None:
         """Encode and compute a prompt; its first token."""
         ((prompt, _),) = self.respond.processor.prompts([job.sample])
-        job.prompt, job.prompt_images = len(prompt), int(self._is_image(prompt.ids).sum())
+        job.prompt, job.prompt_images = len(prompt), int(self._is_image(prompt.input_ids).sum())
         job.sampling = sampling = replace(job.sampling, max_tokens=self._room(job))
         grammar = self.respond.grammar
         if grammar is not None and grammar.vocabulary.mask is not None and self._draws(job):
@@ -235,7 +235,7 @@ class Engine:
         job.cached = len(prompt) - len(rows[0])
         cache = self.respond.model.new_cache() if cache is None else cache
         batch, device = pack([[encoded] for encoded in rows]), self.respond.device
-        width = batch.ids.shape[1]
+        width = batch.input_ids.shape[1]
         last = np.array([row * width + len(own) - 1 for row, own in enumerate(rows)])
         with self.respond.computing():
             last, marks = moved([last, _marks([reply])], device)
@@ -432,4 +432,4 @@ def _marks(replies: Sequence[Reply]) -> np.ndarray:
 
 
 def _weight(slot) -> float:
-    return slot.ids.nbytes + (0 if slot.patches is None else slot.patches.nbytes)
+    return slot.input_ids.nbytes + (0 if slot.image_patches is None else slot.image_patches.nbytes)

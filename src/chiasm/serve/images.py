@@ -7,7 +7,7 @@ import time
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from chiasm.core.sample import Sample, question
+from chiasm.core.sample import Sample, user
 from chiasm.infer.edit import inpaint
 from chiasm.infer.generate import Generator
 from chiasm.infer.grammar import Edit
@@ -32,7 +32,7 @@ def image_routes(server: Server) -> APIRouter:
         with server.budget.request() as holding:
             asked = await read(request, ImageRequest, server.limits, holding, server.run)
             engine = server.talker(asked.model, "images")
-            sample = Sample((question(asked.prompt),), "request")
+            sample = Sample((user(asked.prompt),), "request")
             return await _draw(request, server, asked, engine, sample)
 
     @router.post("/v1/images/edits")
@@ -85,10 +85,10 @@ def _to_change(
     the model is shown the images beside the words. Not for the event loop."""
     images = [image_of(url, limits, holding, "image") for url in asked.image]
     if asked.mask is None:
-        return Sample((question(*images, asked.prompt),), "request"), None
+        return Sample((user(*images, asked.prompt),), "request"), None
     mask = mask_of(asked.mask, limits, holding, "mask")
     edit = inpaint(respond.processor.codec, images[0].load(), mask)
-    return Sample((question(asked.prompt),), "request"), edit
+    return Sample((user(asked.prompt),), "request"), edit
 
 
 def _answer(asked: ImageRequest, replies: list[Whole]) -> dict:

@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.infer.grammar import Drawn, Edit
 from chiasm.infer.replies import Reply
@@ -82,7 +82,7 @@ class Job:
     """
 
     sample: Sample
-    sampling: Sampling
+    sampling: SamplingParams
     deliver: Callable[[Update], None]
     stop: StopStrings = field(default_factory=StopStrings)
     rule: Rule | None = None

@@ -68,36 +68,38 @@ class Prefixes:
         """Tokens that both begin with, at a place where a prompt may be cut: with all images of
         the known one, or with none."""
         most = min(len(known), len(prompt) - 1)
-        same = known.ids[:most] == prompt.ids[:most]
+        same = known.input_ids[:most] == prompt.input_ids[:most]
         length = most if same.all() else int(same.argmin())
-        places = np.flatnonzero(self.is_image(known.ids))
+        places = np.flatnonzero(self.is_image(known.input_ids))
         if not len(places):
             return length
-        if length <= places[-1] or self.is_image(prompt.ids[length : length + 1])[0]:
+        if length <= places[-1] or self.is_image(prompt.input_ids[length : length + 1])[0]:
             return min(length, int(places[0]))
         return length if _same_images(known, prompt) else min(length, int(places[0]))
 
     def _rest(self, known: Encoded, prompt: Encoded, start: int) -> Encoded:
-        seen = known if self.is_image(prompt.ids[:start]).any() else None
-        columns = ("ids", "targets", "block", "branch", "position")
+        seen = known if self.is_image(prompt.input_ids[:start]).any() else None
+        columns = ("input_ids", "labels", "block_ids", "branch_ids", "position_ids")
         place = _beyond(prompt.place, None if seen is None else seen.place)
         return replace(
             prompt,
             **{name: getattr(prompt, name)[start:] for name in columns},
-            patches=_beyond(prompt.patches, None if seen is None else seen.patches),
-            grids=_beyond(prompt.grids, None if seen is None else seen.grids),
+            image_patches=_beyond(
+                prompt.image_patches, None if seen is None else seen.image_patches
+            ),
+            image_grids=_beyond(prompt.image_grids, None if seen is None else seen.image_grids),
             place=None if place is None else shifted(place, -start),
         )
 
 
 def _causal(prompt: Encoded) -> bool:
     """Whether no token sees a later one, nor is hidden from one."""
-    return bool((np.diff(prompt.block) > 0).all()) and not prompt.branch.any()
+    return bool((np.diff(prompt.block_ids) > 0).all()) and not prompt.branch_ids.any()
 
 
 def _same_images(known: Encoded, prompt: Encoded) -> bool:
     """Whether a prompt's first images are those of the known one."""
-    for name in ("patches", "grids"):
+    for name in ("image_patches", "image_grids"):
         theirs, own = getattr(known, name), getattr(prompt, name)
         if theirs is None:
             continue

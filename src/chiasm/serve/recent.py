@@ -61,8 +61,8 @@ class RecentFeatures:
 
     def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
         """features [P width] of the images of a batch (core/batch.py)."""
-        sizes, grids = batch.grids.prod(1).tolist(), batch.grids
-        images = batch.patches.split(sizes)
+        sizes, grids = batch.image_grids.prod(1).tolist(), batch.image_grids
+        images = batch.image_patches.split(sizes)
         names = image_hashes(batch)
         found = {name: self.held.get(name) for name in dict.fromkeys(names)}
         fresh = [i for i, name in enumerate(names) if found[name] is None and name not in names[:i]]

@@ -42,7 +42,7 @@ class Part(BaseModel):
     video_url: Url | None = None
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """images: images of an earlier answer, as this server gave them."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -64,7 +64,7 @@ class ResponseFormat(BaseModel):
 
 
 class ChatRequest(Request):
-    messages: list[Message] = Field(min_length=1, max_length=500)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=500)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None

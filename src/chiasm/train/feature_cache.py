@@ -103,7 +103,10 @@ def image_hash(patches: Tensor, grid: list[int]) -> bytes:
 def image_hashes(batch: Any) -> list[bytes]:
     """image_hash of every image of a batch, of its patches in main memory."""
     host = batch.on_host
-    images, grids = host.patches.split(host.grids.prod(1).tolist()), host.grids.tolist()
+    images, grids = (
+        host.image_patches.split(host.image_grids.prod(1).tolist()),
+        host.image_grids.tolist(),
+    )
     return [image_hash(p, g) for p, g in zip(images, grids, strict=True)]
 
 
@@ -139,8 +142,8 @@ class FeatureCache:
 
     def __call__(self, encoder: nn.Module, batch: Any) -> Tensor:
         """features [P width] of the images of a batch (core/batch.py)."""
-        grids, sizes = batch.grids, batch.grids.prod(1).tolist()
-        images, device = batch.patches.split(sizes), batch.patches.device
+        grids, sizes = batch.image_grids, batch.image_grids.prod(1).tolist()
+        images, device = batch.image_patches.split(sizes), batch.image_patches.device
         names = image_hashes(batch)
         found = {name: self._load(name) for name in names}
         fresh = [

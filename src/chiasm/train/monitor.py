@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chiasm.nn.attention import Layout, largest_logit
+from chiasm.nn.attention import AttentionPlan, largest_logit
 from chiasm.nn.block import Attention
 from chiasm.train.optim import Optimizers
 
@@ -63,7 +63,7 @@ class Monitor:
         logits: list[Tensor] = []
         outputs: list[Tensor] = []
 
-        def watch(q: Tensor, k: Tensor, layout: Layout) -> None:
+        def watch(q: Tensor, k: Tensor, layout: AttentionPlan) -> None:
             logits.append(largest_logit(q, k, layout))
 
         def keep(_module: nn.Module, _inputs: object, output: Any) -> None:

@@ -25,7 +25,7 @@ from chiasm.data.processor import Processor
 from chiasm.data.quarantine import Quarantine
 from chiasm.data.replies import CHOSEN, EncodedReplies, ReplyBatch, first_code_of, pack_replies
 from chiasm.data.stream import SampleStream
-from chiasm.data.turns import Turn
+from chiasm.data.turns import MixtureDraw
 from chiasm.train.policy_loss import advantages
 from chiasm.train.preference_settings import RolloutSettings
 
@@ -88,7 +88,7 @@ class Group:
     difference of rewards in the group, those of replies that are not learnt included."""
 
     prompt: Prompt
-    turn: Turn
+    turn: MixtureDraw
     rollouts: list[Rollout]
     rewards: list[float]
     advantages: np.ndarray
@@ -224,25 +224,25 @@ class RolloutStream(SampleStream):
             raise DataError(f"{sample.where}: asks nothing; add a user turn")
         return sample
 
-    def _prompt(self, sample: Sample, turn: Turn) -> Prompt:
+    def _prompt(self, sample: Sample, turn: MixtureDraw) -> Prompt:
         """The sample as a prompt; of independent questions one, chosen by the place."""
         parts = split_independent(sample)
         sample = parts[int(turn.randomness().integers(len(parts)))]
         replied = sample.turns[-1].role == "assistant"
         asked = sample.turns[:-1] if replied else sample.turns
-        content = sample.turns[-1].parts if replied else ()
+        content = sample.turns[-1].content if replied else ()
         draws = any(isinstance(part, Image) for part in content) and not any(
             isinstance(part, Text) for part in content
         )
         seeds = tuple(self._seed(turn, g) for g in range(self.settings.replies))
         return Prompt(sample, sample.replace(turns=asked, rejected=()), draws, seeds)
 
-    def _seed(self, turn: Turn, g: int) -> int:
+    def _seed(self, turn: MixtureDraw, g: int) -> int:
         place = (self.turns.seed, self._data_shard, self.number, turn.index, turn.place, g)
         return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
     def _group(
-        self, turn: Turn, prompt: Prompt, rollouts: list[Rollout], rewards: list[Reward]
+        self, turn: MixtureDraw, prompt: Prompt, rollouts: list[Rollout], rewards: list[Reward]
     ) -> Group | None:
         """None where fewer than two replies have a reward, or none is left to learn."""
         pairs = [

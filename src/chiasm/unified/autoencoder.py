@@ -172,7 +172,7 @@ class Autoencoder(nn.Module):
     def loss(self, batch: ImageBatch) -> Loss:
         if self.config.perceptual and self.perceptual is None:
             raise ConfigError("model.perceptual needs features to compare: call watch(encoder)")
-        total = batch.patches.new_zeros(())
+        total = batch.image_patches.new_zeros(())
         used = torch.zeros(self.quantizer.codes, dtype=torch.long, device=total.device)
         sums: dict[str, Tensor] = {"mse": total.detach(), "caption": total.detach()}
         for rows, pixels in self._by_grid(batch):
@@ -191,7 +191,7 @@ class Autoencoder(nn.Module):
                 read = self.reader.loss(quantized.values, batch.texts, batch.lengths, match).sum()
                 total = total + self.config.caption_loss_weight * read
                 sums["caption"] = sums["caption"] + read.detach()
-        count = len(batch.grids)
+        count = len(batch.image_grids)
         parts: Parts = {name: (value, float(count)) for name, value in sums.items()}
         parts["codes_in_batch"] = ((used > 0).sum(), 1.0)
         if self.training:
@@ -237,7 +237,7 @@ class Autoencoder(nn.Module):
         return [self.encoder, self.decoder]
 
     def cost(self, batch: ImageBatch) -> Cost:
-        pixels = len(batch.patches) * self.config.stride**2
+        pixels = len(batch.image_patches) * self.config.stride**2
         trained = {name: is_trained(part) for name, part in self.groups().items()}
         encoding, decoding = trained["encoder"], trained["decoder"]
         forwards = passes(encoding, False), passes(decoding, encoding)
@@ -246,24 +246,24 @@ class Autoencoder(nn.Module):
             "encoder": (forwards[0] * shape["encoder"] + min(2, forwards[0]) * shape["first"])
             * pixels,
             "decoder": forwards[1] * shape["decoder"] * pixels,
-            "quantizer": self.quantizer.flops(len(batch.patches)),
+            "quantizer": self.quantizer.flops(len(batch.image_patches)),
             **self._judges_cost(batch, shape["discriminator"] * pixels),
         }
         if self.config.vit is not None:
             mixing = attention_flops(
-                batch.grids.prod(1), self.config.vit.width, self.config.vit.layers
+                batch.image_grids.prod(1), self.config.vit.width, self.config.vit.layers
             )
             parts["encoder"] += mixing_passes(encoding) * mixing
             parts["decoder"] += mixing_passes(encoding or decoding) * mixing
-        return Cost(sum(parts.values()), len(batch.patches), len(batch.grids), parts)
+        return Cost(sum(parts.values()), len(batch.image_patches), len(batch.image_grids), parts)
 
     def _judges_cost(self, batch: ImageBatch, judging: float) -> dict[str, float]:
         """What the caption's reader, the discriminator (forward: judging) and the perceptual loss
         add. With a discriminator gradients reach the pixels once more, for the adaptive weight."""
-        parts, images = {}, len(batch.grids)
+        parts, images = {}, len(batch.image_grids)
         again = self.discriminator is not None and self.discriminator.active
         if self.reader is not None and batch.texts is not None:
-            each = 2.0 * matrix_parameters(self.reader.each) * len(batch.patches)
+            each = 2.0 * matrix_parameters(self.reader.each) * len(batch.image_patches)
             parts["reader"] = 3 * (each + 2.0 * matrix_parameters(self.reader.words) * images)
         if again:
             parts["discriminator"] = (2 + 1 + 2 * 3) * judging
@@ -281,10 +281,10 @@ class Autoencoder(nn.Module):
 
     def _by_grid(self, batch: ImageBatch) -> list[tuple[Tensor, Tensor]]:
         """The batch's images as pixel tensors, one a resolution, each with its rows."""
-        counts = batch.grids.prod(1).tolist()
-        patches = batch.patches.split(counts)
+        counts = batch.image_grids.prod(1).tolist()
+        patches = batch.image_patches.split(counts)
         rows: dict[tuple[int, int], list[int]] = {}
-        for row, (h, w) in enumerate(batch.grids.tolist()):
+        for row, (h, w) in enumerate(batch.image_grids.tolist()):
             rows.setdefault((h, w), []).append(row)
         size = self.config.stride
         return [

@@ -128,12 +128,12 @@ class UnifiedCodec:
         return Slot(np.concatenate(ids).astype(np.int64), None, (rows, columns))
 
     def shown(self, encoded: Encoded) -> list[PIL.Image.Image]:
-        if encoded.grids is None:
+        if encoded.image_grids is None:
             return []
-        ids = torch.from_numpy(encoded.ids)
+        ids = torch.from_numpy(encoded.input_ids)
         codes = ids[self.vocabulary.is_code(ids)]
-        images = codes.split(encoded.grids.prod(1).tolist())
-        return self.decode_all(images, [(h, w) for h, w in encoded.grids.tolist()])
+        images = codes.split(encoded.image_grids.prod(1).tolist())
+        return self.decode_all(images, [(h, w) for h, w in encoded.image_grids.tolist()])
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> PIL.Image.Image:
         return self.decode_all([ids], [grid])[0]

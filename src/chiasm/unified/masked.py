@@ -26,7 +26,7 @@ def mask_images(batch: Batch, vocabulary: Vocabulary) -> Batch:
     assert vocabulary.mask is not None
     code, first = image_runs(batch, vocabulary)
     drawn = torch.zeros_like(code)
-    drawn[:, 1:] = code[:, 1:] & vocabulary.is_code(batch.targets[:, :-1])
+    drawn[:, 1:] = code[:, 1:] & vocabulary.is_code(batch.labels[:, :-1])
     size = torch.zeros_like(first).scatter_add(1, first, drawn.long()).gather(1, first)
     at = torch.rand(code.shape, device=code.device).gather(1, first)
     count = (torch.cos(at * math.pi / 2) * size).ceil()
@@ -36,9 +36,9 @@ def mask_images(batch: Batch, vocabulary: Vocabulary) -> Batch:
     key = torch.where(code, first + 0.5 * chance + 0.5 * ~drawn, here.double())
     rank = key.argsort(1).argsort(1) - first
     masked = drawn & (rank < count)
-    rest = torch.where(code | vocabulary.is_code(batch.targets), IGNORE, batch.targets)
+    rest = torch.where(code | vocabulary.is_code(batch.labels), IGNORE, batch.labels)
     return replace(
         batch,
-        ids=torch.where(masked, vocabulary.mask, batch.ids),
-        targets=torch.where(masked, batch.ids, rest),
+        input_ids=torch.where(masked, vocabulary.mask, batch.input_ids),
+        labels=torch.where(masked, batch.input_ids, rest),
     )

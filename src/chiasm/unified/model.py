@@ -13,7 +13,7 @@ from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.core.vocab import Vocabulary
-from chiasm.nn.attention import Index, Layout, packed_layout
+from chiasm.nn.attention import AttentionPlan, TokenIndex, packed_layout
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
 from chiasm.nn.flops import (
@@ -96,9 +96,9 @@ class Unified(nn.Module):
         """Hidden states [B T D] after the last norm. seen: embeddings of the images' codes, where
         they are not those of their ids."""
         layout, turn = self._place(self._with_whole_images(batch, cache), cache)
-        x = self.embed_tokens(batch.ids)
+        x = self.embed_tokens(batch.input_ids)
         if seen is not None:
-            x = x.masked_scatter(self.vocabulary.is_code(batch.ids)[..., None], seen)
+            x = x.masked_scatter(self.vocabulary.is_code(batch.input_ids)[..., None], seen)
         for number, layer in enumerate(self.layers):
             x = layer(x, turn, layout, cache, number)
         return self.norm(x)
@@ -112,18 +112,20 @@ class Unified(nn.Module):
         else:
             return batch
         if batch.host is None or cache is not None:  # the ids of a decoding step are the device's
-            return replace(batch, block=whole(batch, self.vocabulary), host=None)
+            return replace(batch, block_ids=whole(batch, self.vocabulary), host=None)
         block = whole(batch.host, self.vocabulary)
-        host = replace(batch.host, block=block)
-        return replace(batch, block=moved_tensor(block, batch.block.device), host=host)
+        host = replace(batch.host, block_ids=block)
+        return replace(batch, block_ids=moved_tensor(block, batch.block_ids.device), host=host)
 
     def seen(self, batch: Batch) -> Tensor:
         """What stands for the images: the embeddings of their codes [S D]."""
-        return self.embed_tokens(batch.ids[self.vocabulary.is_code(batch.ids)])
+        return self.embed_tokens(batch.input_ids[self.vocabulary.is_code(batch.input_ids)])
 
-    def _place(self, batch: Batch, cache: KVCache | None) -> tuple[Layout, tuple[Tensor, Tensor]]:
+    def _place(
+        self, batch: Batch, cache: KVCache | None
+    ) -> tuple[AttentionPlan, tuple[Tensor, Tensor]]:
         """Who sees whom, and how queries and keys are turned."""
-        index = Index(batch.segment, batch.block, batch.branch)
+        index = TokenIndex(batch.segment_ids, batch.block_ids, batch.branch_ids)
         size, theta = self.config.hidden_size // self.config.heads, self.config.rope_theta
         if self.config.rope == "1d":
             layout = (
@@ -131,11 +133,11 @@ class Unified(nn.Module):
                 if cache is None
                 else cache.extend(index, None if len(cache) else batch.packing)
             )
-            return layout, rotation(batch.position, size, theta)
-        if batch.grids is not None and bool((batch.grids[:, 1] != self.columns).any()):
+            return layout, rotation(batch.position_ids, size, theta)
+        if batch.image_grids is not None and bool((batch.image_grids[:, 1] != self.columns).any()):
             raise ConfigError(
                 f"model.rope 2d was made for images of {self.columns} columns of codes, found "
-                f"{batch.grids[:, 1].tolist()}; use images of one size or model.rope 1d"
+                f"{batch.image_grids[:, 1].tolist()}; use images of one size or model.rope 1d"
             )
         if cache is None:
             grid = grid_positions(batch, self.vocabulary, self.columns)
@@ -187,12 +189,12 @@ class Unified(nn.Module):
         on every device."""
         if self.config.image_objective != "masked":
             return batch
-        return mask_images(batch.on_host, self.vocabulary).to(batch.ids.device)
+        return mask_images(batch.on_host, self.vocabulary).to(batch.input_ids.device)
 
     def _image_targets(self, batch: Batch) -> int:
         """How many of the batch's targets are codes of images."""
         host = batch.on_host
-        return int(self.vocabulary.is_code(host.targets.flatten()[host.supervised]).sum())
+        return int(self.vocabulary.is_code(host.labels.flatten()[host.supervised]).sum())
 
     def by_modality(self, batch: Batch) -> dict[str, Tensor]:
         """What text and image targets each contribute to the mean loss, with a graph; without the
@@ -221,7 +223,9 @@ class Unified(nn.Module):
         config, trained = self.config, {n: is_trained(part) for n, part in self.groups().items()}
         upstream = trained["embedding"]
         matrices = 2.0 * matrix_parameters(self.layers) * batch.tokens
-        mixing = attention_flops(segment_lengths(batch.segment), config.hidden_size, config.layers)
+        mixing = attention_flops(
+            segment_lengths(batch.segment_ids), config.hidden_size, config.layers
+        )
         parts = {
             "transformer": passes(trained["transformer"], upstream) * matrices
             + mixing_passes(upstream or trained["transformer"]) * mixing,

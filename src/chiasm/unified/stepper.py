@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.batch import IGNORE, Batch
-from chiasm.nn.attention import Index
+from chiasm.nn.attention import TokenIndex
 from chiasm.nn.autotune import fastest_name
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
@@ -83,7 +83,7 @@ class Stepper:
         self.model(batches[0], cache)
         step = self._steps(batches[1], cache, len(batches) - 1)
         for number, batch in enumerate(batches[1:]):
-            step(number, batch.ids[:, 0])
+            step(number, batch.input_ids[:, 0])
 
     def _common(self, batches: Sequence[Batch]) -> None:
         cache = self.model.new_cache()
@@ -92,9 +92,11 @@ class Stepper:
 
     def _steps(self, batch: Batch, cache: KVCache, steps: int) -> Step:
         model, config, start = self.model, self.model.config, len(cache)
-        layout = cache.reserve(Index(batch.segment, batch.block, batch.branch), steps)
+        layout = cache.reserve(
+            TokenIndex(batch.segment_ids, batch.block_ids, batch.branch_ids), steps
+        )
         bias = layout.bias(torch.float32)[:, 0].repeat_interleave(config.kv_heads, 0)
-        at, size = batch.position + torch.arange(steps), config.hidden_size // config.heads
+        at, size = batch.position_ids + torch.arange(steps), config.hidden_size // config.heads
         cos, sin = rotation(at, size, config.rope_theta)
         turns = [turn.unbind(1) for turn in (cos, signed(sin))]
         table = model.embed_tokens.weight
@@ -116,7 +118,7 @@ class Stepper:
         plain = weight.device.type == "cpu" and weight.dtype == torch.float32
         plain &= not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
         small = sum(p.numel() for p in self.model.parameters()) <= MOST
-        return usual and plain and small and batch.ids.shape[1] == 1
+        return usual and plain and small and batch.input_ids.shape[1] == 1
 
     def _refresh(self) -> None:
         made_of = state_of(self.model.parameters())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chiasm.core.batch import ImageBatch
 from chiasm.core.protocols import Cost, Loss
-from chiasm.nn.attention import Layout
+from chiasm.nn.attention import AttentionPlan
 from chiasm.nn.flops import attention_flops, is_trained, matrix_parameters, passes
 from chiasm.nn.loss import sigmoid_contrastive, softmax_contrastive
 from chiasm.vision.config import ContrastiveConfig
@@ -34,7 +34,7 @@ class TextTower(nn.Module):
     def forward(self, texts: Tensor, lengths: Tensor) -> Tensor:
         x = self.token_embedding(texts) + self.position_embedding[: texts.shape[1]]
         seen = torch.arange(texts.shape[1], device=texts.device) < lengths[:, None]
-        layout = Layout(seen[:, None, None])
+        layout = AttentionPlan(seen[:, None, None])
         for layer in self.layers:
             x = layer(x, layout)
         last = x[torch.arange(len(x), device=x.device), lengths - 1]
@@ -74,7 +74,7 @@ class DualEncoder(nn.Module):
         assert batch.texts is not None
         assert batch.lengths is not None
         assert batch.match is not None
-        image = self.embed_images(batch.patches, batch.grids)
+        image = self.embed_images(batch.image_patches, batch.image_grids)
         text = self.embed_texts(batch.texts, batch.lengths)
         scale = self.log_scale.exp().clamp(max=100.0)
         if self.config.loss == "sigmoid":
@@ -103,16 +103,16 @@ class DualEncoder(nn.Module):
         batch = batch.on_host
         assert batch.lengths is not None
         trained = {name: is_trained(part) for name, part in self.groups().items()}
-        images = self._vision_cost(batch.grids, trained["vision"])
+        images = self._vision_cost(batch.image_grids, trained["vision"])
         texts = self._text_cost(batch.lengths, trained["text"])
-        pairs = 2.0 * len(batch.grids) * len(batch.lengths) * self.config.embedding
+        pairs = 2.0 * len(batch.image_grids) * len(batch.lengths) * self.config.embedding
         parts = {
             "vision": images,
             "text": texts,
             # Once more for the accuracy that is logged.
             "pairs": (2 + trained["vision"] + trained["text"]) * pairs,
         }
-        return Cost(sum(parts.values()), len(batch.patches), len(batch.grids), parts)
+        return Cost(sum(parts.values()), len(batch.image_patches), len(batch.image_grids), parts)
 
     def _vision_cost(self, grids: Tensor, trained: bool) -> float:
         config, forwards = self.config.vision, passes(trained, False)

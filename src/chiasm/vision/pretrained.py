@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
-from chiasm.nn.attention import Layout, attend, images_layout, on_device
+from chiasm.nn.attention import AttentionPlan, attention, images_layout, on_device
 from chiasm.nn.kernels import kernels_of
 from chiasm.nn.quicken import quicken
 from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
@@ -138,19 +138,19 @@ SEAM = "chiasm-tower"
 """The name under which transformers knows the attention of towers."""
 
 
-def attention(
+def attention_forward(
     _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | Layout | None,
+    mask: Tensor | AttentionPlan | None,
     scaling: float | None = None,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over ours: everybody in a row [B H T D] sees what the mask
     [B 1 1 T] allows, or what the layout given as one says -> [B T H D]."""
-    layout = mask if isinstance(mask, Layout) else Layout(mask)
-    mixed = attend(query, key, value, layout, scaling)
+    layout = mask if isinstance(mask, AttentionPlan) else AttentionPlan(mask)
+    mixed = attention(query, key, value, layout, scaling)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -170,7 +170,7 @@ class Tower(nn.Module):
         super().__init__()
         self.config, self.model = config, model
         self.family = FAMILIES[config.family]
-        AttentionInterface.register(SEAM, attention)
+        AttentionInterface.register(SEAM, attention_forward)
         model.set_attn_implementation(SEAM)
         quicken(model, self.layers)
         mean, deviation = torch.tensor(config.mean), torch.tensor(config.deviation)

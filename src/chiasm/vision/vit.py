@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.device import moved_tensor
-from chiasm.nn.attention import Layout, attend, full_layout, images_layout
+from chiasm.nn.attention import AttentionPlan, attention, full_layout, images_layout
 from chiasm.nn.norm import lowered
 from chiasm.vision.config import ViTConfig
 
@@ -23,14 +23,14 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Layout, query: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, layout: AttentionPlan, query: Tensor | None = None) -> Tensor:
         source = x if query is None else query
         B, T, D = source.shape
         q, k, v = (
             project(y).view(B, y.shape[1], self.heads, -1).transpose(1, 2)
             for project, y in ((self.q_proj, source), (self.k_proj, x), (self.v_proj, x))
         )
-        return self.out_proj(attend(q, k, v, layout).transpose(1, 2).reshape(B, T, D))
+        return self.out_proj(attention(q, k, v, layout).transpose(1, 2).reshape(B, T, D))
 
 
 class MLP(nn.Module):
@@ -55,7 +55,7 @@ class EncoderBlock(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, hidden)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: AttentionPlan) -> Tensor:
         x = x + self.self_attn(lowered(self.layer_norm1(x)), layout)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -133,6 +133,6 @@ class AttentionPool(nn.Module):
         layout = full_layout()
         if len(set(counts)) > 1:
             real = torch.arange(rows.shape[1]) < torch.tensor(counts)[:, None]
-            layout = Layout(moved_tensor(real[:, None, None], rows.device))
+            layout = AttentionPlan(moved_tensor(real[:, None, None], rows.device))
         x = self.attention(rows, layout, self.probe.expand(len(rows), -1, -1))[:, 0]
         return x + self.mlp(self.layernorm(x))

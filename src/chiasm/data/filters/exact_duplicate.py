@@ -16,7 +16,7 @@ class ExactDuplicate:
         content = hashlib.sha256()
         for turn in sample.turns:
             content.update(f"\0{turn.role}".encode())
-            for part in turn.parts:
+            for part in turn.content:
                 if isinstance(part, Text):
                     words = part.text
                 else:

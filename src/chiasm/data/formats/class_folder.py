@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chiasm.core.sample import Image, Sample
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.media import SUFFIXES
 from chiasm.data.formats.plain import ENDINGS
 from chiasm.data.formats.reading import Reading, Record, folder_name, samples
@@ -48,4 +48,4 @@ def _images(path: Path) -> Iterator[Record]:
             yield file.relative_to(path).as_posix(), file
 
 
-FORMAT = Format("class-folder", "folders of images by class", claims, read)
+FORMAT = ImageDatasetFormat("class-folder", "folders of images by class", claims, read)

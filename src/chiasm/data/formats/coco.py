@@ -14,7 +14,7 @@ from typing import Any
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.grounding import corners_of
 from chiasm.data.formats.reading import Reading, Record, folder_name, samples, show, typed
 from chiasm.data.formats.rows import sample_of
@@ -100,4 +100,4 @@ def _objects(whole: dict, key: str, file: Path) -> Iterator[Record]:
         yield f"{file.name}:{key}[{i}]", row
 
 
-FORMAT = Format("coco", "COCO captions or instances", claims, read)
+FORMAT = ImageDatasetFormat("coco", "COCO captions or instances", claims, read)

@@ -17,7 +17,7 @@ from typing import Any
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import DataError, PlaceholderError
-from chiasm.core.sample import BoxText, Part, Role, Text, Turn, Video
+from chiasm.core.sample import BoxText, Message, Part, Role, Text, Video
 from chiasm.core.sample import Image as ImagePart
 from chiasm.data.formats.grounding import Objects, box_text, located
 from chiasm.data.formats.media_value import to_image, to_video
@@ -101,7 +101,7 @@ class _Message:
     supervised: bool = True
 
 
-def conversation(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, ...]:
+def conversation(said: Sequence[Said], media: Media, place: Place) -> tuple[Message, ...]:
     """Turns with their placeholders filled in order.
 
     Where no placeholder stands for them, images and videos go before the first user's text.
@@ -112,7 +112,7 @@ def conversation(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn
     return turns
 
 
-def unordered(said: Sequence[Said], media: Media, place: Place) -> tuple[Turn, ...]:
+def unordered(said: Sequence[Said], media: Media, place: Place) -> tuple[Message, ...]:
     """`conversation` whose order of roles may be any."""
     messages = [m for one in said for m in _message(one, place)]
     if not messages:
@@ -338,11 +338,11 @@ def check_count(kind: str, parts: int, entries: int) -> None:
         )
 
 
-def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn]:
+def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Message]:
     if not (media.images or media.videos or media.objects) and not any(
         isinstance(one, _Slot) for m in messages for one in m.items
     ):
-        yield from (Turn(m.role, tuple(m.items), m.supervised) for m in messages)  # type: ignore[arg-type]
+        yield from (Message(m.role, tuple(m.items), m.supervised) for m in messages)  # type: ignore[arg-type]
         return
     images = [to_image(value, entry, place) for entry, value in media.images]
     videos = iter([to_video(value, entry, place) for entry, value in media.videos])
@@ -368,7 +368,7 @@ def _fill(messages: list[_Message], media: Media, place: Place) -> Iterator[Turn
         return box_text(next(boxes), images)
 
     for m in messages:
-        yield Turn(m.role, _parts(m.items, part), m.supervised)
+        yield Message(m.role, _parts(m.items, part), m.supervised)
 
 
 def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part, ...]:
@@ -390,7 +390,7 @@ def _parts(items: Sequence[_Item], part: Callable[[_Slot], Part]) -> tuple[Part,
     return tuple(parts)
 
 
-def check_order(turns: tuple[Turn, ...]) -> None:
+def check_order(turns: tuple[Message, ...]) -> None:
     """Users and assistants take turns, the user first; system turns may stand anywhere."""
     spoken = [(i, turn.role) for i, turn in enumerate(turns) if turn.role != "system"]
     roles = [role for _, role in spoken]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Part, Text, Turn
+from chiasm.core.sample import Image, Message, Part, Text
 from chiasm.data.formats.media_value import is_address, to_image
 from chiasm.data.formats.reading import Place, encodable, show
 
@@ -89,7 +89,7 @@ def marked_messages(texts: Sequence[Any], infos: Sequence[Any]) -> list[dict[str
     return said
 
 
-def document(pieces: Sequence[Any], place: Place) -> tuple[tuple[Turn, ...], dict[str, Any]]:
+def document(pieces: Sequence[Any], place: Place) -> tuple[tuple[Message, ...], dict[str, Any]]:
     """The turns of a document and what its meta says. Raises DataError for one without a text."""
     parts: list[Part] = []
     for i, (kind, value, *more) in enumerate(pieces):
@@ -107,7 +107,7 @@ def document(pieces: Sequence[Any], place: Place) -> tuple[tuple[Turn, ...], dic
             parts.append(Text(text))
     if not any(isinstance(part, Text) and part.text.strip() for part in parts):
         raise DataError("a document without a text; remove it")
-    turns = (Turn("user", ()), Turn("assistant", tuple(parts)))
+    turns = (Message("user", ()), Message("assistant", tuple(parts)))
     return turns, {"interleaved": True, "caption": None}
 
 

@@ -26,7 +26,7 @@ Read = Callable[[Path, Reading], Iterable[Sample]]
 
 
 @dataclass(frozen=True)
-class Format:
+class ImageDatasetFormat:
     """name: as given to --format; title: as told to the user; claims: does it look like this?"""
 
     name: str

@@ -11,7 +11,7 @@ from typing import Any
 
 from chiasm.core.errors import DataError, MissingExtraError
 from chiasm.core.sample import Sample
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.parquet import restored
 from chiasm.data.formats.reading import Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import sample_of
@@ -107,4 +107,4 @@ def _datasets() -> Any:
     return datasets
 
 
-FORMAT = Format("hf", "Hugging Face data set", claims, read)
+FORMAT = ImageDatasetFormat("hf", "Hugging Face data set", claims, read)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.reading import Reading, folder_name, json_lines, samples, table_rows
 from chiasm.data.formats.rows import sample_of
 
@@ -39,4 +39,4 @@ def read(path: Path, reading: Reading) -> Iterable[Sample]:
     )
 
 
-FORMAT = Format("image-folder", "image folder with metadata", claims, read)
+FORMAT = ImageDatasetFormat("image-folder", "image folder with metadata", claims, read)

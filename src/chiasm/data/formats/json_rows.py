@@ -16,7 +16,7 @@ from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
 from chiasm.data.formats import llama_factory
 from chiasm.data.formats.conversation import PLACEHOLDER
-from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.data.formats.format import ImageDatasetFormat, Look, files_of
 from chiasm.data.formats.forms import form_of
 from chiasm.data.formats.messages import TRAIN, find_jsonl
 from chiasm.data.formats.normal import normal
@@ -111,9 +111,11 @@ def _read_table(path: Path, reading: Reading) -> Iterable[Sample]:
         yield from read(path, reading)
 
 
-MESSAGES = Format("messages", "messages JSONL", _claims("messages"), _read_messages)
-LLAVA = Format("llava", "LLaVA JSON", _claims("llava"), read)
-SHAREGPT = Format("sharegpt", "ShareGPT JSON", _claims("sharegpt"), read)
-LLAMA_FACTORY = Format("llama-factory", "LLaMA-Factory JSON", _claims("llama-factory"), read)
-SWIFT = Format("swift", "ms-swift JSONL", _claims("swift"), read)
-TABLE = Format("table", "table", _claims_table, _read_table)
+MESSAGES = ImageDatasetFormat("messages", "messages JSONL", _claims("messages"), _read_messages)
+LLAVA = ImageDatasetFormat("llava", "LLaVA JSON", _claims("llava"), read)
+SHAREGPT = ImageDatasetFormat("sharegpt", "ShareGPT JSON", _claims("sharegpt"), read)
+LLAMA_FACTORY = ImageDatasetFormat(
+    "llama-factory", "LLaMA-Factory JSON", _claims("llama-factory"), read
+)
+SWIFT = ImageDatasetFormat("swift", "ms-swift JSONL", _claims("swift"), read)
+TABLE = ImageDatasetFormat("table", "table", _claims_table, _read_table)

@@ -21,7 +21,7 @@ from typing import Any
 
 from chiasm.core.config import nearest
 from chiasm.core.errors import DataError
-from chiasm.core.sample import BoxText, Image, Part, Sample, Text, Turn, Video
+from chiasm.core.sample import BoxText, Image, Message, Part, Sample, Text, Video
 from chiasm.data.formats.media import Appearing, image_file, video_file
 from chiasm.data.formats.reading import OnError, Reading, folder_name, json_lines, samples
 from chiasm.data.formats.rows import sample_of
@@ -119,8 +119,8 @@ def json_line(sample: Sample, images: list[str], videos: list[str]) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _turn_row(turn: Turn) -> dict:
-    row = {"role": turn.role, "content": [part_row(part) for part in turn.parts]}
+def _turn_row(turn: Message) -> dict:
+    row = {"role": turn.role, "content": [part_row(part) for part in turn.content]}
     return row if turn.supervised else row | {"loss": False}
 
 
@@ -130,7 +130,7 @@ def own_meta(sample: Sample) -> dict:
 
 
 def videos_of(sample: Sample) -> list[Video]:
-    return [p for turn in sample.turns for p in turn.parts if isinstance(p, Video)]
+    return [p for turn in sample.turns for p in turn.content if isinstance(p, Video)]
 
 
 def part_row(part: Part) -> dict:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.errors import DataError, MissingExtraError
-from chiasm.core.sample import Sample, Turn
-from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.core.sample import Message, Sample
+from chiasm.data.formats.format import ImageDatasetFormat, Look, files_of
 from chiasm.data.formats.media import Appearing, image_bytes
 from chiasm.data.formats.messages import own_meta, part_row, videos_of
 from chiasm.data.formats.reading import Reading, Record, folder_name, samples
@@ -95,8 +95,8 @@ def _row(sample: Sample) -> dict:
     }
 
 
-def _message(turn: Turn) -> dict:
-    parts = [part_row(part) for part in turn.parts]
+def _message(turn: Message) -> dict:
+    parts = [part_row(part) for part in turn.content]
     return {"role": turn.role, "content": parts, "loss": None if turn.supervised else False}
 
 
@@ -147,4 +147,4 @@ def _pyarrow(purpose: str) -> Any:
     return pyarrow
 
 
-FORMAT = Format("parquet", "parquet", claims, read)
+FORMAT = ImageDatasetFormat("parquet", "parquet", claims, read)

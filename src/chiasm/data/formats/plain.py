@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Image, Sample
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.media import SUFFIXES
 from chiasm.data.formats.reading import LONGEST, Reading, Record, folder_name, samples
 from chiasm.data.formats.rows import described
@@ -73,4 +73,4 @@ def _words(file: Path) -> str:
         raise DataError(f"no readable {file.name} beside it; write its caption there") from None
 
 
-FORMAT = Format("plain", "folder of images with .txt", claims, read)
+FORMAT = ImageDatasetFormat("plain", "folder of images with .txt", claims, read)

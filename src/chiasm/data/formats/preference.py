@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Text, Turn
+from chiasm.core.sample import Message, Text
 from chiasm.data.formats import forms
 from chiasm.data.formats.conversation import ROLES, Media, Said, check_order, unordered
 from chiasm.data.formats.forms import Row
@@ -41,7 +41,7 @@ def pair(
     media: Media,
     images: Sequence[tuple[str, Any]],
     place: Place,
-) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """The conversation with its chosen reply, and the rejected reply.
 
     The image parts of the rejected reply stand for what is left of the record's images and for
@@ -61,7 +61,7 @@ def pair(
             f"the rejected reply is {len(worse)} messages of {[turn.role for turn in worse]}; give "
             "one message of the assistant's"
         )
-    if turns[-1].parts == worse[0].parts and all(isinstance(p, Text) for p in worse[0].parts):
+    if turns[-1].content == worse[0].content and all(isinstance(p, Text) for p in worse[0].content):
         raise DataError("chosen and rejected are the same reply; remove the record")
     return turns, worse
 

@@ -18,7 +18,7 @@ from chiasm.data.formats import (
     vlmevalkit,
     webdataset,
 )
-from chiasm.data.formats.format import Format, Look
+from chiasm.data.formats.format import ImageDatasetFormat, Look
 from chiasm.data.formats.json_rows import (
     LLAMA_FACTORY,
     LLAVA,
@@ -31,9 +31,9 @@ from chiasm.data.formats.messages import write_messages
 from chiasm.data.formats.parquet import write_parquet
 from chiasm.data.formats.webdataset import write_webdataset
 
-FORMATS: Registry[Format] = Registry(
+FORMATS: Registry[ImageDatasetFormat] = Registry(
     "format",
-    Format,
+    ImageDatasetFormat,
     {
         each.name: each
         for each in (
@@ -66,13 +66,13 @@ WRITERS: dict[str, Write] = {
 }
 
 
-def by_name(name: str) -> Format:
+def by_name(name: str) -> ImageDatasetFormat:
     """The format called so, or module:NAME of the user's own. Raises ConfigError with the nearest
     name."""
     return FORMATS.find(name)
 
 
-def detect(path: Path, columns: Mapping[str, str] | None = None) -> Format:
+def detect(path: Path, columns: Mapping[str, str] | None = None) -> ImageDatasetFormat:
     """The one format that recognises itself in the path. Raises DataError where none does, or
     several: then the user decides. columns: what -> column (normal.COLUMNS)."""
     look = Look(path, columns or {})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Turn
+from chiasm.core.sample import Image, Message
 from chiasm.data.caption import PROMPT
 from chiasm.data.formats import forms
 from chiasm.data.formats.answers import (
@@ -30,7 +30,7 @@ from chiasm.data.formats.row_messages import said_of
 
 TRUE = "{}\nIs this true of the image?"
 LOCATE, DETECT = "Locate {} in the image.", "Detect all objects in the image."
-Made = tuple[tuple[Turn, ...], dict[str, Any]]
+Made = tuple[tuple[Message, ...], dict[str, Any]]
 
 
 def _messages(row: Row, place: Place) -> Made:
@@ -131,7 +131,7 @@ def _question(row: Row, place: Place) -> Made:
         said.append(Said(found[0], "assistant", "<bbox>"))
         media.objects = Objects((), [box])
     turns, meta = _told(row, said, place, meta, media)
-    images = [part for turn in turns for part in turn.parts if isinstance(part, Image)]
+    images = [part for turn in turns for part in turn.content if isinstance(part, Image)]
     meta["box"] = list(box_text(box, images).box)
     return turns, meta
 
@@ -148,7 +148,7 @@ def _expressions(row: Row, place: Place) -> Made:
     media = media_of(row, place)
     media.objects = Objects((), [box] * (len(said) // 2))
     turns, meta = _told(row, said, place, None, media)
-    return turns, meta | {"box": list(turns[-1].parts[0].box)}  # type: ignore[union-attr]
+    return turns, meta | {"box": list(turns[-1].content[0].box)}  # type: ignore[union-attr]
 
 
 def _box(row: Row, name: str, value: Any) -> Box:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Image, Sample, Text, Turn, answer, question
+from chiasm.core.sample import Image, Message, Sample, Text, assistant, user
 from chiasm.data.caption import PROMPT
 from chiasm.data.formats import forms
 from chiasm.data.formats.forms import Form, Row, form_with
@@ -37,7 +37,7 @@ def sample_of(
     name = identity({"id": row.get(forms.ID)})
     row.used.update(("independent", "meta"))
     turns, meta = MAKERS[form.name](row, place)
-    rejected: tuple[Turn, ...] = meta.pop(REJECTED, ())
+    rejected: tuple[Message, ...] = meta.pop(REJECTED, ())
     desired = desired_of(row)
     independent = typed(row.values, "independent", bool, None)
     sample = Sample(
@@ -55,16 +55,16 @@ def sample_of(
     return sample
 
 
-def _says_nothing(turn: Turn) -> bool:
+def _says_nothing(turn: Message) -> bool:
     """An assistant's message that is learnt and holds nothing."""
     if turn.role != "assistant" or not turn.supervised:
         return False
-    if turn.parts and type(turn.parts[0]) is Text and turn.parts[0].text.strip():
+    if turn.content and type(turn.content[0]) is Text and turn.content[0].text.strip():
         return False  # nearly all
-    return not turn.text.strip() and all(isinstance(part, Text) for part in turn.parts)
+    return not turn.text.strip() and all(isinstance(part, Text) for part in turn.content)
 
 
-def _separate(form: Form, turns: Sequence[Turn]) -> bool:
+def _separate(form: Form, turns: Sequence[Message]) -> bool:
     return form.name in ("texts", "expression") and len(turns) > 2
 
 
@@ -73,7 +73,7 @@ def described(
 ) -> Sample:
     """Images and what they show: the first caption is the answer, all are in meta.captions."""
     found = cleaned(captions)
-    turns = (question(*images, PROMPT), answer(found[0]))
+    turns = (user(*images, PROMPT), assistant(found[0]))
     return Sample(turns, name, source, False, {**meta, "captions": found})
 
 

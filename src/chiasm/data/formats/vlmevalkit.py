@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from chiasm.core.sample import Sample
-from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.data.formats.format import ImageDatasetFormat, Look, files_of
 from chiasm.data.formats.reading import Reading, folder_name, samples, table_rows
 from chiasm.data.formats.rows import sample_of
 from chiasm.data.formats.shared_images import SharedImages
@@ -32,4 +32,4 @@ def read(path: Path, reading: Reading) -> Iterable[Sample]:
         yield from samples(table_rows(file, "\t"), make, source, reading.on_error)
 
 
-FORMAT = Format("vlmevalkit", "VLMEvalKit TSV", claims, read)
+FORMAT = ImageDatasetFormat("vlmevalkit", "VLMEvalKit TSV", claims, read)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
-from chiasm.data.formats.format import Format, Look, files_of
+from chiasm.data.formats.format import ImageDatasetFormat, Look, files_of
 from chiasm.data.formats.media import SUFFIXES, Appearing, image_bytes, suffix
 from chiasm.data.formats.messages import json_line, videos_of
 from chiasm.data.formats.reading import Reading, Record, folder_name, json_object, samples
@@ -117,4 +117,4 @@ def _add(tar: tarfile.TarFile, key: str, sample: Sample) -> None:
         tar.addfile(head, io.BytesIO(data))
 
 
-FORMAT = Format("webdataset", "WebDataset", claims, read)
+FORMAT = ImageDatasetFormat("webdataset", "WebDataset", claims, read)

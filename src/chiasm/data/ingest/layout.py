@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from chiasm.core.sample import Image, Turn, answer, question
+from chiasm.core.sample import Image, Message, assistant, user
 from chiasm.data.boxes import HINT, Box, write_box
 
 
@@ -88,9 +88,9 @@ def order_pairs(lines: Sequence[Line], random: Random, count: int = 2) -> list[t
     return pairs
 
 
-def turns(image: Image, pairs: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
+def turns(image: Image, pairs: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
     """Questions about one image, which the first of them carries."""
     result = []
     for n, (asked, reply) in enumerate(pairs):
-        result += [question(*[image][n:], asked), answer(reply)]
+        result += [user(*[image][n:], asked), assistant(reply)]
     return tuple(result)

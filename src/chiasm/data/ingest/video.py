@@ -16,7 +16,7 @@ import PIL.Image
 
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.sample import Image, Sample, Video, answer, question
+from chiasm.core.sample import Image, Sample, Video, assistant, user
 from chiasm.data.ingest.collect import Collected, Skip, Source, collect, files_in
 
 SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
@@ -79,12 +79,12 @@ def read_video(source: Source, skip: Skip, options: VideoOptions) -> Iterator[Sa
             if caption.start > 0 or caption.until is not None:
                 skip(where, "a cue of some seconds needs --frames of 1 or more")
                 continue
-            asked = question(Video(source.path, where), "Describe the video.")
+            asked = user(Video(source.path, where), "Describe the video.")
         else:
             images = [Image(_jpeg(image), where) for _, image in frames]
             what = f"These are {len(images)} frames" if len(images) > 1 else "This is a frame"
-            asked = question(*images, f"{what} of a video. Describe the video.")
-        turns = (asked, answer(caption.text))
+            asked = user(*images, f"{what} of a video. Describe the video.")
+        turns = (asked, assistant(caption.text))
         yield Sample(turns, f"{source.name}#{number}", "video", meta=meta)
 
 

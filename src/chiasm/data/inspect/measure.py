@@ -288,7 +288,7 @@ def _remark(seen: list[Seen]) -> None:
 
 
 def _says(turn) -> bool:
-    return bool(turn.text.strip()) or any(isinstance(part, Image) for part in turn.parts)
+    return bool(turn.text.strip()) or any(isinstance(part, Image) for part in turn.content)
 
 
 def usual(values: Iterable[int]) -> tuple[float, float]:

@@ -237,7 +237,7 @@ def spaced(items: list[Seen], count: int) -> list[Seen]:
 
 def _card(seen: Seen, alike: bool) -> str:
     turns = "".join(
-        f"<p class='{turn.role}'><b>{turn.role}</b> <span>{escape(_shown(turn.parts))}</span></p>"
+        f"<p class='{turn.role}'><b>{turn.role}</b> <span>{escape(_shown(turn.content))}</span></p>"
         for turn in seen.sample.turns[:8]
     )
     tags = f"{'odd ' * bool(seen.all_remarks)}{'alike' * alike}".strip()

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from chiasm.core.sample import Image, Part, Text, Turn
+from chiasm.core.sample import Image, Message, Part, Text
 from chiasm.data.inspect.measure import Inspection, Seen
 from chiasm.data.inspect.page import spaced, summary
 from chiasm.data.load import detected
@@ -64,8 +64,8 @@ def _as_read(seen: Seen) -> str:
     lines = [f"— {seen.name} ({seen.split})"]
     labels = {None: "", True: " (good)", False: " (bad)"}
 
-    def line(turn: Turn, note: str = "") -> str:
-        text = " ".join("".join(map(part, turn.parts)).split())
+    def line(turn: Message, note: str = "") -> str:
+        text = " ".join("".join(map(part, turn.content)).split())
         learnt = note if turn.supervised else " (not learnt)"
         return f"  {turn.role}{learnt}: {text if len(text) <= 300 else text[:300] + '…'}"
 

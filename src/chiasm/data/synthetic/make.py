@@ -19,7 +19,7 @@ from random import Random
 from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError, DataError
 from chiasm.core.progress import Bar, Show
-from chiasm.core.sample import Image, Sample, answer, question
+from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import TRAIN, write_messages
 from chiasm.data.load import TEST
 from chiasm.data.synthetic import charts, documents, forms, pages, receipts, scenes, slips, tables
@@ -105,7 +105,7 @@ def make_sample(kind: str, seed: int, index: int) -> Sample:
     image = Image(file.getvalue(), f"{kind} {index} of seed {seed}")
     turns = []
     for n, one in enumerate(asked):
-        turns += [question(*[image][n:], one.question), answer(one.answer)]
+        turns += [user(*[image][n:], one.question), assistant(one.answer)]
     meta = {
         "kind": kind,
         "key": made.key(content),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from chiasm.eval.duel import TOLERANCE, Bout, Outcome, Stand, conclusions, in_short
+from chiasm.eval.duel import TOLERANCE, ModelAtBudget, Outcome, PairwiseTest, conclusions, in_short
 from chiasm.eval.report.charts import percent
 from chiasm.eval.report.compared import css, header, p_value, points, table
 from chiasm.eval.report.page import write_page
@@ -70,7 +70,7 @@ def _curves(outcome: Outcome, titles: Mapping[str, str], measure: str) -> str:
     )
 
 
-def _point(stand: Stand) -> Point:
+def _point(stand: ModelAtBudget) -> Point:
     runs = tuple((stand.budget, trial.mean) for trial in stand.trials)
     return Point(stand.budget, stand.mean, stand.interval, runs)
 
@@ -112,7 +112,7 @@ def _bouts(outcome: Outcome) -> str:
     )
 
 
-def _bout(bout: Bout) -> str:
+def _bout(bout: PairwiseTest) -> str:
     low, high = (f"{100 * end:+.1f}".replace("-", "\u2212") for end in bout.interval)
     cells = (
         f"{bout.budget:.3g}",

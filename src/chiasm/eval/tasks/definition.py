@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from chiasm.core.sample import Image, Sample, Video, answer, question
+from chiasm.core.sample import Image, Sample, Video, assistant, user
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -41,7 +41,7 @@ def asked(
 ) -> Sample:
     """One question with its answer. meta: "answers", "options", "category", "box" and what else
     its metric reads; None is left out."""
-    turns = (question(*media, words), answer(reference))
+    turns = (user(*media, words), assistant(reference))
     kept = {key: value for key, value in meta.items() if value is not None}
     return Sample(turns, str(name), meta={**kept, "where": where})
 

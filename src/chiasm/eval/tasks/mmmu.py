@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Sample, Text, Turn, answer
+from chiasm.core.sample import Message, Sample, Text, assistant
 from chiasm.eval.tasks.definition import SHORT, Definition, lettered, with_options
 from chiasm.eval.tasks.rows import hub_rows, read_image
 
@@ -42,7 +42,7 @@ def _sample(row: dict, folder: Path) -> Sample:
         for i, piece in enumerate(pieces)
         if piece
     ]
-    return Sample((Turn("user", tuple(parts)), answer(reference)), row["id"], meta=meta)
+    return Sample((Message("user", tuple(parts)), assistant(reference)), row["id"], meta=meta)
 
 
 DEFINITION = Definition("choice", read, "validation", "SUBJECT/validation-*.parquet", "MMMU/MMMU")

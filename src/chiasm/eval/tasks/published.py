@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chiasm.core.errors import DataError
-from chiasm.core.sample import Sample, Text, Turn, answer
+from chiasm.core.sample import Message, Sample, Text, assistant
 from chiasm.data.formats.published import Finder
 from chiasm.data.formats.reading import Reading
 from chiasm.data.load import open_source
@@ -70,14 +70,14 @@ def _asked(
     if words == CAPTION:
         captions = [" ".join(c.split()) for c in meta.get("captions") or meta.get("answers") or ()]
         meta |= {"captions": captions, "answers": captions}
-        text, reply = CAPTION, answer(captions[0])
+        text, reply = CAPTION, assistant(captions[0])
     else:
         text = turn.text + words
-    parts = (*(part for part in turn.parts if not isinstance(part, Text)), Text(text))
+    parts = (*(part for part in turn.content if not isinstance(part, Text)), Text(text))
     name = sample.id or str(number)
     begin = f"{meta['category']}-" if kinds and meta["category"] else ""
     return sample.replace(
-        turns=(*before, Turn("user", parts), reply),
+        turns=(*before, Message("user", parts), reply),
         id=f"{begin}{name}",
         meta={key: value for key, value in meta.items() if value is not None},
     )

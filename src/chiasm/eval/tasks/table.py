@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chiasm.core.errors import ConfigError
-from chiasm.core.sample import Sample, Text, Turn
+from chiasm.core.sample import Message, Sample, Text
 from chiasm.data.formats.normal import COLUMNS
 from chiasm.data.formats.reading import Reading
 from chiasm.data.load import open_data
@@ -49,12 +49,12 @@ def prompted(sample: Sample, prompt: str) -> Sample:
     if not prompt:
         return sample
 
-    def turn(one: Turn) -> Turn:
+    def turn(one: Message) -> Message:
         if one.role != "user":
             return one
         if "{question}" not in prompt:
-            return one.replace(parts=(*one.parts, Text(f"\n{prompt}")))
-        media = tuple(part for part in one.parts if not isinstance(part, Text))
-        return one.replace(parts=(*media, Text(prompt.replace("{question}", one.text))))
+            return one.replace(content=(*one.content, Text(f"\n{prompt}")))
+        media = tuple(part for part in one.content if not isinstance(part, Text))
+        return one.replace(content=(*media, Text(prompt.replace("{question}", one.text))))
 
     return sample.replace(turns=tuple(map(turn, sample.turns)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chiasm.core.registry import Registry
 from chiasm.hub.formats.chameleon import CHAMELEON
 from chiasm.hub.formats.emu3 import EMU3
-from chiasm.hub.formats.format import Format, Target
+from chiasm.hub.formats.format import CheckpointFormat, Target
 from chiasm.hub.formats.gguf import GGUFFormat
 from chiasm.hub.formats.idefics3 import IDEFICS3, SMOLVLM
 from chiasm.hub.formats.llava import LlavaFormat
@@ -14,11 +14,11 @@ from chiasm.hub.formats.paligemma import PaliGemmaFormat
 from chiasm.mllm.model import MLLM
 from chiasm.unified.model import Unified
 
-__all__ = ["FORMATS", "UNIFIED", "Format", "Target"]
+__all__ = ["FORMATS", "UNIFIED", "CheckpointFormat", "Target"]
 
-FORMATS: Registry[Format[MLLM]] = Registry(
+FORMATS: Registry[CheckpointFormat[MLLM]] = Registry(
     "layout of an MLLM",
-    Format,
+    CheckpointFormat,
     {
         "llava": LlavaFormat(),
         "llava-next": LlavaNextFormat(),
@@ -28,8 +28,8 @@ FORMATS: Registry[Format[MLLM]] = Registry(
         "gguf": GGUFFormat(),
     },
 )
-UNIFIED: Registry[Format[Unified]] = Registry(
-    "layout of a unified model", Format, {"chameleon": CHAMELEON, "emu3": EMU3}
+UNIFIED: Registry[CheckpointFormat[Unified]] = Registry(
+    "layout of a unified model", CheckpointFormat, {"chameleon": CHAMELEON, "emu3": EMU3}
 )
 """A layout of the user's own is added by FORMATS.register or UNIFIED.register in a module that is
 imported or named by --allow-custom: folders are then read by it too."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from chiasm.core.errors import CheckpointError
 from chiasm.core.quiet import quiet
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data import text as names
 from chiasm.data.processor import Processor
 from chiasm.hub.formats import unified_layout as layout
@@ -184,7 +184,7 @@ def _compare_prompts(processor: Processor, folder: Path) -> None:
     )
     given = reader(images=[image], text=text, return_tensors="pt")
     found = given["input_ids"][0].tolist()
-    ours = processor.prompts([Sample((question(Image(image), "red?"),))])[0][0].ids.tolist()
+    ours = processor.prompts([Sample((user(Image(image), "red?"),))])[0][0].input_ids.tolist()
     vocabulary = processor.codec.vocabulary
     assert vocabulary is not None
     shown = reader.tokenizer.convert_tokens_to_ids(layout.PLACEHOLDER)

@@ -16,7 +16,7 @@ Target = Literal["hf", "gguf"]
 
 
 @runtime_checkable
-class Format(Protocol[M]):
+class CheckpointFormat(Protocol[M]):
     """One file a layout, with one object of this kind.
 
     name: of the layout, for people. target: what `chiasm export --to` calls its family.

@@ -13,7 +13,7 @@ import torch
 from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
 from chiasm.core.quiet import quiet
-from chiasm.core.sample import Image, Sample, question
+from chiasm.core.sample import Image, Sample, user
 from chiasm.data.processor import Processor
 from chiasm.hub.formats.stock import read_model
 from chiasm.mllm.model import MLLM
@@ -55,11 +55,11 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
     inputs.pop("labels", None)
     if usual is not reader:
         _same_pixels(folder, inputs, usual(**given), reader.image_processor.image_std)
-    asked = processor.prompts([Sample((question(Image(image), QUESTION),))])[0][0]
-    if asked.ids.tolist() != inputs["input_ids"][0].tolist():
+    asked = processor.prompts([Sample((user(Image(image), QUESTION),))])[0][0]
+    if asked.input_ids.tolist() != inputs["input_ids"][0].tolist():
         raise CheckpointError(
             f"{folder}: transformers reads a prompt of {inputs['input_ids'].shape[1]} tokens where "
-            f"this model was given {len(asked.ids)}; its processor files do not say the same"
+            f"this model was given {len(asked.input_ids)}; its processor files do not say the same"
         )
     device = next(model.parameters()).device
     ours = model.logits(model(pack([[asked]]).to(device))).cpu().float()
@@ -72,8 +72,8 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
             "the export is wrong"
         )
     return (
-        f"read back with transformers: the same {len(asked.ids)} tokens, logits apart by at most "
-        f"{apart:.1e} (largest {largest:.3g})"
+        f"read back with transformers: the same {len(asked.input_ids)} tokens, logits apart by "
+        f"at most {apart:.1e} (largest {largest:.3g})"
     )
 
 

@@ -15,7 +15,7 @@ from chiasm.core.device import moved_tensor
 from chiasm.mllm.config import CrossAttentionConfig
 from chiasm.mllm.projectors.inner import InnerProjector, Sight, Step
 from chiasm.mllm.projectors.parts import check_heads
-from chiasm.nn.attention import Index, Layout, attend, visible
+from chiasm.nn.attention import AttentionPlan, TokenIndex, attention, visible
 
 Pair = tuple[Tensor, Tensor]
 
@@ -25,7 +25,7 @@ class Images:
     """The images of each row, as the blocks see them: index of their placeholders [B M], and keys
     and values [B M D] for every block. Rows are filled up with segment -1, which no text has."""
 
-    index: Index
+    index: TokenIndex
     pairs: tuple[Pair, ...]
 
     def select(self, rows: Tensor) -> Images:
@@ -141,7 +141,7 @@ class CrossAttentionProjector(InnerProjector):
             return laid(column.flatten()[sight.at][which], filling)
 
         own = sight.index
-        index = Index(of_slots(own.segment, -1), of_slots(own.block), of_slots(own.branch))
+        index = TokenIndex(of_slots(own.segment, -1), of_slots(own.block), of_slots(own.branch))
         pairs = tuple((laid(k), laid(v)) for k, v in self.inner(features, grids))
         return Images(index, pairs)
 
@@ -173,7 +173,7 @@ class GatedBlock(nn.Module):
             for y in (self.q_proj(self.norm(x)), *pair)
         )
         # A row of the softmax without any key would be NaN: it sees all, and is thrown away.
-        seen = attend(q, k.to(q.dtype), v.to(q.dtype), Layout((mask | ~sees)[:, None]))
+        seen = attention(q, k.to(q.dtype), v.to(q.dtype), AttentionPlan((mask | ~sees)[:, None]))
         y = x + sees * self.gate.tanh() * self.out_proj(seen.transpose(1, 2).flatten(2))
         mixed = self.down(F.relu(self.up(self.mlp_norm(y))).square())
         return (y + sees * self.mlp_gate.tanh() * mixed).to(x.dtype)

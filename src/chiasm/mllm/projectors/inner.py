@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from chiasm.mllm.projectors.base import Projector
-from chiasm.nn.attention import Index
+from chiasm.nn.attention import TokenIndex
 from chiasm.nn.cache import KVCache
 
 Step = Callable[[Tensor], Tensor]
@@ -26,7 +26,7 @@ class Sight:
 
     slots: Tensor
     at: Tensor
-    index: Index
+    index: TokenIndex
     cache: KVCache | None
     arrange: Callable[[Tensor], Tensor] = lambda tokens: tokens
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chiasm.core.errors import ConfigError
-from chiasm.nn.attention import attend, full_layout
+from chiasm.nn.attention import attention, full_layout
 
 
 def by_shape(project: Callable[[Tensor], Tensor], features: Tensor, grids: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Attention(nn.Module):
                 (self.v_proj, source if values is None else values),
             )
         )
-        return self.out_proj(attend(q, k, v, full_layout()).transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v, full_layout()).transpose(1, 2).flatten(2))
 
 
 def check_heads(width: int, heads: int) -> None:
