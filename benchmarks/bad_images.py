@@ -38,7 +38,7 @@ from chiasm.data.text import train_bpe
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.projectors import build_projector
-from chiasm.train.meter import memory_in_use
+from chiasm.train.throughput import memory_in_use
 from chiasm.vision.config import ViTConfig
 
 IMAGES, EVERY, TOKENS = 1000, 100, 2048

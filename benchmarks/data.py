@@ -54,7 +54,7 @@ from chiasm.data.reader import Reader
 from chiasm.data.shard_import import ImportPlan
 from chiasm.data.shards import run_by_workers
 from chiasm.data.turns import Mixed, Turns
-from chiasm.train.meter import memory_in_use
+from chiasm.train.throughput import memory_in_use
 
 IMAGES, SHARD, BUFFER, WORKERS = 1000, 250, 1000, 2
 CPU = torch.device("cpu")

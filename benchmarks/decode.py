@@ -1,4 +1,4 @@
-"""Decoding of both routes: chiasm.infer.generate.Generator against transformers' generate.
+"""Decoding of both routes: chiasm.generation.generator.Generator against transformers' generate.
 
     unified  eight images of 64 codes, each after a short caption. The peer is the same model,
              exported as Emu3ForConditionalGeneration and read back, on left-padded prompts that end
@@ -42,8 +42,8 @@ from chiasm.data import easy_vqa
 from chiasm.data.processor import Processor
 from chiasm.data.template import RoleTemplate
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub.formats.emu3 import EMU3
-from chiasm.infer.generate import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig
 from chiasm.mllm.language import attention_forward

@@ -38,7 +38,7 @@ from chiasm.data.processor import Processor
 from chiasm.data.text import train_bpe
 from chiasm.eval.runner import evaluate
 from chiasm.eval.task import QuestionTask
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.unified.config import UnifiedConfig
 

@@ -17,8 +17,8 @@ CPU computes, and how fast it trains and decodes against plain transformers modu
     decode_135m   tokens a second with 1, 8 and 64 rows, weights in bf16: language model of an MLLM
     decode_1b     the same of the unified model of 1.1 billion parameters
 
-Ours is what users run: chiasm.train.loop.train with a packed row, chiasm.infer's Generator. The
-peer of a step is put together from SiglipVisionModel, CLIPVisionModel and LlamaForCausalLM with
+Ours is what users run: chiasm.train.loop.train with a packed row, chiasm.generation's Generator.
+The peer of a step is put together from SiglipVisionModel, CLIPVisionModel and LlamaForCausalLM with
 sdpa and a stock loop: one padded row a sample, an attention mask, the models' own labels= loss,
 fused AdamW, gradients clipped, bf16 by autocast, the same samples and the same weights (the first
 losses must agree within 1 %; padded rows are halved into as many micro-batches as fit). The
@@ -84,7 +84,7 @@ from chiasm.core.sample import Image, Sample, user
 from chiasm.data.processor import Processor
 from chiasm.data.stream import pack_evenly
 from chiasm.data.text import SPECIALS, train_bpe
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLPConfig, PixelShuffleConfig
 from chiasm.mllm.language import adopt_language

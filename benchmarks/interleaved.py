@@ -28,8 +28,8 @@ from chiasm.core.sample import Sample, user
 from chiasm.data import easy_vqa
 from chiasm.data.objectives import CHANGES, DRAW_SAY_REDRAW
 from chiasm.eval.judge import Judge, judge_accuracy, train_judge
+from chiasm.generation.generator import Generator
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
 from chiasm.recipes.demo import ATTRIBUTES
 from chiasm.recipes.recipe import find
 from chiasm.recipes.run import run

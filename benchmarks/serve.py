@@ -69,12 +69,12 @@ from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample
 from chiasm.core.sample import user as ask
 from chiasm.data import easy_vqa
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm, unified
 from chiasm.hub.export import export
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PadConfig
-from chiasm.nn.products import Weights
+from chiasm.nn.cpu_linear import Weights
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job
 from chiasm.unified.config import UnifiedConfig

@@ -57,7 +57,7 @@ from chiasm.mllm.config import PixelShuffleConfig
 from chiasm.mllm.language import adopt_language
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.nn.peak import gemm_peak
+from chiasm.nn.peak_flops import gemm_peak
 from chiasm.recipes import nanovlm_222m, unified_base
 from chiasm.recipes.shapes import LANGUAGE, VISION
 from chiasm.unified.config import UnifiedConfig

@@ -34,6 +34,8 @@ from chiasm.eval.conversation import group_key
 from chiasm.eval.identity import weights_hash
 from chiasm.eval.runner import Result
 from chiasm.eval.runner import evaluate as run_evaluation
+from chiasm.generation.best_of import draw
+from chiasm.generation.generator import Generator
 from chiasm.hub.card import (
     Card,
     Metric,
@@ -51,11 +53,9 @@ from chiasm.hub.load import load as load_folder
 from chiasm.hub.mllm import replace_projector
 from chiasm.hub.save import Layout, replace_folder, save
 from chiasm.hub.source import is_hub_id, local_folder
-from chiasm.infer.draw import draw
-from chiasm.infer.generate import Generator
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import Projector
-from chiasm.recipes.asked import Asked, for_runs
+from chiasm.recipes.eval_task import Asked, for_runs
 from chiasm.recipes.evaluate import How, ask_model
 from chiasm.recipes.fresh import fresh
 from chiasm.recipes.recipe import NAMES, Recipe, find, run_folder, with_overrides
@@ -136,7 +136,7 @@ class VLM:
 
     @property
     def generator(self) -> Generator | GenericGenerator:
-        """Generates replies to samples (infer/generate.py), made when first used."""
+        """Generates replies to samples (generation/generator.py), made when first used."""
         if self._generator is None:
             if isinstance(self.model, GenericVLM):
                 self._generator = GenericGenerator(self.model, self.processor)  # type: ignore[arg-type]
@@ -180,8 +180,8 @@ class VLM:
         self, text: str, n: int = 1, seed: int = 0, best_of: int = 4, **sampling: Any
     ) -> list[PIL.Image.Image]:
         """n images of a text. best_of: each is the best by the model's own judgement of up to so
-        many (infer/draw.py); 1 keeps the first. sampling: as of ask, by default temperature 1,
-        top_p 0.95 and guidance 1.5. Raises NotGenerativeError for an MLLM."""
+        many (generation/best_of.py); 1 keeps the first. sampling: as of ask, by default temperature
+        1, top_p 0.95 and guidance 1.5. Raises NotGenerativeError for an MLLM."""
         if not self.can_generate_images:
             raise NotGenerativeError(
                 "generate_images: this model is an MLLM, which reads images and generates text; "

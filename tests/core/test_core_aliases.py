@@ -11,7 +11,7 @@ from chiasm.core import aliases
 from chiasm.core.config import from_dict, override, tag_of, to_dict
 from chiasm.core.errors import ConfigError
 from chiasm.mllm.config import MLLMConfig, PadConfig
-from chiasm.recipes.bill import bill_of
+from chiasm.recipes.cost import bill_of
 from chiasm.recipes.recipe import Augment, Recipe
 from chiasm.train.stage import Ranks, Stage
 from chiasm.unified.config import AutoencoderConfig, StockNetworks, UnifiedConfig

@@ -39,7 +39,7 @@ from chiasm.data.text import train_bpe
 from chiasm.eval.conversation import questions_of
 from chiasm.eval.tasks.table import prompted, read_table
 from chiasm.recipes import run
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.eval_task import Asked
 from chiasm.recipes.labels import inspect_labels
 
 

@@ -28,7 +28,7 @@ from chiasm.data.inspect.measure import inspect_data
 from chiasm.data.load import load_samples, open_data
 from chiasm.data.quarantine import Quarantine
 from chiasm.eval.task import QuestionTask
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.eval_task import Asked
 
 FORMS = sorted(path.parent for path in (Path(__file__).parent / "forms").glob("*/expected.json"))
 

@@ -20,9 +20,9 @@ from chiasm.data.clips import Clips, Frames
 from chiasm.data.formats.messages import read_messages
 from chiasm.data.text import train_bpe
 from chiasm.data.video import choose, read_footage
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm as hub
 from chiasm.hub import unified
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import AS_TRAINED, AnyResConfig, LinearConfig, MLLMConfig, SplitConfig
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig

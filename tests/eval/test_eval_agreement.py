@@ -15,9 +15,9 @@ from chiasm.eval.harness import USUAL
 from chiasm.eval.runner import evaluate
 from chiasm.eval.scoring import METRICS
 from chiasm.eval.tasks.registry import NAMES
-from chiasm.infer.generate import Generator
-from chiasm.infer.likelihood import LabelResponder
-from chiasm.recipes.asked import Asked
+from chiasm.generation.generator import Generator
+from chiasm.generation.likelihood import LabelResponder
+from chiasm.recipes.eval_task import Asked
 from chiasm.recipes.evaluate import How, _labels
 
 ANSWERS = {

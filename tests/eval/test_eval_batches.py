@@ -16,8 +16,8 @@ from chiasm.data.text import train_bpe
 from chiasm.eval.identity import prompt_hashes
 from chiasm.eval.runner import evaluate, flip_rate
 from chiasm.eval.task import QuestionTask
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm, unified
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, NativeConfig
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig

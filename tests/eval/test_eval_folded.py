@@ -10,7 +10,7 @@ from chiasm.eval.runner import majority_baseline
 from chiasm.eval.scoring import METRICS, find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
 from chiasm.eval.tasks.table import read_table
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.eval_task import Asked
 
 OPTIONS = {"A": "dog", "B": "cat"}
 

@@ -15,7 +15,7 @@ from chiasm.eval.metrics import lmms_eval
 from chiasm.eval.scoring import METRICS
 from chiasm.eval.task import MeasuredTask
 from chiasm.eval.tasks.registry import NAMES, find_benchmark
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.eval_task import Asked
 
 RECORDED = json.loads((Path(__file__).parent / "lmms_eval_0_7_3.json").read_text())
 

@@ -20,7 +20,7 @@ from chiasm.eval.report.compared import render_comparison
 from chiasm.eval.runner import evaluate
 from chiasm.eval.scoring import find_metric
 from chiasm.eval.task import MeasuredTask, QuestionTask
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
 
 FIELDS = ("company", "date", "address", "total")
 
@@ -191,7 +191,7 @@ def test_turns_share_the_image_and_reply_as_if_asked_alone(tmp_path):
 
 def test_the_command_reports_turns_and_refuses_what_cannot_be(tmp_path, capsys):
     from chiasm.core.errors import ConfigError
-    from chiasm.recipes.asked import Asked
+    from chiasm.recipes.eval_task import Asked
     from chiasm.recipes.evaluate import How, _print, ask_model
 
     lines = []

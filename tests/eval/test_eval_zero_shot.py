@@ -25,13 +25,13 @@ from chiasm.eval.perplexity import modality_perplexity
 from chiasm.eval.prompts import draw_prompts, mean_clip_score, rules_apply, score_by_rules
 from chiasm.eval.task import QuestionTask
 from chiasm.eval.zero_shot import class_vectors, classify, retrieval, zero_shot_accuracy
-from chiasm.hub import contrastive, unified
-from chiasm.infer.generate import Generator
-from chiasm.infer.likelihood import (
+from chiasm.generation.generator import Generator
+from chiasm.generation.likelihood import (
     LabelResponder,
     label_log_likelihood,
     reply_log_likelihood,
 )
+from chiasm.hub import contrastive, unified
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig, ViTConfig
@@ -206,9 +206,9 @@ def test_labels_in_branches_are_as_likely_as_alone(talker, labels):
 
 
 def test_more_labels_than_one_trunk_holds(talker, monkeypatch):
-    monkeypatch.setattr("chiasm.infer.likelihood.AT_ONCE", 3)
+    monkeypatch.setattr("chiasm.generation.likelihood.AT_ONCE", 3)
     (few,) = label_log_likelihood(talker, [ask("red")], [LABELS])
-    monkeypatch.setattr("chiasm.infer.likelihood.AT_ONCE", 64)
+    monkeypatch.setattr("chiasm.generation.likelihood.AT_ONCE", 64)
     (all_at_once,) = label_log_likelihood(talker, [ask("red")], [LABELS])
     assert few == pytest.approx(all_at_once, abs=1e-4)
 
@@ -237,7 +237,9 @@ def test_the_likeliest_label_is_said(talker):
 def test_labels_are_told_sample_by_sample(talker, monkeypatch):
     monkeypatch.setattr(talker, "tokens", 1)
     ran = []
-    monkeypatch.setattr("chiasm.infer.likelihood.pack", lambda rows: ran.append(rows) or pack(rows))
+    monkeypatch.setattr(
+        "chiasm.generation.likelihood.pack", lambda rows: ran.append(rows) or pack(rows)
+    )
     respond = LabelResponder(talker, lambda sample: LABELS)
     told = respond([ask("red"), ask("green"), ask("blue")], SamplingParams())
     for done in (1, 2, 3):
@@ -367,7 +369,7 @@ def test_a_model_that_cannot_draw_says_so(tmp_path):
 
 
 def test_labels_come_from_a_file_beside_the_data(tmp_path):
-    from chiasm.recipes.asked import Asked
+    from chiasm.recipes.eval_task import Asked
 
     samples = [Sample((*ask(c).turns, assistant(c)), c) for c in ("red", "blue")]
     write_messages(samples, tmp_path / "test.jsonl")

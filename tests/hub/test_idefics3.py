@@ -29,11 +29,11 @@ from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm as hub
 from chiasm.hub.export import export
 from chiasm.hub.formats.idefics3 import IDEFICS3, SMOLVLM, positions_kept, reader, tensors
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig, PixelShuffleConfig, SplitConfig
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT

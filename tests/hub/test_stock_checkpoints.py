@@ -13,9 +13,9 @@ from chiasm.core.batch import pack
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, assistant, user
+from chiasm.generation.generator import Generator
 from chiasm.hub.export import export
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
 from chiasm.recipes.evaluate import contrastive
 from stock_toys import STOCK, hub_layout, noise, relaid, ten_images, v5_layout, write
 

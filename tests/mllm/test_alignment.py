@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiasm.mllm.alignment import TEMPERATURE, alignment_loss, word_shares
+from chiasm.mllm.embedding_alignment import TEMPERATURE, alignment_loss, word_shares
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(5, 9), min_size=1, max_size=7), st.integers(1, 6))))

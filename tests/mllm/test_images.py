@@ -43,7 +43,6 @@ from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.text import train_bpe
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
-from chiasm.mllm.arrange import arrange
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import (
     AnyResConfig,
@@ -62,6 +61,7 @@ from chiasm.mllm.config import (
 )
 from chiasm.mllm.images.split import words_needed
 from chiasm.mllm.projectors import build_projector
+from chiasm.mllm.scatter import scatter
 from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage
 from chiasm.vision.config import TowerConfig, TowerOptions, ViTConfig
@@ -280,7 +280,7 @@ def test_anyres_tokens_stand_where_llava_next_puts_them():
         tokens = projector(states[:, 1:].flatten(0, 1), grids)
         slots = torch.ones(1, len(slot.input_ids), dtype=torch.bool)
         place = torch.from_numpy(slot.place)
-        found = arrange(tokens, place, slots, stock.model.image_newline)
+        found = scatter(tokens, place, slots, stock.model.image_newline)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -620,11 +620,11 @@ def test_arrange_equals_a_loop(data):
     for i in where:
         mine = [tokens[j] for j in range(len(place)) if place[j] == i]
         rows.append(sum(mine) / len(mine) if mine else newline)
-    found = arrange(tokens, place, slots, newline)
+    found = scatter(tokens, place, slots, newline)
     expected = torch.stack(rows) if rows else torch.zeros(0, 3)
     torch.testing.assert_close(found, expected)
     if set(where) <= set(place.tolist()):
-        torch.testing.assert_close(arrange(tokens, place, slots, None), expected)
+        torch.testing.assert_close(scatter(tokens, place, slots, None), expected)
     else:
         with pytest.raises(ValueError, match=f"{len(where)} image placeholders but"):
-            arrange(tokens, place, slots, None)
+            scatter(tokens, place, slots, None)

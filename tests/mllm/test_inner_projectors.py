@@ -13,9 +13,9 @@ from chiasm.core.config import from_dict, to_dict
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample, assistant, user
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import (
     AveragePoolConfig,
     CrossAttentionConfig,

@@ -27,10 +27,12 @@ from chiasm.data.chat import CHAT_TEMPLATES, chat_template
 from chiasm.data.processor import _turns
 from chiasm.data.template import ChatTemplate
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub import mllm as hub
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
-from chiasm.mllm import gguf, seam, trust
+from chiasm.mllm import gguf
+from chiasm.mllm import hf_attention as seam
+from chiasm.mllm import packing_check as trust
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.mllm.language import load_language
 from chiasm.mllm.vocabulary import add_tokens, like

@@ -10,8 +10,8 @@ from chiasm.core.progress import silent
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample, assistant, user
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub import unified
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import LoRAConfig
 from chiasm.train.loop import train
 from chiasm.train.optim import set_trained

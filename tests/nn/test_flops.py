@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig
 
 from chiasm.nn.flops import attention_flops, matrix_parameters, segment_lengths
-from chiasm.nn.peak import gemm_peak
+from chiasm.nn.peak_flops import gemm_peak
 
 SHAPE = {
     "vocab_size": 64,

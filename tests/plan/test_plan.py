@@ -15,14 +15,14 @@ from chiasm.nn.kernels import planned_kernels
 from chiasm.plan.estimate import estimate, fit
 from chiasm.plan.hardware import parse
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, memory, without_storage
-from chiasm.recipes.outline import Assumed, forward, outline_of, typical
+from chiasm.recipes.meta_model import Assumed, forward, outline_of, typical
 from chiasm.recipes.planning import chosen_sharding, plan_of
 from chiasm.recipes.published import CHAMELEON_34B, RUNS, SMALL, implied_mfu
 from chiasm.recipes.recipe import Recipe, batch_unit
 from chiasm.train.optim import set_trained
 from chiasm.train.parallel import World
-from chiasm.train.split import split
 from chiasm.train.stage import Ranks, Stage
+from chiasm.train.tensor_parallel import split
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 

@@ -13,12 +13,12 @@ from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.formats.messages import write_messages
 from chiasm.eval.compare import Bill
 from chiasm.mllm.config import MLLMConfig, MLPConfig
-from chiasm.recipes.arms import Arm, fit_steps, known_arms
-from chiasm.recipes.bill import bill_of
 from chiasm.recipes.compare import names
+from chiasm.recipes.cost import bill_of
 from chiasm.recipes.duel import DuelSettings, choose_arms, duel
+from chiasm.recipes.isoflop_models import Arm, fit_steps, known_arms
+from chiasm.recipes.random_lm import LanguageShape, write_language
 from chiasm.recipes.recipe import Recipe
-from chiasm.recipes.scratch import LanguageShape, write_language
 from chiasm.train.stage import Stage
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig, ViTConfig

@@ -20,10 +20,10 @@ from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import load_samples
 from chiasm.eval.runner import evaluate, replies_to
 from chiasm.eval.task import QuestionTask
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
+from chiasm.recipes.chat import responder
 from chiasm.recipes.recipe import find
 from chiasm.recipes.run import run
-from chiasm.recipes.talk import responder
 from chiasm.train.evaluation import EvalResult
 from route_toys import make_parts, mllm_recipe, samples, unified_recipe
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chiasm.core.errors import ChiasmError, MissingExtraError
-from chiasm.recipes.lanes import side_by_side
+from chiasm.recipes.workers import side_by_side
 
 
 def work(value, show):

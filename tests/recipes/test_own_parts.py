@@ -27,8 +27,8 @@ from chiasm.hub.load import layout_of, load
 from chiasm.mllm.config import CustomProjector, MLLMConfig
 from chiasm.nn.flops import matrix_parameters
 from chiasm.plan.memory import without_storage
-from chiasm.recipes.asked import Asked
-from chiasm.recipes.outline import Assumed, outline_of, typical
+from chiasm.recipes.eval_task import Asked
+from chiasm.recipes.meta_model import Assumed, outline_of, typical
 from chiasm.recipes.planning import report
 from chiasm.recipes.recipe import find
 from chiasm.recipes.run import run

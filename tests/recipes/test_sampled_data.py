@@ -11,7 +11,7 @@ from chiasm import cli
 from chiasm.core.errors import CheckpointError, ConfigError, DataError
 from chiasm.core.progress import silent
 from chiasm.data.load import load_samples
-from chiasm.recipes.outline import Assumed
+from chiasm.recipes.meta_model import Assumed
 from chiasm.recipes.planning import plan_of
 from chiasm.recipes.recipe import find, with_overrides
 from chiasm.recipes.run import run

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chiasm.core.sample import Image
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub import contrastive, mllm, unified
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.serve.app import create_app
 from chiasm.serve.limits import Limits

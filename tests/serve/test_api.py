@@ -14,7 +14,7 @@ from serve_toys import KEY, Background, data_url, encoded, http, image_part, pix
 
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, Video, user
-from chiasm.infer.edit import inpaint
+from chiasm.generation.edit import inpaint
 from chiasm.serve.embeddings import embed
 from chiasm.serve.limits import Limits
 

@@ -13,7 +13,7 @@ from serve_toys import KEY, http, image, image_part, pixels
 from chiasm.core import aliases
 from chiasm.core.batch import IGNORE, pack
 from chiasm.core.sample import Sample, user
-from chiasm.infer.look import STEPS, Look, look, worth
+from chiasm.generation.attribution import STEPS, Look, look, worth
 
 SAMPLE = Sample((user(image(1), image(2), "which is red?"),))
 ROUTES = ["draws", "draws-2d", "reads", "reads-across"]

@@ -13,7 +13,7 @@ from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample, assistant, user
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job

@@ -7,8 +7,8 @@ from serve_toys import drawing_toy
 from test_engine import IMAGES, SAMPLES, TEXT, Heard, alone, together
 
 from chiasm.core.sample import Sample, assistant, user
-from chiasm.infer.generate import Generator
-from chiasm.infer.steps import StaticStep
+from chiasm.generation.generator import Generator
+from chiasm.generation.steps import StaticStep
 from chiasm.serve.engine import Engine
 from pretend_device import syncs
 

@@ -13,7 +13,7 @@ from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data import easy_vqa
 from chiasm.hub import mllm, unified
 from chiasm.mllm.config import MLLMConfig, MLPConfig
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.eval_task import Asked
 from chiasm.recipes.evaluate import How, ask_model
 from chiasm.recipes.serve_command import served
 

@@ -16,7 +16,7 @@ import torch
 from serve_toys import KEY, Background, data_url, encoded, http, pixels
 
 from chiasm.serve.limits import Limits
-from chiasm.train.meter import memory_in_use
+from chiasm.train.throughput import memory_in_use
 
 HEAD = {"Authorization": f"Bearer {KEY}"}
 GROWTH = 0.15

@@ -14,8 +14,8 @@ import pytest
 from serve_toys import KEY, drawing_toy, embedding_toy, reading_toy
 
 from chiasm.core.errors import ConfigError, DataError
+from chiasm.generation.generator import Generator
 from chiasm.hub import autoencoder, contrastive, mllm, unified
-from chiasm.infer.generate import Generator
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.mllm.model import MLLM
 from chiasm.recipes.serve_command import serve_runs, served

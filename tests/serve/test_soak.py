@@ -14,7 +14,7 @@ import torch
 from serve_toys import KEY, Background, http, image_part, pixels
 
 from chiasm.serve.limits import Limits
-from chiasm.train.meter import memory_in_use
+from chiasm.train.throughput import memory_in_use
 
 SECONDS = float(os.environ.get("CHIASM_SOAK", "300"))
 CLIENTS, SLOTS, WAITING = 32, 4, 8

@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 from serve_toys import encoded, pixels
 
-import chiasm.recipes.talk as talk
+import chiasm.recipes.chat as talk
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, assistant, user
-from chiasm.recipes.talk import ask, session
+from chiasm.recipes.chat import ask, session
 
 SAMPLING = SamplingParams(max_tokens=10)
 
@@ -117,7 +117,7 @@ def test_it_needs_none_of_a_server_s_packages():
         "        raise ModuleNotFoundError(name)\n"
         "    return plain(name, *rest)\n"
         "builtins.__import__ = guarded\n"
-        "import chiasm.recipes.talk\n"
+        "import chiasm.recipes.chat\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -26,9 +26,9 @@ from chiasm.train.evaluation import (
     gather,
     rng_preserved,
 )
+from chiasm.train.loggers import open_sinks
 from chiasm.train.loop import train
 from chiasm.train.parallel import current
-from chiasm.train.sinks import open_sinks
 from chiasm.train.stage import Stage
 from route_toys import make_parts, mllm_recipe, unified_recipe
 

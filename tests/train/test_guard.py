@@ -13,7 +13,7 @@ from train_toys import Toy, ToyStream, toy
 
 from chiasm.core.errors import DivergedError
 from chiasm.core.progress import silent
-from chiasm.train.diagnosis import first_grown, output_sizes
+from chiasm.train.divergence_report import first_grown, output_sizes
 from chiasm.train.guard import Guard, upper
 from chiasm.train.loop import train
 from chiasm.train.stage import GuardSettings, Stage

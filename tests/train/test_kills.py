@@ -17,9 +17,10 @@ import torch
 from train_toys import STAGES, ToyStream, toy
 
 from chiasm.core.progress import silent
-from chiasm.train import checkpoint, writer
+from chiasm.train import async_checkpoint as writer
+from chiasm.train import checkpoint
+from chiasm.train.async_checkpoint import Writer
 from chiasm.train.loop import train
-from chiasm.train.writer import Writer
 
 EVENTS = {
     *("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"),

@@ -21,12 +21,12 @@ from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
 from chiasm.train.checkpoint import newest, read_json, read_tensors
 from chiasm.train.evaluation import EvalResult
-from chiasm.train.feed import micro_batch_count
+from chiasm.train.fsdp import shard
 from chiasm.train.loop import train
+from chiasm.train.micro_batches import micro_batch_count
 from chiasm.train.parallel import World, current
-from chiasm.train.shard import shard
-from chiasm.train.split import split
 from chiasm.train.stage import GroupSettings, Ranks, Stage
+from chiasm.train.tensor_parallel import split
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.model import Unified
 from chiasm.vision.config import ViTConfig

@@ -35,11 +35,11 @@ from chiasm.mllm.config import (
     SplitConfig,
     TokenMergeConfig,
 )
+from chiasm.mllm.hf_attention import SEAM, attention_forward
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.mllm.seam import SEAM, attention_forward
+from chiasm.train.fsdp import full, shard
 from chiasm.train.parallel import current
-from chiasm.train.shard import full, shard
 from chiasm.vision.config import ViTConfig
 from chiasm.vision.vit import ViT
 

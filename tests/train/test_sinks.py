@@ -12,8 +12,8 @@ from train_toys import ToyStream, toy
 from chiasm.core.errors import ConfigError, MissingExtraError
 from chiasm.core.progress import silent
 from chiasm.train.log import Metrics
+from chiasm.train.loggers import KINDS, open_sinks
 from chiasm.train.loop import train
-from chiasm.train.sinks import KINDS, open_sinks
 from chiasm.train.stage import Stage
 
 LINE = {"step": 3, "stage": "s", "loss": 0.5, "eval/x": 1}

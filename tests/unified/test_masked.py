@@ -13,8 +13,8 @@ from chiasm.core.batch import IGNORE, Encoded, pack
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.vocab import Vocabulary
-from chiasm.infer.grammar import CODES
-from chiasm.infer.paint import _least_sure, _schedule
+from chiasm.generation.image_token_fsm import CODES
+from chiasm.generation.maskgit import _least_sure, _schedule
 from chiasm.nn.cache import KVCache
 from chiasm.unified.config import UnifiedConfig
 from chiasm.unified.masked import mask_images

@@ -31,7 +31,7 @@ class Chat(DeviceOptions):
     def __call__(self) -> None:
         self.use_device()
         from chiasm.core.protocols import SamplingParams
-        from chiasm.recipes.talk import ask, session
+        from chiasm.recipes.chat import ask, session
 
         sampling = SamplingParams(
             self.temperature, self.top_k, self.top_p, max_tokens=self.max_tokens

@@ -25,8 +25,8 @@ class Compare(TaskOptions, DeviceOptions):
 
     def __call__(self) -> None:
         self.use_device()
-        from chiasm.recipes.asked import Asked
         from chiasm.recipes.compare import compare_command
+        from chiasm.recipes.eval_task import Asked
         from chiasm.recipes.evaluate import How
 
         asked = Asked(

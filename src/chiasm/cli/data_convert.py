@@ -22,12 +22,12 @@ class WritingOptions(ReadingOptions, JobOptions):
         if self.images is not None:
             raise ConfigError("--images does not go with --shard; import without shards first")
         from chiasm.data.shard_import import ImportPlan
-        from chiasm.recipes.carry_out import carry_out
+        from chiasm.recipes.run_shards import run_sharded
 
         data = f"{self.format}:{source}" if self.format else source
         for split in ("train", "test"):
             plan = ImportPlan(data, split, self.to, self.shard, rules)
-            carry_out(plan, out, self.array_index, self.array_count, self.ray, self.workers)
+            run_sharded(plan, out, self.array_index, self.array_count, self.ray, self.workers)
 
 
 @dataclass(kw_only=True)

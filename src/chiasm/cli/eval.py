@@ -60,7 +60,7 @@ class Eval(TaskOptions, DeviceOptions):
     def __call__(self) -> None:
         self.use_device()
         from chiasm.eval.zero_shot import PROMPTS
-        from chiasm.recipes.asked import Asked
+        from chiasm.recipes.eval_task import Asked
         from chiasm.recipes.evaluate import How, evaluate_command
 
         how = How(

@@ -53,7 +53,7 @@ class Generate(DeviceOptions):
         self._check()
         self.use_device()
         from chiasm.core.protocols import SamplingParams
-        from chiasm.recipes.talk import Change, draw_images
+        from chiasm.recipes.chat import Change, draw_images
 
         sampling = SamplingParams(
             self.temperature,

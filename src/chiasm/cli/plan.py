@@ -38,7 +38,7 @@ class Plan:
 
     def __call__(self) -> None:
         from chiasm.plan.hardware import parse
-        from chiasm.recipes.outline import Assumed
+        from chiasm.recipes.meta_model import Assumed
         from chiasm.recipes.planning import report
         from chiasm.recipes.rates import plan_command
         from chiasm.recipes.recipe import find, with_overrides

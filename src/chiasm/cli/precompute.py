@@ -33,8 +33,8 @@ class Precompute(JobOptions, DeviceOptions):
         if self.shard < 1:
             raise ConfigError(f"--shard {self.shard}: a shard has at least one sample")
         self.use_device()
-        from chiasm.recipes.carry_out import carry_out
         from chiasm.recipes.precompute import PrecomputePlan
+        from chiasm.recipes.run_shards import run_sharded
 
         plan = PrecomputePlan(self.part, self.data, self.shard, self.autocast)
-        carry_out(plan, self.out, self.array_index, self.array_count, self.ray, self.workers)
+        run_sharded(plan, self.out, self.array_index, self.array_count, self.ray, self.workers)

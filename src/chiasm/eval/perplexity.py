@@ -10,7 +10,7 @@ from chiasm.core.batch import pack
 from chiasm.core.progress import Bar, Show
 from chiasm.core.sample import Sample
 from chiasm.eval.metrics.perplexity import perplexity
-from chiasm.infer.generate import Generator, chunks
+from chiasm.generation.generator import Generator, chunks
 from chiasm.nn.precision import autocast
 
 MODALITIES = ("text", "image")

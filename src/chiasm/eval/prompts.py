@@ -18,8 +18,8 @@ from chiasm.core.sample import Sample
 from chiasm.eval.metrics.agreement import agrees
 from chiasm.eval.metrics.clipscore import clip_score
 from chiasm.eval.metrics.flat_shapes import PALETTE, find_shapes
-from chiasm.infer.draw import draw
-from chiasm.infer.generate import Generator
+from chiasm.generation.best_of import draw
+from chiasm.generation.generator import Generator
 from chiasm.vision.dual import Dual
 
 SHAPES = frozenset({"rectangle", "circle", "triangle"})

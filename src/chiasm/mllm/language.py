@@ -11,16 +11,16 @@ from chiasm.core.errors import CheckpointError
 from chiasm.core.hf_tokenizer import load_hf_tokenizer
 from chiasm.core.quiet import quiet
 from chiasm.mllm.gguf import PACKAGED, convert_gguf
-from chiasm.mllm.seam import SEAM, attention_forward
-from chiasm.mllm.trust import what_hinders
+from chiasm.mllm.hf_attention import SEAM, attention_forward
+from chiasm.mllm.packing_check import what_hinders
 
 
 def load_language(source: str, quantisation: Any = None) -> tuple[Any, Any]:
     """(causal language model in fp32, its tokenizer) from a name in PACKAGED, a .gguf file, a
     folder or a hub id. quantisation: transformers' configuration of the matrices' precision.
 
-    Raises CheckpointError where there is none, or one that cannot be packed (mllm/trust.py);
-    MissingExtraError where a package is missing.
+    Raises CheckpointError where there is none, or one that cannot be packed
+    (mllm/packing_check.py); MissingExtraError where a package is missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface

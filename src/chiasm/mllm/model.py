@@ -16,15 +16,16 @@ from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
 from chiasm.mllm.adapter import adapter_flops, adapters_of, disabled, parts_of, untouched
-from chiasm.mllm.alignment import alignment_loss, word_shares
-from chiasm.mllm.arrange import arrange, with_class_tokens
 from chiasm.mllm.config import CrossAttentionConfig, MLLMConfig
-from chiasm.mllm.decoder import Decoder, fastest
+from chiasm.mllm.embedding_alignment import alignment_loss, word_shares
+from chiasm.mllm.fused_decoder import Decoder, fastest
+from chiasm.mllm.hf_attention import finish_logits, run
 from chiasm.mllm.projectors import InnerProjector, Projector, Sight, projector_flops, taking
-from chiasm.mllm.seam import finish_logits, run
+from chiasm.mllm.scatter import scatter, with_class_tokens
 from chiasm.mllm.vocabulary import TokenRows
 from chiasm.nn.attention import TokenIndex, packed_layout
 from chiasm.nn.cache import KVCache
+from chiasm.nn.cpu_linear import Weights
 from chiasm.nn.flops import (
     attention_flops,
     encoder_flops,
@@ -34,9 +35,8 @@ from chiasm.nn.flops import (
     passes,
     segment_lengths,
 )
+from chiasm.nn.fuse_norms import fuse_norms
 from chiasm.nn.loss import summed, supervised_loss
-from chiasm.nn.products import Weights
-from chiasm.nn.quicken import quicken
 from chiasm.vision.config import feature_width
 from chiasm.vision.pretrained import Encoder
 
@@ -62,7 +62,7 @@ class MLLM(nn.Module):
         """Of vision and projector, those that training changed without adapters."""
         self.rows: TokenRows | None = None
         """Of new tokens, while the tables of the language model are frozen."""
-        quicken(language, self.layers())
+        fuse_norms(language, self.layers())
         self.in_step = False
         self.idle: list[nn.Module] = []
         self.memory: Any = None
@@ -70,7 +70,7 @@ class MLLM(nn.Module):
         self.recent: Any = None
         """Of features, while serving (serve/recent.py)."""
         self.decoder: Decoder | None = None
-        """What runs the language model, while replies are made (infer/generate.py)."""
+        """What runs the language model, while replies are made (generation/generator.py)."""
         self._check_reach(projector)
 
     def _check_reach(self, projector: Projector) -> None:
@@ -168,7 +168,7 @@ class MLLM(nn.Module):
             x = x + self._no_use_of_projector().to(x.dtype)
         self.idle = []
         if features is None or batch.image_grids is None:
-            arrange(x.new_zeros(0, x.shape[-1]), None, places.slots, None)
+            scatter(x.new_zeros(0, x.shape[-1]), None, places.slots, None)
             return x + 0.0 * self._see_nothing(x.device).sum() if self.in_step else x
         tokens = self.projector(features, self._seen(batch.image_grids))
         tokens = self._arranged(batch, places, tokens).to(x.dtype)
@@ -197,7 +197,7 @@ class MLLM(nn.Module):
 
     def _arranged(self, batch: Batch, places: Placeholders, tokens: Tensor) -> Tensor:
         place = batch.on_host.place
-        return arrange(tokens, place, places.slots, self.projector.image_newline)
+        return scatter(tokens, place, places.slots, self.projector.image_newline)
 
     def _seen(self, grids: Tensor) -> Tensor:
         """The grids of the features that images with these grids have."""
@@ -239,7 +239,8 @@ class MLLM(nn.Module):
 
     def loss(self, batch: Batch | ImageBatch) -> Loss:
         """Next-token loss over the supervised text; logits only where there is a target. Images
-        with captions alone are aligned with the language model's words (mllm/alignment.py)."""
+        with captions alone are aligned with the language model's words
+        (mllm/embedding_alignment.py)."""
         if isinstance(batch, ImageBatch):
             return self._align(batch)
         (nll, _), targets = supervised_loss(self(batch), batch, self.logits)

@@ -16,8 +16,8 @@ from torch import Tensor
 from chiasm.core.batch import Packing, round_up
 from chiasm.core.device import moved_tensor, pinned
 from chiasm.nn.attention import AttentionPlan, TokenIndex, cached_layout
+from chiasm.nn.batched_cache import Seat, SlotCache, index_columns
 from chiasm.nn.cache import KVCache
-from chiasm.nn.slots import Seat, SlotCache, index_columns
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that steps are made for; larger ones are multiples of the last."""

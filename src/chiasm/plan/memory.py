@@ -28,7 +28,8 @@ FRAGMENTS = 1.05
 class Sharding:
     """name: "DDP", "FSDP2", "HSDP" or "tensor". parts: GPUs that each hold a part of every weight.
     replicas: such groups, or copies of the model. recompute: blocks run again in the backward pass.
-    tensor: neighbours that compute every block together (train/split.py); parts is then 1."""
+    tensor: neighbours that compute every block together (train/tensor_parallel.py); parts is then
+    1."""
 
     name: str
     parts: int

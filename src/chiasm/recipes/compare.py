@@ -17,8 +17,8 @@ from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.charts import percent
 from chiasm.eval.report.compared import p_value, points, render_comparison, verdict
 from chiasm.eval.task import MeasuredTask
-from chiasm.recipes.asked import Asked, for_runs
-from chiasm.recipes.bill import bill_of
+from chiasm.recipes.cost import bill_of
+from chiasm.recipes.eval_task import Asked, for_runs
 from chiasm.recipes.evaluate import DEFAULT, How, ask_model
 
 

@@ -28,15 +28,15 @@ from chiasm.eval.judge import judge_accuracy, train_judge
 from chiasm.eval.report import render
 from chiasm.eval.runner import Result, evaluate, majority_baseline
 from chiasm.eval.task import QuestionTask
+from chiasm.generation.best_of import Drawing, draw
+from chiasm.generation.generator import Generator
 from chiasm.hub.load import load
-from chiasm.infer.draw import Drawing, draw
-from chiasm.infer.generate import Generator
 from chiasm.mllm.gguf import smollm2
 from chiasm.recipes.jobs.encoder import zero_shot
 from chiasm.recipes.jobs.tokenizer import pixels_of, reconstruction
-from chiasm.recipes.lanes import side_by_side
 from chiasm.recipes.recipe import Model, Recipe, batch_unit, find
 from chiasm.recipes.run import run as run_recipe
+from chiasm.recipes.workers import side_by_side
 from chiasm.train.log import Ledger
 from chiasm.train.stage import Stage
 from chiasm.vision.patches import from_array

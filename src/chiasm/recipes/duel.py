@@ -24,9 +24,11 @@ from chiasm.eval.predictions import read_predictions
 from chiasm.eval.report.duelled import render_duel
 from chiasm.eval.runner import evaluate
 from chiasm.eval.task import MeasuredTask, QuestionTask
+from chiasm.generation.generator import Generator
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
-from chiasm.recipes.arms import (
+from chiasm.recipes.cost import bill_of
+from chiasm.recipes.eval_task import Asked
+from chiasm.recipes.isoflop_models import (
     Arm,
     Rates,
     encoding_flops,
@@ -36,8 +38,6 @@ from chiasm.recipes.arms import (
     train_main,
     train_part,
 )
-from chiasm.recipes.asked import Asked
-from chiasm.recipes.bill import bill_of
 from chiasm.train.checkpoint import read_json, write_whole
 
 

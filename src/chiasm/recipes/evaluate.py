@@ -26,14 +26,14 @@ from chiasm.eval.predictions import key_of, read_predictions, run_of
 from chiasm.eval.runner import Result, evaluate, flip_rate, majority_baseline
 from chiasm.eval.task import QuestionTask
 from chiasm.eval.zero_shot import PROMPTS, retrieval, zero_shot_accuracy
+from chiasm.generation.generator import Generator
+from chiasm.generation.likelihood import LabelResponder
 from chiasm.hub.source import is_hub_id, local_folder
-from chiasm.infer.generate import Generator
-from chiasm.infer.likelihood import LabelResponder
 from chiasm.nn.precision import Precision
-from chiasm.recipes.asked import Asked, for_runs, own_labels
-from chiasm.recipes.drawn import contrastive, draw_command, reconstruct_command, report_scores
+from chiasm.recipes.chat import responder
+from chiasm.recipes.eval_images import contrastive, draw_command, reconstruct_command, report_scores
+from chiasm.recipes.eval_task import Asked, for_runs, own_labels
 from chiasm.recipes.image_check import message
-from chiasm.recipes.talk import responder
 from chiasm.vision.dual import Dual
 
 

@@ -36,9 +36,9 @@ from chiasm.eval.conversation import group_key
 from chiasm.eval.image_use import QUESTIONS, ImageUse, image_use, shuffled_questions
 from chiasm.eval.runner import replies_to
 from chiasm.eval.task import QuestionTask
-from chiasm.infer.draw import draw
-from chiasm.infer.generate import Generator
-from chiasm.nn.modes import evaluating
+from chiasm.generation.best_of import draw
+from chiasm.generation.generator import Generator
+from chiasm.nn.eval_mode import evaluating
 from chiasm.nn.precision import Precision, autocast
 from chiasm.recipes.jobs.job import Context
 from chiasm.train.evaluation import (
@@ -112,14 +112,14 @@ class HeldOut:
             check_best(stage, found)
             if stage.evaluate_examples and self.asker.codec.codes_per_image:
                 self.captions(stage.evaluate_examples)
-        if len(self.quarantine) and world.main:
+        if len(self.quarantine) and world.is_main:
             place = f": {self.quarantine.path}" if self.quarantine.path else ""
             Console(stderr=True).print(
                 f"{len(self.quarantine)} held-out samples cannot be used{place}", soft_wrap=True
             )
 
     def __call__(self, context: EvalContext) -> EvalResult:
-        stage, main = context.stage, context.world.main
+        stage, main = context.stage, context.world.is_main
         result = EvalResult(list(self._losses(stage, context.world)))
         task = self.task(stage)
         drawn = main and stage.evaluate_examples and self.asker.codec.codes_per_image
@@ -342,7 +342,7 @@ def held_out_of(
         return None
     closed = easy_vqa.ANSWERS if context.recipe.data in BUILT_IN else None
     # A quarantine of its own: bad held-out samples must not end a training. One rank writes.
-    quarantine = Quarantine(context.quarantine.path if current().main else None)
+    quarantine = Quarantine(context.quarantine.path if current().is_main else None)
     return HeldOut(model, processor, context.test, objectives, quarantine, words, closed)
 
 

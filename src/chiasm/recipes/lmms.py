@@ -18,8 +18,8 @@ from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Message, Part, Sample, Text, Video, assistant
-from chiasm.infer.likelihood import reply_log_likelihood
-from chiasm.recipes.talk import responder
+from chiasm.generation.likelihood import reply_log_likelihood
+from chiasm.recipes.chat import responder
 
 MANIFEST = ModelManifest(model_id="chiasm", chat_class_path="chiasm.recipes.lmms.Chiasm")
 

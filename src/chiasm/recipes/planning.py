@@ -17,11 +17,11 @@ from chiasm.plan.estimate import Estimate, Proposal, estimate, fit
 from chiasm.plan.flops import Work, work_of
 from chiasm.plan.hardware import Cluster
 from chiasm.plan.memory import Saved, Sharding, Weights, measure, without_storage
-from chiasm.recipes.outline import Assumed, Outline, forward, outline_of, typical
+from chiasm.recipes.meta_model import Assumed, Outline, forward, outline_of, typical
 from chiasm.recipes.recipe import Recipe, batch_unit
 from chiasm.train.optim import set_trained
-from chiasm.train.split import slices
 from chiasm.train.stage import Ranks, Stage, Unit
+from chiasm.train.tensor_parallel import slices
 
 MEASURED = 4096
 """Tokens of the batch that activations are measured on: longer ones are like it, only longer."""
@@ -121,7 +121,7 @@ def _weights(model: Any, stage: Stage, cut: Mapping[int, int] = MappingProxyType
 
 
 def chosen_sharding(ranks: Ranks, weights: Weights, cluster: Cluster, recompute: bool) -> Sharding:
-    """What the engine would do with a recipe's ranks (train/shard.py, train/split.py)."""
+    """What the engine would do with a recipe's ranks (train/fsdp.py, train/tensor_parallel.py)."""
     if ranks.tensor_parallel > 1 and cluster.count > 1:
         if cluster.count % ranks.tensor_parallel:
             raise ConfigError(

@@ -18,7 +18,7 @@ from chiasm.mllm.config import LinearConfig, MLLMConfig, MLPConfig, PixelShuffle
 from chiasm.plan.flops import work_of
 from chiasm.plan.hardware import KNOWN
 from chiasm.plan.memory import without_storage
-from chiasm.recipes.outline import Assumed, outline_of, typical
+from chiasm.recipes.meta_model import Assumed, outline_of, typical
 from chiasm.recipes.recipe import Model
 from chiasm.train.optim import set_trained
 from chiasm.train.stage import Stage

@@ -14,7 +14,7 @@ from chiasm.core.sample import Sample, Text
 from chiasm.data.caption import caption_of
 from chiasm.eval.metrics.flat_shapes import find_shapes
 from chiasm.eval.scoring import METRICS, find_metric
-from chiasm.infer.draw import read_back
+from chiasm.generation.best_of import read_back
 from chiasm.train.rollouts import Reward, Rollout
 
 Pair = tuple[Sample, Rollout]

@@ -16,8 +16,8 @@ from chiasm.core.errors import DataError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
-from chiasm.infer.generate import Generator
-from chiasm.nn.modes import evaluating
+from chiasm.generation.generator import Generator
+from chiasm.nn.eval_mode import evaluating
 from chiasm.nn.precision import Precision
 from chiasm.serve.engine import Engine
 from chiasm.serve.job import Job, Update

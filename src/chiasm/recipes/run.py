@@ -30,9 +30,9 @@ from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import read_json, write_whole
 from chiasm.train.evaluation import check_stages
 from chiasm.train.log import COST, Ledger
+from chiasm.train.loggers import open_sinks
 from chiasm.train.loop import train
 from chiasm.train.parallel import World, joined
-from chiasm.train.sinks import open_sinks
 from chiasm.unified.config import AutoencoderConfig, UnifiedConfig
 from chiasm.vision.config import ContrastiveConfig
 
@@ -94,7 +94,7 @@ def _run(
         stage.batch_size(batch_unit(recipe.model, stage))
     check_stages(recipe.stages, True)  # before a refused recipe is written
     world.wait()  # all have looked
-    if world.main:
+    if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(saved, json.dumps(to_dict(recipe), indent=2))
     quarantine = Quarantine(folder / "quarantine.jsonl")
@@ -117,7 +117,7 @@ def _run(
     if job.check:
         job.check(stages, world)
     console = Console(stderr=True)
-    if job.note and world.main:
+    if job.note and world.is_main:
         console.print(job.note, soft_wrap=True, highlight=False, markup=False)
     looked = check and world.size == 1
     seen = check_resolution(job, context.train, console) if looked else None
@@ -144,7 +144,7 @@ def _run(
         except Exception as error:  # what was trained is not saved yet
             console.print(f"whether the image is used could not be checked: {error}", markup=False)
     job.to("cpu")
-    if world.main:
+    if world.is_main:
         _save(job, folder)
         if use is not None:
             write_whole(folder / "image_use.json", json.dumps(use, indent=2))

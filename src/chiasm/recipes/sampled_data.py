@@ -20,9 +20,9 @@ from chiasm.data.formats.messages import write_messages
 from chiasm.data.load import Split
 from chiasm.data.objectives import chat, text_to_image
 from chiasm.data.quarantine import Quarantine
+from chiasm.recipes.chat import responder
 from chiasm.recipes.rewards import Rewards
 from chiasm.recipes.rollouts import Replies
-from chiasm.recipes.talk import responder
 from chiasm.train.checkpoint import read_json, write_whole
 from chiasm.train.rollouts import Rollout
 

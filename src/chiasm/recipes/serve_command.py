@@ -11,11 +11,11 @@ from rich.console import Console
 from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError, MissingExtraError
 from chiasm.data.processor import Processor
+from chiasm.generation.generator import Generator
 from chiasm.hub.generic import GenericVLM
 from chiasm.hub.load import load
-from chiasm.infer.generate import Generator
+from chiasm.nn.cpu_linear import Weights
 from chiasm.nn.precision import held_in
-from chiasm.nn.products import Weights
 from chiasm.vision.contrastive import DualEncoder
 from chiasm.vision.dual import Dual, OwnDual
 

@@ -9,7 +9,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from chiasm.infer.grammar import Drawn
+from chiasm.generation.image_token_fsm import Drawn
 from chiasm.serve import conversation
 from chiasm.serve.body import read
 from chiasm.serve.engine import Engine

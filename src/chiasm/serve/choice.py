@@ -14,8 +14,8 @@ from torch import Tensor
 
 from chiasm.core.device import moved_tensor, pinned
 from chiasm.core.protocols import SamplingParams
-from chiasm.infer.replies import Reply
-from chiasm.infer.sampling import choose_each
+from chiasm.generation.sampling import choose_each
+from chiasm.generation.sequence import Reply
 from chiasm.serve.job import Job, Score
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from chiasm.core.batch import pack
 from chiasm.core.device import moved_tensor, pinned
 from chiasm.core.errors import ChiasmError, NotGenerativeError
-from chiasm.infer.generate import Generator
-from chiasm.infer.replies import Feed, Reply, moved
-from chiasm.infer.sampling import guide
+from chiasm.generation.generator import Generator
+from chiasm.generation.sampling import guide
+from chiasm.generation.sequence import Feed, Reply, moved
 from chiasm.serve.choice import chosen
 from chiasm.serve.job import Job, Score, Update
 from chiasm.serve.prefixes import Prefixes
@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Answers jobs with a Generator's model by its rules (infer/generate.py), so that a reply is
-    what the Generator gives for that sample alone.
+    """Answers jobs with a Generator's model by its rules (generation/generator.py), so that a reply
+    is what the Generator gives for that sample alone.
 
     slots: rows computed together; a guided drawing takes two. waiting: jobs that may wait beside
     them. remember: bytes of images' encodings kept, and as many of prompts' keys and values.

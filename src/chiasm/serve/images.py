@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from chiasm.core.sample import Sample, user
-from chiasm.infer.edit import inpaint
-from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import Edit
+from chiasm.generation.edit import inpaint
+from chiasm.generation.generator import Generator
+from chiasm.generation.image_token_fsm import Edit
 from chiasm.serve.body import read
 from chiasm.serve.conversation import choices, sampling_of, seeded
 from chiasm.serve.engine import Engine

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample
-from chiasm.infer.grammar import Drawn, Edit
-from chiasm.infer.replies import Reply
-from chiasm.nn.slots import Seat
+from chiasm.generation.image_token_fsm import Drawn, Edit
+from chiasm.generation.sequence import Reply
+from chiasm.nn.batched_cache import Seat
 from chiasm.serve.stops import StopStrings
 
 

@@ -1,5 +1,5 @@
-"""POST /v1/attributions: which parts of the images a reply depends on (infer/look.py). Ours, not
-OpenAI's."""
+"""POST /v1/attributions: which parts of the images a reply depends on (generation/attribution.py).
+Ours, not OpenAI's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from chiasm.core import aliases
-from chiasm.infer.look import Look, look
+from chiasm.generation.attribution import Look, look
 from chiasm.serve import conversation
 from chiasm.serve.body import read
 from chiasm.serve.media import data_url

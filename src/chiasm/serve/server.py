@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from chiasm.infer.generate import Generator
+from chiasm.generation.generator import Generator
 from chiasm.serve.constrain import Constraints
 from chiasm.serve.engine import Engine
 from chiasm.serve.errors import ApiError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import PIL.Image
 
-from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import Drawn
+from chiasm.generation.generator import Generator
+from chiasm.generation.image_token_fsm import Drawn
 
 
 def sketch(respond: Generator, drawn: Drawn) -> PIL.Image.Image:

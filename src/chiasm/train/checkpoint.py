@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from chiasm.core import aliases
 from chiasm.core.errors import CheckpointError
 from chiasm.core.protocols import Trainable
-from chiasm.train.shard import full, like
+from chiasm.train.fsdp import full, like
 
 COMMIT = "COMMIT"
 """The file whose presence says that all others are whole."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from chiasm.train.shard import like, own
+from chiasm.train.fsdp import like, own
 
 
 class EMA:

@@ -15,14 +15,15 @@ from chiasm.core import aliases
 from chiasm.train.callbacks import Callback
 from chiasm.train.checkpoint import write_whole
 from chiasm.train.evaluation import Examples
-from chiasm.train.sinks import Sink
+from chiasm.train.loggers import Sink
 
 COST = "cost.json"
 
 
 @dataclass
 class Entry:
-    """What one stage has cost so far. peak_memory: bytes (train/meter.py), 0 before its end."""
+    """What one stage has cost so far. peak_memory: bytes (train/throughput.py), 0 before its
+    end."""
 
     name: str
     steps: int = 0

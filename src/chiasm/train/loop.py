@@ -20,12 +20,13 @@ from chiasm.core.device import model_device, use
 from chiasm.core.errors import CheckpointError, DivergedError, InterruptedRunError
 from chiasm.core.progress import Bar, Show, silent
 from chiasm.core.protocols import Stream, Trainable
-from chiasm.nn.modes import evaluating
+from chiasm.nn.eval_mode import evaluating
 from chiasm.nn.precision import LoweredWeights, autocast, working_dtype
 from chiasm.train import checkpoint
+from chiasm.train.async_checkpoint import Writer
 from chiasm.train.callbacks import Callback
 from chiasm.train.compiled import compiled, eager
-from chiasm.train.diagnosis import first_grown, output_sizes
+from chiasm.train.divergence_report import first_grown, output_sizes
 from chiasm.train.ema import EMA
 from chiasm.train.evaluation import (
     EvalContext,
@@ -39,23 +40,22 @@ from chiasm.train.evaluation import (
     summary,
 )
 from chiasm.train.feature_cache import remembered
-from chiasm.train.feed import Feed, micro_batch_count
+from chiasm.train.fsdp import own, rejoin, shard, total_norm, whole
 from chiasm.train.guard import Guard, Verdict
 from chiasm.train.log import Entry, Ledger, Metrics
-from chiasm.train.meter import in_words, memory_in_use, peak_memory, peak_rate, use_of
+from chiasm.train.loggers import Sink
+from chiasm.train.micro_batches import Feed, micro_batch_count
 from chiasm.train.monitor import Monitor, said
 from chiasm.train.objective import Objective
 from chiasm.train.optim import Optimizers, make_optimizer, set_trained
 from chiasm.train.parallel import World, current
 from chiasm.train.recompute import recomputed
 from chiasm.train.schedule import factor
-from chiasm.train.shard import own, rejoin, shard, total_norm, whole
 from chiasm.train.signals import Interruption
-from chiasm.train.sinks import Sink
-from chiasm.train.split import Split, split
 from chiasm.train.stage import Ranks, Stage
-from chiasm.train.tally import Tally, Window, fetched, tally
-from chiasm.train.writer import Writer
+from chiasm.train.step_stats import Tally, Window, fetched, tally
+from chiasm.train.tensor_parallel import Split, split
+from chiasm.train.throughput import in_words, memory_in_use, peak_memory, peak_rate, use_of
 
 OpenSinks = Callable[[int], Sequence[Sink]]
 """Opens the sinks of a run that begins after this step."""
@@ -111,7 +111,7 @@ def train(
     world = current()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, stages, stream_of, folder, evaluate, keep, show, world, seed)
-    world.share([*model.parameters(), *model.buffers()])
+    world.broadcast([*model.parameters(), *model.buffers()])
     trainer.share_out(ranks, device)
     start = trainer.restore(resume)
     trainer.open_metrics(start.total, sinks, callbacks)
@@ -146,7 +146,7 @@ class _Trainer:
         seed: int,
     ):
         self.model, self.stages, self.stream_of, self.folder = model, stages, stream_of, folder
-        self.evaluate, self.show = evaluate, show if world.main else silent
+        self.evaluate, self.show = evaluate, show if world.is_main else silent
         self.world, self.seed = world, seed
         self.data = world
         """The ranks that see different data, of which this is one."""
@@ -193,7 +193,7 @@ class _Trainer:
     def open_metrics(
         self, resumed_step: int, sinks: OpenSinks | None, callbacks: Sequence[Callback]
     ) -> None:
-        main = self.world.main
+        main = self.world.is_main
         opened = sinks(resumed_step) if main and sinks else ()
         self.metrics = Metrics(self.folder if main else None, resumed_step, opened, callbacks)
         self.examples = ExampleFolder(self.folder, resumed_step) if main else None
@@ -205,7 +205,7 @@ class _Trainer:
         self.metrics.saved(step, folder)
 
     def write_ledger(self) -> None:
-        if self.world.main:
+        if self.world.is_main:
             try:
                 self.ledger.write(self.folder)
             except OSError as error:
@@ -365,7 +365,7 @@ class _Trainer:
                 monitor.before(next(iter(batches.values())))
         norm = self._update(stage, done, gradients, norm, batches, entry, buffers, lowered)
         watched = monitor.after() if monitor else {}
-        self.world.share(list(self.model.buffers()))
+        self.world.broadcast(list(self.model.buffers()))
         self.marks = self.feed.state()
         entry.steps += 1
         entry.tokens += done.tokens
@@ -438,7 +438,7 @@ class _Trainer:
             used = [p for i, p in enumerate(owned) if i not in nowhere]
             for p in used:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.data.add_up([own(p.grad) for p in used if p.grad is not None])
+            self.data.all_reduce([own(p.grad) for p in used if p.grad is not None])
         return [p.grad for p in owned if p.grad is not None]
 
     def _refuse(self, stage: Stage, verdict: Verdict, done: Tally, batches: dict[int, Any]) -> None:
@@ -475,7 +475,7 @@ class _Trainer:
         """The checkpoint of this stage to go back to: the newest, and each time again one older."""
         self.writer.wait()
         found = []
-        if self.world.main:
+        if self.world.is_main:
             for place in checkpoint.complete(self.writer.folder):
                 if checkpoint.read_json(place / "state.json")["stage"] == self.number:
                     found.append(str(place))
@@ -554,16 +554,16 @@ class _Trainer:
                 "optimizer": self.optimizer.tensors(),
                 "ema": self.ema.tensors() if self.ema else {},
             }
-            main = self.world.main
+            main = self.world.is_main
             copies = {name: checkpoint.copied(part, main) for name, part in tensors.items()}
         self.score = None
-        if self.world.main:
+        if self.world.is_main:
             self.writer.submit(self.total, copies, state)
 
     def restore(self, resume: bool) -> Position:
         """Load the newest complete checkpoint; where the run stands then. CheckpointError where one
         is there and not asked for."""
-        found = checkpoint.newest(self.folder / "checkpoints") if self.world.main else None
+        found = checkpoint.newest(self.folder / "checkpoints") if self.world.is_main else None
         name = self.world.gather(str(found) if found else "")[0]
         if not name:
             return Position()

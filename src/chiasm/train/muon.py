@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from chiasm.train.shard import full, like
+from chiasm.train.fsdp import full, like
 
 # Coefficients of the quintic iteration that drives singular values to about 1 in five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315

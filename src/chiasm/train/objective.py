@@ -129,4 +129,6 @@ class Objective:
             self.reference = BaseModel(log_probs)
         else:
             resumed = bool(self._resumed)
-            self.reference = StartingWeights(model, self.file, resumed, log_probs, self.world.main)
+            self.reference = StartingWeights(
+                model, self.file, resumed, log_probs, self.world.is_main
+            )

@@ -13,8 +13,8 @@ from chiasm.core.config import nearest
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Trainable
 from chiasm.nn.precision import working_dtype
+from chiasm.train.fsdp import like
 from chiasm.train.muon import Muon
-from chiasm.train.shard import like
 from chiasm.train.stable_adamw import StableAdamW
 from chiasm.train.stage import GroupSettings, Optimizer, Stage
 

@@ -2,7 +2,7 @@
 
 Small models are held whole by every rank, and gradients are added once a step (plain data
 parallelism). Doing it after the backward pass and not in its hooks costs the overlap, and wins that
-a rank whose batch has no image needs nothing special. Large models: train/shard.py.
+a rank whose batch has no image needs nothing special. Large models: train/fsdp.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class World:
     group: Any = None
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it is the one that writes."""
         return self.rank == 0
 
@@ -66,7 +66,7 @@ class World:
         if self.size > 1:
             dist.barrier(self.group)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in place."""
         if self.size == 1:
             return
@@ -79,7 +79,7 @@ class World:
             for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                 t.copy_(summed.view(t.shape))
 
-    def share(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give every rank of all there are the first one's values."""
         if self.size == 1:
             return

@@ -27,8 +27,8 @@ from chiasm.core.cache import cache_root
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.data.replies import ReplyBatch
-from chiasm.nn.modes import evaluating
-from chiasm.train.shard import own
+from chiasm.nn.eval_mode import evaluating
+from chiasm.train.fsdp import own
 
 RECORD = struct.Struct("<16sd")
 CHECK = struct.Struct("<I")

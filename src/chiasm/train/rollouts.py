@@ -101,7 +101,8 @@ class RolloutStream(SampleStream):
     with a batch that is learnt from several times (settings.updates)."""
 
     ahead = False
-    """Batches are not made before their time (train/feed.py): they depend on the weights."""
+    """Batches are not made before their time (train/micro_batches.py): they depend on the
+    weights."""
 
     def __init__(
         self,

@@ -52,8 +52,8 @@ class Ranks:
     fsdp_min_params: parameters above which each rank holds a part of every weight (FSDP2) and not a
         whole copy; 0 always shards. hsdp_replicas: groups of ranks that each hold the whole model
         between them (HSDP); 1 spreads it over all. tensor_parallel: neighbouring ranks that compute
-        every block of a unified model together, each some of its heads (train/split.py); the rest
-        of the model is whole on all, and fsdp_min_params does not matter.
+        every block of a unified model together, each some of its heads (train/tensor_parallel.py);
+        the rest of the model is whole on all, and fsdp_min_params does not matter.
     """
 
     fsdp_min_params: int = 1_000_000_000

@@ -12,6 +12,7 @@ from chiasm.core.batch import ImageBatch
 from chiasm.core.device import moved_tensor
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import Cost, Loss, Parts
+from chiasm.nn.eval_mode import evaluating
 from chiasm.nn.flops import (
     attention_flops,
     encoder_flops,
@@ -20,7 +21,6 @@ from chiasm.nn.flops import (
     mixing_passes,
     passes,
 )
-from chiasm.nn.modes import evaluating
 from chiasm.nn.norm import GroupNorm
 from chiasm.unified.caption_reader import CaptionReader
 from chiasm.unified.code_meter import CodeMeter

@@ -22,8 +22,8 @@ from chiasm.nn.attention import TokenIndex
 from chiasm.nn.autotune import fastest_name
 from chiasm.nn.block import Block
 from chiasm.nn.cache import KVCache
+from chiasm.nn.cpu_linear import MOST, Product, normed, product, state_of
 from chiasm.nn.norm import RMSNorm
-from chiasm.nn.products import MOST, Product, normed, product, state_of
 from chiasm.nn.rope import rotation, signed
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.nn.attention import AttentionPlan, attention, images_layout, on_device
+from chiasm.nn.fuse_norms import fuse_norms
 from chiasm.nn.kernels import kernels_of
-from chiasm.nn.quicken import quicken
 from chiasm.vision.config import FusedConfig, TowerConfig, TowerOptions
 from chiasm.vision.vit import ViT
 
@@ -172,7 +172,7 @@ class Tower(nn.Module):
         self.family = FAMILIES[config.family]
         AttentionInterface.register(SEAM, attention_forward)
         model.set_attn_implementation(SEAM)
-        quicken(model, self.layers)
+        fuse_norms(model, self.layers)
         mean, deviation = torch.tensor(config.mean), torch.tensor(config.deviation)
         # ((x + 1) / 2 - mean) / deviation, as one multiplication and one addition.
         self.register_buffer("scale", (0.5 / deviation)[:, None], persistent=False)

@@ -22,7 +22,7 @@ class Sight:
     """Where images stand among the tokens of a forward pass: slots [B T] bool, in main memory, are
     their placeholders, at [n] which tokens these are, laid flat, on the device; index is of the
     tokens, cache holds those before. arrange: visual tokens in the order of images to one a
-    placeholder (mllm/arrange.py)."""
+    placeholder (mllm/scatter.py)."""
 
     slots: Tensor
     at: Tensor

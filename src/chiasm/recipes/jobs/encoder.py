@@ -34,7 +34,7 @@ def build(context: Context) -> Job:
     labelled = list(islice((s for s in context.test if caption_of(s) and s.images), 256))
 
     def evaluate(run: EvalContext) -> EvalResult:
-        if not run.world.main:
+        if not run.world.is_main:
             return EvalResult()
         found = zero_shot(model, processor, labelled)["accuracy"]
         return EvalResult.of({"zero_shot_accuracy": found})

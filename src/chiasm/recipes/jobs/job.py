@@ -37,7 +37,7 @@ from chiasm.data.replies import ReplyBatch
 from chiasm.data.stream import KnapsackStream, SampleStream
 from chiasm.data.turns import Mixed
 from chiasm.hub.load import move
-from chiasm.nn.modes import evaluating
+from chiasm.nn.eval_mode import evaluating
 from chiasm.nn.precision import autocast
 from chiasm.recipes.recipe import Recipe
 from chiasm.recipes.rewards import Rewards

@@ -57,7 +57,7 @@ def build(context: Context) -> Job:
     with_images = list(islice((s for s in context.test if s.images), 128))
 
     def evaluate(run: EvalContext) -> EvalResult:
-        if not run.world.main:
+        if not run.world.is_main:
             return EvalResult()
         return EvalResult.of(reconstruction(model, processor, with_images))
 

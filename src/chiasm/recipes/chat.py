@@ -18,13 +18,13 @@ from chiasm.core.errors import ChiasmError, DataError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Message, Sample, Text, Video, user
 from chiasm.data.processor import Processor
+from chiasm.generation.attribution import look
+from chiasm.generation.best_of import draw, redraw
+from chiasm.generation.edit import inpaint, variation
+from chiasm.generation.generator import Generator
 from chiasm.hub.generic import CANNOT, GenericVLM
 from chiasm.hub.generic_replies import GenericGenerator
 from chiasm.hub.load import load
-from chiasm.infer.draw import draw, redraw
-from chiasm.infer.edit import inpaint, variation
-from chiasm.infer.generate import Generator
-from chiasm.infer.look import look
 from chiasm.nn.precision import Precision, held_in
 from chiasm.recipes.terminal import Way, escaped, way_of
 from chiasm.serve.engine import Engine
@@ -215,8 +215,8 @@ def draw_images(
     change: Change | None = None,
 ) -> None:
     """Draw `count` images of a text into one file, side by side, each the best of `candidates`
-    (infer/draw.py). NotGenerativeError if the model cannot draw, DataError for an image or mask
-    that cannot be used."""
+    (generation/best_of.py). NotGenerativeError if the model cannot draw, DataError for an image or
+    mask that cannot be used."""
     given = {} if change is None else _open(change)
     respond = responder(run)
     if not respond.codes_per_image:

@@ -58,7 +58,7 @@ class Grammar:
             raise ConfigError(f"images of {len(grids)} sizes need ids that announce the size")
         self.vocabulary, self.grids = vocabulary, tuple(grids)
         self.announced = vocabulary.sides > 0
-        self.painted = vocabulary.mask is not None  # in any order (infer/paint.py)
+        self.painted = vocabulary.mask is not None  # in any order (generation/maskgit.py)
         words = vocabulary.allow_text()
         words[vocabulary.begin_image] = False
         both = words.clone()

@@ -12,7 +12,7 @@ from chiasm.core.progress import Bar
 from chiasm.data.shards import Plan, numbers_of, run_by_workers, run_on_ray, run_shards
 
 
-def carry_out(
+def run_sharded(
     plan: Plan, out: Path, index: int | None = None, of: int = 1, ray: int = 0, workers: int = 1
 ) -> None:
     """Write all shards of the plan, by so many workers here or of Ray, or those of job `index` of

@@ -12,9 +12,9 @@ import PIL.Image
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, assistant, user
 from chiasm.data.augment import mirrorable, mirrored
-from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import Edit
-from chiasm.infer.likelihood import reply_log_likelihood
+from chiasm.generation.generator import Generator
+from chiasm.generation.image_token_fsm import Edit
+from chiasm.generation.likelihood import reply_log_likelihood
 
 SURE = math.log(0.8)
 """An image of which the model says the text with this log-probability needs no other beside it."""

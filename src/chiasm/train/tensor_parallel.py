@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from chiasm.core.errors import ConfigError
 from chiasm.nn.block import Block
+from chiasm.train.fsdp import full
 from chiasm.train.parallel import World
-from chiasm.train.shard import full
 from chiasm.train.stage import Ranks
 
 ROWS, COLUMNS, HEADS = "rows", "columns", "heads"

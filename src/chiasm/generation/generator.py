@@ -23,14 +23,14 @@ from chiasm.core.errors import ConfigError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
-from chiasm.infer.grammar import CODES, Drawn, Edit, Grammar
-from chiasm.infer.paint import paint
-from chiasm.infer.replies import Asked, Reply, Session, batch_of, moved, next_feed
-from chiasm.infer.sampling import choose, guide
-from chiasm.infer.steps import Capture, Steps
+from chiasm.generation.image_token_fsm import CODES, Drawn, Edit, Grammar
+from chiasm.generation.maskgit import paint
+from chiasm.generation.sampling import choose, guide
+from chiasm.generation.sequence import Asked, Reply, Session, batch_of, moved, next_feed
+from chiasm.generation.steps import Capture, Steps
 from chiasm.nn.attention import TokenIndex
+from chiasm.nn.cpu_linear import FewRows, Weights
 from chiasm.nn.precision import Precision, autocast, round_weights
-from chiasm.nn.products import FewRows, Weights
 from chiasm.nn.static_cache import StaticCache
 
 T = TypeVar("T")
@@ -50,11 +50,11 @@ class Generator:
 
     tokens: budget of padded prompt tokens that are computed together. precision: "auto" computes in
     bfloat16 where that is faster; by default in the weights' own, in which replies do not depend on
-    what else is in the batch. weights: what a language model's are held in (nn/products.py); on
+    what else is in the batch. weights: what a language model's are held in (nn/cpu_linear.py); on
     an accelerator "bf16" rounds the model's own weights for good, and None leaves them as they are.
     Of rounded weights the precision is bfloat16.
-    static: whether decode steps have fixed shapes (infer/steps.py), by default on every device but
-    a CPU; capture: how they are captured, by default as CUDA graphs on CUDA.
+    static: whether decode steps have fixed shapes (generation/steps.py), by default on every device
+    but a CPU; capture: how they are captured, by default as CUDA graphs on CUDA.
     Whether it can draw is the codec's to say.
     """
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.nn.attention import TokenIndex
+from chiasm.nn.batched_cache import FIRST, SlotCache
 from chiasm.nn.cache import KVCache
-from chiasm.nn.slots import FIRST, SlotCache
 
 LAYERS, HEADS, SIZE = 2, 3, 4
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from chiasm.core.protocols import SamplingParams
-from chiasm.infer.grammar import CODES, Grammar
-from chiasm.infer.replies import Feed, Reply, Session, next_feed
-from chiasm.infer.sampling import choose, guide
-from chiasm.infer.steps import Steps
+from chiasm.generation.image_token_fsm import CODES, Grammar
+from chiasm.generation.sampling import choose, guide
+from chiasm.generation.sequence import Feed, Reply, Session, next_feed
+from chiasm.generation.steps import Steps
 
 
 def paint(

@@ -16,12 +16,12 @@ from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Sample, user
 from chiasm.core.vocab import Vocabulary
 from chiasm.data.text import train_bpe
+from chiasm.generation.best_of import draw, redraw
+from chiasm.generation.edit import inpaint, variation
+from chiasm.generation.generator import Generator
+from chiasm.generation.image_token_fsm import WORDS, WORDS_OR_IMAGE, Edit, Grammar, Row
+from chiasm.generation.sampling import choose
 from chiasm.hub import unified
-from chiasm.infer.draw import draw, redraw
-from chiasm.infer.edit import inpaint, variation
-from chiasm.infer.generate import Generator
-from chiasm.infer.grammar import WORDS, WORDS_OR_IMAGE, Edit, Grammar, Row
-from chiasm.infer.sampling import choose
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.codec import UnifiedCodec

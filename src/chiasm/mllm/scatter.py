@@ -8,7 +8,7 @@ from torch import Tensor
 from chiasm.core.device import moved_tensor
 
 
-def arrange(tokens: Tensor, place: Tensor | None, slots: Tensor, newline: Tensor | None) -> Tensor:
+def scatter(tokens: Tensor, place: Tensor | None, slots: Tensor, newline: Tensor | None) -> Tensor:
     """tokens [V D] -> [n D], one for each of the n placeholders slots [B T], in reading order.
 
     place [V]: index into slots laid flat; -1 leaves a token out, several at one place are averaged,

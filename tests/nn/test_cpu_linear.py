@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from chiasm.nn import products
-from chiasm.nn.products import (
+from chiasm.nn import cpu_linear as products
+from chiasm.nn.cpu_linear import (
     SMALLEST,
     FewRows,
     _by_bytes,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from chiasm.nn.fuse_norms import fuse_norms
 from chiasm.nn.norm import RMSNorm
-from chiasm.nn.quicken import quicken
 
 SMALL = {
     "vocab_size": 32,
@@ -39,7 +39,7 @@ def test_losses_and_gradients_stay(kind, norms):
     theirs = language(kind)
     ours = copy.deepcopy(theirs)
     names = list(ours.state_dict())
-    quicken(ours, ours.model.layers)
+    fuse_norms(ours, ours.model.layers)
     assert ours_in(ours) == norms
     assert list(ours.state_dict()) == names
     ids = torch.arange(12)[None]
@@ -55,7 +55,7 @@ def test_losses_and_gradients_stay(kind, norms):
 def test_what_only_matrices_read_is_cast_once(kind, lowered):
     """Gemma 2 has norms besides that give to the residual stream, so its blocks are left alone."""
     model = language(kind)
-    quicken(model, model.model.layers)
+    fuse_norms(model, model.model.layers)
     given = []
     for layer in model.model.layers:
         layer.input_layernorm.register_forward_hook(lambda *x: given.append(x[2].dtype))
@@ -75,7 +75,7 @@ def test_a_tower_is_the_same_tower():
     )
     theirs = AutoModel.from_config(config)
     ours = copy.deepcopy(theirs)
-    quicken(ours, ours.encoder.layers)
+    fuse_norms(ours, ours.encoder.layers)
     pixels = torch.randn(2, 3, 8, 8)
     for precision in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

@@ -11,7 +11,7 @@ from chiasm.core.batch import Batch, Encoded, pack
 from chiasm.core.errors import DataError
 from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.core.sample import Sample
-from chiasm.infer.generate import Generator, chunks
+from chiasm.generation.generator import Generator, chunks
 from chiasm.nn.loss import token_loss
 from chiasm.nn.precision import autocast
 

@@ -23,9 +23,9 @@ from chiasm.hub.mllm import freeze
 from chiasm.mllm.adapter import add_adapters
 from chiasm.mllm.codec import MLLMCodec
 from chiasm.mllm.config import MLLMConfig
+from chiasm.mllm.hf_attention import SEAM, attention_forward, run
 from chiasm.mllm.model import MLLM
 from chiasm.mllm.projectors import build_projector
-from chiasm.mllm.seam import SEAM, attention_forward, run
 from chiasm.nn.attention import causal_layout
 from chiasm.nn.kernels import planned_kernels
 from chiasm.nn.loss import token_loss

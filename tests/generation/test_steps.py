@@ -7,20 +7,20 @@ import warnings
 import PIL.Image
 import pytest
 import torch
-from test_grammar import GRIDS, build, image, mixed
-from test_infer_generate import reading_model
+from test_generator import reading_model
+from test_image_token_fsm import GRIDS, build, image, mixed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from chiasm.core.errors import ConfigError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample, assistant
-from chiasm.infer.draw import draw
-from chiasm.infer.edit import inpaint, variation
-from chiasm.infer.generate import Generator
-from chiasm.infer.likelihood import label_log_likelihood, reply_log_likelihood
-from chiasm.infer.look import look
-from chiasm.infer.steps import StaticStep
+from chiasm.generation.attribution import look
+from chiasm.generation.best_of import draw
+from chiasm.generation.edit import inpaint, variation
+from chiasm.generation.generator import Generator
+from chiasm.generation.likelihood import label_log_likelihood, reply_log_likelihood
+from chiasm.generation.steps import StaticStep
 from chiasm.mllm.config import CrossAttentionConfig
 from chiasm.nn.precision import round_weights
 from pretend_device import syncs

@@ -16,11 +16,11 @@ from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Image, Message, Sample, assistant, user
 from chiasm.data.text import train_bpe
+from chiasm.generation.best_of import APART, draw
+from chiasm.generation.generator import Generator
+from chiasm.generation.likelihood import reply_log_likelihood
+from chiasm.generation.sampling import choose, guide, probabilities
 from chiasm.hub import mllm, unified
-from chiasm.infer.draw import APART, draw
-from chiasm.infer.generate import Generator
-from chiasm.infer.likelihood import reply_log_likelihood
-from chiasm.infer.sampling import choose, guide, probabilities
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.nn.cache import KVCache
 from chiasm.unified.autoencoder import Autoencoder
@@ -523,7 +523,7 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
 def test_what_the_model_is_sure_of_is_not_drawn_again(drawing, monkeypatch):
     respond, texts = Generator(*drawing), ["red", "circle", "blue"]
     scores = iter([[-3.0, -0.01, -2.0], [-4.0, -0.05], [-5.0]])
-    monkeypatch.setattr("chiasm.infer.draw._read", lambda *asked: next(scores))
+    monkeypatch.setattr("chiasm.generation.best_of._read", lambda *asked: next(scores))
     chosen = draw(respond, texts, DRAW, candidates=3)
     assert [one.tries for one in chosen] == [3, 1, 2]
     assert [one.score for one in chosen] == [-3.0, -0.01, -0.05]
@@ -538,7 +538,7 @@ def test_what_is_not_true_in_a_mirror_is_read_once(drawing, monkeypatch):
         shown.append(len(seen))
         return [-1.0] * len(seen)
 
-    monkeypatch.setattr("chiasm.infer.draw.reply_log_likelihood", read)
+    monkeypatch.setattr("chiasm.generation.best_of.reply_log_likelihood", read)
     draw(Generator(*drawing), ["red left of blue", "red"], DRAW, candidates=2)
     assert shown == [3, 3]
 

@@ -7,7 +7,7 @@ import PIL.Image
 
 from chiasm.core.errors import DataError, NotGenerativeError
 from chiasm.core.protocols import ImageCodec
-from chiasm.infer.grammar import Edit, Grid
+from chiasm.generation.image_token_fsm import Edit, Grid
 
 
 def inpaint(codec: ImageCodec, image: PIL.Image.Image, mask: PIL.Image.Image) -> Edit:

@@ -26,7 +26,7 @@ PRE_NORMS = (
 """What blocks call their norms in which nothing but matrices reads them; others have more."""
 
 
-def quicken(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def fuse_norms(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Replace the RMS norms of a model, and cast once what the norms of its blocks give."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

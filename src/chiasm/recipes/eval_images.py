@@ -24,9 +24,9 @@ from chiasm.eval.zero_shot import batches
 from chiasm.hub.generic import is_generic
 from chiasm.hub.load import layout_of, load, load_as
 from chiasm.hub.source import local_folder
-from chiasm.recipes.asked import Asked
+from chiasm.recipes.chat import responder
+from chiasm.recipes.eval_task import Asked
 from chiasm.recipes.jobs.tokenizer import pixels_of
-from chiasm.recipes.talk import responder
 from chiasm.train.checkpoint import read_json
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.vision.config import ContrastiveConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.protocols import Trainable
-from chiasm.nn.modes import evaluating
+from chiasm.nn.eval_mode import evaluating
 
 
 @torch.no_grad()

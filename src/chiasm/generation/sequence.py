@@ -13,7 +13,7 @@ from torch import Tensor
 from chiasm.core.batch import IGNORE, Batch
 from chiasm.core.device import moved_tensor, pinned
 from chiasm.core.protocols import SamplingParams
-from chiasm.infer.grammar import Row
+from chiasm.generation.image_token_fsm import Row
 
 
 @dataclass

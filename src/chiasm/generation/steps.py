@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.infer.replies import Feed, batch_of, moved
+from chiasm.generation.sequence import Feed, batch_of, moved
+from chiasm.nn.batched_cache import SlotCache
 from chiasm.nn.cache import KVCache
-from chiasm.nn.slots import SlotCache
 from chiasm.nn.static_cache import (
     WIDTHS,
     StaticCache,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.mllm.seam import SEAM, attention_forward, finish_logits, run
+from chiasm.mllm.hf_attention import SEAM, attention_forward, finish_logits, run
 from chiasm.nn.attention import TokenIndex, packed_layout
 
 FIRST, SECOND = 5, 7

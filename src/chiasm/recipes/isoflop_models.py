@@ -18,9 +18,9 @@ from chiasm.core.sample import Sample
 from chiasm.hub.load import load_as
 from chiasm.mllm.config import MLLMConfig, MLPConfig
 from chiasm.recipes.jobs.job import corpus
+from chiasm.recipes.random_lm import LanguageShape, write_language
 from chiasm.recipes.recipe import Recipe, find
 from chiasm.recipes.run import run
-from chiasm.recipes.scratch import LanguageShape, write_language
 from chiasm.train.log import Entry, Ledger
 from chiasm.train.stage import Stage
 from chiasm.unified.autoencoder import Autoencoder

@@ -19,13 +19,13 @@ from transformers import (
 )
 from transformers.modeling_utils import AttentionInterface
 
-import chiasm.mllm.decoder as decoder_module
+import chiasm.mllm.fused_decoder as decoder_module
 import chiasm.nn.precision as precision
-from chiasm.mllm.decoder import Decoder, fastest
-from chiasm.mllm.seam import SEAM, attention_forward, run
+from chiasm.mllm.fused_decoder import Decoder, fastest
+from chiasm.mllm.hf_attention import SEAM, attention_forward, run
 from chiasm.nn.attention import TokenIndex, packed_layout
+from chiasm.nn.batched_cache import SlotCache
 from chiasm.nn.cache import KVCache
-from chiasm.nn.slots import SlotCache
 
 GAINS = Decoder._gains
 

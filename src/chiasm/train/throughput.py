@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from chiasm.nn.peak import gemm_peak
+from chiasm.nn.peak_flops import gemm_peak
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype, ranks: int) -> float:

@@ -5,10 +5,10 @@ import torch
 
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.vocab import Vocabulary
-from chiasm.infer.grammar import Grammar
-from chiasm.infer.paint import paint
-from chiasm.infer.replies import Reply, Session
-from chiasm.infer.steps import Steps
+from chiasm.generation.image_token_fsm import Grammar
+from chiasm.generation.maskgit import paint
+from chiasm.generation.sequence import Reply, Session
+from chiasm.generation.steps import Steps
 
 V = Vocabulary(10, 4, pad=0, begin=1, end=2, begin_image=3, end_image=4, mask=9)
 CODES, IMAGES = 16, 600

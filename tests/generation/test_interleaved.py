@@ -22,8 +22,8 @@ from chiasm.data.objectives import (
     text_to_image,
 )
 from chiasm.data.text import train_bpe
+from chiasm.generation.generator import Generator
 from chiasm.hub import unified
-from chiasm.infer.generate import Generator
 from chiasm.unified.autoencoder import Autoencoder
 from chiasm.unified.config import AutoencoderConfig, FSQConfig, UnifiedConfig
 

@@ -2,7 +2,7 @@
 
 A step of a few rows reads every matrix for a handful of tokens, and costs as many operations as it
 has besides. So queries, keys and values are one product here, as are gate and up, heads that share
-keys are rows of one product, and matrices lie as they are read fastest (nn/products.py).
+keys are rows of one product, and matrices lie as they are read fastest (nn/cpu_linear.py).
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chiasm.mllm.seam import run
+from chiasm.mllm.hf_attention import run
 from chiasm.nn.attention import AttentionPlan, TokenIndex, attention, cached_layout, packed_layout
 from chiasm.nn.autotune import fastest_name
 from chiasm.nn.cache import KVCache
-from chiasm.nn.norm import RMSNorm
-from chiasm.nn.precision import working_dtype
-from chiasm.nn.products import (
+from chiasm.nn.cpu_linear import (
     MOST,
     TIMED_ROWS,
     Product,
@@ -34,6 +32,8 @@ from chiasm.nn.products import (
     scores,
     state_of,
 )
+from chiasm.nn.norm import RMSNorm
+from chiasm.nn.precision import working_dtype
 from chiasm.nn.rope import signed
 
 PROBE = 6
@@ -48,7 +48,7 @@ TRIES = 5
 
 class Decoder:
     """Runs a causal language model of transformers by joined matrices. weights: what they are held
-    in (nn/products.py); they take memory beside the model's own.
+    in (nn/cpu_linear.py); they take memory beside the model's own.
 
     In bytes or less steps are faster, but not whole prompts: those are computed in bf16, where that
     is faster than fp32. Models of other families, with adapters, on other devices or in other
@@ -297,7 +297,7 @@ def _after(norm: Any, layers: Sequence[nn.Linear], weights: Weights) -> Product:
 
 
 def _epsilon(norm: Any) -> Any:
-    """Of ours (nn/quicken.py) or of transformers' RMS norm; None for any other."""
+    """Of ours (nn/fuse_norms.py) or of transformers' RMS norm; None for any other."""
     return norm.eps if isinstance(norm, RMSNorm) else getattr(norm, "variance_epsilon", None)
 
 
