@@ -4,8 +4,10 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
-from chiasm.core.hf_tokenizer import load_hf_tokenizer
+from chiasm.core.hf_tokenizer import load_hf_tokenizer, split_as_stated
+from chiasm.hub.generic import _read_processor
 from chiasm.mllm.language import load_tokenizer
 
 TEXTS = ["items:\n\n1. one\n\n2. two", "   345 cats", "<|im_start|>12<|im_end|>"]
@@ -63,3 +65,28 @@ def test_a_folder_saved_again_is_read_alike(tmp_path):
 def test_a_class_that_splits_as_the_file_does_is_kept(tmp_path):
     loaded = load_hf_tokenizer(_folder(tmp_path, _trained(), "GPT2Tokenizer", "llama"))
     assert type(loaded).__name__.startswith("GPT2Tokenizer")
+
+
+def test_the_tokenizer_within_a_processor_is_split_as_its_file_says(tmp_path):
+    trained = _trained(pre_tokenizers.Digits(individual_digits=True))
+    folder = _folder(tmp_path, trained, "GPT2Tokenizer", "idefics3")
+    images = {"image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": 28}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "Idefics3Processor", "image_seq_len": 4})
+    )
+    processor = _read_processor(folder, "idefics3")
+    assert processor.tokenizer(TEXTS)["input_ids"] == [trained.encode(text).ids for text in TEXTS]
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert processor.tokenizer("<image>")["input_ids"] == [image]  # added by the processor
+
+
+def test_a_tokenizer_is_split_in_place_and_keeps_added_tokens(tmp_path):
+    trained = _trained(pre_tokenizers.Digits(individual_digits=True))
+    folder = _folder(tmp_path, trained, "GPT2Tokenizer", "llama")
+    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded.add_special_tokens({"additional_special_tokens": ["<box>"]})
+    assert loaded(TEXTS[0])["input_ids"] != trained.encode(TEXTS[0]).ids
+    split_as_stated(loaded, folder)
+    ids = loaded("12<box>")["input_ids"]
+    assert ids == [*trained.encode("12").ids, loaded.convert_tokens_to_ids("<box>")]

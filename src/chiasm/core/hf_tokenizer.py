@@ -19,23 +19,34 @@ def load_hf_tokenizer(source: str | Path) -> Any:
     agree, the class is kept. Raises what AutoTokenizer raises.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.utils import cached_file
 
     tokenizer = AutoTokenizer.from_pretrained(source)
+    stated = _stated(tokenizer, source)
+    return tokenizer if stated is None else PreTrainedTokenizerFast.from_pretrained(source)
+
+
+def split_as_stated(tokenizer: Any, source: str | Path) -> None:
+    """Give a tokenizer that a processor has loaded the normalizer and the pre-tokenizer of its
+    tokenizer.json, in place: what the processor has added to it stays."""
+    stated = _stated(tokenizer, source)
+    if stated is not None:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer, backend.pre_tokenizer = stated.normalizer, stated.pre_tokenizer
+
+
+def _stated(tokenizer: Any, source: str | Path) -> Tokenizer | None:
+    """tokenizer.json without its vocabulary, where it splits text otherwise than `tokenizer`."""
+    from transformers.utils import cached_file
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
     file = cached_file(str(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-    if backend is None or file is None or _splitting(backend) == _splitting(_without_vocab(file)):
-        return tokenizer
-    return PreTrainedTokenizerFast.from_pretrained(source)
-
-
-def _without_vocab(file: str) -> Tokenizer:
-    """The tokenizer of a file without its vocabulary, which takes most of the time of loading."""
+    if backend is None or file is None:
+        return None
     stated = json.loads(Path(file).read_text(encoding="utf-8"))
-    empty = {"type": "BPE", "vocab": {}, "merges": []}
-    return Tokenizer.from_str(
-        json.dumps({**stated, "model": empty, "added_tokens": [], "post_processor": None})
-    )
+    empty = {"type": "BPE", "vocab": {}, "merges": []}  # the vocabulary takes most of the time
+    without = {**stated, "model": empty, "added_tokens": [], "post_processor": None}
+    found = Tokenizer.from_str(json.dumps(without))
+    return None if _splitting(found) == _splitting(backend) else found
 
 
 def _splitting(tokenizer: Tokenizer) -> list[bytes | None]:

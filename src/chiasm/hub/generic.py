@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.core.errors import CheckpointError, DataError
+from chiasm.core.hf_tokenizer import split_as_stated
 from chiasm.core.quiet import quiet
 from chiasm.core.sample import Image, Sample, Text
 from chiasm.hub.formats.stock import chat_template_of, first_line, read_model
@@ -172,10 +173,14 @@ def _read_processor(folder: Path, model_type: str) -> Any:
     kind = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or "AutoProcessor")
     videos = "video_processor" in getattr(kind, "get_attributes", list)()
     if videos and importlib.util.find_spec("torchvision") is None:
-        return without_videos(kind).from_pretrained(folder, backend="pil")
-    return transformers.AutoProcessor.from_pretrained(
-        folder, backend="pil", trust_remote_code=False
-    )
+        processor = without_videos(kind).from_pretrained(folder, backend="pil")
+    else:
+        processor = transformers.AutoProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
+    if hasattr(processor, "tokenizer"):
+        split_as_stated(processor.tokenizer, folder)
+    return processor
 
 
 def without_videos(kind: Any) -> Any:
