@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_eval_resume import RUN, Counting, many
 from chiasm.core.progress import silent
-from chiasm.core.protocols import Sampling
+from chiasm.core.protocols import SamplingParams
 from chiasm.eval.runner import evaluate
 
 respond = Counting(Path({log!r}), dies_after={dies})

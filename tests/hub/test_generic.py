@@ -53,7 +53,7 @@ def their_reply(model, processor, sample, count):
                 {"type": "image", "image": p.load()}
                 if isinstance(p, Image)
                 else {"type": "text", "text": p.text}
-                for p in turn.parts
+                for p in turn.content
             ],
         }
         for turn in sample.turns
