@@ -6,7 +6,11 @@ itself imports neither torch nor transformers. `__init__.pyi` tells type checker
 
 from importlib import import_module
 
+from chiasm.core import moved
+
 __version__ = "0.1.0"
+
+moved.install()
 
 _API = ("VLM", "Callback", "Output", "Run", "evaluate", "load")
 _PACKAGES = ("data", "train")

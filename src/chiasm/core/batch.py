@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chiasm.core import moved
 from chiasm.core.device import moved_tensor, pinned
 
 B = TypeVar("B")
@@ -53,6 +54,11 @@ class Slot:
     place: np.ndarray | None = None
     tiles: int = 1
 
+    if not TYPE_CHECKING:  # attributes of earlier versions
+
+        def __getattr__(self, name: str) -> Any:
+            return moved.attribute(self, name)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -75,6 +81,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    if not TYPE_CHECKING:  # attributes of earlier versions
+
+        def __getattr__(self, name: str) -> Any:
+            return moved.attribute(self, name)
 
 
 @dataclass(frozen=True)
@@ -223,6 +234,11 @@ class Batch:
     def images(self) -> int:
         return 0 if self.image_grids is None else len(self.image_grids)
 
+    if not TYPE_CHECKING:  # attributes of earlier versions
+
+        def __getattr__(self, name: str) -> Any:
+            return moved.attribute(self, name)
+
 
 def pack(
     rows: Sequence[Sequence[Encoded]], length: int | None = None, per_sample: bool = False
@@ -320,6 +336,11 @@ class ImageBatch:
     def images(self) -> int:
         return len(self.image_grids)
 
+    if not TYPE_CHECKING:  # attributes of earlier versions
+
+        def __getattr__(self, name: str) -> Any:
+            return moved.attribute(self, name)
+
 
 ON_HOST = ("image_grids",)
 """Tensors of batches that say shapes and nothing else: they never leave main memory."""
@@ -344,3 +365,7 @@ def _moved(batch: B, device: torch.device | str) -> B:
 def _pinned(batch: B, device: torch.device) -> B:
     own: Any = batch
     return replace(own, **{name: pinned(t, device) for name, t in _tensors(own).items()})
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+
+from chiasm.core import moved
 
 # Only formats of images: PIL would start Ghostscript for an EPS that is called x.jpg.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -141,3 +144,7 @@ def _what_it_is(data: bytes) -> str:
 def _words(error: Exception) -> str:
     text = " ".join(str(error).split())
     return "cannot identify the image" if "cannot identify" in text else text
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import PIL.Image
 from torch import Tensor, nn
 
+from chiasm.core import moved
 from chiasm.core.batch import Batch, Encoded, Slot
 from chiasm.core.sample import Sample
 from chiasm.core.vocab import Vocabulary
@@ -238,3 +239,7 @@ class Task(Protocol):
     def samples(self) -> Sequence[Sample]: ...
 
     def score(self, sample: Sample, reply: str) -> dict[str, float]: ...
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)

@@ -7,10 +7,11 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import PIL.Image
 
+from chiasm.core import moved
 from chiasm.core.errors import DataError
 from chiasm.core.image import Unreadable, decode, header_size, read_file, rgb
 
@@ -124,6 +125,11 @@ class Message:
     def text(self) -> str:
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
+    if not TYPE_CHECKING:  # attributes of earlier versions
+
+        def __getattr__(self, name: str) -> object:
+            return moved.attribute(self, name)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -227,3 +233,7 @@ def split_independent(sample: Sample) -> list[Sample]:
             )
         )
     return result
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import torch
 from tokenizers import Tokenizer
 
+from chiasm.core import moved
 from chiasm.core.batch import ImageBatch
 from chiasm.core.errors import DataError
 from chiasm.core.sample import Sample
@@ -158,3 +160,7 @@ def _texts(captions: list[str], processor: ImageProcessor):
     column = torch.tensor([distinct.index(text) if text else -1 for text in captions])
     match = column[:, None] == torch.arange(len(distinct))
     return texts, lengths, match
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)

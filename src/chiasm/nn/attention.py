@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chiasm.core import moved
 from chiasm.core.batch import Packing, round_up
 from chiasm.core.device import moved_tensor
 from chiasm.nn.kernels import BLOCK, block_mask, flex, kernels_of, repeat_heads, varlen
@@ -559,3 +560,7 @@ def _shared(x: Tensor, y: Tensor) -> Tensor:
     B, H, T, E = x.shape
     kept = y.shape[1]
     return (x.reshape(B, kept, H // kept * T, E) @ y).view(B, H, T, y.shape[-1])
+
+
+if not TYPE_CHECKING:  # names of earlier versions
+    __getattr__ = moved.names(__name__)
