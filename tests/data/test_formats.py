@@ -185,7 +185,7 @@ def test_the_llava_family_gives_identical_arrays(tmp_path: Path):
             for key in one:
                 np.testing.assert_array_equal(one[key], other[key], err_msg=key)
     assert expected is not None
-    assert len(expected[2]["patches"]) == 6
+    assert len(expected[2]["image_patches"]) == 6
 
 
 def test_a_placeholder_is_where_it_stands_and_its_line_break_is_none_of_the_words(tmp_path: Path):

@@ -523,7 +523,7 @@ def test_the_drawing_shown_is_the_likeliest_of_its_candidates(drawing):
 def test_what_the_model_is_sure_of_is_not_drawn_again(drawing, monkeypatch):
     respond, texts = Generator(*drawing), ["red", "circle", "blue"]
     scores = iter([[-3.0, -0.01, -2.0], [-4.0, -0.05], [-5.0]])
-    monkeypatch.setattr("chiasm.generation.best_of._read", lambda *asked: next(scores))
+    monkeypatch.setattr("chiasm.generation.best_of.read_back", lambda *asked: next(scores))
     chosen = draw(respond, texts, DRAW, candidates=3)
     assert [one.tries for one in chosen] == [3, 1, 2]
     assert [one.score for one in chosen] == [-3.0, -0.01, -0.05]

@@ -79,7 +79,7 @@ def saved(parts, folder, **settings):
         (
             {
                 "encoder": "siglip",
-                "language_model": "gemma",
+                "language": "gemma",
                 "projector": LinearConfig(zero_init=True),
                 "chat_template": "paligemma",
                 "attention": "prefix",

@@ -406,9 +406,9 @@ def test_a_seam_that_forgets_something_is_found_out(kind, folders, monkeypatch):
         one = TokenIndex(torch.zeros_like(order), order, torch.zeros_like(order), order)
         return attention(*args, **{**kwargs, "layout": packed_layout(one)})
 
-    monkeypatch.setattr(trust, "attention", forgetful)
+    monkeypatch.setattr(trust, "attention_forward", forgetful)
     assert "behind another in one row" in trust.what_hinders(model)
-    monkeypatch.setattr(trust, "attention", attention)
+    monkeypatch.setattr(trust, "attention_forward", attention)
     assert trust.what_hinders(model) is None
 
 

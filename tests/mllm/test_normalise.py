@@ -115,5 +115,5 @@ def test_the_unified_route_weighs_examples_too():
 
 def test_a_stage_of_images_alone_refuses_to_weigh_replies():
     context = Context(SimpleNamespace(), [], [], None, None, None)
-    with pytest.raises(ConfigError, match="stage 's': normalise 'sample' weighs replies"):
+    with pytest.raises(ConfigError, match="stage 's': loss_reduction 'sample' weighs replies"):
         context.images(Stage("s", 1, loss_reduction="sample"), None)

@@ -141,7 +141,9 @@ def test_saved_with_the_adapters(families, apart, tmp_path, capsys):
         assert merged.rows is None
         torch.testing.assert_close(merged.logits(merged(batch)), expected, atol=1e-4, rtol=1e-4)
     (tmp_path / "run" / "adapter" / hub.ROWS).unlink()
-    with pytest.raises(CheckpointError, match=r"model\.tokens \(<box>, </box>\) is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.extra_special_tokens \(<box>, </box>\) is missing"
+    ):
         load(tmp_path / "run")
 
 

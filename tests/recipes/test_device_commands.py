@@ -32,11 +32,11 @@ def on_device(pretend, monkeypatch):
     return run
 
 
-def quick(stages: int, batch: int) -> list[str]:
+def quick(stages: int, batch: int, unit: str = "tokens") -> list[str]:
     return [
         word
         for stage in range(stages)
-        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch_tokens", str(batch))
+        for word in (f"--stages.{stage}.steps", "2", f"--stages.{stage}.batch_{unit}", str(batch))
     ]
 
 
@@ -56,6 +56,7 @@ def test_commands_of_the_mllm(parts, on_device, tmp_path, capsys):
         for word in (f"--stages.{stage}.lr", '{"projector": 1e-3, "lora": 1e-3}')
     ]
     lora = ["--model.lora", '{"rank": 2, "merged": false}', *rates, *quick(3, 128)]
+    lora = [word.replace("0.batch_tokens", "0.batch_images") for word in lora]
     on_device("train", "mllm_smol", "--out", run, *small_mllm(parts), *lora)
     on_device("eval", run, "--task", data, "--max-tokens", "4", "--ablate", "shuffled")
     assert "accuracy" in capsys.readouterr().out
@@ -68,7 +69,7 @@ def test_commands_of_the_mllm(parts, on_device, tmp_path, capsys):
 
 def test_commands_of_the_parts(parts, on_device, tmp_path, capsys):
     data = str(parts / "data")
-    encoder = ["--model.vision.layers", "1", "--model.text_layers", "1", *quick(1, 4)]
+    encoder = ["--model.vision.layers", "1", "--model.text_layers", "1", *quick(1, 4, "images")]
     on_device("train", "encoder", "--data", data, "--out", tmp_path / "encoder", *encoder)
     on_device(
         "train", "tokenizer", "--data", data, "--out", tmp_path / "tokenizer", *TINY_TOKENIZER

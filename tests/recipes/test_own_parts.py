@@ -278,7 +278,7 @@ def test_a_format_of_ones_own_is_named_before_the_path_or_registered(lines, monk
     DATA_FORMATS.register("shouted", own_parts.SHOUTED)
     assert detect(file) is own_parts.SHOUTED
     assert by_name("shouted") is own_parts.SHOUTED
-    with pytest.raises(ConfigError, match="'own_parts:LOUD' is no format: it must be a Format"):
+    with pytest.raises(ConfigError, match="'own_parts:LOUD' is no format: it must be a"):
         by_name("own_parts:LOUD")
 
 

@@ -359,7 +359,7 @@ def test_eval_takes_images_away_exports_and_ends_badly_where_a_question_failed(
 def test_eval_scores_drawings_and_reconstructions_with_a_judge(tiny_run, data, tmp_path, capsys):
     judge = tmp_path / "judge"
     runs("train", "encoder", "--data", data, "--out", judge, "--stages.0.steps", "1",
-         "--stages.0.batch_tokens", "4")  # fmt: skip
+         "--stages.0.batch_images", "4")  # fmt: skip
     capsys.readouterr()
     asked = ("eval", tiny_run, "--task", data, "--clip-model", judge, "--metric")
     runs(*asked, "drawing", "--num-images", "1", "--out", tmp_path / "drawn")

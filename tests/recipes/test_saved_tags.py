@@ -118,5 +118,5 @@ def test_old_names_are_told_once_in_a_run_of_the_program(tmp_path):
         [sys.executable, "-c", code, str(RUNS / "mllm_apart" / "recipe.json")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stderr.count("FutureWarning") == 1
+    assert done.stderr.count("RenamedWarning: ") == 1
     assert "'Recipe' is called 'recipe' now" in done.stderr

@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 
 
 def tokenizer(data, folder, rates=RATES, **changes):
-    stage = Stage("t", 2, rates, batch_tokens=4, autocast="none", log_every=1)
+    stage = Stage("t", 2, rates, batch_images=4, autocast="none", log_every=1)
     recipe = Recipe(replace(TOKENIZER, **changes), (stage,), data)
     run(recipe, folder, show=silent)
     return folder

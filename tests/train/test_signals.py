@@ -137,7 +137,7 @@ def test_outside_the_main_thread_nothing_is_installed(tmp_path):
 
 
 def test_the_command_line_ends_with_the_shells_code(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise InterruptedRunError(signal.SIGTERM, 7, True)
 
     monkeypatch.setattr("chiasm.recipes.run.run", interrupted)
@@ -159,7 +159,7 @@ def test_the_command_line_ends_with_the_shells_code(monkeypatch, capsys):
 )
 def test_resume_alone_or_with_a_word(monkeypatch, given, read):
     seen = []
-    monkeypatch.setattr("chiasm.recipes.run.run", lambda *arguments: seen.append(arguments[2]))
+    monkeypatch.setattr("chiasm.recipes.run.run", lambda *given, **_: seen.append(given[2]))
     with pytest.raises(AttributeError):  # there is no ledger to report on
         cli.main(["train", "encoder", *given])
     assert seen == [read]

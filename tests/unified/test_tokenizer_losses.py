@@ -100,7 +100,7 @@ def test_cost_of_the_vit_is_what_torch_counts():
 
 
 def test_absolute_error():
-    model, x = tiny(detail=0.0, pixel_loss="l1"), images(2)
+    model, x = tiny(edge_loss_weight=0.0, pixel_loss="l1"), images(2)
     again = model.decoder(model.quantizer.lookup(model.encode(x)).movedim(-1, 1))
     expected = (again - x).abs().flatten(1).mean(1).sum()
     torch.testing.assert_close(model.loss(batch_of(list(x))).sum, expected, atol=1e-5, rtol=1e-4)

@@ -86,7 +86,7 @@ def test_loss_of_mixed_grids_is_the_sum_of_each_image_alone():
 
 
 def test_loss_is_the_squared_error_of_the_reconstruction():
-    model, x = tiny(detail=0.0), torch.rand(2, 3, 16, 16) * 2 - 1
+    model, x = tiny(edge_loss_weight=0.0), torch.rand(2, 3, 16, 16) * 2 - 1
     loss = model.loss(batch_of(list(x)))
     again = model.decoder(model.quantizer.lookup(model.encode(x)).movedim(-1, 1))
     expected = (again - x).square().flatten(1).mean(1).sum()
@@ -201,6 +201,6 @@ def test_details_are_where_an_image_changes():
 def test_the_logged_error_is_not_weighted():
     torch.manual_seed(1)
     batch = batch_of([torch.rand(3, 16, 16) * 2 - 1 for _ in range(2)])
-    plain, weighted = (tiny(detail=detail).loss(batch) for detail in (0.0, 5.0))
+    plain, weighted = (tiny(edge_loss_weight=detail).loss(batch) for detail in (0.0, 5.0))
     assert plain.numbers()["mse"] == weighted.numbers()["mse"]
     assert weighted.sum > 2 * plain.sum

@@ -51,12 +51,12 @@ class GenericVLM(nn.Module):
 class Prompt:
     """What eval/identity.py hashes of a prompt: its ids and all floating-point inputs."""
 
-    ids: np.ndarray
-    patches: np.ndarray
-    block: np.ndarray
-    branch: np.ndarray
-    position: np.ndarray
-    grids: None = None
+    input_ids: np.ndarray
+    image_patches: np.ndarray
+    block_ids: np.ndarray
+    branch_ids: np.ndarray
+    position_ids: np.ndarray
+    image_grids: None = None
 
 
 class GenericProcessor:

@@ -79,7 +79,7 @@ def scratch_recipe() -> Recipe:
         )
 
     stages = (
-        stage("perceive", 90, "caption", warmup=0.05),
+        stage("perceive", 90, "caption", warmup_ratio=0.05),
         stage("itm", 110, "itm"),
         stage("itm_hard", 40, "itm_hard"),
         stage("chat", 130, "chat+chat+chat+itm_hard"),

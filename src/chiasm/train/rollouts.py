@@ -300,7 +300,16 @@ def _add(stats: Stats, name: str, value: float, count: int) -> None:
     stats[name] = (total + value, number + count)
 
 
-_COLUMNS = ("ids", "targets", "block", "branch", "position", "patches", "grids", "place")
+_COLUMNS = (
+    "input_ids",
+    "labels",
+    "block_ids",
+    "branch_ids",
+    "position_ids",
+    "image_patches",
+    "image_grids",
+    "place",
+)
 
 
 def _saved(each: EncodedReplies) -> dict:
