@@ -9,6 +9,7 @@ import pytest
 from test_eval_batches import llama
 
 from chiasm.cli import eval as cli_eval
+from chiasm.cli import options
 from chiasm.core.progress import silent
 from chiasm.core.protocols import SamplingParams, StreamChunk
 from chiasm.eval.harness import USUAL
@@ -95,5 +96,6 @@ def test_names_in_docs_and_help_are_those_there_are():
     metrics = docs[docs.index("## Metrics") : docs.index("## Encoders")]
     assert {*METRICS} <= set(re.findall(r"`([a-z-]+)`", metrics))
     assert {*USUAL} - {"caption"} <= set(re.findall(r"`([a-z-]+)` [A-Z]", metrics))
-    help_text = " ".join(Path(cli_eval.__file__).read_text().split())
+    files = [Path(str(module.__file__)) for module in (cli_eval, options)]
+    help_text = " ".join(" ".join(file.read_text() for file in files).split())
     assert all(name in help_text for name in (*NAMES, *METRICS, "lmms-eval 0.7.3"))

@@ -254,7 +254,10 @@ def test_a_resumed_run_evaluates_as_the_whole_one(parts, tmp_path, monkeypatch):
             "not evaluated",
         ),
         ({"evaluate_every": 2, "best_metric": "-image"}, "not evaluated"),
-        ({"evaluate_every": 2, "objectives": "embed_align"}, "unknown|of the MLLM"),
+        (
+            {"evaluate_every": 2, "objectives": "embed_align", "batch_tokens": None},
+            "unknown|of the MLLM",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(parts, fields, words, tmp_path):

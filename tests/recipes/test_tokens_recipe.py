@@ -113,7 +113,7 @@ def test_a_perceptual_and_adversarial_tokenizer_from_the_command_line(data, tmp_
 
 def test_features_of_something_else_are_refused(data, tmp_path):
     made = tokenizer(data, tmp_path / "t")
-    with pytest.raises(CheckpointError, match=r"model\.features needs"):
-        tokenizer(data, tmp_path / "x", perceptual=1.0, features=str(made))
+    with pytest.raises(CheckpointError, match=r"model\.perceptual_encoder needs"):
+        tokenizer(data, tmp_path / "x", perceptual=1.0, perceptual_encoder=str(made))
     with pytest.raises(ConfigError, match="no stage trains it"):
         tokenizer(data, tmp_path / "y", adversarial=1.0)
