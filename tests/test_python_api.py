@@ -90,7 +90,8 @@ def test_import_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "chiasm" in loaded
-    assert not {name for name in loaded if name.startswith("chiasm.")}
+    own = {name for name in loaded if name.startswith("chiasm.")}
+    assert own <= {"chiasm.core", "chiasm.core.moved"}  # old names of modules
     assert not loaded & {"torch", "transformers", "numpy", "PIL", "tokenizers", "rich", "tyro"}
 
 
