@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from chiasm.core.batch import Encoded, pack
+from chiasm.core.device import model_device
 from chiasm.core.sample import Sample
 from chiasm.data.processor import Processor
 from chiasm.nn.loss import supervised_loss
@@ -77,7 +78,7 @@ def look(model: Any, processor: Processor, sample: Sample, reply: str) -> list[L
 def worth(model: Any, encoded: Encoded) -> Tensor:
     """What each place of the images adds to the log-likelihood of what is supervised [S]; all
     together, about what is lost with images that are their own mean everywhere."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     image = model.seen(pack([[encoded]]).to(device)).detach()
     sizes = encoded.image_grids.prod(1).tolist()  # type: ignore[union-attr]
     blank = torch.cat([own.mean(0).expand_as(own) for own in image.split(sizes)])

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from chiasm.core.device import model_device
 from chiasm.core.errors import CheckpointError, ConfigError
 from chiasm.core.quiet import quiet
 from chiasm.data.chat import chat_template
@@ -333,7 +334,7 @@ def replace_projector(model: MLLM, processor: Processor, projector: Projector) -
     add_image_parts(
         config.image_processing, model.vision.config, projector, model.language, tokenizer
     )
-    model.use_projector(projector.to(next(model.parameters()).device))
+    model.use_projector(projector.to(model_device(model)))
     words, marker = partial(_ids, tokenizer), processor.template.marker
     codec = MLLMCodec(model.vision.config, projector, marker, config.image_processing, words)
     processor.codec, processor.clips = codec, Clips(config.video, codec.frames)

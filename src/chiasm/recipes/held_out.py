@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from chiasm.core.batch import Batch, Encoded, ImageBatch
+from chiasm.core.device import model_device
 from chiasm.core.errors import ConfigError, DataError, NotGenerativeError
 from chiasm.core.protocols import SamplingParams
 from chiasm.core.sample import Sample, Text, split_independent, user
@@ -98,7 +99,7 @@ class HeldOut:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return model_device(self.model)
 
     def check(self, stages: Sequence[Stage], world: World) -> None:
         """Encode what these stages need. ConfigError for one whose evaluation cannot be had."""

@@ -25,11 +25,18 @@ FEW_SAMPLES = 20_000
 def check_resolution(job: Job, samples: Sequence[Sample], console: Console) -> Resolution | None:
     """Warn if the training images lose their text or details at the size that the model sees."""
     found = resolution(samples, job.processor.input_size)
-    warning = found and found.warning()
-    if warning:
-        remedy = f"; larger: {job.larger_images}" if job.larger_images else ""
-        console.print(f"[yellow]{escape(warning + remedy)}[/]", soft_wrap=True)
+    lost = what_is_lost(job, found)
+    if lost:
+        console.print(f"[yellow]{escape(lost)}[/]", soft_wrap=True)
     return found
+
+
+def what_is_lost(job: Job, seen: Resolution | None) -> str | None:
+    """What images lose at the size that the model sees, with the option that ends it."""
+    warning = seen and seen.warning()
+    if not warning:
+        return None
+    return f"{warning}; larger: {job.larger_images}" if job.larger_images else warning
 
 
 def check_image_use(
@@ -59,10 +66,8 @@ def reasons(
     job: Job, stages: Sequence[Stage], seen: Resolution | None, trained_on: int
 ) -> list[str]:
     """Why the image may not be used, the likeliest first, each with what to do."""
-    found = []
-    warning = seen and seen.warning()
-    if warning:
-        found.append(f"{warning}; larger: {job.larger_images}")
+    lost = what_is_lost(job, seen)
+    found = [lost] if lost else []
     if trained_on < FEW_SAMPLES:
         found.append(
             f"{trained_on} training samples: too few for an encoder or an image tokenizer that was "

@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 
 from chiasm.core.batch import pack
+from chiasm.core.device import model_device
 from chiasm.core.errors import CheckpointError
 from chiasm.core.quiet import quiet
 from chiasm.core.sample import Image, Sample, user
@@ -61,7 +62,7 @@ def compare(model: MLLM, processor: Processor, folder: Path, reader: Any = None)
             f"{folder}: transformers reads a prompt of {inputs['input_ids'].shape[1]} tokens where "
             f"this model was given {len(asked.input_ids)}; its processor files do not say the same"
         )
-    device = next(model.parameters()).device
+    device = model_device(model)
     ours = model.logits(model(pack([[asked]]).to(device))).cpu().float()
     found = theirs(**inputs, use_cache=False).logits[..., : ours.shape[-1]]
     largest = found.abs().max().item()
